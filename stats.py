@@ -1,0 +1,330 @@
+"""The statistics of HE2RNA and HistCode, each written out: correlation, multiple testing, Wilcoxon, ROC, folds.
+
+HE2RNA    Schmauch et al. 2020, Nat Commun 11:3877, doi 10.1038/s41467-020-17678-4 (preprint bioRxiv 760173)
+HistCode  2022; this file serves its per-gene Pearson and Spearman, its Wilcoxon tests and its ROC-AUC
+
+Functions on arrays, no state, only numpy and scipy (scipy for ranks and for the normal and beta distributions):
+
+    r = stats.pearson(predicted, measured)                   # (n, G), (n, G) -> (G,), nan where a gene does not vary
+    q = stats.holm_sidak(stats.pearson_p(r, n))              # significant where q < .05; nan stays nan
+    stats.r_threshold(1.66e-6, 44)                           # .637: the smallest significant R, the paper's R_sign
+    fold = stats.patient_folds(patients, projects, 5, 0)     # test samples of fold 0: fold == 0
+
+Glossary: n samples, G genes, m tests, k folds, P patients.
+Tags: [HE2RNA Methods, ...] the paper says it; [HE2RNA code] only the authors' released code; [SciPy] the rule
+of scipy 1.17, followed so that the numbers can be checked against it; [ours] nobody says it, we chose.
+"nan" always means "no value": it is never 0, never significant, and never counted as a test.
+"""
+import functools
+import math
+
+import numpy as np
+from scipy import special
+from scipy.stats import rankdata
+
+AUTHORS_FOLDS = 5           # of the cross-validation                             [HE2RNA Methods, Training]
+AUTHORS_VALID = 0.1         # share of the other patients, for early stopping     [HE2RNA code]
+EXACT_SIGNED_RANK = 50      # pairs, at most, for the exact signed-rank test      [SciPy]
+EXACT_RANK_SUM = 8          # size of the smaller group, at most, exact rank sum  [SciPy]
+CONSTANT = 1e-13            # relative spread that is only rounding, in float64   [SciPy, where it warns]
+GENE_BLOCK = 256            # genes at a time: 20 MB per float64 copy, n = 10,000 [ours]
+
+# ----- Correlation ---------------------------------------------------------------------------
+
+
+def pearson(a, b):
+    """Pearson R of each gene: column j of a with column j of b.
+
+    a, b (n, G) -> (G,) float64 in [-1, 1]; or (n,), (n,) -> float. Any number type, summed in float64.
+    nan where n < 2, where either column is constant (up to the rounding of its own type, so pass
+    predictions as computed), or holds a NaN or an infinity: that gene has no R. [ours]
+    Within one cancer only: over pooled cancers R measures the recognition of the organ.
+    [HE2RNA Methods, Training and evaluation]
+    """
+    return _correlate(a, b, ranked=False)
+
+
+def spearman(a, b):
+    """Spearman rho of each gene: Pearson R of the ranks, ties sharing their mean rank. As `pearson`."""
+    return _correlate(a, b, ranked=True)
+
+
+def _correlate(a, b, ranked):
+    a, b = np.asarray(a), np.asarray(b)
+    assert a.shape == b.shape and a.ndim in (1, 2), (a.shape, b.shape)
+    if a.ndim == 1:
+        return float(_correlate(a[:, None], b[:, None], ranked)[0])
+    r = np.full(a.shape[1], np.nan)                                     # (G,)
+    for j in range(0, a.shape[1] if len(a) > 1 else 0, GENE_BLOCK):     # blocks: no second copy of a cohort in memory
+        x, y = a[:, j:j + GENE_BLOCK], b[:, j:j + GENE_BLOCK]           # (n, block)
+        with np.errstate(all="ignore"):                                 # 0/0 and inf-inf only where the answer is nan
+            varies = _varies(x) & _varies(y)                            # before ranking, which magnifies rounding
+            if ranked:
+                x, y = rankdata(x, axis=0), rankdata(y, axis=0)
+            cosine = (_unit(x) * _unit(y)).sum(0)
+        r[j:j + GENE_BLOCK] = np.where(varies, np.clip(cosine, -1, 1), np.nan)
+    return r
+
+
+def _varies(x):
+    """(n, G) -> (G,) bool: the column's spread is more than rounding. False with a NaN or an infinity."""
+    rounding = max(CONSTANT, 4 * np.finfo(x.dtype).eps) if x.dtype.kind == "f" else CONSTANT
+    low, high = x.min(0).astype(np.float64), x.max(0).astype(np.float64)
+    return high - low > rounding * np.maximum(np.abs(low), np.abs(high))
+
+
+def _unit(x):
+    """(n, G) -> (n, G) float64: columns centred, then of length 1."""
+    x = x - x[0].astype(np.float64)     # exact for nearly equal numbers, so a large offset costs no digits
+    x -= x.mean(0)
+    x /= np.abs(x).max(0)               # squares of 1e200 or 1e-200 stay in range
+    x /= np.sqrt((x * x).sum(0))
+    return x
+
+
+def pearson_p(r, n):
+    """One-sided p of Pearson R: the chance of an R at least as high when nothing is correlated ("analytic t").
+
+    r (G,) or number, n samples behind *one* R (number or (G,)) -> p of the same shape. r = 1 -> 0, r = -1 -> 1;
+    nan for nan r and for n < 3. t = R sqrt((n-2) / (1-R^2)) has n - 2 degrees of freedom, which is the same
+    as (1-R)/2 ~ Beta(n/2 - 1, n/2 - 1): one formula, and p keeps its digits however small (1e-300 is not 0).
+    The paper tests R > 0 against an untrained model [HE2RNA Methods, Statistics and reproducibility]; its
+    printed thresholds are those of the t [ours: see r_threshold]. R of the mean of 5 folds is not one R.
+    """
+    n = np.asarray(n, np.float64)
+    half = np.where(n >= 3, n / 2 - 1, np.nan)                          # half the degrees of freedom
+    return special.betainc(half, half, (1 - np.asarray(r, np.float64)) / 2)
+
+
+def r_threshold(p, n):
+    """The smallest R whose one-sided p (`pearson_p`) is at most p, with n samples; nan for n < 3. Shapes broadcast.
+
+    R_sign of a cancer with m genes: the first Šidák step, p = 1 - (1 - .05)^(1/m) = 1.66e-6 for m = 30,839,
+    so .637 at n = 44 (the paper prints .64) and .143 at n = 1,046 (the paper prints .20 for lung, which
+    fits one subtype's n of about 520). [HE2RNA Results, against our formula]
+    """
+    n = np.asarray(n, np.float64)
+    half = np.where(n >= 3, n / 2 - 1, np.nan)
+    return 1 - 2 * special.betaincinv(half, half, np.asarray(p, np.float64))
+
+
+# ----- Multiple testing ----------------------------------------------------------------------
+
+
+def holm_sidak(p):
+    """Holm–Šidák adjusted p: with all genes below alpha chosen, the chance of *any* false one is at most alpha.
+
+    p (m,) in [0, 1] -> (m,), in the order given. NaN stays NaN and does not count in m. The i-th smallest becomes
+    the running maximum of 1 - (1 - p_(i))^(m - i + 1). [HE2RNA Methods, Statistics and reproducibility]
+    """
+    p, order, adjusted = _ascending(p)                                  # (m,)
+    with np.errstate(divide="ignore"):                                  # p = 1: log 0 = -inf, adjusted 1
+        steps = -np.expm1(np.arange(len(p), 0, -1) * np.log1p(-p))      # 1 - (1-p)^(m-i+1), digits kept for tiny p
+    adjusted[order] = np.maximum.accumulate(steps)
+    return adjusted
+
+
+def benjamini_hochberg(p):
+    """Benjamini–Hochberg adjusted p: of the genes below alpha, a share of at most alpha is expected to be false.
+
+    p (m,) in [0, 1] -> (m,), in the order given. NaN stays NaN and does not count in m. The i-th smallest becomes
+    the minimum over j >= i of p_(j) m / j. [HE2RNA Results]
+    """
+    p, order, adjusted = _ascending(p)                                  # (m,)
+    steps = p * (len(p) / np.arange(1, len(p) + 1))
+    adjusted[order] = np.minimum.accumulate(steps[::-1])[::-1]          # the last step is p_(m) <= 1: no clipping
+    return adjusted
+
+
+def _ascending(p):
+    """(G,) -> the m real p sorted (m,), their places (m,), and (G,) NaN to be filled there."""
+    p = np.asarray(p, np.float64)
+    assert p.ndim == 1 and not ((p < 0) | (p > 1)).any(), "p must be one list of numbers in [0, 1] or NaN"
+    order = np.argsort(p)[:np.count_nonzero(~np.isnan(p))]              # NaN sorts last
+    return p[order], order, np.full(p.shape, np.nan)
+
+
+# ----- Wilcoxon ------------------------------------------------------------------------------
+
+
+def wilcoxon_signed_rank(x, y):
+    """Two-sided Wilcoxon signed-rank test of pairs: is x - y symmetric around 0?
+
+    x, y (n,) -> (min(W+, W-), p); W+ the sum of the ranks of |x - y| where x > y. Pairs with x = y are dropped.
+    Without equal pairs, without ties and with n <= 50: exact, as scipy.stats.wilcoxon(x, y, method="exact").
+    Otherwise as method="asymptotic", correction=True: normal, variance less the ties, half a step of continuity.
+    (SciPy's own "auto" has no correction, and permutes for n <= 13 with ties.) Differences in float64.
+    All pairs equal: (0, 1.0). No pairs, or a NaN: (nan, nan). [ours]
+    """
+    d = np.asarray(x, np.float64) - np.asarray(y, np.float64)           # (n,)
+    assert d.ndim == 1, d.shape
+    if d.size == 0 or np.isnan(d).any():
+        return math.nan, math.nan
+    pairs, d = d.size, d[d != 0]
+    n, size = d.size, np.abs(d)
+    ranks, total = rankdata(size), n * (n + 1) / 2
+    w = min(ranks[d > 0].sum(), total - ranks[d > 0].sum())             # the lower tail, W- = total - W+
+    if n == 0:
+        p = 1.0
+    elif n == pairs <= EXACT_SIGNED_RANK and not _ties(size):
+        p = 2 * _signed_rank_counts(n)[:int(w) + 1].sum() / 2.0 ** n
+    else:
+        variance = (n * (n + 1) * (2 * n + 1) - _ties(size) / 2) / 24
+        p = _two_sided_normal(w - total / 2, variance)
+    return float(w), min(float(p), 1.0)
+
+
+def wilcoxon_rank_sum(x, y):
+    """Two-sided Wilcoxon rank-sum (Mann–Whitney) test of two groups: is either one shifted?
+
+    x (n1,), y (n2,) -> (U of x, p); U counts the pairs with x > y, a tie as half. As scipy.stats.mannwhitneyu(x, y):
+    exact without ties and with min(n1, n2) <= 8, otherwise normal with ties and continuity corrected.
+    All values equal: p = 1.0. An empty group, or a NaN: (nan, nan). [ours]
+    """
+    x, y = np.asarray(x, np.float64), np.asarray(y, np.float64)
+    assert x.ndim == y.ndim == 1, (x.shape, y.shape)
+    both, m, n = np.concatenate([x, y]), *sorted((x.size, y.size))
+    if m == 0 or np.isnan(both).any():
+        return math.nan, math.nan
+    u = _pairs_won(x, y)
+    lower, ties = min(u, m * n - u), _ties(both)
+    if m <= EXACT_RANK_SUM and not ties:
+        p = 2 * _rank_sum_counts(m, n)[:int(lower) + 1].sum() / math.comb(m + n, m)
+    else:
+        variance = m * n / 12 * (m + n + 1 - ties / ((m + n) * (m + n - 1)))
+        p = _two_sided_normal(lower - m * n / 2, variance)
+    return u, min(float(p), 1.0)
+
+
+def _pairs_won(x, y):
+    """U of x: over all pairs, 1 for x > y and 1/2 for x = y, from the rank sum of x."""
+    return float(rankdata(np.concatenate([x, y]))[:x.size].sum() - x.size * (x.size + 1) / 2)
+
+
+def _ties(values):
+    """Sum of t^3 - t over the groups of t equal values: 0 without ties."""
+    t = np.unique(values, return_counts=True)[1].astype(np.float64)
+    return float((t ** 3 - t).sum())
+
+
+def _two_sided_normal(below_mean, variance):
+    """p of a lower-tail statistic (below_mean <= 0), moved half a step towards the mean; all tied: 1."""
+    step = min(below_mean + 0.5, 0.0)                                   # never past the mean
+    return 2 * special.ndtr(step / math.sqrt(variance)) if variance > 0 else 1.0
+
+
+@functools.lru_cache(maxsize=None)                                      # the same n for every gene
+def _signed_rank_counts(n):
+    """(n(n+1)/2 + 1,): of all 2^n sign patterns, how many have W+ = w. Exact in float64 up to n = 52."""
+    ways = np.ones(1)
+    for rank in range(1, n + 1):                                        # sign - : w stays; sign + : w moves by rank
+        ways = np.pad(ways, (0, rank)) + np.pad(ways, (rank, 0))
+    return ways
+
+
+@functools.lru_cache(maxsize=64)
+def _rank_sum_counts(m, n):
+    """(mn + 1,): of all C(m+n, m) ways to place m among n, how many have U = u.
+
+    The coefficients of q^u in the product over i = 1..m of (1 - q^(n+i)) / (1 - q^i): a factor above is a shifted
+    subtraction, a factor below a cumulative sum with stride i. Summing all choices of ranks gives the same, slower.
+    """
+    ways = np.zeros(m * n + 1)
+    ways[0] = 1
+    for i in range(1, m + 1):
+        ways[n + i:] -= ways[:-(n + i)].copy()
+        for start in range(i):
+            ways[start::i] = np.cumsum(ways[start::i])
+    return ways
+
+
+# ----- ROC -----------------------------------------------------------------------------------
+
+
+def roc_auc(labels, scores):
+    """Area under the ROC curve: the chance that a positive scores above a negative, a tie counting half.
+
+    labels (n,) bool or 0/1 (positive where above 0), scores (n,) -> float. The Mann–Whitney U over the number
+    of pairs. nan with one class only, or with a NaN. [HE2RNA Methods, Statistics and reproducibility]
+    """
+    labels, scores = np.asarray(labels, np.float64), np.asarray(scores, np.float64)
+    assert labels.shape == scores.shape and labels.ndim == 1, (labels.shape, scores.shape)
+    positive, negative = scores[labels > 0], scores[~(labels > 0)]
+    if not positive.size or not negative.size or np.isnan(labels).any() or np.isnan(scores).any():
+        return math.nan
+    return _pairs_won(positive, negative) / (positive.size * negative.size)
+
+
+# ----- Folds ---------------------------------------------------------------------------------
+
+
+def patient_folds(patients, projects, k, seed):
+    """Test fold of each sample, 0 to k-1: patients whole, projects evenly spread over the folds.
+
+    patients, projects (n,) names -> (n,) int. Fold sizes in patients differ by at most 1, in each project and
+    overall. The order of the samples does not matter. ValueError if k < 2 or there are fewer patients than folds.
+    Both demands are the paper's [HE2RNA Methods, Training and evaluation]; how they are met is [ours]. For folds
+    of one organ that agree with those of all, call this once for the whole cohort, then select. [same place]
+    """
+    which, order = _lay_out(patients, projects, np.random.default_rng(seed))        # (n,), (P,)
+    if not 2 <= k <= len(order):
+        mend = f"k must be from 2 to {len(order)}" if len(order) > 1 else "at least 2 patients are needed"
+        raise ValueError(f"{k} folds of {len(order)} patients, who are never divided: {mend}")
+    fold = np.empty(len(order), int)
+    fold[order] = np.arange(len(order)) % k                             # dealt out like cards, project after project
+    return fold[which]
+
+
+def inner_split(patients, projects, share, seed):
+    """Validation mask for early stopping inside a training part: a share of the patients, spread over the projects.
+
+    patients, projects (n,), share of the patients (.1 [HE2RNA code]) -> (n,) bool, True for validation. At least one
+    patient, never all; each project's part is within one patient of the share. The order of samples does not matter.
+    ValueError with fewer than 2 patients. Every (1/share)-th patient of the projects laid end to end. [ours]
+    """
+    rng = np.random.default_rng(seed)
+    which, order = _lay_out(patients, projects, rng)                    # (n,), (P,)
+    if len(order) < 2:
+        raise ValueError(f"a validation part needs at least 2 patients; there are {len(order)}")
+    count = min(max(round(share * len(order)), 1), len(order) - 1)
+    start = rng.integers(len(order))                                    # else the first project would always be hit
+    chosen = (np.arange(count) * len(order) + start) // count           # (count,) evenly spaced places
+    return np.isin(which, order[chosen])
+
+
+def _lay_out(patients, projects, rng):
+    """Patients shuffled inside their project, projects end to end.
+
+    (n,), (n,) -> which patient each sample is (n,), and the order (P,). Patients and projects are numbered by
+    sorted name, so row order has no say. A patient of several projects belongs to the one with most of
+    his or her samples, the first by name if equal. [ours]
+    """
+    names, which = np.unique(np.asarray(patients), return_inverse=True)
+    organs, organ = np.unique(np.asarray(projects), return_inverse=True)
+    assert which.shape == organ.shape and which.ndim == 1, (which.shape, organ.shape)
+    samples = np.zeros((len(names), len(organs)), int)
+    np.add.at(samples, (which, organ), 1)                               # (P, projects) samples of each patient
+    order = rng.permutation(len(names))
+    home = samples.argmax(1) if len(names) else order                   # (P,) argmax takes the first of equals
+    return which, order[np.argsort(home[order], kind="stable")]
+
+
+def authors_folds(patients):
+    """The splits of the HE2RNA authors' code: [(train, valid, test)] * 5, sorted index arrays into the samples.
+
+    patients (n,) names. Sorted unique patients are cut by scikit-learn's KFold(5, shuffle=True, random_state=0); of
+    the others, train_test_split(test_size=.1, random_state=0) takes the validation patients: 72/8/20. Projects
+    are not looked at. Set for set the released ones when given their patients. ValueError below 5. [HE2RNA code]
+    """
+    names, which = np.unique(np.asarray(patients), return_inverse=True)
+    if len(names) < AUTHORS_FOLDS:
+        raise ValueError(f"the authors' splits need at least {AUTHORS_FOLDS} patients; there are {len(names)}")
+    shuffled, splits = np.arange(len(names)), []
+    np.random.RandomState(0).shuffle(shuffled)                          # the legacy generator, frozen by NumPy
+    for test in np.array_split(shuffled, AUTHORS_FOLDS):                # the first P % 5 folds hold one more
+        others = np.setdiff1d(shuffled, test)                           # ascending, as KFold gives them
+        others = others[np.random.RandomState(0).permutation(len(others))]
+        n_valid = math.ceil(AUTHORS_VALID * len(others))
+        parts = others[n_valid:], others[:n_valid], test
+        splits.append(tuple(np.flatnonzero(np.isin(which, part)) for part in parts))
+    return splits
