@@ -250,8 +250,8 @@ def roc_auc(labels, scores):
     labels, scores = np.asarray(labels, np.float64), np.asarray(scores, np.float64)
     assert labels.shape == scores.shape and labels.ndim == 1, (labels.shape, scores.shape)
     positive, negative = scores[labels > 0], scores[~(labels > 0)]
-    if not positive.size or not negative.size or np.isnan(labels).any() or np.isnan(scores).any():
-        return math.nan
+    if not positive.size or not negative.size or np.isnan(labels).any():
+        return math.nan                                                 # NaN scores: their ranks are nan
     return _pairs_won(positive, negative) / (positive.size * negative.size)
 
 

@@ -23,6 +23,7 @@ Tags: [HE2RNA ...] and [HistCode ...] the papers, [... code] only the authors' r
 import argparse
 import csv
 import hashlib
+import io
 import json
 import os
 import signal
@@ -91,6 +92,15 @@ def save_file(path, write):
 
 def save_json(path, value):
     save_file(path, lambda f: f.write(json.dumps(value, indent=1).encode()))
+
+
+def save_csv(path, header, rows):
+    def write(f):
+        text = io.TextIOWrapper(f, encoding="utf-8", newline="")
+        csv.writer(text, lineterminator="\n").writerows([header])
+        csv.writer(text, lineterminator="\n").writerows(rows)
+        text.detach()
+    save_file(path, write)
 
 
 def load_json(path):
@@ -825,6 +835,16 @@ def load_features(cohort, source, name):
 def source_name(o):
     """The folder name under supertiles/: the encoder's, or that of the .h5 folder."""
     return Path(o.features).resolve().name if o.features else o.encoder
+
+
+def made_by(cohort, o, slides):
+    """Where the super-tiles of a run come from, for its config and report: encoder, weights, precision, tile size."""
+    if o.features:
+        return dict(source=source_name(o), made="elsewhere (.h5)")
+    sides = [load_json(Path(cohort) / "features" / o.encoder / f"{s}.json") for s in slides]
+    tiles = sides[0]["tiles"]
+    return dict(source=o.encoder, weights=sides[0]["weights"], precision=sides[0]["precision"],
+                tile_um=tiles["tile_um"], tile_px=TILE_PX, min_tissue=tiles["min_tissue"], max_tiles=tiles["max_tiles"])
 
 
 def make_supertiles(cohort, slides, o):

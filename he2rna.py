@@ -1,0 +1,697 @@
+"""HE2RNA: the expression of every gene from a slide, learned from slide-level RNA-Seq alone.
+
+Schmauch et al., "A deep learning model to predict RNA-Seq expression of tumours from whole slide images", Nature
+Communications 11:3877 (2020), doi:10.1038/s41467-020-17678-4 (preprint bioRxiv 760173). A multilayer perceptron scores
+every tile for every gene; the slide's prediction is the mean of the k highest tile scores, k drawn anew at each
+iteration. Cross-validated by patient, R per gene within each cancer, significance corrected over all genes. The file
+reads in the order of the paper's Methods; the commands stand at its end.
+
+    python he2rna.py train                   draws a simulated cohort into demo/, trains on it, writes a report
+    python he2rna.py train COHORT            your slides and expression table -> per-gene, per-cancer report
+    python he2rna.py train COHORT --features DIR     the same from features made elsewhere (CLAM/TRIDENT .h5)
+
+COHORT holds samples.csv (slide,patient,project[,sample,...]), slides/ and expression.csv (.csv.gz, .npz). What comes out
+stands in COHORT/runs/<name>/: report.md and its pictures, genes.csv, predictions.npz, folds.csv, fold*.pt, log.jsonl.
+
+Glossary: B slides of a batch, S all slides, T (super-)tiles of a slide, D features, G genes, k tiles kept, a FPKM-UQ.
+Tags: [HE2RNA ...] the paper, [HE2RNA code] only the authors' released code, [ours] our choice.
+"""
+
+import argparse
+import csv
+import gzip
+import hashlib
+import json
+import platform
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+
+import stats
+import tiling
+from tiling import InputError, clock, save_csv, save_file, save_json
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Constants
+# ---------------------------------------------------------------------------------------------------------------------
+KS_SUPERTILES = (1, 2, 5, 10, 20, 50, 100)                        #     [HE2RNA Methods, Model architecture]
+HIDDEN = (1024, 1024)        # neurons of the hidden layers             [HE2RNA code]
+DROPOUT = 0.25               # between consecutive layers               [HE2RNA code]
+LEARNING_RATE = 3e-4         # Adam                                     [HE2RNA code]
+BATCH_SLIDES = 16            # slides per iteration, super-tiles        [HE2RNA code]
+EPOCHS = 200                 # on super-tiles                           [HE2RNA Methods, Training and evaluation]
+PATIENCE = 50                # epochs without a better validation R     [HE2RNA code]
+FOLDS = 5                    #                                          [HE2RNA Methods, Training and evaluation]
+VALID_SHARE = 0.1            # of the training patients, for stopping   [HE2RNA code]
+ALPHA = 0.05                 # after correction over genes              [HE2RNA Methods, Statistics]
+DEMO_EPOCHS = 40             # on the simulated cohort: a lesson's time [ours]
+PRIMARY = ("primary tumor", "primary tumour", "tumor", "tumour", "01")  # "samples from primary tumors only" [HE2RNA Methods]
+MERGED = {"LUNG": ("LUAD", "LUSC"), "KIDN": ("KICH", "KIRC", "KIRP"), "UTER": ("UCS", "UCEC")}  # [HE2RNA Table 1]
+MIN_SLIDES_R = 3             # slides of a project in a fold for an R   [ours]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Expression  [HE2RNA Methods, Cleaning and Preprocessing]
+# ---------------------------------------------------------------------------------------------------------------------
+def expressed(a):
+    """(G,) bool: genes with a positive median over the samples a (n, G); 60,483 -> 30,839 on TCGA.
+    [HE2RNA Methods, Cleaning]"""
+    return np.median(a, axis=0) > 0
+
+
+def log_expression(a):
+    """a -> log10(1 + a), so that a few strong genes don't rule the squared error. [HE2RNA Methods, Preprocessing]"""
+    return np.log10(1 + a)
+
+
+def read_expression(cohort):
+    """(key, ids, genes, a (n, G) float32) of expression.csv, .csv.gz or .npz; key: 'slide', 'sample' or '' (not said).
+
+    Linear FPKM-UQ. Raises InputError with gene and row on duplicates, negative, non-numeric, infinite or missing values.
+    npz: arrays `expression` (n, G), `genes` (G,) and `slide` or `sample` (n,).
+    """
+    paths = [Path(cohort) / f"expression{e}" for e in (".csv", ".csv.gz", ".npz")]
+    paths = [p for p in paths if p.is_file()]
+    if len(paths) != 1:
+        raise InputError(f"{cohort}: " + (f"{paths[0].name} and {paths[1].name} are both there; keep one" if paths else
+                         "no expression.csv, .csv.gz or .npz (first column slide, then a column per gene, linear FPKM-UQ)"))
+    path = paths[0]
+    if path.suffix == ".npz":
+        z = tiling.load_arrays(path) or {}
+        key = next((k for k in ("slide", "slides", "sample", "samples") if k in z), None)
+        if key is None or "expression" not in z or "genes" not in z or z["expression"].shape != (len(z[key]), len(z["genes"])):
+            raise InputError(f"{path}: wanted arrays expression (n, G), genes (G,) and slide or sample (n,); "
+                             f"it has {', '.join(f'{k} {v.shape}' for k, v in z.items()) or 'none that can be read'}")
+        ids, genes = [str(i) for i in z[key]], [str(g) for g in z["genes"]]
+        if z["expression"].dtype.kind not in "fiu":
+            raise InputError(f"{path}: expression is {z['expression'].dtype}, not numbers")
+        key, rows = key.rstrip("s"), z["expression"].astype(np.float32)
+        for i, row in zip(ids, rows):
+            check_row(row, genes, i, path)
+    else:
+        key, ids, genes, rows = read_table(path)
+    for what, names in (("gene", genes), ("row", ids)):
+        seen = set()
+        twice = next((n for n in names if n in seen or seen.add(n)), None)
+        if twice is not None:
+            raise InputError(f"{path}: {what} {twice!r} stands there twice")
+    return key, ids, genes, rows
+
+
+def read_table(path):
+    """The csv part of read_expression, row by row, so that a table larger than memory as text still fits."""
+    try:
+        with (gzip.open if path.suffix == ".gz" else open)(path, "rt", newline="", encoding="utf-8-sig") as f:
+            reader = csv.reader(f)
+            header = next(reader, None)
+            if not header or len(header) < 2:
+                raise InputError(f"{path}: the first line must be slide,GENE1,GENE2,... separated by commas")
+            genes, ids, rows = [g.strip() for g in header[1:]], [], []
+            for row in filter(None, reader):
+                if len(row) != len(header):
+                    raise InputError(f"{path} line {reader.line_num}: {len(row)} fields, the header has {len(header)}")
+                try:
+                    a = np.fromiter(map(float, row[1:]), np.float64, len(genes))
+                except ValueError:
+                    a = np.array([number(v) for v in row[1:]])
+                check_row(a, genes, row[0].strip(), path, row[1:])
+                ids.append(row[0].strip())
+                rows.append(a.astype(np.float32))
+    except (EOFError, gzip.BadGzipFile, UnicodeDecodeError, csv.Error) as e:
+        raise InputError(f"{path}: not a whole comma-separated table ({e})") from None
+    if not rows:
+        raise InputError(f"{path}: no rows")
+    key = header[0].strip().lower()
+    return key if key in ("slide", "sample") else "", ids, genes, np.stack(rows)
+
+
+def number(text):
+    try:
+        return float(text)
+    except ValueError:
+        return np.nan
+
+
+def check_row(a, genes, name, path, text=None):
+    bad = ~(np.isfinite(a) & (a >= 0))
+    if bad.any():
+        j = int(bad.argmax())
+        raise InputError(f"{path}: gene {genes[j]} of {name} is {text[j] if text else a[j]!r}; FPKM-UQ is a number >= 0")
+
+
+def join(samples, key, ids, path="expression"):
+    """Rows of samples.csv that have expression -> (kept sample rows, their row in the table, lines on what is left out).
+
+    Joined by slide, or by `sample` (several slides of a sample share its row) where the table's first column says so, or
+    doesn't say and samples.csv has that column.
+    """
+    key = key or ("sample" if "sample" in samples[0] else "slide")
+    if key not in samples[0]:
+        raise InputError(f"{path}: its rows are samples, but samples.csv has no column sample")
+    at = {name: i for i, name in enumerate(ids)}
+    kept = [s for s in samples if s[key] in at]
+    alone = [s["slide"] for s in samples if s[key] not in at]
+    used = {s[key] for s in kept}
+    unused = [i for i in ids if i not in used]
+    if not kept:
+        raise InputError(f"{path}: none of its {len(ids)} rows (the first is {ids[0]!r}) is a {key} of samples.csv (the "
+                         f"first is {samples[0][key]!r}); are genes the rows and {key}s the columns?")
+    return kept, np.array([at[s[key]] for s in kept]), {"slides without expression": alone,
+                                                        f"expression rows ({key}) without a slide": unused}
+
+
+def select(samples, types, project):
+    """Rows of primary tumours (or of the given sample types), and of one project. -> (rows, what was left out)."""
+    left = {}
+    if "sample_type" in samples[0] and types != "all":
+        wanted = [t.strip().lower() for t in types.split(",")] if types else PRIMARY
+        kept = [s for s in samples if s["sample_type"].lower() in wanted]
+        if not kept:
+            raise InputError(f"no slide has sample_type {', '.join(wanted)}; samples.csv has "
+                             f"{', '.join(sorted({s['sample_type'] for s in samples}))}: choose with --types, or --types all")
+        left["slides of other sample types than " + (types or "primary tumour")] = [s["slide"] for s in samples if s not in kept]
+        samples = kept
+    if project:
+        names = sorted({s["project"] for s in samples})
+        wanted = {short(p) for p in project.split(",")}
+        wanted |= {m for p in wanted for m in MERGED.get(p, ())}
+        samples = [s for s in samples if short(s["project"]) in wanted]
+        if not samples:
+            raise InputError(f"--project {project}: samples.csv has {', '.join(names)}")
+    return samples, left
+
+
+def short(project):
+    return project.removeprefix("TCGA-")
+
+
+def load_bags(cohort, source, slides):
+    """Super-tiles of all slides, read once: x (S, T, D) float16 tensor, mask (S, T) bool. T, D as in the files."""
+    first = tiling.load_arrays(Path(cohort) / "supertiles" / source / f"{slides[0]}.npz")["means"].shape
+    x, mask = torch.zeros((len(slides), *first), dtype=torch.float16), torch.zeros((len(slides), first[0]), dtype=torch.bool)
+    for i, slide in enumerate(slides):
+        z = tiling.load_arrays(Path(cohort) / "supertiles" / source / f"{slide}.npz")
+        if z["means"].shape != first:
+            raise InputError(f"slide {slide} has super-tiles {z['means'].shape}, slide {slides[0]} {first}: all slides need "
+                             "features of the same encoder")
+        x[i], mask[i] = torch.from_numpy(z["means"]), torch.from_numpy(z["mask"])
+    return x, mask
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Model  [HE2RNA Methods, Model architecture]
+# ---------------------------------------------------------------------------------------------------------------------
+def top_k_mean(scores, mask, k):
+    """Mean of the k highest tile scores of each gene: one slide-level prediction.
+
+    scores (B, T, G) of any sign; mask (B, T) True for real tiles, at least one a slide; k >= 1. Returns (B, G).
+    A slide with fewer than k tiles uses all it has. [HE2RNA Methods, Model architecture]
+    The authors' code gives padding a score of 0, which outranks real negative tiles; here padding never counts. [ours]
+    """
+    k = min(k, scores.shape[1])
+    top = scores.masked_fill(~mask[:, :, None], -torch.inf).topk(k, dim=1).values                   # (B, k, G)
+    kept = mask.sum(1).clamp(max=k)                                                                 # (B,)
+    return top.masked_fill(top == -torch.inf, 0).sum(1) / kept[:, None]
+
+
+def rank_weights(n_tiles, n_ranks, ks):
+    """Weight of the tile of rank j in the test-time prediction: mean over the k list of [j <= k] / k.
+
+    n_tiles (B,) real tiles of each slide (k never exceeds it). Returns (B, n_ranks); each row sums to 1.
+    """
+    k = torch.minimum(torch.tensor(ks, device=n_tiles.device), n_tiles[:, None])                    # (B, K)
+    rank = torch.arange(n_ranks, device=n_tiles.device)                                             # (n_ranks,)
+    return ((rank < k[:, :, None]) / k[:, :, None]).mean(1)
+
+
+def all_k_mean(scores, mask, ks):
+    """The mean of top_k_mean over every k of the list, by one sort: a weighted mean of the ranked tiles. (B, G)
+    [HE2RNA Methods, Model architecture: "equivalent to calculating a weighted mean of per-tile predictions"]"""
+    n_ranks = min(max(ks), scores.shape[1])
+    top = scores.masked_fill(~mask[:, :, None], -torch.inf).topk(n_ranks, dim=1).values             # (B, n_ranks, G)
+    weights = rank_weights(mask.sum(1), n_ranks, ks).to(scores.dtype)                               # (B, n_ranks)
+    return torch.einsum("btg,bt->bg", top.masked_fill(top == -torch.inf, 0), weights)
+
+
+class HE2RNA(nn.Module):
+    """A multilayer perceptron on every tile, then the mean of the k best tiles of each gene.
+
+    n_features D, n_genes G; hidden layers with ReLU, dropout between consecutive layers; ks: the list k is drawn from.
+    The paper's "1D convolutions of kernel size 1" is the same linear layer on every tile.
+    [HE2RNA Methods, Model architecture; hidden sizes and dropout: HE2RNA code]
+    """
+
+    def __init__(self, n_features, n_genes, hidden=HIDDEN, ks=KS_SUPERTILES, dropout=DROPOUT):
+        super().__init__()
+        sizes = (n_features, *hidden, n_genes)
+        self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in zip(sizes, sizes[1:]))
+        self.dropout, self.ks = nn.Dropout(dropout), tuple(ks)
+
+    def tile_scores(self, x):
+        """x (B, T, D) -> score of every tile for every gene (B, T, G)."""
+        for layer in self.layers[:-1]:
+            x = self.dropout(layer(x).relu())                                                       # (B, T, hidden)
+        return self.layers[-1](x)
+
+    def forward(self, x, mask, k=None):
+        """x (B, T, D), mask (B, T) -> slide-level prediction (B, G), in log10(1 + FPKM-UQ).
+
+        Training: one k for the whole iteration, drawn from ks (torch's generator) if not given. Evaluation: the mean
+        over all of ks.
+        """
+        if self.training and k is None:
+            k = self.ks[int(torch.randint(len(self.ks), ()))]
+        scores = self.tile_scores(x)                                                                # (B, T, G)
+        return all_k_mean(scores, mask, self.ks) if k is None else top_k_mean(scores, mask, k)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Training  [HE2RNA Methods, Training and evaluation]
+# ---------------------------------------------------------------------------------------------------------------------
+@torch.inference_mode()
+def predict(model, x, mask, rows, batch=BATCH_SLIDES):
+    """Predictions (len(rows), G) float32 numpy of the slides `rows` of x (S, T, D), in evaluation mode."""
+    model.eval()
+    device = next(model.parameters()).device
+    out = [model(x[r].to(device).float(), mask[r].to(device)).cpu().numpy() for r in torch.as_tensor(rows).split(batch)]
+    return np.concatenate(out)
+
+
+def mean_r(prediction, y, projects):
+    """One number to stop by: R per gene within each project, mean over genes, then over projects; None if there is none.
+    [HE2RNA code; the paper is silent on stopping]"""
+    per_project = []
+    for p in np.unique(projects):
+        if (projects == p).sum() >= MIN_SLIDES_R:
+            r = stats.pearson(prediction[projects == p], y[projects == p])                          # (G,)
+            per_project += [r[~np.isnan(r)].mean()] if not np.isnan(r).all() else []
+    return float(np.mean(per_project)) if per_project else None
+
+
+def train_fold(model, x, mask, y, projects, train, valid, o, fold, folder):
+    """Train one fold and leave `model` with the weights of its best epoch. Returns a dict on how it went.
+
+    x (S, T, D) float16, mask (S, T), y (S, G) float32 targets; train, valid: rows. The state is saved after each epoch,
+    and every draw of an epoch comes from (seed, fold, epoch): a run that was interrupted ends as one that was not.
+    """
+    device, state_file, log = next(model.parameters()).device, folder / f"fold{fold}.state.pt", folder / "log.jsonl"
+    optimizer = torch.optim.Adam(model.parameters(), lr=o.lr)
+    with torch.no_grad():
+        model.layers[-1].bias.copy_(torch.from_numpy(y[train].mean(0)))        # starts at the mean  [HE2RNA code]
+    state = dict(epoch=0, best_score=-np.inf, best_epoch=0, best=None)
+    if state_file.is_file():
+        state = torch.load(state_file, map_location=device, weights_only=True)
+        model.load_state_dict(state["model"])
+        optimizer.load_state_dict(state["optimizer"])
+    lines = [json.loads(line) for line in log.read_text().splitlines()] if log.is_file() else []
+    lines = [e for e in lines if (e["fold"], e["epoch"]) < (fold, state["epoch"] + 1)]      # what was not saved runs again
+    save_file(log, lambda f: f.writelines((json.dumps(e) + "\n").encode() for e in lines))
+    by_r = max(np.unique(projects[valid], return_counts=True)[1]) >= MIN_SLIDES_R  # else too few slides for an R
+    start, first = time.time(), state["epoch"]
+    for epoch in range(first + 1, o.epochs + 1):
+        if epoch - 1 - state["best_epoch"] >= o.patience and state["best"] is not None:
+            break
+        draw = int(np.random.default_rng([o.seed, fold, epoch]).integers(2 ** 62))
+        torch.manual_seed(draw)                                                # dropout, k
+        order, loss_sum, tick = torch.from_numpy(np.random.default_rng(draw).permutation(train)), 0.0, time.time()
+        model.train()
+        for rows in order.split(o.batch):
+            prediction = model(x[rows].to(device).float(), mask[rows].to(device))                   # (B, G)
+            loss = (prediction - torch.from_numpy(y[rows]).to(device)).square().mean()
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            loss_sum += loss.item() * len(rows)
+        if not np.isfinite(loss_sum):
+            raise InputError(f"fold {fold} epoch {epoch}: the loss is {loss_sum}; a lower --lr may help")
+        rate = len(train) / (time.time() - tick)
+        p = predict(model, x, mask, valid, o.batch)
+        r, valid_loss = mean_r(p, y[valid], projects[valid]), float(np.square(p - y[valid]).mean())
+        score = -valid_loss if not by_r else -1.0 if r is None else r
+        if score > state["best_score"]:
+            state.update(best_score=score, best_epoch=epoch, best={k: v.clone() for k, v in model.state_dict().items()})
+        state.update(epoch=epoch, model=model.state_dict(), optimizer=optimizer.state_dict())
+        entry = dict(fold=fold, epoch=epoch, loss=loss_sum / len(train), valid_loss=valid_loss, valid_r=r,
+                     best_epoch=state["best_epoch"], slides_per_s=round(rate, 1))
+        with open(log, "a") as f:
+            f.write(json.dumps(entry) + "\n")
+        save_file(state_file, lambda f: torch.save(state, f))
+        left = (time.time() - start) / (epoch - first) * (o.epochs - epoch + o.epochs * (o.folds - 1 - fold))
+        print(f"fold {fold + 1}/{o.folds} epoch {epoch:3d}/{o.epochs}  loss {entry['loss']:.4f}  valid loss {valid_loss:.4f}  "
+              f"valid R {'  -  ' if r is None else f'{r:.3f}'}  best epoch {state['best_epoch']:3d}  {rate:6.1f} slides/s  "
+              f"at most {clock(left)} left", flush=True)
+    model.load_state_dict(state["best"])
+    return dict(best_epoch=state["best_epoch"], epochs=state["epoch"],
+                by="R" if by_r else f"loss ({len(valid)} validation slides are too few for R)")
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Evaluation  [HE2RNA Methods, Training and evaluation; Statistics and reproducibility]
+# ---------------------------------------------------------------------------------------------------------------------
+def cancers(projects):
+    """{name: (S,) bool} of the groups within which R is computed, never over several: merged subtypes first (LUNG =
+    LUAD + LUSC ...) and each subtype beside it [HE2RNA Table 1], then every other project."""
+    names, groups = np.array([short(p) for p in projects]), {}
+    for merged, parts in MERGED.items():
+        if sum((names == p).any() for p in parts) > 1:
+            groups[merged] = np.isin(names, parts)
+    for p in np.unique(names):
+        groups[str(p)] = names == p
+    return groups
+
+
+def fold_r(prediction, y, fold, group, k):
+    """R of each gene in each fold's test slides of one group: (k, G), nan where there is no value."""
+    r = np.full((k, y.shape[1]), np.nan)
+    for f in range(k):
+        rows = group & (fold == f)
+        if rows.sum() >= MIN_SLIDES_R:
+            r[f] = stats.pearson(prediction[rows], y[rows])
+    return r
+
+
+def mean_of_values(r):
+    """Mean over the first axis of what has a value; nan where nothing has."""
+    n = (~np.isnan(r)).sum(0)
+    return np.where(n > 0, np.nansum(r, 0) / np.maximum(n, 1), np.nan)
+
+
+def evaluate(prediction, y, fold, projects, k):
+    """Per cancer: a dict with n slides, R of each fold (k, G), R their mean (G,), one-sided p, and p corrected over genes.
+
+    p is that of the analytic t with n slides: P(R >= r) when nothing is correlated. [HE2RNA Methods, Statistics: R against
+    chance, Holm-Šidák and Benjamini-Hochberg over all genes; the t as null is ours]
+    """
+    results = {}
+    for name, group in cancers(projects).items():
+        r = fold_r(prediction, y, fold, group, k)                              # (k, G)
+        mean, n = mean_of_values(r), int(group.sum())
+        p = stats.pearson_p(mean, n)                                           # (G,)
+        results[name] = dict(n=n, folds=r, r=mean, p=p, hs=stats.holm_sidak(p), bh=stats.benjamini_hochberg(p))
+    return results
+
+
+def write_genes(path, genes, results):
+    """genes.csv: a row per cancer and gene, best first; an empty R means no value (the gene or its prediction is constant)."""
+    k = len(next(iter(results.values()))["folds"])
+    header = ["gene", "project", "n", "R", "p", "p_holm_sidak", "p_bh", "significant_hs", "significant_bh",
+              *(f"R_fold{f}" for f in range(k))]
+
+    def rows():
+        for name, e in results.items():
+            numbers = np.vstack([e["r"], e["p"], e["hs"], e["bh"], e["folds"]])                     # (4 + k, G)
+            for j in np.lexsort((-np.nan_to_num(e["r"], nan=-2), e["p"])):
+                r, p, hs, bh, *folds = ("" if np.isnan(v) else f"{v:.6g}" for v in numbers[:, j])
+                yield genes[j], name, e["n"], r, p, hs, bh, int(e["hs"][j] < ALPHA), int(e["bh"][j] < ALPHA), *folds
+    save_csv(path, header, rows())
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Report
+# ---------------------------------------------------------------------------------------------------------------------
+def need_matplotlib():
+    try:
+        import matplotlib
+        matplotlib.use("Agg")
+        return __import__("matplotlib.pyplot").pyplot
+    except ImportError:
+        raise InputError("the report's pictures need the package matplotlib: pip install matplotlib") from None
+
+
+def plot_r(results, path):
+    """Distribution of R per cancer, the smallest significant R (triangle) and the number of significant genes (Fig. 2a)."""
+    plt = need_matplotlib()
+    fig, ax = plt.subplots(figsize=(max(5, 1 + .8 * len(results)), 4), layout="constrained")
+    for i, (name, e) in enumerate(results.items()):
+        r = e["r"][~np.isnan(e["r"])]
+        if len(r) > 1 and np.ptp(r) > 0:
+            for body in ax.violinplot(r, [i], widths=.8, showextrema=False, showmedians=True)["bodies"]:
+                body.set_facecolor("#0072B2")
+        first = stats.r_threshold(-np.expm1(np.log1p(-ALPHA) / max(1, len(r))), e["n"])             # first Šidák step
+        ax.plot(i, first, "k^", ms=6, label="R for significance (Holm–Šidák)" if i == 0 else None)
+        ax.annotate(f"{(e['hs'] < ALPHA).sum():,}", (i, 1.02), ha="center", color="#D55E00", annotation_clip=False)
+    ax.axhline(0, color="grey", lw=.5)
+    ax.set(xticks=range(len(results)), ylabel="R over slides, mean of the folds", ylim=(-1, 1.12))
+    ax.set_xticklabels([f"{name}\nn = {e['n']}" for name, e in results.items()], fontsize=8)
+    ax.set_title("Prediction of each gene; number: significant genes", fontsize=10)
+    ax.legend(loc="lower right", fontsize=8)
+    save_file(path, lambda f: fig.savefig(f, dpi=130, format="png"))
+    plt.close(fig)
+
+
+def best_genes(results, n=6):
+    """The n (project, gene index, R) of smallest p, each gene once."""
+    rows = sorted((e["p"][j], -e["r"][j], name, j) for name, e in results.items()
+                  for j in np.argsort(np.where(np.isnan(e["p"]), 2, e["p"]))[:n] if not np.isnan(e["p"][j]))
+    seen = set()
+    return [(name, j, -r) for _, r, name, j in rows if not (j in seen or seen.add(j))][:n]
+
+
+def plot_scatter(best, genes, prediction, y, fold, groups, path):
+    """Predicted against true expression of six genes; colours are folds, each predicted by the model that never saw it."""
+    plt = need_matplotlib()
+    fig, axes = plt.subplots(2, 3, figsize=(9, 6), layout="constrained", squeeze=False)
+    for ax, (name, j, r) in zip(axes.flat, best):
+        rows = groups[name]
+        ax.scatter(y[rows, j], prediction[rows, j], c=fold[rows], cmap="viridis", s=14)
+        ax.set_title(f"{genes[j]} in {name}: R = {r:.2f}", fontsize=9)
+        ax.set(xlabel="true log10(1 + FPKM-UQ)", ylabel="predicted")
+    for ax in list(axes.flat)[len(best):]:
+        ax.axis("off")
+    save_file(path, lambda f: fig.savefig(f, dpi=130, format="png"))
+    plt.close(fig)
+
+
+def table(header, rows):
+    return "\n".join(["| " + " | ".join(header) + " |", "|" + " --- |" * len(header),
+                      *("| " + " | ".join(str(v) for v in row) + " |" for row in rows)])
+
+
+def summary(results):
+    """Rows of the table of cancers: name, slides, genes with a value, mean and median R, significant genes."""
+    for name, e in results.items():
+        r = e["r"][~np.isnan(e["r"])]
+        mean, median = (f"{np.mean(r):.3f}", f"{np.median(r):.3f}") if len(r) else ("no value", "no value")
+        yield name, e["n"], len(r), mean, median, int((e["hs"] < ALPHA).sum()), int((e["bh"] < ALPHA).sum())
+
+
+def planted(cohort, genes, results):
+    """For a simulated cohort: by programme, how many genes were found; what follows nothing must not be. Rows, or None."""
+    path = Path(cohort) / "truth" / "genes.csv"
+    if not path.is_file():
+        return None
+    with open(path, newline="") as f:
+        programme = {row["gene"]: row["programme"] for row in csv.DictReader(f)}
+    of = np.array([programme.get(g, "") for g in genes])
+    return [(p, name, int((of == p).sum()), f"{np.mean(mean_of_values(e['r'][None, of == p])):.3f}" if (of == p).any() else "",
+             int((e["hs"][of == p] < ALPHA).sum()), int((e["bh"][of == p] < ALPHA).sum()))
+            for p in dict.fromkeys(programme.values()) for name, e in results.items() if (of == p).any()]
+
+
+SUMMARY_HEADER = ("cancer", "slides", "genes", "mean R", "median R", "significant HS", "significant BH")
+
+
+def write_report(folder, cohort, o, config, data, results, prediction, left_out, failed, notes, seconds):
+    """report.md and its pictures; genes.csv, predictions.npz and folds.csv stand beside it."""
+    genes, y, fold, projects = data["genes"], data["y"], data["fold"], data["projects"]
+    best = best_genes(results)
+    plot_r(results, folder / "r_distribution.png")
+    plot_scatter(best, genes, prediction, y, fold, cancers(projects), folder / "scatter.png")
+    truth, text = planted(cohort, genes, results), []
+    text += [f"# HE2RNA: {folder.name}", ""]
+    if truth:
+        text += ["**SIMULATED cohort: drawn slides and planted expression, no patient.**", ""]
+    text += [f"{len(y)} slides of {len(set(data['patients']))} patients, {len(genes):,} genes with a positive median "
+             f"(of {config['genes_in_table']:,}), {o.folds} folds by patient. R is Pearson's over the slides of a cancer within a "
+             "fold's test part, never over several cancers, and the mean of the folds. p is one-sided, from the t distribution at "
+             f"n slides; HS is Holm–Šidák, BH Benjamini–Hochberg, over all genes of the cancer, significant below {ALPHA}.", "",
+             table(SUMMARY_HEADER, summary(results)), "", "![Distribution of R](r_distribution.png)", "",
+             "## Best genes", "",
+             table(("gene", "cancer", "n", "R", "p (HS)"), [(genes[j], name, results[name]["n"], f"{r:.3f}",
+                   f"{results[name]['hs'][j]:.2g}") for name, j, r in best_genes(results, 20)]), "",
+             "![Predicted against true](scatter.png)", ""]
+    if truth:
+        text += ["## Against what was planted", "", "Housekeeping and noise genes follow nothing on the slide.", "",
+                 table(("programme", "cancer", "genes", "mean R", "significant HS", "significant BH"), truth), ""]
+    text += ["## Folds", "", table(("fold", "test slides", "best epoch", "epochs run", "chosen by"),
+             [(f, int((fold == f).sum()), n["best_epoch"], n["epochs"], n["by"]) for f, n in enumerate(notes)]), "",
+             "## Left out", ""]
+    text += [f"- {len(names)} {what}: {', '.join(names[:20])}{' ...' if len(names) > 20 else ''}" for what, names in left_out.items()
+             if names] + [f"- slide {name} failed: {why}" for name, why in failed.items()] or ["Nothing."]
+    text += ["", "## Settings", "", *(f"- {k}: {v}" for k, v in config.items()), f"- run time: {clock(seconds)}", ""]
+    save_file(folder / "report.md", lambda f: f.write("\n".join(text).encode()))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Commands
+# ---------------------------------------------------------------------------------------------------------------------
+def check_options(o):
+    for name, value, low in (("--epochs", o.epochs, 1), ("--patience", o.patience, 1), ("--batch", o.batch, 1),
+                             ("--folds", o.folds, 2), ("--workers", o.workers, 1), ("--seed", o.seed, 0)):
+        if value < low:
+            raise InputError(f"{name} {value}: must be at least {low}")
+    if not (0 <= o.dropout < 1 and o.lr > 0):
+        raise InputError(f"--dropout {o.dropout:g} must lie in [0, 1), --lr {o.lr:g} above 0")
+    if Path(o.name).name != o.name or o.name in ("", ".", ".."):
+        raise InputError(f"--name {o.name}: the name of a folder in runs/, not a path")
+
+
+def numbers(text):
+    """'1,2,5' -> (1, 2, 5), for argparse."""
+    values = tuple(int(v) for v in text.split(","))
+    if min(values) < 1:
+        raise ValueError
+    return values
+
+
+def prepare(cohort, o):
+    """Everything training needs, checked in the order of cost: tables, folds, then slides. -> (data, left_out, failed)."""
+    samples = tiling.read_samples(cohort)
+    key, ids, genes, a = read_expression(cohort)
+    samples, wrong_type = select(samples, o.types, None)
+    samples, rows, left_out = join(samples, key, ids, Path(cohort) / "expression")
+    left_out = {**wrong_type, **left_out}
+    for what, names in left_out.items():
+        if names:
+            print(f"{len(names)} {what}: {', '.join(names[:10])}{' ...' if len(names) > 10 else ''}")
+    fold = folds_of(samples, o)                                                # of all projects, then one is selected
+    chosen, _ = select(samples, "all", o.project)
+    keep = np.array([s in chosen for s in samples])
+    failed = tiling.make_supertiles(cohort, [s["slide"] for s in chosen], o)
+    keep &= np.array([s["slide"] not in failed for s in samples])
+    if not keep.any():
+        raise InputError(f"no slide is left: {len(failed)} failed, the first is {next(iter(failed.items()))}")
+    samples, rows, fold = [s for s, k in zip(samples, keep) if k], rows[keep], fold[keep]
+    unique = np.unique(rows)
+    kept = expressed(a[unique])                                                # (G,) over samples, not slides
+    if not kept.any():
+        raise InputError(f"{cohort}: no gene has a positive median over the {len(unique)} samples")
+    x, mask = load_bags(cohort, tiling.source_name(o), [s["slide"] for s in samples])
+    y = log_expression(a[:, kept])[rows].astype(np.float32)                    # (S, G)
+    column = {c: np.array([s[c] for s in samples]) for c in ("slide", "patient", "project")}
+    return dict(x=x, mask=mask, y=y, genes=[g for g, k in zip(genes, kept) if k], fold=fold, slides=column["slide"],
+                patients=column["patient"], projects=column["project"], genes_in_table=len(genes)), left_out, failed
+
+
+def folds_of(samples, o):
+    """Test fold of each sample, by patient, projects evenly spread. InputError says which --folds would work."""
+    patients = [s["patient"] for s in samples]
+    n = len(set(patients))
+    if n < max(3, o.folds):                                                    # 2 training patients: one validates
+        raise InputError(f"{n} patients are too few for --folds {o.folds}: " + (f"--folds {n} would work" if n >= 3 else
+                         "cross-validation with a validation patient needs at least 3"))
+    return stats.patient_folds(patients, [s["project"] for s in samples], o.folds, o.seed)
+
+
+def digest(*arrays):
+    h = hashlib.sha256()
+    for a in arrays:
+        h.update(np.ascontiguousarray(a).tobytes())
+    return h.hexdigest()[:16]
+
+
+def train(o):
+    """Cross-validate, test significance, write the report."""
+    start, demo = time.time(), o.cohort is None
+    o.cohort, o.weights = (o.cohort, o.weights) if not demo else ("demo", o.weights or "random")
+    o.epochs = o.epochs or (DEMO_EPOCHS if demo else EPOCHS)
+    check_options(o)
+    need_matplotlib()                                                          # better now than after a day
+    device = tiling.pick_device(o.device)
+    if demo and not (Path(o.cohort) / "samples.csv").is_file():
+        print("no cohort given: drawing a SIMULATED one into demo/")
+        tiling.simulate_cohort(o.cohort, seed=o.seed)
+    cohort = Path(o.cohort)
+    if not cohort.is_dir():
+        raise InputError(f"{cohort}: no such folder")
+    data, left_out, failed = prepare(cohort, o)
+    x, mask, y, fold, patients, projects = (data[k] for k in ("x", "mask", "y", "fold", "patients", "projects"))
+    S, T, D = x.shape
+    G = y.shape[1]
+    features = tiling.made_by(cohort, o, data["slides"])
+    config = dict(command="train", cohort=cohort.resolve().name, project=o.project or "all", slides=S, genes=G,
+                  genes_in_table=data["genes_in_table"], features=features, tiles_per_slide=T, n_features=D, hidden=o.hidden, ks=o.ks,
+                  dropout=o.dropout, lr=o.lr, batch=o.batch, epochs=o.epochs, patience=o.patience, folds=o.folds, seed=o.seed,
+                  data=digest(x.numpy(), mask.numpy(), y, fold))
+    folder = cohort / "runs" / o.name
+    before = tiling.load_json(folder / "config.json")
+    config = json.loads(json.dumps(config))
+    if before and {k: before.get(k) for k in config} != config:
+        differs = [f"{k} {before.get(k)} -> {v}" for k, v in config.items() if before.get(k) != v]
+        raise InputError(f"{folder} is a run with other settings ({'; '.join(differs[:3])}): choose another --name, or delete it")
+    versions = dict(python=platform.python_version(), numpy=np.__version__, torch=torch.__version__, device=str(device),
+                    threads=torch.get_num_threads())
+    save_json(folder / "config.json", {**config, **versions})
+    print(f"{S} slides of {len(set(patients))} patients, {G:,} genes, {T} super-tiles x {D} features, {o.folds} folds, on {device}")
+
+    splits, valid_of = [], np.full(S, "", dtype=object)
+    for f in range(o.folds):
+        train_rows = np.flatnonzero(fold != f)
+        inner = stats.inner_split(patients[train_rows], projects[train_rows], VALID_SHARE, [o.seed, f])
+        splits.append((train_rows[~inner], train_rows[inner], np.flatnonzero(fold == f)))
+        valid_of[train_rows[inner]] = [f"{v} {f}".strip() for v in valid_of[train_rows[inner]]]
+    save_csv(folder / "folds.csv", ("slide", "patient", "project", "test_fold", "validates_folds"),
+             zip(data["slides"], patients, projects, fold, valid_of))
+
+    prediction, notes = np.zeros((S, G), np.float32), []
+    for f, (train_rows, valid_rows, test_rows) in enumerate(splits):
+        torch.manual_seed(int(np.random.default_rng([o.seed, f]).integers(2 ** 62)))
+        model, path = HE2RNA(D, G, o.hidden, o.ks, o.dropout).to(device), folder / f"fold{f}.pt"
+        if path.is_file():
+            saved = torch.load(path, map_location=device, weights_only=True)
+            model.load_state_dict(saved["model"])
+            note = saved["note"]
+        else:
+            note = train_fold(model, x, mask, y, projects, train_rows, valid_rows, o, f, folder)
+            saved = dict(model=model.state_dict(), note=note, genes=data["genes"], n_features=D, hidden=o.hidden, ks=o.ks,
+                         dropout=o.dropout, features=features, test_patients=sorted(set(patients[test_rows].tolist())))
+            save_file(path, lambda file: torch.save(saved, file))
+        (folder / f"fold{f}.state.pt").unlink(missing_ok=True)
+        notes.append(note)
+        if len(test_rows):
+            prediction[test_rows] = predict(model, x, mask, test_rows, o.batch)
+
+    results = evaluate(prediction, y, fold, projects, o.folds)
+    save_file(folder / "predictions.npz", lambda f: np.savez_compressed(
+        f, prediction=prediction, truth=y, genes=np.array(data["genes"]), slide=data["slides"], patient=patients,
+        project=projects, fold=fold))
+    write_genes(folder / "genes.csv", data["genes"], results)
+    write_report(folder, cohort, o, {**config, **versions}, data, results, prediction, left_out, failed, notes, time.time() - start)
+    print("\n" + "".join(f"{a:>12} {b:>7} {c:>7} {d:>9} {e:>9} {f:>15} {g:>15}\n" for a, b, c, d, e, f, g in
+                         [SUMMARY_HEADER, *summary(results)]))
+    print("best: " + ", ".join(f"{data['genes'][j]} ({name}, R {r:.2f})" for name, j, r in best_genes(results)))
+    print(f"report: {folder / 'report.md'}   ({clock(time.time() - start)})")
+    return tiling.report_failures(failed, S + len(failed))
+
+
+def main(argv=None):
+    parser = argparse.ArgumentParser(prog="he2rna.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    verbs = parser.add_subparsers(dest="verb", required=True)
+    p = verbs.add_parser("train", help="cross-validate, test significance, write the report", description=train.__doc__)
+    p.add_argument("cohort", nargs="?", help="a cohort folder; without one a simulated cohort is drawn into demo/")
+    a = p.add_argument_group("training").add_argument
+    a("--name", default="he2rna", help="of the run, COHORT/runs/NAME (default he2rna); an interrupted run goes on")
+    a("--types", metavar="TYPE,..", help="sample_type values to use, or all (default: primary tumours, as the paper, where "
+      "samples.csv has that column)")
+    a("--project", metavar="P,..", help="train on these projects alone, in the folds of the whole cohort (LUNG is LUAD and LUSC)")
+    a("--folds", type=int, default=FOLDS, help=f"of the cross-validation, patients whole (default {FOLDS})")
+    a("--epochs", type=int, help=f"at most (default {EPOCHS}, the paper's; {DEMO_EPOCHS} without a cohort)")
+    a("--patience", type=int, default=PATIENCE, help=f"stop after so many epochs without a better R on validation patients "
+      f"(default {PATIENCE})")
+    a("--batch", type=int, default=BATCH_SLIDES, help=f"slides per iteration (default {BATCH_SLIDES})")
+    a("--lr", type=float, default=LEARNING_RATE, help=f"of Adam (default {LEARNING_RATE:g}); lower if the loss jumps")
+    a("--hidden", type=numbers, default=HIDDEN, help="neurons of the hidden layers (default 1024,1024)")
+    a("--dropout", type=float, default=DROPOUT, help=f"between layers (default {DROPOUT})")
+    a("--ks", type=numbers, default=KS_SUPERTILES, help="tiles kept, one drawn per iteration, all averaged at test time "
+      f"(default {','.join(map(str, KS_SUPERTILES))})")
+    tiling.add_options(p)
+    o = parser.parse_args(argv)
+    o.seed = o.seed or 0
+    return dict(train=train)[o.verb](o)
+
+
+if __name__ == "__main__":
+    tiling.run(main)
