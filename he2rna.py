@@ -47,7 +47,8 @@ PATIENCE = 50                # epochs without a better validation R     [HE2RNA 
 FOLDS = 5                    #                                          [HE2RNA Methods, Training and evaluation]
 VALID_SHARE = 0.1            # of the training patients, for stopping   [HE2RNA code]
 ALPHA = 0.05                 # after correction over genes              [HE2RNA Methods, Statistics]
-DEMO_EPOCHS = 40             # on the simulated cohort: a lesson's time [ours]
+DEMO_EPOCHS = 60             # on the simulated cohort: a lesson's time [ours]
+DEMO_VALID = 0.3             # there: R over the 7 slides of a tenth is chance, and stops at the wrong epoch [ours]
 PRIMARY = ("primary tumor", "primary tumour", "tumor", "tumour", "01")  # "samples from primary tumors only" [HE2RNA Methods]
 MERGED = {"LUNG": ("LUAD", "LUSC"), "KIDN": ("KICH", "KIRC", "KIRP"), "UTER": ("UCS", "UCEC")}  # [HE2RNA Table 1]
 MIN_SLIDES_R = 3             # slides of a project in a fold for an R   [ours]
@@ -189,7 +190,7 @@ def short(project):
 
 
 def load_bags(cohort, source, slides):
-    """Super-tiles of all slides, read once: x (S, T, D) float16 tensor, mask (S, T) bool. T, D as in the files."""
+    """Super-tiles of all slides, read once: x (S, T, D) float16 tensor, mask (S, T) bool; T of the longest slide."""
     first = tiling.load_arrays(Path(cohort) / "supertiles" / source / f"{slides[0]}.npz")["means"].shape
     x, mask = torch.zeros((len(slides), *first), dtype=torch.float16), torch.zeros((len(slides), first[0]), dtype=torch.bool)
     for i, slide in enumerate(slides):
@@ -198,7 +199,8 @@ def load_bags(cohort, source, slides):
             raise InputError(f"slide {slide} has super-tiles {z['means'].shape}, slide {slides[0]} {first}: all slides need "
                              "features of the same encoder")
         x[i], mask[i] = torch.from_numpy(z["means"]), torch.from_numpy(z["mask"])
-    return x, mask
+    longest = int(mask.sum(1).max())                                           # small slides have fewer than 100
+    return x[:, :longest].contiguous(), mask[:, :longest].contiguous()
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -533,8 +535,8 @@ def check_options(o):
                              ("--folds", o.folds, 2), ("--workers", o.workers, 1), ("--seed", o.seed, 0)):
         if value < low:
             raise InputError(f"{name} {value}: must be at least {low}")
-    if not (0 <= o.dropout < 1 and o.lr > 0):
-        raise InputError(f"--dropout {o.dropout:g} must lie in [0, 1), --lr {o.lr:g} above 0")
+    if not (0 <= o.dropout < 1 and o.lr > 0 and 0 < o.valid < 1):
+        raise InputError(f"--dropout {o.dropout:g} must lie in [0, 1), --lr {o.lr:g} above 0, --valid {o.valid:g} in (0, 1)")
     if Path(o.name).name != o.name or o.name in ("", ".", ".."):
         raise InputError(f"--name {o.name}: the name of a folder in runs/, not a path")
 
@@ -597,7 +599,7 @@ def train(o):
     """Cross-validate, test significance, write the report."""
     start, demo = time.time(), o.cohort is None
     o.cohort, o.weights = (o.cohort, o.weights) if not demo else ("demo", o.weights or "random")
-    o.epochs = o.epochs or (DEMO_EPOCHS if demo else EPOCHS)
+    o.epochs, o.valid = o.epochs or (DEMO_EPOCHS if demo else EPOCHS), o.valid or (DEMO_VALID if demo else VALID_SHARE)
     check_options(o)
     need_matplotlib()                                                          # better now than after a day
     device = tiling.pick_device(o.device)
@@ -614,7 +616,7 @@ def train(o):
     features = tiling.made_by(cohort, o, data["slides"])
     config = dict(command="train", cohort=cohort.resolve().name, project=o.project or "all", slides=S, genes=G,
                   genes_in_table=data["genes_in_table"], features=features, tiles_per_slide=T, n_features=D, hidden=o.hidden, ks=o.ks,
-                  dropout=o.dropout, lr=o.lr, batch=o.batch, epochs=o.epochs, patience=o.patience, folds=o.folds, seed=o.seed,
+                  dropout=o.dropout, lr=o.lr, batch=o.batch, epochs=o.epochs, patience=o.patience, valid=o.valid, folds=o.folds, seed=o.seed,
                   data=digest(x.numpy(), mask.numpy(), y, fold))
     folder = cohort / "runs" / o.name
     before = tiling.load_json(folder / "config.json")
@@ -630,7 +632,7 @@ def train(o):
     splits, valid_of = [], np.full(S, "", dtype=object)
     for f in range(o.folds):
         train_rows = np.flatnonzero(fold != f)
-        inner = stats.inner_split(patients[train_rows], projects[train_rows], VALID_SHARE, [o.seed, f])
+        inner = stats.inner_split(patients[train_rows], projects[train_rows], o.valid, [o.seed, f])
         splits.append((train_rows[~inner], train_rows[inner], np.flatnonzero(fold == f)))
         valid_of[train_rows[inner]] = [f"{v} {f}".strip() for v in valid_of[train_rows[inner]]]
     save_csv(folder / "folds.csv", ("slide", "patient", "project", "test_fold", "validates_folds"),
@@ -681,6 +683,8 @@ def main(argv=None):
     a("--epochs", type=int, help=f"at most (default {EPOCHS}, the paper's; {DEMO_EPOCHS} without a cohort)")
     a("--patience", type=int, default=PATIENCE, help=f"stop after so many epochs without a better R on validation patients "
       f"(default {PATIENCE})")
+    a("--valid", type=float, help=f"share of the training patients that choose the epoch (default {VALID_SHARE}, {DEMO_VALID} without "
+      "a cohort); raise it for small cohorts, where R over a few slides is chance")
     a("--batch", type=int, default=BATCH_SLIDES, help=f"slides per iteration (default {BATCH_SLIDES})")
     a("--lr", type=float, default=LEARNING_RATE, help=f"of Adam (default {LEARNING_RATE:g}); lower if the loss jumps")
     a("--hidden", type=numbers, default=HIDDEN, help="neurons of the hidden layers (default 1024,1024)")
