@@ -599,7 +599,8 @@ def train(o):
     """Cross-validate, test significance, write the report."""
     start, demo = time.time(), o.cohort is None
     o.cohort, o.weights = (o.cohort, o.weights) if not demo else ("demo", o.weights or "random")
-    o.epochs, o.valid = o.epochs or (DEMO_EPOCHS if demo else EPOCHS), o.valid or (DEMO_VALID if demo else VALID_SHARE)
+    o.epochs = (DEMO_EPOCHS if demo else EPOCHS) if o.epochs is None else o.epochs
+    o.valid = (DEMO_VALID if demo else VALID_SHARE) if o.valid is None else o.valid
     check_options(o)
     need_matplotlib()                                                          # better now than after a day
     device = tiling.pick_device(o.device)

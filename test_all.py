@@ -1,0 +1,1465 @@
+"""Tests of every piece, in the order of the files, each against an authority that is named; and the benchmarks.
+
+    python -m pytest test_all.py              all tests (REAL_DATA=folder adds those on real slides and tables)
+    python test_all.py bench [NAME ...]       this implementation and the direct way side by side, in one run
+"""
+
+import argparse
+import copy
+import csv
+import filecmp
+import gzip
+import io
+import itertools
+import json
+import math
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+import warnings
+from pathlib import Path
+
+import h5py
+import numpy as np
+import openslide
+import pytest
+import scipy.cluster
+import scipy.stats
+import tifffile
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from scipy import ndimage
+
+import he2rna
+import stats
+import tiling
+
+REAL_DATA = os.environ.get("REAL_DATA", "")
+
+
+# =====================================================================================================================
+# tiling.py
+# Authorities: brute force, Pillow, SciPy, torch.nn.functional; scikit-learn and scikit-image where installed; real slides.
+# =====================================================================================================================
+H_E = {"eosin": (225, 150, 185), "pale eosin": (238, 205, 220), "nuclei": (110, 75, 150), "red cells": (190, 85, 95)}
+INK = {"blue": (30, 60, 170), "green": (20, 120, 60), "red": (205, 20, 30), "black": (15, 15, 18), "cyan": (20, 150, 180)}
+
+
+def options(*argv):
+    """Parsed options of a tiling command, as main() leaves them."""
+    parser = argparse.ArgumentParser()
+    tiling.add_options(parser)
+    o = parser.parse_args(["--device", "cpu", "--weights", "random", *argv])
+    o.tile_seed, o.seed = o.seed, o.seed or 0
+    return o
+
+
+def painted(background=(243, 243, 243), light=None, noise=2.0, h=160, w=200):
+    """A thumbnail with two pieces of tissue (pale and dark areas, JPEG-like noise); returns rgb, truth (h, w)."""
+    rng = np.random.default_rng(0)
+    y, x = np.mgrid[:h, :w]
+    truth = ((y - 70) ** 2 / 45 ** 2 + (x - 60) ** 2 / 40 ** 2 < 1) | ((abs(y - 110) < 30) & (abs(x - 150) < 30))
+    dye = np.where((x // 7 + y // 5) % 3 == 0, 1, 0)[..., None] * np.subtract(H_E["nuclei"], H_E["eosin"]) + H_E["eosin"]
+    dye = np.where(y[..., None] > 120, H_E["pale eosin"], dye) / 243.0
+    rgb = np.where(truth[..., None], dye, 1) * np.array(background, float)
+    rgb = rgb * (1 if light is None else light(x / w, y / h)[..., None]) + rng.normal(0, noise, (h, w, 3))
+    return rgb.clip(0, 255).astype(np.uint8), truth
+
+
+def overlap(a, b):
+    return (a & b).sum() / (a | b).sum()
+
+
+def write_pyramid(path, rgb, mpp=0.5, levels=3):
+    """A tiled pyramidal TIFF as scanners write them, by tifffile."""
+    with tifffile.TiffWriter(path) as t:
+        for i in range(levels):
+            small = np.asarray(Image.fromarray(rgb).reduce(2 ** i)) if i else rgb
+            t.write(small, tile=(256, 256), photometric="rgb", compression="zlib", subfiletype=1 if i else 0,
+                    resolution=(1e4 / mpp / 2 ** i,) * 2 if mpp else (1, 1), resolutionunit="CENTIMETER" if mpp else "NONE", metadata=None)
+
+
+def test_otsu_maximises_the_variance_between_classes():
+    rng = np.random.default_rng(0)
+    for values in (rng.normal(0, 1, 500), np.r_[rng.normal(0, 1, 900), rng.normal(6, 2, 100)],
+                   rng.integers(0, 256, 999).astype(np.uint8), np.r_[rng.integers(3, 9, 50), rng.integers(200, 250, 9)].astype(np.uint8)):
+        t = tiling.otsu_threshold(values)
+
+        def between(cut):
+            low, high = values[values <= cut].astype(float), values[values > cut].astype(float)
+            return len(low) * len(high) * (low.mean() - high.mean()) ** 2 if len(low) and len(high) else 0
+        best = max(between(c) for c in np.linspace(values.min(), values.max(), 256))
+        assert between(t) >= .99 * best
+
+
+def test_otsu_equals_scikit_image():
+    filters = pytest.importorskip("skimage.filters")
+    rng = np.random.default_rng(1)
+    for values in (rng.gamma(2, 3, 5000), rng.normal(0, 1, 300).astype(np.float32), rng.poisson(9, (40, 50)).astype(np.uint8)):
+        assert tiling.otsu_threshold(values) == pytest.approx(filters.threshold_otsu(values), rel=1e-6, abs=1e-5)
+
+
+def test_otsu_of_one_value():
+    assert tiling.otsu_threshold(np.full(7, 3.5)) == 3.5 and tiling.otsu_threshold(np.full(7, 200, np.uint8)) == 200
+
+
+@pytest.mark.parametrize("background", [(243, 243, 243), (255, 255, 255), (190, 190, 190), (240, 200, 222), (235, 232, 215)])
+@pytest.mark.parametrize("light", [None, lambda x, y: 1 - .3 * x, lambda x, y: 1 - .35 * ((x - .5) ** 2 + (y - .5) ** 2)])
+def test_tissue_is_found_on_any_background(background, light):
+    rgb, truth = painted(background, light)
+    assert overlap(tiling.tissue_mask(rgb), truth) > .9
+
+
+@pytest.mark.parametrize("noise", [0, 1, 4])
+@pytest.mark.parametrize("color", [(255, 255, 255), (243, 243, 243), (128, 128, 128), (240, 200, 222), (2, 2, 2)])
+def test_an_empty_slide_has_no_tissue(color, noise):
+    rng = np.random.default_rng(0)
+    light = 1 - .2 * np.linspace(0, 1, 120)[None, :, None]
+    rgb = (np.array(color) * light + rng.normal(0, noise, (90, 120, 3))).clip(0, 255).astype(np.uint8)
+    assert tiling.tissue_mask(rgb).sum() == 0
+
+
+@pytest.mark.parametrize("ink", INK)
+def test_pen_is_not_tissue(ink):
+    rgb, truth = painted()
+    rgb[10:18, 20:190] = rgb[5:150, 185:192] = INK[ink]                        # strokes beside the tissue
+    mask = tiling.tissue_mask(rgb)
+    assert overlap(mask, truth) > .88 and not mask[11:17, 120:190].any() and not mask[20:150, 186:191].any()
+
+
+@pytest.mark.parametrize("dye", H_E)
+def test_every_stain_is_tissue(dye):
+    rgb = np.full((60, 80, 3), 243, np.uint8)
+    rgb[20:50, 20:60] = H_E[dye]
+    assert tiling.tissue_mask(rgb)[24:46, 24:56].all()
+
+
+def test_black_border_and_what_was_not_scanned_are_not_tissue():
+    rgb, truth = painted()
+    rgb[:12], rgb[:, :9] = 3, 0
+    valid = np.ones(truth.shape, bool)
+    valid[:, 130:] = False                                                     # as MIRAX slides: half of them never scanned
+    mask = tiling.tissue_mask(rgb, valid)
+    assert not mask[:12].any() and not mask[:, :9].any() and not mask[:, 130:].any()
+    assert overlap(mask[14:, 12:128], truth[14:, 12:128]) > .88
+
+
+def test_grid_equals_counting_pixels():
+    rng = np.random.default_rng(0)
+    mask = ndimage.gaussian_filter(rng.random((50, 70)), 4) > .5
+    fine = np.kron(mask, np.ones((40, 40)))                                    # brute force on a 40-fold finer picture
+    for scale, tile in ((4, 4 * 7), (4, 29.3), (2.5, 20.0)):
+        size, step = (round(70 * scale), round(50 * scale)), 40 / scale
+        got = {tuple(c) for c in tiling.tile_grid(mask, size, tile, .5)}
+        full = {(int(ix * tile), int(iy * tile)): fine[round(iy * tile * step):round((iy + 1) * tile * step),
+                round(ix * tile * step):round((ix + 1) * tile * step)].mean()
+                for iy in range(int(size[1] / tile + 1e-6)) for ix in range(int(size[0] / tile + 1e-6))}
+        assert {c for c, s in full.items() if s > .51} <= got <= {c for c, s in full.items() if s > .49}
+        assert 10 < len(got) < len(full) - 10 and max(x + tile for x, _ in got) <= size[0] + 1e-6
+        assert tiling.tile_grid(mask, size, tile).dtype == np.int32
+
+
+def test_grid_samples_by_seed_and_keeps_the_order():
+    mask = np.ones((30, 30), bool)
+    every = tiling.tile_grid(mask, (300, 300), 10)
+    some = tiling.tile_grid(mask, (300, 300), 10, max_tiles=100, seed=1)
+    assert len(every) == 900 and len(some) == 100
+    place = {tuple(c): i for i, c in enumerate(every)}
+    order = [place[tuple(c)] for c in some]
+    assert order == sorted(set(order)) and np.ptp(order) > 700                 # a sample of all, not the first rows
+    assert (tiling.tile_grid(mask, (300, 300), 10, max_tiles=100, seed=1) == some).all()
+    assert (tiling.tile_grid(mask, (300, 300), 10, max_tiles=100, seed=2) != some).any()
+    assert len(tiling.tile_grid(mask, (5, 300), 10)) == len(tiling.tile_grid(~mask, (300, 300), 10)) == 0
+
+
+@pytest.fixture(scope="module")
+def smooth_slide(tmp_path_factory):
+    """A pyramid of a smooth picture, so that a right resample can be told from a shifted one."""
+    y, x = np.mgrid[:1500, :1800]
+    rgb = np.stack([x / 8, y / 7, 128 + 100 * np.sin(x / 60) * np.cos(y / 45)], 2).astype(np.uint8)
+    path = tmp_path_factory.mktemp("slide") / "a.tif"
+    write_pyramid(path, rgb, .25)
+    return path, rgb
+
+
+@pytest.mark.parametrize("mpp, level", [(.5, 0), (.25, 1), (.2495, 1), (.12, 2), (.6, 0)])
+def test_tiles_equal_a_direct_resample_of_the_full_picture(smooth_slide, mpp, level):
+    path, rgb = smooth_slide
+    slide, tile = tiling.open_slide(path), 112 / mpp
+    assert tiling.best_level(slide, tile / 224)[0] == level
+    nx = int(1800 / tile)
+    coords = np.array([[int(i * tile), int(tile * .3)] for i in range(nx)])
+    got = tiling.read_tiles(slide, coords, tile)
+    for (x, y), g in zip(coords, got):
+        want = np.asarray(Image.fromarray(rgb).resize((224, 224), Image.Resampling.LANCZOS, (x, y, x + tile, y + tile)))
+        assert np.abs(g.astype(int) - want)[4:-4, 4:-4].mean() < 1.0           # the rim may not look beyond the tile
+        assert (g == tiling.read_tiles(slide, [(x, y)], tile)[0]).mean() > .999     # alone or in a run
+
+
+def test_runs_hold_neighbours_only():
+    coords = np.array([(0, 0), (10, 0), (20, 0), (40, 0), (50, 0), (0, 10), (10, 10)])
+    assert tiling.tile_runs(coords, 10.3) == [(0, 3), (3, 5), (5, 7)] and tiling.tile_runs(coords[:0], 10) == []
+    assert max(b - a for a, b in tiling.tile_runs(np.array([(i * 10, 0) for i in range(99)]), 10)) == tiling.RUN_TILES
+
+
+def test_thumbnail_in_strips_equals_at_once(smooth_slide, monkeypatch):
+    slide = tiling.open_slide(smooth_slide[0])
+    at_once, opaque = tiling.thumbnail(slide, .25)
+    monkeypatch.setattr(tiling, "STRIP_PIXELS", 3000)
+    strips, _ = tiling.thumbnail(slide, .25)
+    assert at_once.shape == (47, 56, 3) and opaque.all() and np.abs(at_once.astype(int) - strips).max() <= 1
+    want = np.asarray(Image.fromarray(smooth_slide[1]).resize((56, 47), Image.Resampling.BOX))
+    assert np.abs(at_once.astype(int) - want).mean() < 1.5
+
+
+class FakeSlide:
+    def __init__(self, **properties):
+        self.properties = {"openslide." + k.replace("_", "-"): v for k, v in properties.items()}
+
+
+def test_mpp_comes_from_the_slide_then_the_table_then_the_option():
+    assert tiling.slide_mpp(FakeSlide(mpp_x="0.25", mpp_y="0.252"), .5, "a") == (pytest.approx(.251), "slide")
+    assert tiling.slide_mpp(FakeSlide(), .5, "a") == (.5, "given")
+    assert tiling.slide_mpp(FakeSlide(mpp_x="1000", mpp_y="1000"), .5, "a") == (.5, "given")       # the mend works
+    for slide, given in ((FakeSlide(), None), (FakeSlide(mpp_x="0", mpp_y="0"), None), (FakeSlide(mpp_x="nan", mpp_y="nan"), None),
+                         (FakeSlide(mpp_x="0.25", mpp_y="0.5"), None), (FakeSlide(), 50.0), (FakeSlide(), float("nan")),
+                         (FakeSlide(mpp_x="0.25"), None), (FakeSlide(mpp_x="1e9", mpp_y="1e9"), None)):
+        with pytest.raises(tiling.InputError, match=r"slide a: .*samples.csv, --mpp .*file itself"):
+            tiling.slide_mpp(slide, given, "a")
+
+
+def test_resnet50_is_torchvisions():
+    net = tiling.ResNet50()
+    names = net.state_dict()
+    assert len(names) == 320 and sum(p.numel() for p in net.parameters()) == 25_557_032
+    assert sum(p.numel() for n, p in net.named_parameters() if not n.startswith("fc.")) == 23_508_032
+    for name, shape in (("conv1.weight", (64, 3, 7, 7)), ("layer1.0.downsample.0.weight", (256, 64, 1, 1)), ("bn1.num_batches_tracked", ()),
+                        ("layer2.0.downsample.1.running_var", (512,)), ("layer3.5.conv2.weight", (256, 256, 3, 3)),
+                        ("layer4.2.bn3.bias", (2048,)), ("fc.weight", (1000, 2048))):
+        assert tuple(names[name].shape) == shape
+    assert tiling.ResNet50(3)(torch.zeros(1, 3, 64, 64)).shape == (1, 1024)
+
+
+def random_resnet(stages=4):
+    """With BatchNorm statistics as training leaves them, so that folding is put to the test."""
+    torch.manual_seed(0)
+    net = tiling.ResNet50(stages).eval()
+    for m in net.modules():
+        if isinstance(m, torch.nn.BatchNorm2d):
+            m.running_mean.normal_(0, .1), m.running_var.uniform_(.5, 2)
+            torch.nn.init.uniform_(m.weight, .3, .9), torch.nn.init.normal_(m.bias, 0, .1)
+    return net
+
+
+def functional_resnet(s, x):
+    """ResNet50 v1.5 straight from a state_dict with torch.nn.functional: the authority for the module's wiring."""
+    def bn(x, n):
+        return F.batch_norm(x, s[n + ".running_mean"], s[n + ".running_var"], s[n + ".weight"], s[n + ".bias"], False, 0, 1e-5)
+    x = F.max_pool2d(F.relu(bn(F.conv2d(x, s["conv1.weight"], None, 2, 3), "bn1")), 3, 2, 1)
+    for layer, blocks in ((1, 3), (2, 4), (3, 6), (4, 3)):
+        for b in range(blocks):
+            n, stride = f"layer{layer}.{b}.", 2 if b == 0 and layer > 1 else 1
+            y = F.relu(bn(F.conv2d(x, s[n + "conv1.weight"]), n + "bn1"))
+            y = F.relu(bn(F.conv2d(y, s[n + "conv2.weight"], None, stride, 1), n + "bn2"))
+            y = bn(F.conv2d(y, s[n + "conv3.weight"]), n + "bn3")
+            if b == 0:
+                x = bn(F.conv2d(x, s[n + "downsample.0.weight"], None, stride), n + "downsample.1")
+            x = F.relu(x + y)
+    return F.adaptive_avg_pool2d(x, 1).flatten(1)
+
+
+def relative(a, b):
+    return float(np.linalg.norm(np.asarray(a, float) - np.asarray(b, float)) / np.linalg.norm(np.asarray(b, float)))
+
+
+def test_resnet50_forward_folded_and_bfloat16():
+    net, rng = random_resnet(), np.random.default_rng(0)
+    tiles = ndimage.gaussian_filter(rng.integers(0, 256, (5, 224, 224, 3)).astype(float), (0, 3, 3, 0))
+    tiles = ((tiles - tiles.min()) / np.ptp(tiles) * 255).astype(np.uint8)
+    x = (torch.from_numpy(tiles).permute(0, 3, 1, 2).float() / 255 - torch.tensor([.485, .456, .406]).view(3, 1, 1)) / torch.tensor(
+        [.229, .224, .225]).view(3, 1, 1)
+    with torch.no_grad():
+        plain = net(x).numpy()
+        assert relative(plain, functional_resnet(net.state_dict(), x)) < 1e-5
+        folded = tiling.fold_batchnorm(copy.deepcopy(net))
+        assert relative(folded(x), plain) < 1e-4 and not any(isinstance(m, torch.nn.BatchNorm2d) for m in folded.modules())
+    exact = tiling.encode(tiling.prepare_encoder(copy.deepcopy(net), torch.device("cpu"), "float32"), [tiles])
+    fast = tiling.prepare_encoder(copy.deepcopy(net), torch.device("cpu"), "bfloat16")
+    short = tiling.encode(fast, [tiles])
+    assert exact.dtype == np.float16 and exact.shape == (5, 2048)
+    assert relative(exact, plain) < 1e-3 and relative(short, plain) < .01      # float16 of storage; bfloat16
+    assert (tiling.encode(fast, [tiles[:1], tiles[1:4], tiles[4:]]) == short).all()      # however it is cut
+    assert tiling.encode(fast, []).shape == (0, 2048)
+
+
+def test_rebatch():
+    rows = np.arange(23)
+    for cut in ([23], [1] * 23, [9, 0, 9, 5], [8, 8, 7], []):
+        pieces = list(tiling.rebatch(np.split(rows[:sum(cut)], np.cumsum(cut)[:-1]) if cut else [], 8))
+        assert [len(p) for p in pieces] == ([8, 8, 7] if cut else []) and (not cut or (np.concatenate(pieces) == rows).all())
+
+
+def test_weights_file_loads_and_wrong_ones_are_refused(tmp_path):
+    net = random_resnet()
+    torch.save(net.state_dict(), tmp_path / "w.pth")
+    for stages in (3, 4):
+        loaded = tiling.load_weights(stages, str(tmp_path / "w.pth"), 0)
+        assert torch.equal(loaded.layer3[5].bn3.running_var, net.layer3[5].bn3.running_var)
+    (tmp_path / "text.pth").write_text("no weights")
+    torch.save({"conv1.weight": torch.zeros(3)}, tmp_path / "other.pth")
+    torch.save(net, tmp_path / "pickle.pth")                                   # a whole object: code would run on loading
+    for bad in ("text.pth", "other.pth", "pickle.pth", "absent.pth"):
+        with pytest.raises(tiling.InputError, match="--weights .*" + bad):
+            tiling.weights_identity(str(tmp_path / bad), 0), tiling.load_weights(4, str(tmp_path / bad), 0)
+
+
+def test_imagenet_weights_without_network(monkeypatch, tmp_path):
+    monkeypatch.setattr(tiling, "IMAGENET_URL", "http://127.0.0.1:9/resnet50-0676ba61.pth")
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    with pytest.raises(tiling.InputError, match="127.0.0.1:9.*put it at .*resnet50-0676ba61.pth.*--weights FILE"):
+        tiling.load_weights(4, "imagenet", 0)
+
+
+def inertia(points, centers):
+    return (((points[:, None] - centers[None]) ** 2).sum(2).min(1)).sum()
+
+
+def tile_cloud(n, seed=0):
+    """n tile positions of an irregular piece of tissue."""
+    rng = np.random.default_rng(seed)
+    side = int((n * 3) ** .5) + 4
+    y, x = np.nonzero(ndimage.gaussian_filter(rng.random((side, side)), side / 12) > .5)
+    keep = np.sort(rng.permutation(len(x))[:n])
+    return np.stack([x[keep], y[keep]], 1) * 448
+
+
+def test_kmeans_is_as_good_as_the_references():
+    points = tile_cloud(3000).astype(float)
+    ours = [tiling.kmeans(points, 60, s) for s in range(5)]
+    theirs = [scipy.cluster.vq.kmeans2(points, 60, minit="++", seed=s, iter=100)[0] for s in range(5)]
+    assert np.mean([inertia(points, c) for c, _ in ours]) < 1.01 * np.mean([inertia(points, c) for c in theirs])
+    for centers, labels in ours:
+        assert np.bincount(labels, minlength=60).min() > 0 and centers.shape == (60, 2)
+        for j in range(60):
+            assert np.allclose(centers[j], points[labels == j].mean(0))        # each centre is its points' mean
+    cluster = pytest.importorskip("sklearn.cluster")
+    sk = [cluster.KMeans(60, n_init=1, random_state=s).fit(points).inertia_ for s in range(5)]
+    assert np.mean([inertia(points, c) for c, _ in ours]) < 1.01 * np.mean(sk)
+
+
+def test_kmeans_edges():
+    a, b = tiling.kmeans(tile_cloud(500), 20, 3), tiling.kmeans(tile_cloud(500), 20, 3)
+    assert (a[0] == b[0]).all() and (a[1] == b[1]).all() and (tiling.kmeans(tile_cloud(500), 20, 4)[0] != a[0]).any()
+    for points, k, want in (([[1, 2]], 5, 1), ([[0, 0], [0, 0], [1, 1]], 5, 2), ([[0, 0]] * 9 + [[5, 5]] * 9 + [[9, 0]], 2, 2)):
+        centers, labels = tiling.kmeans(np.array(points), k, 0)
+        assert len(centers) == want and set(labels) == set(range(want))
+
+
+def test_supertiles_are_means_of_their_tiles():
+    rng = np.random.default_rng(0)
+    features, coords = rng.normal(size=(300, 7)).astype(np.float16), tile_cloud(300)
+    means, mask, cluster = tiling.supertiles(features, coords, 20, 0)
+    assert means.shape == (20, 7) and mask.all()
+    for j in range(20):
+        assert np.allclose(means[j], features[cluster == j].astype(float).mean(0), atol=1e-5)
+    means, mask, cluster = tiling.supertiles(features[:3], coords[:3], 20, 0)
+    assert mask.sum() == 3 and (means[~mask] == 0).all() and np.allclose(means[cluster], features[:3])
+    assert not tiling.supertiles(features[:0], coords[:0], 20, 0)[1].any()
+
+
+def test_ordered_map_keeps_order_and_errors():
+    def work(i):
+        time.sleep(.002 * (i % 3))
+        return 10 // (i - 5)
+    for workers in (1, 4):
+        got = list(tiling.ordered_map(work, range(12), workers))
+        assert [j for j, _ in got] == list(range(12)) and isinstance(got[5][1], ZeroDivisionError)
+        assert [r for j, r in got if j != 5] == [10 // (i - 5) for i in range(12) if i != 5]
+
+
+def folder_bytes(folder, ending):
+    return {p.name: p.read_bytes() for p in sorted(Path(folder).rglob("*" + ending))}
+
+
+@pytest.fixture()
+def two_slides(tmp_path):
+    (tmp_path / "slides").mkdir()
+    for i, name in enumerate("ab"):
+        rgb = np.array(Image.fromarray(painted((243 - 5 * i,) * 3)[0]).resize((1600, 1280), Image.Resampling.NEAREST))
+        write_pyramid(tmp_path / "slides" / f"{name}.tif", rgb)
+    return tmp_path
+
+
+def test_steps_make_what_is_missing_and_never_mix_settings(two_slides, capsys):
+    run = lambda *a: tiling.main(["supertiles", str(two_slides), "--device", "cpu", "--encoder", "resnet50-stage3", *a])
+    assert run("--weights", "random", "--workers", "1") == 0
+    first = {e: folder_bytes(two_slides, e) for e in (".npz", ".npy")}
+    tiles = np.load(two_slides / "tiles" / "a.npz")
+    features = np.load(two_slides / "features" / "resnet50-stage3" / "a.npy")
+    assert features.dtype == np.float16 and features.shape == (len(tiles["coords"]), 1024) and tiles["coords"].dtype == np.int32
+    assert Image.open(two_slides / "tiles" / "a.png").size[0] >= 100
+    made = {p: p.stat().st_mtime_ns for p in two_slides.rglob("*.np[yz]")}
+    assert run() == 0                                                          # no options: as it was made, nothing to do
+    assert {p: p.stat().st_mtime_ns for p in made} == made
+    (two_slides / "features" / "resnet50-stage3" / "b.npy").unlink()
+    assert run("--workers", "4") == 0                                          # what is missing; workers change nothing
+    assert {e: folder_bytes(two_slides, e) for e in (".npz", ".npy")} == first
+    assert run("--tile-um", "150") == 0
+    assert "tile_um 112.0 -> 150.0" in capsys.readouterr().out
+    changed = np.load(two_slides / "features" / "resnet50-stage3" / "a.npy")
+    assert len(changed) == len(np.load(two_slides / "tiles" / "a.npz")["coords"]) != len(features)
+    assert len(np.load(two_slides / "supertiles" / "resnet50-stage3" / "a.npz")["cluster"]) == len(changed)
+    assert run("--tile-um", "112", "--seed", "0") == 0 and {e: folder_bytes(two_slides, e) for e in (".npz", ".npy")} == first
+    assert not list(two_slides.rglob("*.tmp"))
+
+
+def test_a_slide_that_fails_does_not_stop_the_others(two_slides, capsys):
+    (two_slides / "slides" / "text.svs").write_text("not a slide")
+    whole = (two_slides / "slides" / "a.tif").read_bytes()
+    (two_slides / "slides" / "cut.tif").write_bytes(whole[:len(whole) // 2])
+    (two_slides / "slides" / "nothing.tif").write_bytes(b"")
+    write_pyramid(two_slides / "slides" / "white.tif", np.full((900, 900, 3), 244, np.uint8))
+    write_pyramid(two_slides / "slides" / "nompp.tif", np.full((900, 900, 3), 244, np.uint8), None)
+    Image.fromarray(np.full((1, 1, 3), 200, np.uint8)).save(two_slides / "slides" / "pixel.png")
+    status = tiling.main(["features", str(two_slides), "--weights", "random", "--device", "cpu", "--encoder", "resnet50-stage3"])
+    said = capsys.readouterr()
+    assert status == 1 and "2 of 8 slides ready" in said.out
+    for name, why in (("text", "not a readable slide"), ("cut", ""), ("nothing", "not a readable slide"), ("white", "tissue"),
+                      ("nompp", "no µm per pixel"), ("pixel", "no µm per pixel")):
+        assert re.search(f"failed: {name}: .*{why}", said.err)
+    assert sorted(p.stem for p in (two_slides / "features").rglob("*.npy")) == ["a", "b"]
+
+
+def test_mpp_column_and_png(two_slides):
+    rgb = np.array(Image.fromarray(painted()[0]).resize((1600, 1280), Image.Resampling.NEAREST))
+    Image.fromarray(rgb).save(two_slides / "slides" / "c.png")
+    (two_slides / "samples.csv").write_text("slide,patient,project,mpp\na,p,X,0.1\nc,q,X,0.6878\n")
+    assert tiling.main(["tiles", str(two_slides)]) == 0
+    mpp = {n: float(np.load(two_slides / "tiles" / f"{n}.npz")["mpp"]) for n in "ac"}
+    assert mpp == {"a": pytest.approx(.5, rel=1e-3), "c": .6878} and not (two_slides / "tiles" / "b.npz").exists()
+
+
+@pytest.mark.parametrize("argv, words", [
+    (["tiles", "{}/nowhere"], "nowhere"), (["tiles", "{}", "--tile-um", "-3"], "--tile-um -3"), (["tiles", "{}", "--mpp", "90"], "--mpp 90"),
+    (["features", "{}", "--weights", "{}/absent.pth"], "absent.pth"), (["features", "{}", "--device", "cuda:77"], "cuda:77"),
+    (["supertiles", "{}", "--features", "{}/h5"], "no such folder")])
+def test_tiling_commands_say_one_line(two_slides, argv, words):
+    done = subprocess.run([sys.executable, tiling.__file__, *(a.format(two_slides) for a in argv)], capture_output=True, text=True)
+    assert done.returncode == 2 and words in done.stderr and done.stderr.count("\n") == 1 and "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("table, words", [
+    ("slide,patient\na,p\n", "no column project"), ("slide,patient,project\na,p,X\na,q,X\n", "line 3: slide a stands there twice"),
+    ("slide,patient,project\n../a,p,X\n", "is a path"), ("slide,patient,project\na,,X\n", "line 2: empty patient"),
+    ("slide,patient,project\n", "no rows"), ("slide,patient,project,mpp\na,p,X,half\n", "mpp 'half' of slide a")])
+def test_samples_csv_mistakes(two_slides, table, words):
+    (two_slides / "samples.csv").write_text(table)
+    with pytest.raises(tiling.InputError, match=re.escape(words)):
+        tiling.main(["tiles", str(two_slides)])
+
+
+def test_h5_features(tmp_path):
+    rng = np.random.default_rng(0)
+    features, coords = rng.normal(size=(9, 5)).astype(np.float32), tile_cloud(9)
+    for name, f, c in (("flat", features, coords), ("batch", features[None], coords[None]), ("nan", np.where(features > 1, np.nan, features), coords),
+                       ("short", features[:4], coords), ("empty", features[:0], coords[:0])):
+        with h5py.File(tmp_path / f"{name}.h5", "w") as h:
+            h["features"], h["coords"] = f, c
+    (tmp_path / "text.h5").write_text("no")
+    for name in ("flat", "batch"):
+        got = tiling.load_features(tmp_path, str(tmp_path), name)
+        assert (got[0] == features).all() and (got[1] == coords).all()
+    for name, words in (("nan", "NaN or infinite feature in tile"), ("short", "don't fit"), ("empty", "no tiles"), ("text", "not a CLAM"), ("gone", "no file")):
+        with pytest.raises(tiling.InputError, match=words):
+            tiling.load_features(tmp_path, str(tmp_path), name)
+
+
+def real(*parts):
+    path = Path(REAL_DATA, *parts)
+    return path if REAL_DATA and path.exists() else pytest.skip("REAL_DATA is not set")
+
+
+def test_real_slides(tmp_path, capsys):
+    shutil.copytree(real("slides"), tmp_path / "slides", copy_function=shutil.copyfile)
+    (tmp_path / "slides").chmod(0o755)
+    assert tiling.main(["doctor", str(tmp_path)]) == 1
+    said = capsys.readouterr()
+    assert "mpp 0.4990 µm from the slide" in said.out and "224.4 px" in said.out and "tcga-cr-7395-01a-01-ts1: no µm per pixel" in said.err
+    assert tiling.main(["tiles", str(tmp_path), "--mpp", "0.25"]) == 0
+    a = np.load(tmp_path / "tiles" / "CMU-1-Small-Region.npz")
+    b = np.load(tmp_path / "tiles" / "tcga-cr-7395-01a-01-ts1.npz")
+    assert .30 < a["tissue"] < .45 and .58 < b["tissue"] < .70                 # outlines looked at; see the pictures
+    assert 40 <= len(a["coords"]) <= 55 and 42 <= len(b["coords"]) <= 52 and float(b["tile"]) == 448
+    slide = tiling.open_slide(tmp_path / "slides" / "CMU-1-Small-Region.svs")
+    for x, y in a["coords"]:                                                   # most of each tile is stained, by plain brightness
+        assert (np.asarray(slide.read_region((int(x), int(y)), 0, (224, 224)).convert("L")) < 225).mean() > .33
+
+
+def test_real_regions_with_tinted_glass(capsys):
+    """her2st: pink glass, coarser than 0.5 µm/px; the share of tissue by eye on four regions."""
+    for name, low, high in (("B4_r43", .18, .40), ("C2_r20", .45, .70), ("B4_r23", .45, .70), ("C2_r32", .75, 1)):
+        slide = tiling.open_slide(real("her2st", "slides", f"{name}.tif"))
+        assert low < tiling.tissue_mask(*tiling.thumbnail(slide, tiling.slide_mpp(slide, None, name)[0])).mean() < high
+
+
+# =====================================================================================================================
+# The simulated cohort
+# Authorities: OpenSlide (what it opens, its mpp and colours), Pillow's JPEG, and the cohort's own truth.
+# =====================================================================================================================
+SMALL = dict(patients=6, edge_px=600)
+
+
+@pytest.fixture(scope="module")
+def drawn(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("simulated") / "demo"
+    tiling.simulate_cohort(folder, workers=2, **SMALL)
+    return folder
+
+
+def read_csv(path):
+    with open(path) as f:
+        return list(csv.DictReader(f))
+
+
+def test_layout(drawn):
+    rows = read_csv(drawn / "samples.csv")
+    assert list(rows[0]) == ["slide", "patient", "project", "sample", "sample_type", "tumor", "msi"]
+    assert len({r["slide"] for r in rows}) == len(rows) and {r["project"] for r in rows} == set(tiling.SIM_MPP)
+    assert {r["sample_type"] for r in rows} == {"Primary Tumor", "Solid Tissue Normal"}
+    for r in rows:
+        assert r["sample"].split("-")[1] == ("01A" if r["tumor"] == "1" else "11A")
+        assert (drawn / "slides" / f"{r['slide']}.tif").exists() and (drawn / "points" / f"{r['slide']}.csv").exists()
+    assert {r["sample"] for r in read_csv(drawn / "expression.csv")} == {r["sample"] for r in rows}
+    assert not list(drawn.rglob("*.tmp")) and "SIMULATED" in (drawn / "README.md").read_text()
+
+
+def test_full_cohort_plan():
+    slides = tiling.plan_cohort(48, 0)
+    patients = {s["patient"]: (s["project"], s["msi"]) for s in slides}
+    assert len(slides) == 68 and len(patients) == 48 and sum(not s["tumor"] for s in slides) == 12
+    for project in tiling.SIM_MPP:
+        msi = [m for p, m in patients.values() if p == project]
+        assert [msi.count(m) for m in ("MSI-H", "MSI-L", "MSS")] == [5, 2, 17]
+    genes = " ".join(tiling.PROGRAMMES.values()).replace("-", "").split()
+    assert len(genes) == len(set(genes)) and 290 <= len(genes) <= 320
+
+
+def test_openslide_reads_slides(drawn):
+    for r in read_csv(drawn / "samples.csv"):
+        with openslide.OpenSlide(drawn / "slides" / f"{r['slide']}.tif") as slide:
+            assert slide.properties["openslide.vendor"] == "generic-tiff"
+            assert slide.level_dimensions == ((600, 600), (300, 300), (150, 150))
+            for axis in "xy":
+                assert abs(float(slide.properties[f"openslide.mpp-{axis}"]) - tiling.SIM_MPP[r["project"]]) < 1e-3
+
+
+def test_colours_survive_the_file(tmp_path):
+    rgb, _, _, _ = tiling.draw_slide(0, 1, tiling.plan_cohort(6, 0)[0], 600)
+    tiling.write_slide(tmp_path / "a.tif", rgb, .5)
+    with openslide.OpenSlide(tmp_path / "a.tif") as slide:
+        for level, factor in enumerate((1, 2, 4)):
+            drawn, buffer = Image.fromarray(rgb).reduce(factor), io.BytesIO()
+            read = np.asarray(slide.read_region((0, 0), level, drawn.size).convert("RGB")).astype(float)
+            assert np.abs((read - drawn).mean((0, 1))).max() < .5        # no colour cast
+            drawn.crop((0, 0, 128, 128)).save(buffer, "JPEG", quality=85, subsampling="4:2:0")
+            alone = np.asarray(Image.open(buffer)).astype(float)         # JPEG's own loss, and no other
+            assert np.abs(read[:112, :112] - alone[:112, :112]).max() <= 1
+
+
+def test_points_lie_on_dark_pixels_of_tissue(drawn):
+    for r in read_csv(drawn / "samples.csv"):
+        points = read_csv(drawn / "points" / f"{r['slide']}.csv")
+        with openslide.OpenSlide(drawn / "slides" / f"{r['slide']}.tif") as slide:
+            rgb = np.asarray(slide.read_region((0, 0), 0, slide.dimensions).convert("RGB")).astype(int)
+        colour = rgb[[int(p["y"]) for p in points], [int(p["x"]) for p in points]]
+        assert (colour[:, 0] < 190).mean() > .99                        # red is what haematoxylin takes away
+        assert .5 < (rgb.min(2) < 225).mean() < .75 or r["tumor"] == "0"
+        assert {p["cell"] for p in points} <= set(tiling.NUCLEI)
+        assert (r["tumor"] == "1") == any(p["cell"] == "tumour" for p in points)
+
+
+def test_truth_counts_the_points(drawn):
+    for r in read_csv(drawn / "truth" / "slides.csv"):
+        cells = [p["cell"] for p in read_csv(drawn / "points" / f"{r['slide']}.csv")]
+        for cell in tiling.NUCLEI:
+            assert int(r[cell]) == cells.count(cell)
+            assert np.isclose(float(r[f"{cell}_per_mm2"]), cells.count(cell) / float(r["tissue_mm2"]), rtol=1e-4)
+
+
+def test_same_bytes_for_any_number_of_workers(drawn, tmp_path):
+    again = tmp_path / "again"
+    tiling.simulate_cohort(again, workers=1, **SMALL)
+    files = sorted(p.relative_to(drawn) for p in drawn.rglob("*") if p.is_file())
+    assert files == sorted(p.relative_to(again) for p in again.rglob("*") if p.is_file())
+    assert not filecmp.cmpfiles(drawn, again, files, shallow=False)[1]
+
+
+def test_genes_follow_the_truth():
+    rng = np.random.default_rng(1)      # densities as drawn slides have them, enough of them to see R
+    truth = [dict(sample=f"s{i}", tumor=1, msi="MSI-H" if i % 5 == 0 else "MSS",
+                  **{f"{c}_per_mm2": 10 ** rng.uniform(2, 3.3) for c in tiling.NUCLEI}) for i in range(1500)]
+    expression, genes = tiling.simulate_expression(truth, 0)
+    values = np.log10(1 + np.array([list(r.values())[1:] for r in expression], float))
+    for programme in tiling.PROGRAMMES:
+        content = np.array([float(r["msi"] == "MSI-H") if programme == "msi" else
+                            np.log10(r.get(f"{programme}_per_mm2", 1) + tiling.DENSITY_FLOOR) for r in truth])
+        content = content if content.std() else rng.standard_normal(len(truth))
+        for j, gene in enumerate(genes):
+            if gene["programme"] == programme:
+                assert abs(np.corrcoef(content, values[:, j])[0, 1] - gene["true_r"]) < .11, gene
+    assert all(np.median(values[:, j]) == 0 for j, g in enumerate(genes) if g["programme"] == "silent")
+
+
+def test_lymphocytes_predict_cd3(drawn):
+    truth = read_csv(drawn / "truth" / "slides.csv")
+    density, cd3 = [], []
+    for row in read_csv(drawn / "expression.csv"):
+        mine = [float(r["lymphocyte_per_mm2"]) for r in truth if r["sample"] == row["sample"]]
+        density.append(np.mean(np.log10(np.array(mine) + tiling.DENSITY_FLOOR)))
+        cd3.append(np.mean([np.log10(1 + float(row[g])) for g in ("CD3D", "CD3E", "CD3G")]))
+    assert np.corrcoef(density, cd3)[0, 1] > .85       # 8 samples; > .95 in the full cohort
+
+
+def test_refuses_a_foreign_folder_and_keeps_a_complete_one(drawn, tmp_path):
+    (tmp_path / "mine.txt").write_text("data of somebody")
+    with pytest.raises(ValueError, match="not a simulated cohort"):
+        tiling.simulate_cohort(tmp_path, **SMALL)
+    with pytest.raises(ValueError, match="other settings"):
+        tiling.simulate_cohort(drawn, **{**SMALL, "seed": 1})
+    with pytest.raises(ValueError, match="at least 4 patients"):
+        tiling.simulate_cohort(tmp_path / "new", patients=1)
+    before = (drawn / "samples.csv").stat().st_mtime_ns
+    tiling.simulate_cohort(drawn, **SMALL)
+    assert (drawn / "samples.csv").stat().st_mtime_ns == before
+
+
+# =====================================================================================================================
+# stats.py
+# Authorities: SciPy, scikit-learn where it is installed, plain enumeration, numbers printed in the papers.
+# =====================================================================================================================
+
+
+def same(ours, theirs, tolerance=1e-10):
+    np.testing.assert_allclose(ours, theirs, rtol=tolerance, atol=tolerance, equal_nan=True)
+
+
+def tcga_table():
+    if not REAL_DATA:
+        pytest.skip("REAL_DATA is not set")
+    with gzip.open(os.path.join(REAL_DATA, "tcga", "samples_description.tsv.gz"), "rt") as file:
+        rows = [line.rstrip("\n").split("\t") for line in file]
+    project, patient = rows[0].index("Project.ID"), rows[0].index("Case.ID")
+    return np.array([r[patient] for r in rows[1:]]), np.array([r[project] for r in rows[1:]])
+
+
+def cohort(rng, n_patients, n_projects):
+    """Patients with 1 to 4 samples, rows shuffled, projects of uneven size."""
+    organ = np.minimum(rng.geometric(0.3, n_patients) - 1, n_projects - 1)
+    who = rng.permutation(np.repeat(np.arange(n_patients), rng.integers(1, 5, n_patients)))
+    return np.array([f"TCGA-{w:04d}" for w in who]), np.array([f"P{organ[w]}" for w in who])
+
+
+def patients_per_fold(patients, fold, k):
+    return np.bincount([fold[patients == p][0] for p in np.unique(patients)], minlength=k)
+
+
+# ----- Correlation
+
+@pytest.mark.parametrize("dtype", [np.float64, np.float32, np.float16, np.int64])
+@pytest.mark.parametrize("n", [2, 3, 10, 301])
+def test_pearson_and_spearman_equal_scipy(dtype, n):
+    rng = np.random.default_rng(n)
+    a = rng.normal(size=(n, 600)) * 50                       # more genes than one block
+    b = a * rng.normal(size=600) + 80 * rng.normal(size=(n, 600))
+    a, b = a.astype(dtype), b.astype(dtype)
+    genes = [g for g in range(0, 600, 7) if np.ptp(a[:, g]) and np.ptp(b[:, g])]
+    x, y = a.astype(np.float64), b.astype(np.float64)
+    same(stats.pearson(a, b)[genes], [scipy.stats.pearsonr(x[:, g], y[:, g])[0] for g in genes])
+    same(stats.spearman(a, b)[genes], [scipy.stats.spearmanr(x[:, g], y[:, g])[0] for g in genes])
+    r = stats.pearson(a[:, genes[0]], b[:, genes[0]])
+    assert isinstance(r, float) and r == pytest.approx(stats.pearson(a, b)[genes[0]], abs=1e-14)
+
+
+def test_spearman_shares_ranks_on_ties():
+    rng = np.random.default_rng(1)
+    a, b = rng.integers(0, 4, (30, 50)), rng.integers(0, 3, (30, 50)).astype(np.float32)
+    same(stats.spearman(a, b), [scipy.stats.spearmanr(a[:, g], b[:, g])[0] for g in range(50)])
+
+
+def test_pearson_keeps_its_digits_under_large_offsets():
+    rng = np.random.default_rng(2)
+    a, b = rng.normal(size=(2, 500, 20))
+    truth = stats.pearson(a, b)
+    same(stats.pearson(a + 2.0**20, b - 2.0**20), truth, 1e-8)              # what is lost is lost in the input
+    exact, other = np.round(rng.normal(size=(2, 20000, 3)) * 64) / 64       # survives the offset without rounding
+    same(stats.pearson(exact + 2.0**46, other), stats.pearson(exact, other), 1e-14)
+    same(stats.pearson(a * 1e200, b * 1e-200), truth, 1e-12)                # squares of these leave float64
+    single = (a + 1e6).astype(np.float32)                                   # float32, summed in float64
+    same(stats.pearson(single, b), [scipy.stats.pearsonr(single[:, g].astype(float), b[:, g])[0] for g in range(20)])
+
+
+@pytest.mark.parametrize("correlation", [stats.pearson, stats.spearman])
+def test_a_gene_without_variation_has_no_correlation(correlation):
+    rng = np.random.default_rng(3)
+    n = 40
+    y = rng.normal(size=n)
+    wobble = 1 + rng.integers(-1, 2, n) * np.finfo(np.float64).eps
+    wobble32 = (1 + rng.integers(-1, 2, n) * np.finfo(np.float32).eps).astype(np.float32)
+    for column in [np.zeros(n), np.full(n, 0.1), 0.1 * wobble, 1e6 * wobble, -1e-9 * wobble, 5 + 1e-13 * rng.random(n), np.full(n, 7), np.ones(n, bool),
+                   np.full(n, 0.1, np.float32), np.float32(5) * wobble32, np.r_[np.nan, y[1:]], np.r_[y[1:], np.nan],
+                   np.r_[y[1:], np.inf], np.r_[np.inf, y[1:]], np.r_[-np.inf, y[1:]]]:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            assert math.isnan(correlation(column, y)) and math.isnan(correlation(y, column))
+            table = correlation(np.stack([y, y], 1), np.stack([column, np.arange(n).astype(column.dtype)], 1))
+        assert np.isnan(table[0]) and (column.dtype == bool or not np.isnan(table[1]))     # its neighbour keeps its value
+    assert abs(correlation(np.r_[1.0, np.zeros(n - 1)], y)) <= 1            # one sample that differs is variation
+    assert not math.isnan(correlation(1 + 1e-9 * y, y))
+    for few in (0, 1):
+        assert np.isnan(correlation(np.ones((few, 3)), np.ones((few, 3)))).all()
+
+
+def test_correlation_is_clipped_symmetric_and_blind_to_order_and_scale():
+    rng = np.random.default_rng(4)
+    a, b = rng.normal(size=(2, 100, 300))
+    order = rng.permutation(100)
+    for correlation in (stats.pearson, stats.spearman):
+        r = correlation(a, b)
+        same(correlation(a[order], b[order]), r, 1e-13)
+        same(correlation(b, a), r, 1e-13)
+        same(correlation(3 * a - 7, -2 * b), -r, 1e-12)
+        assert np.abs(correlation(a, 0.3 * a)).max() <= 1 and np.abs(correlation(a, -a)).max() <= 1
+
+
+def test_pearson_p_equals_scipy():
+    rng = np.random.default_rng(5)
+    for n in (3, 4, 10, 44, 1046):
+        a, b = rng.normal(size=(2, n, 20))
+        theirs = [scipy.stats.pearsonr(a[:, g], b[:, g], alternative="greater").pvalue for g in range(20)]
+        same(stats.pearson_p(stats.pearson(a, b), n), theirs)
+
+
+def test_pearson_p_is_the_t_far_into_both_tails():
+    for n in (5, 44, 1046, 10514):
+        r = np.array([-0.9999, -0.5, -1e-3, 0, 1e-3, 0.1, 0.3, 0.6, 0.9, 0.99])
+        t = r * np.sqrt((n - 2) / (1 - r * r))
+        np.testing.assert_allclose(stats.pearson_p(r, n), scipy.stats.t.sf(t, n - 2), rtol=1e-8, atol=1e-290)
+    assert 0 < stats.pearson_p(0.95, 400) < 1e-100
+    edges = stats.pearson_p(np.array([1, -1, 0, np.nan]), 44)
+    same(edges, [0, 1, 0.5, np.nan])
+    assert np.isnan(stats.pearson_p(0.5, 2)) and np.isnan(stats.r_threshold(0.05, 2))
+    same(stats.pearson_p(np.array([0.3, 0.3, 0.3]), np.array([2, 44, 1046])), [np.nan, *(stats.pearson_p(0.3, n) for n in (44, 1046))])
+
+
+def test_the_papers_smallest_significant_r():
+    """HE2RNA Results: R_sign = .64 for the 44 cases of DLBC, 30,839 genes; method.md H12."""
+    p = 1 - (1 - 0.05) ** (1 / 30839)
+    assert f"{p:.2e}" == "1.66e-06"
+    assert [round(float(r), 3) for r in stats.r_threshold(p, np.array([44, 1046]))] == [0.637, 0.143]
+    for n in (3, 10, 44, 1046):
+        r = np.array([-0.1, 0, 0.1, 0.5])
+        same(stats.r_threshold(stats.pearson_p(r, n), n), r, 1e-9)
+        t = scipy.stats.t.isf([0.9, 0.5, 0.05, 1e-6, 1e-12], n - 2)
+        same(stats.r_threshold(np.array([0.9, 0.5, 0.05, 1e-6, 1e-12]), n), t / np.sqrt(n - 2 + t * t), 1e-9)
+    best = np.r_[stats.r_threshold(1.6e-6, 44), np.zeros(30838)]            # the best of the 30,839 genes, on either side
+    assert stats.holm_sidak(stats.pearson_p(best, 44))[0] < 0.05
+    best[0] = stats.r_threshold(1.7e-6, 44)
+    assert stats.holm_sidak(stats.pearson_p(best, 44))[0] > 0.05
+
+
+# ----- Multiple testing
+
+def test_holm_sidak_equals_the_step_down_loop():
+    rng = np.random.default_rng(6)
+    for m in (1, 2, 5, 40):
+        p = np.round(rng.random(m) ** 3, 2)                                 # with ties, zeros
+        adjusted, highest = {}, 0
+        for i, j in enumerate(sorted(range(m), key=lambda j: p[j])):
+            highest = max(highest, 1 - (1 - p[j]) ** (m - i))
+            adjusted[j] = highest
+        same(stats.holm_sidak(p), [adjusted[j] for j in range(m)], 1e-12)
+
+
+def test_holm_sidak_worked_example():
+    """By hand, m = 3: 1-.99^3, 1-.96^2, and 1-.95^1 = .05 raised to the step before."""
+    same(stats.holm_sidak([0.05, 0.01, 0.04]), [0.0784, 0.029701, 0.0784], 1e-12)
+
+
+def test_adjusted_p_keeps_tiny_p_edges_and_nan():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        p = stats.holm_sidak(np.array([1e-30, np.nan, 1.0, 0.0, 1.0]))
+    assert np.isnan(p[1]) and p[2] == p[4] == 1 and p[3] == 0
+    assert p[0] == pytest.approx(3e-30, rel=1e-12, abs=0)                          # second of 4: exponent 3
+    for adjust in (stats.holm_sidak, stats.benjamini_hochberg):
+        rng = np.random.default_rng(7)
+        p = rng.random(50) ** 4
+        gaps = np.insert(p, [0, 10, 50], np.nan)
+        same(adjust(gaps)[~np.isnan(gaps)], adjust(p), 1e-15)
+        assert np.isnan(adjust(gaps)[np.isnan(gaps)]).all()
+        assert np.isnan(adjust([np.nan, np.nan])).all() and adjust([]).shape == (0,)
+        assert (adjust(p) >= p).all() and (adjust(p) <= 1).all()
+        order = rng.permutation(50)
+        assert (adjust(p[order]) == adjust(p)[order]).all()
+        with pytest.raises(AssertionError):
+            adjust([0.5, 1.5])
+
+
+def test_benjamini_hochberg_equals_scipy():
+    rng = np.random.default_rng(8)
+    for m in (1, 2, 17, 1000):
+        for p in (rng.random(m), np.round(rng.random(m) ** 4, 2), np.ones(m), np.zeros(m)):
+            same(stats.benjamini_hochberg(p), scipy.stats.false_discovery_control(p), 1e-12)
+
+
+# ----- Wilcoxon
+
+@pytest.mark.parametrize("n", [1, 2, 3, 5, 8, 13, 14, 30, 49, 50, 51, 60, 400])
+def test_signed_rank_equals_scipy(n):
+    rng = np.random.default_rng(n)
+    for shift in (0, 0.3, 3):
+        x, y = rng.normal(size=(2, n))
+        x += shift
+        method = "exact" if n <= 50 else "asymptotic"
+        theirs = scipy.stats.wilcoxon(x, y, method=method, correction=True)
+        same(stats.wilcoxon_signed_rank(x, y), theirs)
+        same(stats.wilcoxon_signed_rank(y, x), theirs)
+    steps = rng.choice([-2, -1, 1, 2, 3], n)                             # no zero; ties from n = 4 on
+    if len(set(abs(steps))) < n:
+        same(stats.wilcoxon_signed_rank(steps, np.zeros(n)), scipy.stats.wilcoxon(steps, method="asymptotic", correction=True))
+    zeros = np.r_[0.0, 0.0, rng.normal(size=n)]                             # no ties, two zeros
+    same(stats.wilcoxon_signed_rank(zeros, 0 * zeros), scipy.stats.wilcoxon(zeros, method="asymptotic", correction=True))
+    both = rng.integers(0, 5, (2, n + 5))
+    same(stats.wilcoxon_signed_rank(*both), scipy.stats.wilcoxon(*both, method="asymptotic", correction=True))
+
+
+@pytest.mark.parametrize("n", range(1, 9))
+def test_signed_rank_equals_all_sign_patterns(n):
+    rng = np.random.default_rng(n)
+    d = rng.normal(size=n) + 0.5
+    ranks = scipy.stats.rankdata(abs(d))
+    sums = np.array([ranks[np.array(signs, bool)].sum() for signs in itertools.product([0, 1], repeat=n)])
+    w = ranks[d > 0].sum()
+    p = min(1, 2 * min((sums <= w).mean(), (sums >= w).mean()))
+    same(stats.wilcoxon_signed_rank(d, np.zeros(n)), (min(w, n * (n + 1) / 2 - w), p), 1e-14)
+
+
+@pytest.mark.parametrize("m,n", [(1, 1), (1, 5), (2, 3), (4, 4), (7, 60), (8, 8), (8, 9), (8, 500), (9, 9), (9, 60), (60, 60)])
+def test_rank_sum_equals_scipy(m, n):
+    rng = np.random.default_rng(m + n)
+    for x, y in [(rng.normal(size=m), rng.normal(size=n)), (rng.normal(size=m) + 1.5, rng.normal(size=n)),
+                 (rng.integers(0, 6, m), rng.integers(0, 6, n)), (np.arange(m) + 1000.0, np.arange(n))]:
+        same(stats.wilcoxon_rank_sum(x, y), scipy.stats.mannwhitneyu(x, y))
+        same(stats.wilcoxon_rank_sum(y, x), scipy.stats.mannwhitneyu(y, x))
+
+
+@pytest.mark.parametrize("m,n", [(1, 1), (1, 7), (2, 6), (3, 3), (4, 4), (5, 3), (6, 5)])
+def test_rank_sum_equals_all_choices_of_ranks(m, n):
+    rng = np.random.default_rng(10 * m + n)
+    x, y = rng.normal(size=m) + 0.7, rng.normal(size=n)
+    u = sum(i > j for i in x for j in y)
+    all_u = np.array([sum(c) - m * (m + 1) / 2 for c in itertools.combinations(range(1, m + n + 1), m)])
+    p = min(1, 2 * min((all_u <= u).mean(), (all_u >= u).mean()))
+    same(stats.wilcoxon_rank_sum(x, y), (u, p), 1e-13)
+
+
+def test_wilcoxon_edges_are_defined():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for n in (1, 5, 80):
+            assert stats.wilcoxon_signed_rank(np.ones(n), np.ones(n)) == (0.0, 1.0)
+            assert stats.wilcoxon_rank_sum(np.ones(n), np.ones(n)) == (n * n / 2, 1.0)
+            assert stats.wilcoxon_signed_rank(np.ones(n), np.zeros(n))[1] <= 1      # all tied, not zero
+        for result in [stats.wilcoxon_signed_rank([], []), stats.wilcoxon_rank_sum([], [1.0]), stats.wilcoxon_rank_sum([1.0], []),
+                       stats.wilcoxon_signed_rank([1.0, np.nan], [0.0, 0.0]), stats.wilcoxon_rank_sum([1.0, np.nan], [0.0])]:
+            assert np.isnan(result).all()
+
+
+# ----- ROC
+
+def test_roc_auc_equals_counting_all_pairs():
+    rng = np.random.default_rng(9)
+    for n in (2, 3, 10, 60):
+        labels = rng.permutation(np.arange(n) < max(1, n // 3))
+        for scores in (rng.normal(size=n) + labels, rng.integers(0, 4, n)):
+            pairs = [(p > q) + 0.5 * (p == q) for p in scores[labels] for q in scores[~labels]]
+            same(stats.roc_auc(labels, scores), np.mean(pairs), 1e-14)
+            same(stats.roc_auc(labels.astype(int).tolist(), (-scores).tolist()), 1 - np.mean(pairs), 1e-14)
+    assert stats.roc_auc([0, 0, 1, 1], [0.1, 0.4, 0.35, 0.8]) == 0.75       # scikit-learn's documented example
+    assert math.isnan(stats.roc_auc([1, 1], [0.1, 0.2])) and math.isnan(stats.roc_auc([0], [1])) and math.isnan(stats.roc_auc([], []))
+    assert math.isnan(stats.roc_auc([0, 1, 1], [0.1, np.nan, 2])) and math.isnan(stats.roc_auc([0, 1, np.nan], [0, 1, 2]))
+
+
+def test_roc_auc_equals_scikit_learn():
+    metrics = pytest.importorskip("sklearn.metrics")
+    rng = np.random.default_rng(10)
+    for scores in (rng.normal(size=500), rng.integers(0, 8, 500)):
+        labels = rng.random(500) < 0.2
+        same(stats.roc_auc(labels, scores), metrics.roc_auc_score(labels, scores), 1e-12)
+
+
+# ----- Folds
+
+@pytest.mark.parametrize("n_patients,k", [(2, 2), (5, 5), (23, 5), (200, 3), (500, 10)])
+def test_patient_folds_balance_every_project_and_do_not_see_row_order(n_patients, k):
+    rng = np.random.default_rng(n_patients)
+    patients, projects = cohort(rng, n_patients, 6)
+    fold = stats.patient_folds(patients, projects, k, seed=1)
+    assert fold.shape == patients.shape and fold.dtype.kind == "i" and set(fold) == set(range(k))
+    for p in np.unique(patients):
+        assert len(set(fold[patients == p])) == 1
+    for mine in [np.ones(len(patients), bool)] + [projects == o for o in np.unique(projects)]:
+        assert np.ptp(patients_per_fold(patients[mine], fold[mine], k)) <= 1
+    order = rng.permutation(len(patients))
+    assert (stats.patient_folds(patients[order], projects[order], k, seed=1) == fold[order]).all()
+    assert (stats.patient_folds(patients.tolist(), projects.tolist(), k, seed=1) == fold).all()
+    if n_patients > 20:
+        assert (stats.patient_folds(patients, projects, k, seed=2) != fold).any()
+
+
+def test_a_patient_of_two_projects_counts_once_in_the_larger_first_by_name():
+    patients = ["a", "a", "a", "b", "b", "c", "d"]
+    projects = ["Z", "Z", "X", "Z", "X", "X", "Z"]                           # a belongs to Z, b to X: X = b, c; Z = a, d
+    for seed in range(20):
+        fold = stats.patient_folds(patients, projects, 2, seed)
+        assert fold[0] == fold[1] == fold[2] and fold[3] == fold[4]
+        assert fold[3] != fold[5] and fold[0] != fold[6]
+
+
+def test_patient_folds_say_what_would_work():
+    with pytest.raises(ValueError, match="5 folds of 3 patients.*from 2 to 3"):
+        stats.patient_folds(["a", "b", "b", "c"], ["X"] * 4, 5, 0)
+    with pytest.raises(ValueError, match="1 folds of 3 patients"):
+        stats.patient_folds(["a", "b", "c"], ["X"] * 3, 1, 0)
+    for nobody in ([], ["a", "a"]):
+        with pytest.raises(ValueError, match="at least 2 patients"):
+            stats.patient_folds(nobody, nobody, 2, 0)
+        with pytest.raises(ValueError, match="at least 2 patients"):
+            stats.inner_split(nobody, nobody, 0.1, 0)
+    with pytest.raises(ValueError, match="at least 5 patients; there are 4"):
+        stats.authors_folds(["a", "b", "c", "d", "d"])
+
+
+def test_patient_folds_of_tcga():
+    """11,564 samples: a fifth of every project's patients in every fold, to one patient; the authors' code is not balanced."""
+    patients, projects = tcga_table()
+    fold = stats.patient_folds(patients, projects, 5, seed=0)
+    assert len(np.unique(projects)) == 36
+    assert len(set(zip(patients, fold))) == len(set(patients)) > 10000
+    one = np.unique(patients, return_index=True)[1]                         # a row per patient
+    table = np.array([np.bincount(fold[one][projects[one] == o], minlength=5) for o in np.unique(projects)])     # (36, 5)
+    assert np.abs(table - table.sum(1, keepdims=True) / 5).max() < 1 and np.ptp(table.sum(0)) <= 1
+    assert table.min() >= 1
+    theirs = np.array([np.bincount(np.searchsorted(np.unique(projects), projects[np.intersect1d(test, one)]), minlength=36)
+                       for _, _, test in stats.authors_folds(patients)]).T
+    assert theirs.sum() == table.sum() and np.ptp(theirs, axis=1).max() > 20
+
+
+@pytest.mark.parametrize("share", [0.1, 0.5, 0.001, 0.999])
+def test_inner_split_spreads_whole_patients_over_projects(share):
+    rng = np.random.default_rng(11)
+    for n_patients in (2, 3, 40, 300):
+        patients, projects = cohort(rng, n_patients, 5)
+        mask = stats.inner_split(patients, projects, share, seed=3)
+        held = set(patients[mask])
+        assert mask.dtype == bool and not held & set(patients[~mask])
+        assert len(held) == min(max(round(share * n_patients), 1), n_patients - 1)
+        for o in np.unique(projects):
+            mine = set(patients[projects == o])
+            assert abs(len(held & mine) - len(mine) * len(held) / n_patients) < 1
+        order = rng.permutation(len(patients))
+        assert (stats.inner_split(patients[order], projects[order], share, seed=3) == mask[order]).all()
+    assert len({tuple(stats.inner_split(patients, projects, 0.1, seed)) for seed in range(5)}) == 5
+    single = [stats.inner_split(list("abcdefgh"), list("XYYYYYYY"), 0.125, seed)[0] for seed in range(200)]
+    assert 5 < sum(single) < 60                                             # the first project's only patient: 1 in 8
+
+
+def test_inner_split_of_tcga():
+    patients, projects = tcga_table()
+    mask = stats.inner_split(patients, projects, 0.1, seed=0)
+    for o in np.unique(projects):
+        mine = np.unique(patients[projects == o])
+        assert abs(len(np.unique(patients[mask & (projects == o)])) - len(mine) / 10) < 1.01
+
+
+# scikit-learn 1.9.1: KFold(5, shuffle=True, random_state=0).split(np.arange(12)), then
+# train_test_split(train, test_size=.1, random_state=0); (valid, test) of each fold.
+PINNED_FOLDS = [([9], [4, 6, 11]), ([9], [2, 8, 10]), ([3], [1, 7]), ([2], [3, 9]), ([3], [0, 5])]
+
+
+def test_authors_folds_pinned():
+    patients = np.array(list("lkjihgfedcba"))                               # sorted inside: a = 0 ... l = 11
+    number = np.array([ord(p) - ord("a") for p in patients])
+    splits = stats.authors_folds(patients)
+    assert [(sorted(number[v].tolist()), sorted(number[t].tolist())) for _, v, t in splits] == PINNED_FOLDS
+    for split in splits:
+        assert sorted(np.concatenate(split).tolist()) == list(range(12))
+
+
+@pytest.mark.parametrize("n_patients", [5, 6, 13, 44, 70, 87, 333, 1000])
+def test_authors_folds_equal_scikit_learn(n_patients):
+    selection = pytest.importorskip("sklearn.model_selection")
+    patients, _ = cohort(np.random.default_rng(n_patients), n_patients, 3)
+    names = np.unique(patients)
+    folds = selection.KFold(5, shuffle=True, random_state=0).split(names)
+    for ours, (others, test) in zip(stats.authors_folds(patients), folds, strict=True):
+        train, valid = selection.train_test_split(names[others], test_size=0.1, random_state=0)
+        for index, theirs in zip(ours, (train, valid, names[test])):
+            assert set(patients[index]) == set(theirs)
+            assert (index == np.flatnonzero(np.isin(patients, theirs))).all()
+
+
+# =====================================================================================================================
+# he2rna.py
+# Authorities: brute force, SciPy, torch.nn.Conv1d, autograd, and what was planted.
+# =====================================================================================================================
+def bags(rng, n_tiles, d=6, pad=0.0):
+    """x (B, T, d), mask (B, T) of slides with these numbers of tiles; padding holds `pad`."""
+    x, mask = torch.full((len(n_tiles), max(n_tiles), d), float(pad)), torch.zeros(len(n_tiles), max(n_tiles), dtype=torch.bool)
+    for i, n in enumerate(n_tiles):
+        x[i, :n], mask[i, :n] = torch.from_numpy(rng.normal(size=(n, d))).float(), True
+    return x, mask
+
+
+@pytest.mark.parametrize("shift", [-100.0, 0.0, 100.0])
+def test_top_k_mean_equals_brute_force(shift):
+    rng, n_tiles = np.random.default_rng(0), [1, 3, 9, 12]
+    scores, mask = bags(rng, n_tiles, 5, pad=1e6)
+    scores = scores + shift
+    for k in (1, 2, 3, 7, 12, 50):
+        got = he2rna.top_k_mean(scores, mask, k).numpy()
+        for b, n in enumerate(n_tiles):
+            for g in range(5):
+                want = sorted(scores[b, :n, g].tolist(), reverse=True)[:k]
+                assert got[b, g] == pytest.approx(sum(want) / len(want), rel=1e-5, abs=1e-4)
+
+
+def test_padding_never_counts():
+    """Three tiles -1, -2, -3 and five padded rows: -1 for k = 1, never 0."""
+    scores = torch.tensor([-1., -2, -3, 0, 0, 0, 0, 0])[None, :, None]
+    mask = torch.arange(8)[None] < 3
+    assert [he2rna.top_k_mean(scores, mask, k).item() for k in (1, 2, 3, 8)] == [-1, -1.5, -2, -2]
+    assert he2rna.all_k_mean(scores, mask, (1, 2, 8)).item() == pytest.approx((-1 - 1.5 - 2) / 3)
+
+
+def test_all_k_is_the_mean_over_the_list_and_a_weighted_mean_of_ranked_tiles():
+    rng, n_tiles, ks = np.random.default_rng(1), [1, 4, 30, 120], (1, 2, 5, 10, 20, 50, 100)
+    scores, mask = bags(rng, n_tiles, 7, pad=9)
+    got = he2rna.all_k_mean(scores, mask, ks)
+    want = torch.stack([he2rna.top_k_mean(scores, mask, k) for k in ks]).mean(0)
+    assert torch.allclose(got, want, atol=1e-5)
+    weights = he2rna.rank_weights(mask.sum(1), 120, ks)
+    assert torch.allclose(weights.sum(1), torch.ones(4)) and (weights.diff(dim=1) <= 1e-7).all()
+    for b, n in enumerate(n_tiles):
+        ranked = scores[b, :n].sort(0, descending=True).values
+        assert torch.allclose((ranked * weights[b, :n, None]).sum(0), got[b], atol=1e-5) and weights[b, n:].sum() == 0
+
+
+def test_model_is_kernel_one_convolutions_and_blind_to_order_and_padding():
+    torch.manual_seed(0)
+    model = he2rna.HE2RNA(6, 11, (16, 8)).eval()
+    x, mask = bags(np.random.default_rng(2), [3, 9], pad=5)
+    convolutions = []
+    for layer in model.layers:
+        conv = torch.nn.Conv1d(layer.in_features, layer.out_features, 1)
+        conv.weight.data, conv.bias.data = layer.weight.data[:, :, None], layer.bias.data
+        convolutions += [conv, torch.nn.ReLU()]
+    want = torch.nn.Sequential(*convolutions[:-1])(x.transpose(1, 2)).transpose(1, 2)
+    assert torch.allclose(model.tile_scores(x), want, atol=1e-6) and want.shape == (2, 9, 11)
+    out = model(x, mask)
+    order = torch.randperm(9)
+    assert torch.allclose(model(x[:, order], mask[:, order]), out, atol=1e-6)
+    more = torch.cat([x, torch.full((2, 4, 6), -77.)], 1), torch.cat([mask, torch.zeros(2, 4, dtype=torch.bool)], 1)
+    assert torch.allclose(model(*more), out, atol=1e-6) and torch.allclose(model(x[:1, :3], mask[:1, :3]), out[:1], atol=1e-6)
+
+
+def test_training_draws_one_k_of_the_list_and_evaluation_averages():
+    model, (x, mask) = he2rna.HE2RNA(6, 4, (5,), ks=(1, 3, 9), dropout=0), bags(np.random.default_rng(3), [9, 9])
+    each = [he2rna.top_k_mean(model.tile_scores(x), mask, k) for k in (1, 3, 9)]
+    seen = set()
+    for i in range(40):
+        torch.manual_seed(i)
+        out = model.train()(x, mask)
+        seen |= {k for k, want in zip((1, 3, 9), each) if torch.allclose(out, want, atol=1e-6)}
+        assert any(torch.allclose(out, want, atol=1e-6) for want in each)
+    assert seen == {1, 3, 9} and torch.allclose(model.eval()(x, mask), sum(each) / 3, atol=1e-6)
+
+
+def test_gradient_reaches_the_kept_tiles_only():
+    scores, mask = bags(np.random.default_rng(4), [2, 8], 3)
+    scores.requires_grad_()
+    he2rna.top_k_mean(scores, mask, 3).sum().backward()
+    assert (scores.grad[0, 2:] == 0).all() and ((scores.grad != 0).sum(1) == torch.tensor([[2], [3]])).all()
+    assert torch.allclose(scores.grad.sum(1), torch.ones(2, 3))
+    double = torch.randn(2, 5, 3, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda s: he2rna.all_k_mean(s, torch.ones(2, 5, dtype=torch.bool), (1, 2, 9)), double)
+
+
+def write_cohort(folder, rng, patients=12, genes=6, d=8, per_patient=1, tiles=30):
+    """A cohort of .h5 features whose first genes follow planted features of the tiles; returns the expression table."""
+    (folder / "h5").mkdir(parents=True, exist_ok=True)
+    rows, table = ["slide,patient,project"], [",".join(["slide", *(f"G{g}" for g in range(genes))])]
+    for p in range(patients):
+        for s in range(per_patient):
+            level, name = rng.normal(size=3), f"s{p:02d}_{s}"
+            x = rng.normal(size=(tiles + p % 5, d)) * .3
+            x[:, :3] += level
+            with h5py.File(folder / "h5" / f"{name}.h5", "w") as h:
+                h["features"], h["coords"] = x.astype(np.float16), tile_cloud(len(x), p)
+            rows.append(f"{name},p{p:02d},{'XY'[p % 2]}")
+            a = 10 ** np.r_[3 + .5 * level, 3 + .5 * rng.normal(size=genes - 3)]
+            table.append(",".join([name, *(f"{v:.5g}" for v in a)]))
+    (folder / "samples.csv").write_text("\n".join(rows) + "\n")
+    (folder / "expression.csv").write_text("\n".join(table) + "\n")
+
+
+def train(cohort, *argv):
+    return he2rna.main(["train", str(cohort), "--features", str(cohort / "h5"), "--hidden", "32,16", "--ks", "1,5,20", "--device", "cpu",
+                        "--folds", "3", "--valid", ".25", *argv])
+
+
+def test_training_finds_what_was_planted_and_only_that(tmp_path, capsys):
+    write_cohort(tmp_path, np.random.default_rng(0), patients=60)
+    assert train(tmp_path, "--epochs", "60", "--lr", "3e-3", "--batch", "8") == 0
+    run = tmp_path / "runs" / "he2rna"
+    with open(run / "genes.csv") as f:
+        rows = list(csv.DictReader(f))
+    assert len(rows) == 12 and {r["n"] for r in rows} == {"30"}
+    for r in rows:
+        assert (float(r["R"]) > .75 and r["significant_hs"] == "1") if r["gene"] in ("G0", "G1", "G2") else r["significant_hs"] == "0"
+    z = np.load(run / "predictions.npz")                                       # the table again, from the saved predictions, by SciPy
+    for r in rows:
+        g, fold_r = list(z["genes"]).index(r["gene"]), []
+        for f in range(3):
+            at = (z["project"] == r["project"]) & (z["fold"] == f)
+            fold_r.append(scipy.stats.pearsonr(z["prediction"][at, g], z["truth"][at, g])[0])
+        assert [float(r[f"R_fold{f}"]) for f in range(3)] == pytest.approx(fold_r, abs=1e-5)
+        t = np.mean(fold_r) * math.sqrt(28 / (1 - np.mean(fold_r) ** 2))
+        assert float(r["R"]) == pytest.approx(np.mean(fold_r), abs=1e-5) and float(r["p"]) == pytest.approx(scipy.stats.t.sf(t, 28), rel=1e-3)
+    with open(run / "folds.csv") as f:
+        folds = list(csv.DictReader(f))
+    assert all(r["test_fold"] not in r["validates_folds"].split() for r in folds) and len({r["slide"] for r in folds}) == 60
+    log = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+    assert {e["fold"] for e in log} == {0, 1, 2} and log[-1]["loss"] < log[0]["loss"]
+    report = (run / "report.md").read_text()
+    assert "seed: 0" in report and torch.__version__ in report and (run / "scatter.png").stat().st_size > 10000
+    saved = torch.load(run / "fold0.pt", weights_only=True)
+    assert saved["genes"] == [f"G{g}" for g in range(6)] and set(saved["test_patients"]) == {r["patient"] for r in folds if r["test_fold"] == "0"}
+    assert "slides/s" in capsys.readouterr().out
+
+
+def same_runs(a, b):
+    for name in ("genes.csv", "folds.csv"):
+        assert (a / name).read_bytes() == (b / name).read_bytes()
+    pa, pb = np.load(a / "predictions.npz"), np.load(b / "predictions.npz")
+    assert all((pa[k] == pb[k]).all() for k in pa.files)
+    drop = lambda run: [{k: v for k, v in json.loads(line).items() if k != "slides_per_s"} for line in (run / "log.jsonl").read_text().splitlines()]
+    assert drop(a) == drop(b)
+
+
+def test_interrupted_training_ends_as_one_that_was_not(tmp_path, monkeypatch):
+    write_cohort(tmp_path, np.random.default_rng(1), patients=30)
+    assert train(tmp_path, "--epochs", "5", "--name", "whole") == 0
+    original, calls = he2rna.save_file, [0]
+    for fatal in (3, 4, 6, 5, 8, 3):                                           # after the first state, between states, at a fold's end
+        def save(path, write):
+            calls[0] += 1
+            if calls[0] == fatal:
+                raise KeyboardInterrupt
+            original(path, write)
+        calls[0] = 0
+        monkeypatch.setattr(he2rna, "save_file", save)
+        with pytest.raises(KeyboardInterrupt):
+            train(tmp_path, "--epochs", "5", "--name", "cut")
+    monkeypatch.setattr(he2rna, "save_file", original)
+    assert train(tmp_path, "--epochs", "5", "--name", "cut", "--workers", "3") == 0
+    same_runs(tmp_path / "runs" / "whole", tmp_path / "runs" / "cut")
+    assert train(tmp_path, "--epochs", "5", "--name", "cut") == 0              # a finished run is only reported again
+    same_runs(tmp_path / "runs" / "whole", tmp_path / "runs" / "cut")
+    with pytest.raises(tiling.InputError, match="epochs 5 -> 6.*--name"):
+        train(tmp_path, "--epochs", "6", "--name", "cut")
+    assert not list(tmp_path.rglob("*.tmp")) and not list(tmp_path.rglob("*.state.pt"))
+
+
+def test_killed_training_goes_on(tmp_path):
+    """SIGKILL and SIGTERM of the real command."""
+    write_cohort(tmp_path, np.random.default_rng(1), patients=30)
+    command = [sys.executable, he2rna.__file__, "train", str(tmp_path), "--features", str(tmp_path / "h5"), "--hidden", "32", "--folds", "3",
+               "--epochs", "40", "--device", "cpu", "--name", "cut"]
+    for signal in ("kill", "terminate"):
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        for line in process.stdout:
+            if "epoch  2" in line or "epoch 2" in line:
+                getattr(process, signal)()
+                break
+        assert process.wait(60) in (-9, 143)
+    assert subprocess.run(command).returncode == 0 and subprocess.run([*command[:-1], "whole"]).returncode == 0
+    same_runs(tmp_path / "runs" / "whole", tmp_path / "runs" / "cut")
+
+
+def test_expression_formats_agree_and_genes_without_median_are_dropped(tmp_path):
+    rng = np.random.default_rng(0)
+    a = np.round(10 ** rng.uniform(0, 5, (9, 40)), 3)
+    a[:5, 3] = 0                                                               # median 0
+    a[:4, 4] = 0                                                               # median > 0
+    genes, ids = [f"G{g}" for g in range(40)], [f"s{i}" for i in range(9)]
+    text = "\n".join([",".join(["slide", *genes]), *(",".join([i, *map(repr, row.tolist())]) for i, row in zip(ids, a))])
+    for name in ("csv", "gz", "npz", "windows"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "csv" / "expression.csv").write_text(text)
+    (tmp_path / "windows" / "expression.csv").write_bytes(("\ufeff" + text.replace("\n", "\r\n") + "\r\n\r\n").encode())
+    (tmp_path / "gz" / "expression.csv.gz").write_bytes(gzip.compress(text.encode()))
+    np.savez(tmp_path / "npz" / "expression.npz", expression=a, genes=np.array(genes), slide=np.array(ids))
+    for name in ("csv", "gz", "npz", "windows"):
+        key, got_ids, got_genes, got = he2rna.read_expression(tmp_path / name)
+        assert (key, got_ids, got_genes) == ("slide", ids, genes) and np.allclose(got, a, rtol=1e-6) and got.dtype == np.float32
+    assert [j for j, k in enumerate(he2rna.expressed(a)) if not k] == [3]
+    assert np.allclose(he2rna.log_expression(np.array([0, 9, 999.])), [0, 1, 3])
+
+
+@pytest.mark.parametrize("row, words", [
+    ("s1,1,-2", "gene B of s1 is '-2'"), ("s1,1,x", "gene B of s1 is 'x'"), ("s1,1,", "gene B of s1 is ''"), ("s1,nan,2", "gene A of s1 is 'nan'"),
+    ("s1,1,1e400", "gene B of s1 is '1e400'"), ("s1,1", "line 3: 2 fields, the header has 3"), ("s0,1,2", "row 's0' stands there twice")])
+def test_expression_mistakes_name_gene_and_slide(tmp_path, row, words):
+    (tmp_path / "expression.csv").write_text("slide,A,B\ns0,1,2\n" + row + "\n")
+    with pytest.raises(tiling.InputError, match=re.escape(words)):
+        he2rna.read_expression(tmp_path)
+
+
+@pytest.mark.parametrize("files, words", [
+    ({}, "no expression.csv"), ({"expression.csv": b"slide,A,A\ns,1,2\n"}, "gene 'A' stands there twice"), ({"expression.csv": b""}, "the first line must be"),
+    ({"expression.csv": b"slide,A\n"}, "no rows"), ({"expression.csv.gz": b"slide,A\n"}, "not a whole"), ({"expression.npz": b"zip?"}, "wanted arrays"),
+    ({"expression.csv.gz": gzip.compress(b"slide,A\n" + b"s,1\n" * 99)[:-9]}, "not a whole"),
+    ({"expression.csv": b"slide,A\ns,1\n", "expression.npz": b""}, "are both there")])
+def test_expression_files_that_cannot_be_meant(tmp_path, files, words):
+    for name, content in files.items():
+        (tmp_path / name).write_bytes(content)
+    with pytest.raises(tiling.InputError, match=re.escape(words)):
+        he2rna.read_expression(tmp_path)
+
+
+def test_join_by_slide_or_sample():
+    samples = [dict(slide=s, sample=m, patient="p", project="X") for s, m in (("a1", "A"), ("a2", "A"), ("b1", "B"), ("c1", "C"))]
+    kept, rows, left = he2rna.join(samples, "sample", ["B", "A", "D"])
+    assert [s["slide"] for s in kept] == ["a1", "a2", "b1"] and rows.tolist() == [1, 1, 0]
+    assert list(left.values()) == [["c1"], ["D"]]
+    assert he2rna.join(samples, "", ["A"])[1].tolist() == [0, 0] and he2rna.join(samples, "slide", ["b1"])[1].tolist() == [0]
+    with pytest.raises(tiling.InputError, match="no column sample"):
+        he2rna.join([dict(slide="a", patient="p", project="X")], "sample", ["a"])
+    with pytest.raises(tiling.InputError, match="are genes the rows"):
+        he2rna.join(samples, "slide", ["TP53"])
+
+
+def test_primary_tumours_and_projects_are_selected():
+    samples = [dict(slide=str(i), project=p, sample_type=t) for i, (p, t) in enumerate([
+        ("TCGA-LUAD", "Primary Tumor"), ("TCGA-LUSC", "Solid Tissue Normal"), ("TCGA-LUSC", "Primary Tumor"), ("TCGA-KIRC", "Primary Tumor")])]
+    pick = lambda types, project: [s["slide"] for s in he2rna.select(samples, types, project)[0]]
+    assert pick(None, None) == ["0", "2", "3"] and pick("all", "LUNG") == ["0", "1", "2"] and pick("solid tissue normal", None) == ["1"]
+    assert pick(None, "TCGA-KIRC") == pick(None, "KIRC") == ["3"]
+    for types, project, words in ((None, "STAD", "samples.csv has TCGA-KIRC"), ("Metastatic", None, "samples.csv has Primary Tumor")):
+        with pytest.raises(tiling.InputError, match=words):
+            he2rna.select(samples, types, project)
+
+
+def test_cancers_are_never_pooled_but_for_the_papers_merges():
+    groups = he2rna.cancers(["TCGA-LUAD", "TCGA-LUSC", "TCGA-KIRC", "TCGA-UCEC", "COAD"])
+    assert list(groups) == ["LUNG", "COAD", "KIRC", "LUAD", "LUSC", "UCEC"] and groups["LUNG"].tolist() == [True, True, False, False, False]
+
+
+def test_evaluation_equals_scipy_and_a_constant_gene_has_no_value(tmp_path):
+    rng = np.random.default_rng(0)
+    y, fold, projects = rng.normal(size=(60, 5)), np.arange(60) % 3, np.array(["X"] * 40 + ["Y"] * 18 + ["Z"] * 2)
+    p = y * .5 + rng.normal(size=y.shape)
+    p[:, 2], y[:40, 3], p[(fold == 1) & (projects == "X"), 4] = 1.25, 0, 7     # no value: everywhere; in X; in one fold of X
+    results = he2rna.evaluate(p, y, fold, projects, 3)
+    for name in "XY":
+        e = results[name]
+        for g in range(5):
+            folds = []
+            for f in range(3):
+                at = (fold == f) & (projects == name)
+                if np.ptp(y[at, g]) > 0 and np.ptp(p[at, g]) > 0:
+                    folds.append(scipy.stats.pearsonr(p[at, g], y[at, g])[0])
+            assert e["r"][g] == pytest.approx(np.mean(folds)) if folds else np.isnan(e["r"][g])
+        assert e["n"] == (projects == name).sum() and np.isnan(e["p"][2]) and not np.isnan(e["r"][4])
+    assert np.isnan(results["Z"]["r"]).all()                                   # two slides: no R at all
+    he2rna.write_genes(tmp_path / "genes.csv", ["A", "B,1", "C", "D", "E"], results)
+    with open(tmp_path / "genes.csv") as f:
+        rows = list(csv.DictReader(f))
+    empty = [(r["gene"], r["project"]) for r in rows if r["R"] == ""]
+    assert sorted(empty) == sorted([("C", "X"), ("D", "X"), ("C", "Y"), *((g, "Z") for g in ("A", "B,1", "C", "D", "E"))])
+    assert len(rows) == 15 and "nan" not in (tmp_path / "genes.csv").read_text() and all(r["significant_hs"] == "0" for r in rows if r["R"] == "")
+
+
+def test_folds_need_patients(tmp_path):
+    sample = lambda n: [dict(slide=str(i), patient=f"p{i % n}", project="X") for i in range(2 * n)]
+    o = argparse.Namespace(folds=5, seed=0)
+    assert set(he2rna.folds_of(sample(5), o)) == set(range(5))
+    with pytest.raises(tiling.InputError, match="4 patients are too few for --folds 5: --folds 4 would work"):
+        he2rna.folds_of(sample(4), o)
+    with pytest.raises(tiling.InputError, match="at least 3"):
+        he2rna.folds_of(sample(2), o)
+
+
+def test_a_single_project_keeps_the_folds_of_all(tmp_path):
+    write_cohort(tmp_path, np.random.default_rng(2), patients=14, per_patient=2)
+    folds = {}
+    for name, more in (("all", ()), ("x", ("--project", "X"))):
+        assert train(tmp_path, "--epochs", "1", "--name", name, *more) == 0
+        with open(tmp_path / "runs" / name / "folds.csv") as f:
+            folds[name] = {r["slide"]: r["test_fold"] for r in csv.DictReader(f)}
+    assert len(folds["all"]) == 28 and len(folds["x"]) == 14 and folds["x"].items() <= folds["all"].items()
+    for s in folds["all"]:
+        assert folds["all"][s] == folds["all"][s[:-1] + "0"]                   # a patient's slides stay together
+
+
+def test_slides_without_features_or_expression_are_listed(tmp_path, capsys):
+    write_cohort(tmp_path, np.random.default_rng(3))
+    (tmp_path / "h5" / "s03_0.h5").unlink()
+    table = (tmp_path / "expression.csv").read_text().splitlines()
+    (tmp_path / "expression.csv").write_text("\n".join([*table[:-1], "other" + table[-1][5:]]) + "\n")
+    assert train(tmp_path, "--epochs", "1") == 1
+    said, report = capsys.readouterr(), (tmp_path / "runs" / "he2rna" / "report.md").read_text()
+    assert "1 slides without expression: s11_0" in said.out and "1 expression rows (slide) without a slide: other" in said.out
+    assert "failed: s03_0: no file" in said.err and "slide s03_0 failed" in report and "1 slides without expression: s11_0" in report
+    assert "10 slides of 10 patients" in report
+
+
+@pytest.mark.parametrize("argv, words", [
+    (["train", "nowhere"], "nowhere"), (["train", "{}", "--epochs", "0"], "--epochs 0"), (["train", "{}", "--folds", "99"], "--folds 12 would work"),
+    (["train", "{}", "--name", "../x"], "--name ../x"), (["train", "{}", "--project", "Q"], "--project Q"), (["train", "{}", "--device", "cuda:9"], "cuda:9"),
+    (["train", "{}", "--features", "none"], "none"), (["train", "{}", "--ks", "0"], "--ks")])
+def test_train_says_one_line(tmp_path, argv, words):
+    write_cohort(tmp_path, np.random.default_rng(0))
+    done = subprocess.run([sys.executable, he2rna.__file__, *(a.format(tmp_path) for a in argv)], capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 2 and words in done.stderr.splitlines()[-1] and "Traceback" not in done.stderr and not (tmp_path / "runs").exists()
+
+
+def test_from_simulated_slides_to_report(tmp_path):
+    """The main job, whole: slides, tiles, features, super-tiles, training, report; a second call adds nothing."""
+    tiling.simulate_cohort(tmp_path / "c", patients=8, seed=1, edge_px=700)
+    command = [sys.executable, he2rna.__file__, "train", str(tmp_path / "c"), "--weights", "random", "--encoder", "resnet50-stage3", "--folds", "3",
+               "--epochs", "2", "--hidden", "32", "--device", "cpu"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    run = tmp_path / "c" / "runs" / "he2rna"
+    report = (run / "report.md").read_text()
+    assert "SIMULATED" in report and "random, seed 0" in report and "Against what was planted" in report
+    assert "slides of other sample types than primary tumour" in report and "(of 310)" in report
+    first = (run / "genes.csv").read_bytes()
+    stamps = {p: p.stat().st_mtime_ns for p in (tmp_path / "c").rglob("*.np[yz]") if "runs" not in p.parts}
+    again = subprocess.run([*command[:4], *command[6:]], capture_output=True, text=True)   # --weights as it was
+    assert again.returncode == 0 and (run / "genes.csv").read_bytes() == first
+    assert stamps == {p: p.stat().st_mtime_ns for p in stamps} and len(stamps) > 20
+
+
+def test_real_breast_cohort_from_features_made_elsewhere(tmp_path):
+    """her2st, whole sections held out: the signal is weak but there."""
+    source = real("her2st")
+    for name in ("samples.csv", "expression.csv.gz"):
+        shutil.copyfile(source / name, tmp_path / name)
+    assert he2rna.main(["train", str(tmp_path), "--features", str(source / "h5"), "--folds", "4", "--epochs", "12", "--hidden", "256,256",
+                        "--device", "cpu", "--lr", "1e-3"]) == 0
+    with open(tmp_path / "runs" / "he2rna" / "genes.csv") as f:
+        rows = list(csv.DictReader(f))
+    with open(tmp_path / "runs" / "he2rna" / "folds.csv") as f:
+        assert len({(r["patient"], r["test_fold"]) for r in csv.DictReader(f)}) == 4
+    assert {r["n"] for r in rows} == {"45"} and np.mean([float(r["R"]) for r in rows if r["R"]]) > .03
+
+
+# =====================================================================================================================
+# README
+# =====================================================================================================================
+def test_readme_names_symbols_and_tests_that_exist():
+    rows = re.findall(r"^\| (?!paper|---|file|step)(.*?) \| (.*?) \| (.*?) \|$", Path(__file__).with_name("README.md").read_text().split(
+        "## Where to find what")[1], re.M)
+    assert len(rows) >= 12
+    for _, symbols, tests in rows:
+        for module, name in re.findall(r"`(\w+)\.(\w+)`", symbols):
+            assert hasattr(dict(tiling=tiling, stats=stats, he2rna=he2rna)[module], name), name
+        assert all(callable(globals().get(name)) for name in re.findall(r"`(\w+)`", tests)) and "`" in symbols and "`" in tests
+
+
+# =====================================================================================================================
+# Benchmarks: the direct way stands here, ours beside it, measured in turn in one run
+# =====================================================================================================================
+def pairs(ours, direct, repeats=5):
+    """Median seconds of both, run alternately after a warm-up, and the median of the ratios direct / ours."""
+    ours(), direct()
+    times = []
+    for _ in range(repeats):
+        for f in (ours, direct):
+            start = time.perf_counter()
+            f()
+            times.append(time.perf_counter() - start)
+    a, b = np.array(times[::2]), np.array(times[1::2])
+    return np.median(a), np.median(b), np.median(b / a)
+
+
+def bench_encoder():
+    """Plain eager float32 ResNet50 against the prepared one, on tiles of a simulated slide; and what reading costs."""
+    tmp = Path(os.environ.get("TMPDIR", "/tmp")) / f"bench-{os.getpid()}"
+    try:
+        tiling.simulate_cohort(tmp, patients=4)
+        path = sorted((tmp / "slides").iterdir())[0]
+        o = options()
+        tiling.make_tiles(tmp, [path.stem], o)
+        tiles, _ = tiling.tiles_of(tmp, path.stem)
+        runs, tile, slide = tiling.tile_runs(tiles["coords"], float(tiles["tile"])), float(tiles["tile"]), tiling.open_slide(path)
+        read = lambda run: tiling.read_tiles(slide, tiles["coords"][run[0]:run[1]], tile)
+        pixels = np.concatenate([read(r) for r in runs])[:32]
+        device = tiling.pick_device()
+        net = tiling.load_weights(4, "random", 0).to(device)
+        x = tiling.normalise(torch.from_numpy(pixels), torch.float32).contiguous().to(device)
+        with torch.inference_mode():
+            want = net(x).cpu().numpy()
+        for precision in ("float32", "bfloat16"):
+            fast = tiling.prepare_encoder(copy.deepcopy(net), device, precision)
+
+            def plain():
+                with torch.inference_mode():
+                    return net(x).cpu()
+            a, b, ratio = pairs(lambda: tiling.encode(fast, [pixels]), plain)
+            print(f"encoder {precision} on {device}: {len(pixels) / a:.1f} tiles/s, plain eager float32 {len(pixels) / b:.1f}: {ratio:.2f} times; "
+                  f"features within {relative(tiling.encode(fast, [pixels]), want):.1e}")
+        waited, total = [0.0], time.perf_counter()
+
+        def chunks():
+            ahead = tiling.ordered_map(read, runs * 6, os.cpu_count())
+            while True:
+                start = time.perf_counter()
+                item = next(ahead, None)
+                waited[0] += time.perf_counter() - start
+                if item is None:
+                    return
+                yield item[1]
+        n = len(tiling.encode(fast, chunks()))
+        total = time.perf_counter() - total
+        print(f"encoder {precision} from the slide: {n / total:.1f} tiles/s, {waited[0] / total:.1%} of the time waiting for tiles")
+    finally:
+        shutil.rmtree(tmp, ignore_errors=True)
+
+
+def bench_kmeans():
+    """8,000 tile locations, 100 clusters: ours against scikit-learn's KMeans(n_init=1) (scipy's kmeans2 without it)."""
+    points = tile_cloud(8000).astype(float)
+    try:
+        from sklearn.cluster import KMeans
+        name, other = "scikit-learn", lambda s: KMeans(100, n_init=1, random_state=s).fit(points).cluster_centers_
+    except ImportError:
+        name, other = "scipy kmeans2", lambda s: scipy.cluster.vq.kmeans2(points, 100, minit="++", seed=s, iter=100)[0]
+    a, b, ratio = pairs(lambda: tiling.kmeans(points, 100, 0), lambda: other(0), 9)
+    ours, theirs = (np.mean([inertia(points, c) for c in cs]) for cs in ([tiling.kmeans(points, 100, s)[0] for s in range(9)], [other(s) for s in range(9)]))
+    print(f"kmeans 8,000 points, k = 100: {a * 1e3:.0f} ms, {name} {b * 1e3:.0f} ms: {ratio:.2f} times; inertia {ours / theirs:.4f} of its")
+
+
+if __name__ == "__main__":
+    benches = {name[6:]: f for name, f in list(globals().items()) if name.startswith("bench_")}
+    if sys.argv[1:2] != ["bench"] or set(sys.argv[2:]) - set(benches):
+        sys.exit(f"usage: python test_all.py bench [{' | '.join(benches)}]   (tests: python -m pytest test_all.py)")
+    for name in sys.argv[2:] or benches:
+        benches[name]()
