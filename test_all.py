@@ -1417,7 +1417,7 @@ def bench_encoder():
         pixels = np.concatenate([read(r) for r in runs])[:32]
         device = tiling.pick_device()
         net = tiling.load_weights(4, "random", 0).to(device)
-        x = tiling.normalise(torch.from_numpy(pixels), torch.float32).contiguous().to(device)
+        x = tiling.normalise(torch.from_numpy(pixels)).contiguous().to(device)
         with torch.inference_mode():
             want = net(x).cpu().numpy()
         for precision in ("float32", "bfloat16"):
