@@ -32,7 +32,7 @@ from torch import nn
 
 import stats
 import tiling
-from tiling import InputError, clock, save_csv, save_file, save_json
+from tiling import InputError, clock, few, save_csv, save_file, save_json
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Constants
@@ -58,9 +58,12 @@ MIN_SLIDES_R = 3             # slides of a project in a fold for an R   [ours]
 # Expression  [HE2RNA Methods, Cleaning and Preprocessing]
 # ---------------------------------------------------------------------------------------------------------------------
 def expressed(a):
-    """(G,) bool: genes with a positive median over the samples a (n, G); 60,483 -> 30,839 on TCGA.
-    [HE2RNA Methods, Cleaning]"""
-    return np.median(a, axis=0) > 0
+    """(G,) bool: genes with a positive median over the samples, a (n, G) >= 0; 60,483 -> 30,839 on TCGA.
+
+    The median is positive where at least half of the values are; so counted, without sorting the whole table.
+    [HE2RNA Methods, Cleaning]
+    """
+    return 2 * np.count_nonzero(a, axis=0) >= len(a)
 
 
 def log_expression(a):
@@ -159,7 +162,8 @@ def join(samples, key, ids, path="expression"):
     unused = [i for i in ids if i not in used]
     if not kept:
         raise InputError(f"{path}: none of its {len(ids)} rows (the first is {ids[0]!r}) is a {key} of samples.csv (the "
-                         f"first is {samples[0][key]!r}); are genes the rows and {key}s the columns?")
+                         f"first is {samples[0][key]!r}); are genes the rows and {key}s the columns, "
+                         "or does the first column name the wrong one of slide and sample?")
     return kept, np.array([at[s[key]] for s in kept]), {"slides without expression": alone,
                                                         f"expression rows ({key}) without a slide": unused}
 
@@ -173,7 +177,9 @@ def select(samples, types, project):
         if not kept:
             raise InputError(f"no slide has sample_type {', '.join(wanted)}; samples.csv has "
                              f"{', '.join(sorted({s['sample_type'] for s in samples}))}: choose with --types, or --types all")
-        left["slides of other sample types than " + (types or "primary tumour")] = [s["slide"] for s in samples if s not in kept]
+        chosen = {s["slide"] for s in kept}
+        left["slides of other sample types than " + (types or "primary tumour")] = [
+            s["slide"] for s in samples if s["slide"] not in chosen]
         samples = kept
     if project:
         names = sorted({s["project"] for s in samples})
@@ -293,6 +299,14 @@ def mean_r(prediction, y, projects):
     return float(np.mean(per_project)) if per_project else None
 
 
+def load_checkpoint(path, device):
+    """A dict of tensors and plain values; no pickled code is run. InputError when it is not whole."""
+    try:
+        return torch.load(path, map_location=device, weights_only=True)
+    except Exception as e:      # torch's, zip's and pickle's errors share no class
+        raise InputError(f"{path}: not a whole checkpoint ({type(e).__name__}); delete it to train this fold again") from None
+
+
 def train_fold(model, x, mask, y, projects, train, valid, o, fold, folder):
     """Train one fold and leave `model` with the weights of its best epoch. Returns a dict on how it went.
 
@@ -305,7 +319,7 @@ def train_fold(model, x, mask, y, projects, train, valid, o, fold, folder):
         model.layers[-1].bias.copy_(torch.from_numpy(y[train].mean(0)))        # starts at the mean  [HE2RNA code]
     state = dict(epoch=0, best_score=-np.inf, best_epoch=0, best=None)
     if state_file.is_file():
-        state = torch.load(state_file, map_location=device, weights_only=True)
+        state = load_checkpoint(state_file, device)
         model.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
     lines = [json.loads(line) for line in log.read_text().splitlines()] if log.is_file() else []
@@ -342,7 +356,7 @@ def train_fold(model, x, mask, y, projects, train, valid, o, fold, folder):
             f.write(json.dumps(entry) + "\n")
         save_file(state_file, lambda f: torch.save(state, f))
         left = (time.time() - start) / (epoch - first) * (o.epochs - epoch + o.epochs * (o.folds - 1 - fold))
-        print(f"fold {fold + 1}/{o.folds} epoch {epoch:3d}/{o.epochs}  loss {entry['loss']:.4f}  valid loss {valid_loss:.4f}  "
+        print(f"fold{fold} epoch {epoch:3d}/{o.epochs}  loss {entry['loss']:.4f}  valid loss {valid_loss:.4f}  "
               f"valid R {'  -  ' if r is None else f'{r:.3f}'}  best epoch {state['best_epoch']:3d}  {rate:6.1f} slides/s  "
               f"at most {clock(left)} left", flush=True)
     model.load_state_dict(state["best"])
@@ -488,8 +502,8 @@ def planted(cohort, genes, results):
     with open(path, newline="") as f:
         programme = {row["gene"]: row["programme"] for row in csv.DictReader(f)}
     of = np.array([programme.get(g, "") for g in genes])
-    return [(p, name, int((of == p).sum()), f"{np.mean(mean_of_values(e['r'][None, of == p])):.3f}" if (of == p).any() else "",
-             int((e["hs"][of == p] < ALPHA).sum()), int((e["bh"][of == p] < ALPHA).sum()))
+    return [(p, name, int((of == p).sum()), f"{mean_of_values(e['r'][of == p]):.3f}", int((e["hs"][of == p] < ALPHA).sum()),
+             int((e["bh"][of == p] < ALPHA).sum()))
             for p in dict.fromkeys(programme.values()) for name, e in results.items() if (of == p).any()]
 
 
@@ -521,8 +535,8 @@ def write_report(folder, cohort, o, config, data, results, prediction, left_out,
     text += ["## Folds", "", table(("fold", "test slides", "best epoch", "epochs run", "chosen by"),
              [(f, int((fold == f).sum()), n["best_epoch"], n["epochs"], n["by"]) for f, n in enumerate(notes)]), "",
              "## Left out", ""]
-    text += [f"- {len(names)} {what}: {', '.join(names[:20])}{' ...' if len(names) > 20 else ''}" for what, names in left_out.items()
-             if names] + [f"- slide {name} failed: {why}" for name, why in failed.items()] or ["Nothing."]
+    text += ([f"- {len(names)} {what}: {', '.join(names)}" for what, names in left_out.items() if names]
+             + [f"- slide {name} failed: {why}" for name, why in failed.items()] or ["Nothing."])
     text += ["", "## Settings", "", *(f"- {k}: {v}" for k, v in config.items()), f"- run time: {clock(seconds)}", ""]
     save_file(folder / "report.md", lambda f: f.write("\n".join(text).encode()))
 
@@ -558,23 +572,24 @@ def prepare(cohort, o):
     left_out = {**wrong_type, **left_out}
     for what, names in left_out.items():
         if names:
-            print(f"{len(names)} {what}: {', '.join(names[:10])}{' ...' if len(names) > 10 else ''}")
+            print(f"{len(names)} {what}: {few(names)}")
     fold = folds_of(samples, o)                                                # of all projects, then one is selected
     chosen, _ = select(samples, "all", o.project)
-    keep = np.array([s in chosen for s in samples])
     failed = tiling.make_supertiles(cohort, [s["slide"] for s in chosen], o)
-    keep &= np.array([s["slide"] not in failed for s in samples])
+    ready = {s["slide"] for s in chosen} - set(failed)
+    keep = np.array([s["slide"] in ready for s in samples])
     if not keep.any():
-        raise InputError(f"no slide is left: {len(failed)} failed, the first is {next(iter(failed.items()))}")
+        tiling.report_failures(failed, len(chosen))
+        raise InputError(f"{cohort}: no slide is left to train on")
     samples, rows, fold = [s for s, k in zip(samples, keep) if k], rows[keep], fold[keep]
     unique = np.unique(rows)
-    kept = expressed(a[unique])                                                # (G,) over samples, not slides
-    if not kept.any():
+    kept = np.flatnonzero(expressed(a[unique]))                                # over samples, not slides
+    if not len(kept):
         raise InputError(f"{cohort}: no gene has a positive median over the {len(unique)} samples")
     x, mask = load_bags(cohort, tiling.source_name(o), [s["slide"] for s in samples])
-    y = log_expression(a[:, kept])[rows].astype(np.float32)                    # (S, G)
+    y = log_expression(a[np.ix_(rows, kept)]).astype(np.float32)               # (S, G)
     column = {c: np.array([s[c] for s in samples]) for c in ("slide", "patient", "project")}
-    return dict(x=x, mask=mask, y=y, genes=[g for g, k in zip(genes, kept) if k], fold=fold, slides=column["slide"],
+    return dict(x=x, mask=mask, y=y, genes=[genes[j] for j in kept], fold=fold, slides=column["slide"],
                 patients=column["patient"], projects=column["project"], genes_in_table=len(genes)), left_out, failed
 
 
@@ -591,7 +606,7 @@ def folds_of(samples, o):
 def digest(*arrays):
     h = hashlib.sha256()
     for a in arrays:
-        h.update(np.ascontiguousarray(a).tobytes())
+        h.update(np.ascontiguousarray(a).view(np.uint8))
     return h.hexdigest()[:16]
 
 
@@ -614,14 +629,15 @@ def train(o):
     x, mask, y, fold, patients, projects = (data[k] for k in ("x", "mask", "y", "fold", "patients", "projects"))
     S, T, D = x.shape
     G = y.shape[1]
-    features = tiling.made_by(cohort, o, data["slides"])
+    features = tiling.provenance(cohort, o, data["slides"])
     config = dict(command="train", cohort=cohort.resolve().name, project=o.project or "all", slides=S, genes=G,
-                  genes_in_table=data["genes_in_table"], features=features, tiles_per_slide=T, n_features=D, hidden=o.hidden, ks=o.ks,
-                  dropout=o.dropout, lr=o.lr, batch=o.batch, epochs=o.epochs, patience=o.patience, valid=o.valid, folds=o.folds, seed=o.seed,
-                  data=digest(x.numpy(), mask.numpy(), y, fold))
+                  genes_in_table=data["genes_in_table"], features=features, tiles_per_slide=T, n_features=D, hidden=o.hidden,
+                  ks=o.ks, dropout=o.dropout, lr=o.lr, batch=o.batch, epochs=o.epochs, patience=o.patience, valid=o.valid,
+                  folds=o.folds, seed=o.seed, data=digest(x.numpy(), mask.numpy(), y, fold))
     folder = cohort / "runs" / o.name
-    before = tiling.load_json(folder / "config.json")
-    config = json.loads(json.dumps(config))
+    before, config = tiling.load_json(folder / "config.json"), json.loads(json.dumps(config))
+    if before is None and any(folder.glob("fold*.pt")):
+        raise InputError(f"{folder} has trained folds but no config.json that says with which settings: choose another --name, or delete it")
     if before and {k: before.get(k) for k in config} != config:
         differs = [f"{k} {before.get(k)} -> {v}" for k, v in config.items() if before.get(k) != v]
         raise InputError(f"{folder} is a run with other settings ({'; '.join(differs[:3])}): choose another --name, or delete it")
@@ -644,7 +660,7 @@ def train(o):
         torch.manual_seed(int(np.random.default_rng([o.seed, f]).integers(2 ** 62)))
         model, path = HE2RNA(D, G, o.hidden, o.ks, o.dropout).to(device), folder / f"fold{f}.pt"
         if path.is_file():
-            saved = torch.load(path, map_location=device, weights_only=True)
+            saved = load_checkpoint(path, device)
             model.load_state_dict(saved["model"])
             note = saved["note"]
         else:

@@ -204,6 +204,11 @@ def progress(what, total, unit):
     return tick
 
 
+def few(names, n=10):
+    """The first n names, and that there are more."""
+    return ", ".join(map(str, names[:n])) + (f" ... ({len(names)} in all)" if len(names) > n else "")
+
+
 def clock(seconds):
     return f"{int(seconds) // 3600}:{int(seconds) // 60 % 60:02d}:{int(seconds) % 60:02d}"
 
@@ -741,7 +746,7 @@ def settle(path, asked, default):
     now = {k: asked[k] if asked.get(k) is not None else before.get(k, v) for k, v in default.items()}
     changed = [f"{k} {before[k]} -> {v}" for k, v in now.items() if before.get(k, v) != v]
     if changed:
-        print(f"{path.parent}: made anew with other settings: {', '.join(changed)}")
+        print(f"{path.parent}: other settings than it was made with, so made anew: {', '.join(changed)}")
     return now
 
 
@@ -840,14 +845,14 @@ def make_features(cohort, slides, o):
         for (_, _, coords), tiles in group:
             tick(len(coords))
             if isinstance(tiles, Exception):
-                raise tiles
+                raise InputError(f"{found[name].name} can't be read to its end ({tiles})")
             yield tiles
 
     for name, group in groupby(ordered_map(read, jobs, o.workers), key=lambda item: item[0][0]):
         try:
             done = encode(net, chunks(group))
-        except (InputError, OSError, openslide.OpenSlideError) as e:
-            failed[name] = f"{found[name].name} can't be read to its end ({e})"
+        except InputError as e:
+            failed[name] = str(e)
             continue
         (folder / f"{name}.json").unlink(missing_ok=True)                      # never an old label on new features
         save_file(folder / f"{name}.npy", lambda f: np.save(f, done))
@@ -896,8 +901,8 @@ def source_name(o):
     return Path(o.features).resolve().name if o.features else o.encoder
 
 
-def made_by(cohort, o, slides):
-    """Where the super-tiles of a run come from, for its config and report: encoder, weights, precision, tile size."""
+def provenance(cohort, o, slides):
+    """What a run's features are, for its config and report: encoder, weights and their hash, precision, tile size."""
     if o.features:
         return dict(source=source_name(o), made="elsewhere (.h5)")
     sides = [load_json(Path(cohort) / "features" / o.encoder / f"{s}.json") for s in slides]
@@ -1301,7 +1306,7 @@ def simulate_cohort(folder, patients=64, seed=0, edge_px=1800, workers=None):
 def doctor(cohort, slides, o):
     """Say what is seen in each slide, without writing anything."""
     found, failed, shared, mpp = find_slides(cohort), {}, tile_settings(cohort, o), given_mpp(cohort, o)
-    jobs = [name for name in slides if name in found]
+    jobs, dim = [name for name in slides if name in found], ResNet50(ENCODERS[o.encoder]).n_features
     failed.update({name: f"no file {name}.* in {cohort}" for name in slides if name not in found})
 
     def one(name):
@@ -1315,12 +1320,13 @@ def doctor(cohort, slides, o):
             failed[name] = str(got)
             continue
         slide, source, a, level, d = got
-        n, dim = len(a["coords"]), ResNet50(ENCODERS[o.encoder]).n_features
+        n, wanted = len(a["coords"]), shared["tile_um"] / TILE_PX
         print(f"{name}: {slide.dimensions[0]:,} x {slide.dimensions[1]:,} px, "
               f"{slide.properties.get('openslide.vendor', 'plain image')}, {slide.level_count} level(s)\n"
-              f"  mpp {a['mpp']:.4f} µm from {'the slide' if source == 'slide' else 'samples.csv or --mpp'}; read at level {level} "
-              f"(downsample {d:g}, {a['mpp'] * d:.3f} µm/px), {'resampled' if d * a['mpp'] <= shared['tile_um'] / TILE_PX * 1.01 else 'RESAMPLED UP'}"
-              f" to {shared['tile_um'] / TILE_PX:g}; a tile is {shared['tile_um']:g} µm = {a['tile']:.1f} px\n"
+              f"  mpp {a['mpp']:.4f} µm from {'the slide' if source == 'slide' else 'samples.csv or --mpp'}; read at level "
+              f"{level} (downsample {d:g}, {a['mpp'] * d:.3f} µm/px), "
+              f"{'resampled' if d * a['mpp'] <= wanted * 1.01 else 'RESAMPLED UP'} to {wanted:g}; "
+              f"a tile is {shared['tile_um']:g} µm = {a['tile']:.1f} px\n"
               f"  Otsu threshold {a['threshold']:.3f} OD, tissue {a['tissue']:.0%}; {a['found']:,} tiles"
               f"{f', {n:,} of them sampled' if n < a['found'] else ''}; features {n * dim * 2 / 2**20:.1f} MiB"
               + ("; has an ICC profile (not applied)" if slide.color_profile is not None else ""))
@@ -1335,7 +1341,8 @@ def add_options(parser):
     a("--tile-um", type=float, help=f"edge of a tile, µm (default {TILE_UM:g}, the paper's; it is always {TILE_PX} px)")
     a("--min-tissue", type=float, help=f"share of a tile that must be tissue (default {MIN_TISSUE}); lower keeps fat and edges")
     a("--max-tiles", type=int, help=f"tiles per slide, a random sample beyond (default {MAX_TILES}, the paper's): bounds time")
-    a("--encoder", choices=ENCODERS, default="resnet50", help="resnet50: 2,048 features; resnet50-stage3: 1,024")
+    a("--encoder", choices=ENCODERS, default="resnet50", help="resnet50: 2,048 features (the default, HE2RNA's); "
+      "resnet50-stage3: 1,024 (HistCode's)")
     a("--weights", help="imagenet (default; downloaded once, hash checked), a torchvision state_dict file, or random "
       "(seeded; to try the program without weights)")
     a("--features", metavar="DIR", help="use these CLAM/TRIDENT .h5 features (<slide>.h5) instead of slides and encoder")
@@ -1348,17 +1355,20 @@ def add_options(parser):
 
 
 def report_failures(failed, total):
-    """Say which slides failed and why; the exit status: 0 all done, 1 some failed, 2 all did."""
+    """Say which slides failed and why. Returns the exit status: 0 all done, 1 some failed."""
     for name, why in failed.items():
         print(f"failed: {name}: {why}", file=sys.stderr)
     if failed:
         print(f"{len(failed)} of {total} slides failed", file=sys.stderr)
-    return 0 if not failed else 1 if len(failed) < total else 2
+    return 1 if failed else 0
 
 
 def run(main):
     """Run a command: a user's mistake is one line and status 2, an interruption one line and status 130."""
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(print("terminated; the same command goes on from here", file=sys.stderr) or 143))
+    def terminated(*_):
+        print("terminated; the same command goes on from here", file=sys.stderr)
+        sys.exit(143)
+    signal.signal(signal.SIGTERM, terminated)
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(encoding="utf-8", errors="replace")                 # µ and ± on any terminal
     try:
@@ -1393,18 +1403,19 @@ def main(argv=None):
     o.tile_seed, o.seed = o.seed, o.seed or 0
     cohort = Path(o.cohort)
     known = [r["slide"] for r in read_samples(cohort)] if (cohort / "samples.csv").is_file() else None
-    there = find_slides(cohort) if known is None or not o.features else {}
+    there = {} if known and o.features else find_slides(cohort)
     slides = known or list(there)
     if not slides:
         raise InputError(f"{cohort}: no slides ({' '.join(SLIDE_ENDINGS)}) in it or in its slides/")
-    extra = [] if known is None or o.features else sorted(set(find_slides(cohort)) - set(known))
+    extra = sorted(set(there) - set(slides))
     if extra:
-        print(f"{len(extra)} slide files are not in samples.csv and left out: {', '.join(extra[:5])}{' ...' if len(extra) > 5 else ''}")
+        print(f"{len(extra)} slide files are not in samples.csv and left out: {few(extra)}")
     start = time.time()
     make = dict(doctor=doctor, tiles=make_tiles, features=make_features, supertiles=make_supertiles)[o.verb]
     failed = make(cohort, slides, o)
     if o.verb != "doctor":
-        print(f"{o.verb}: {len(slides) - len(failed)} of {len(slides)} slides ready in {cohort / o.verb} ({clock(time.time() - start)})")
+        print(f"{o.verb}: {len(slides) - len(failed)} of {len(slides)} slides ready in {cohort / o.verb} "
+              f"({clock(time.time() - start)})")
     return report_failures(failed, len(slides))
 
 
