@@ -546,7 +546,7 @@ def write_report(folder, cohort, o, config, data, results, prediction, left_out,
 # ---------------------------------------------------------------------------------------------------------------------
 def check_options(o):
     for name, value, low in (("--epochs", o.epochs, 1), ("--patience", o.patience, 1), ("--batch", o.batch, 1),
-                             ("--folds", o.folds, 2), ("--workers", o.workers, 1), ("--seed", o.seed, 0)):
+                             ("--folds", o.folds, 2)):
         if value < low:
             raise InputError(f"{name} {value}: must be at least {low}")
     if not (0 <= o.dropout < 1 and o.lr > 0 and 0 < o.valid < 1):

@@ -1333,6 +1333,13 @@ def doctor(cohort, slides, o):
     return failed
 
 
+def natural(text):
+    """A whole number >= 0, for argparse."""
+    if not text.isascii() or not text.isdigit():
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number >= 0")
+    return int(text)
+
+
 def add_options(parser):
     """The options every command that needs slides shares; None means: as the folder was made, else the default."""
     a = parser.add_argument_group("slides, tiles and features").add_argument
@@ -1349,8 +1356,9 @@ def add_options(parser):
     a("--precision", choices=("auto", "bfloat16", "float32"), help="of the encoder; auto: bfloat16 where the hardware has it "
       "(within 1 %% of float32, several times as fast)")
     a("--device", default="auto", help="auto, cpu, cuda, cuda:1 ... (default auto: the GPU when there is one)")
-    a("--workers", type=int, default=min(8, os.cpu_count() or 1), help="threads that read slides ahead; no effect on results")
-    a("--seed", type=int, default=None, help="of every random draw (default 0)")
+    a("--workers", type=natural, default=min(8, os.cpu_count() or 1), help="threads that read slides ahead; no effect on "
+      "results")
+    a("--seed", type=natural, default=None, help="of every random draw (default 0)")
     parser.set_defaults(tile_seed=None)
 
 
@@ -1395,7 +1403,7 @@ def main(argv=None):
     p = verbs.add_parser("simulate", help="draw a simulated cohort with known truth")
     p.add_argument("cohort", metavar="folder")
     p.add_argument("--patients", type=int, default=64, help="in two projects, at least 4 (default 64)")
-    p.add_argument("--seed", type=int, default=0)
+    p.add_argument("--seed", type=natural, default=0)
     o = parser.parse_args(argv)
     if o.verb == "simulate":
         simulate_cohort(o.cohort, o.patients, o.seed)
