@@ -21,9 +21,11 @@ import argparse
 import csv
 import gzip
 import hashlib
+import importlib.metadata
 import json
 import platform
 import time
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -88,11 +90,12 @@ def read_expression(cohort):
         key = next((k for k in ("slide", "slides", "sample", "samples") if k in z), None)
         if key is None or "expression" not in z or "genes" not in z or z["expression"].shape != (len(z[key]), len(z["genes"])):
             raise InputError(f"{path}: wanted arrays expression (n, G), genes (G,) and slide or sample (n,); "
-                             f"it has {', '.join(f'{k} {v.shape}' for k, v in z.items()) or 'none that can be read'}")
+                             f"it has {', '.join(f'{k} {v.shape}' for k, v in z.items()) or 'none that can be read (object arrays are pickles: save names as str)'}")
         ids, genes = [str(i) for i in z[key]], [str(g) for g in z["genes"]]
         if z["expression"].dtype.kind not in "fiu":
             raise InputError(f"{path}: expression is {z['expression'].dtype}, not numbers")
-        key, rows = key.rstrip("s"), z["expression"].astype(np.float32)
+        with np.errstate(over="ignore"):                                       # beyond float32: infinite, and refused below
+            key, rows = key.rstrip("s"), z["expression"].astype(np.float32)
         for i, row in zip(ids, rows):
             check_row(row, genes, i, path)
     else:
@@ -121,10 +124,12 @@ def read_table(path):
                     a = np.fromiter(map(float, row[1:]), np.float64, len(genes))
                 except ValueError:
                     a = np.array([number(v) for v in row[1:]])
+                with np.errstate(over="ignore"):                               # beyond float32: infinite, and refused
+                    a = a.astype(np.float32)
                 check_row(a, genes, row[0].strip(), path, row[1:])
                 ids.append(row[0].strip())
-                rows.append(a.astype(np.float32))
-    except (EOFError, gzip.BadGzipFile, UnicodeDecodeError, csv.Error) as e:
+                rows.append(a)
+    except (EOFError, zlib.error, gzip.BadGzipFile, UnicodeDecodeError, csv.Error) as e:
         raise InputError(f"{path}: not a whole comma-separated table ({e})") from None
     if not rows:
         raise InputError(f"{path}: no rows")
@@ -158,6 +163,11 @@ def join(samples, key, ids, path="expression"):
     at = {name: i for i, name in enumerate(ids)}
     kept = [s for s in samples if s[key] in at]
     alone = [s["slide"] for s in samples if s[key] not in at]
+    owner = {}
+    for s in kept:
+        if owner.setdefault(s[key], s["patient"]) != s["patient"]:
+            raise InputError(f"samples.csv: sample {s[key]} is of two patients, {owner[s[key]]} and {s['patient']}: its expression "
+                             "would stand on both sides of a fold")
     used = {s[key] for s in kept}
     unused = [i for i in ids if i not in used]
     if not kept:
@@ -174,7 +184,7 @@ def select(samples, types, project):
     if "sample_type" in samples[0] and types != "all":
         wanted = [t.strip().lower() for t in types.split(",")] if types else PRIMARY
         kept = [s for s in samples if s["sample_type"].lower() in wanted]
-        if not kept:
+        if not kept or types and set(wanted) - {s["sample_type"].lower() for s in kept}:
             raise InputError(f"no slide has sample_type {', '.join(wanted)}; samples.csv has "
                              f"{', '.join(sorted({s['sample_type'] for s in samples}))}: choose with --types, or --types all")
         chosen = {s["slide"] for s in kept}
@@ -183,11 +193,10 @@ def select(samples, types, project):
         samples = kept
     if project:
         names = sorted({s["project"] for s in samples})
-        wanted = {short(p) for p in project.split(",")}
-        wanted |= {m for p in wanted for m in MERGED.get(p, ())}
-        samples = [s for s in samples if short(s["project"]) in wanted]
-        if not samples:
+        wanted = [{short(p.strip()), *MERGED.get(short(p.strip()), ())} for p in project.split(",")]
+        if not all(w & set(map(short, names)) for w in wanted):
             raise InputError(f"--project {project}: samples.csv has {', '.join(names)}")
+        samples = [s for s in samples if short(s["project"]) in set.union(*wanted)]
     return samples, left
 
 
@@ -201,9 +210,6 @@ def load_bags(cohort, source, slides):
     x, mask = torch.zeros((len(slides), *first), dtype=torch.float16), torch.zeros((len(slides), first[0]), dtype=torch.bool)
     for i, slide in enumerate(slides):
         z = tiling.load_arrays(Path(cohort) / "supertiles" / source / f"{slide}.npz")
-        if z["means"].shape != first:
-            raise InputError(f"slide {slide} has super-tiles {z['means'].shape}, slide {slides[0]} {first}: all slides need "
-                             "features of the same encoder")
         x[i], mask[i] = torch.from_numpy(z["means"]), torch.from_numpy(z["mask"])
     longest = int(mask.sum(1).max())                                           # small slides have fewer than 100
     return x[:, :longest].contiguous(), mask[:, :longest].contiguous()
@@ -267,8 +273,9 @@ class HE2RNA(nn.Module):
     def forward(self, x, mask, k=None):
         """x (B, T, D), mask (B, T) -> slide-level prediction (B, G), in log10(1 + FPKM-UQ).
 
-        Training: one k for the whole iteration, drawn from ks (torch's generator) if not given. Evaluation: the mean
-        over all of ks.
+        Training: one k for all slides and genes of an iteration, drawn from ks (torch's generator) if not given; the paper's
+        "selects a number k at every iteration and for every gene" can also be read as a k per gene [HE2RNA code: one k].
+        Evaluation: the mean over all of ks.
         """
         if self.training and k is None:
             k = self.ks[int(torch.randint(len(self.ks), ()))]
@@ -299,6 +306,14 @@ def mean_r(prediction, y, projects):
     return float(np.mean(per_project)) if per_project else None
 
 
+def as_entry(line):
+    """A line of log.jsonl, or None when it is a half one that a full disk or a power cut left."""
+    try:
+        return json.loads(line)
+    except ValueError:
+        return None
+
+
 def load_checkpoint(path, device):
     """A dict of tensors and plain values; no pickled code is run. InputError when it is not whole."""
     try:
@@ -317,16 +332,16 @@ def train_fold(model, x, mask, y, projects, train, valid, o, fold, folder):
     optimizer = torch.optim.Adam(model.parameters(), lr=o.lr)
     with torch.no_grad():
         model.layers[-1].bias.copy_(torch.from_numpy(y[train].mean(0)))        # starts at the mean  [HE2RNA code]
-    state = dict(epoch=0, best_score=-np.inf, best_epoch=0, best=None)
+    state = dict(epoch=0, best_score=-np.inf, best_epoch=0, best=None, seconds=0.0)
     if state_file.is_file():
         state = load_checkpoint(state_file, device)
         model.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
-    lines = [json.loads(line) for line in log.read_text().splitlines()] if log.is_file() else []
-    lines = [e for e in lines if (e["fold"], e["epoch"]) < (fold, state["epoch"] + 1)]      # what was not saved runs again
+    lines = [as_entry(line) for line in log.read_text().splitlines()] if log.is_file() else []
+    lines = [e for e in lines if e and (e["fold"], e["epoch"]) <= (fold, state["epoch"])]   # what was not saved runs again
     save_file(log, lambda f: f.writelines((json.dumps(e) + "\n").encode() for e in lines))
     by_r = max(np.unique(projects[valid], return_counts=True)[1]) >= MIN_SLIDES_R  # else too few slides for an R
-    start, first = time.time(), state["epoch"]
+    start, first, before = time.time(), state["epoch"], state["seconds"]
     for epoch in range(first + 1, o.epochs + 1):
         if epoch - 1 - state["best_epoch"] >= o.patience and state["best"] is not None:
             break
@@ -349,7 +364,7 @@ def train_fold(model, x, mask, y, projects, train, valid, o, fold, folder):
         score = -valid_loss if not by_r else -1.0 if r is None else r
         if score > state["best_score"]:
             state.update(best_score=score, best_epoch=epoch, best={k: v.clone() for k, v in model.state_dict().items()})
-        state.update(epoch=epoch, model=model.state_dict(), optimizer=optimizer.state_dict())
+        state.update(epoch=epoch, model=model.state_dict(), optimizer=optimizer.state_dict(), seconds=before + time.time() - start)
         entry = dict(fold=fold, epoch=epoch, loss=loss_sum / len(train), valid_loss=valid_loss, valid_r=r,
                      best_epoch=state["best_epoch"], slides_per_s=round(rate, 1))
         with open(log, "a") as f:
@@ -360,7 +375,7 @@ def train_fold(model, x, mask, y, projects, train, valid, o, fold, folder):
               f"valid R {'  -  ' if r is None else f'{r:.3f}'}  best epoch {state['best_epoch']:3d}  {rate:6.1f} slides/s  "
               f"at most {clock(left)} left", flush=True)
     model.load_state_dict(state["best"])
-    return dict(best_epoch=state["best_epoch"], epochs=state["epoch"],
+    return dict(best_epoch=state["best_epoch"], epochs=state["epoch"], seconds=state["seconds"],
                 by="R" if by_r else f"loss ({len(valid)} validation slides are too few for R)")
 
 
@@ -396,17 +411,22 @@ def mean_of_values(r):
 
 
 def evaluate(prediction, y, fold, projects, k):
-    """Per cancer: a dict with n slides, R of each fold (k, G), R their mean (G,), one-sided p, and p corrected over genes.
+    """Per cancer: a dict with its slides, R of each fold (k, G), R their mean (G,), one-sided p, and p corrected over genes.
 
-    p is that of the analytic t with n slides: P(R >= r) when nothing is correlated. [HE2RNA Methods, Statistics: R against
-    chance, Holm-Šidák and Benjamini-Hochberg over all genes; the t as null is ours]
+    p is that of the analytic t: P(R >= r) with n slides and nothing correlated, n those of the folds that gave an R. [HE2RNA
+    Methods, Statistics: R against chance, Holm-Šidák and Benjamini-Hochberg over all genes; the t as null is ours] That takes
+    a mean of folds for one R. `strict` is the Holm-Šidák p with the n at which one R scatters as this mean of m folds does,
+    var = mean of 1 / (n_f - 1) over m: the difference shows how far small folds can be trusted. [ours]
     """
     results = {}
     for name, group in cancers(projects).items():
         r = fold_r(prediction, y, fold, group, k)                              # (k, G)
-        mean, n = mean_of_values(r), int(group.sum())
+        size = np.array([(group & (fold == f)).sum() for f in range(k)])[:, None] * ~np.isnan(r)   # slides behind each R
+        variance = mean_of_values(np.where(size > 0, 1 / np.maximum(size - 1, 1), np.nan)) / np.maximum((size > 0).sum(0), 1)
+        mean, n = mean_of_values(r), size.sum(0)                               # (G,), (G,)
         p = stats.pearson_p(mean, n)                                           # (G,)
-        results[name] = dict(n=n, folds=r, r=mean, p=p, hs=stats.holm_sidak(p), bh=stats.benjamini_hochberg(p))
+        results[name] = dict(slides=int(group.sum()), folds=r, r=mean, n=n, p=p, hs=stats.holm_sidak(p),
+                             bh=stats.benjamini_hochberg(p), strict=stats.holm_sidak(stats.pearson_p(mean, 1 + 1 / variance)))
     return results
 
 
@@ -421,7 +441,7 @@ def write_genes(path, genes, results):
             numbers = np.vstack([e["r"], e["p"], e["hs"], e["bh"], e["folds"]])                     # (4 + k, G)
             for j in np.lexsort((-np.nan_to_num(e["r"], nan=-2), e["p"])):
                 r, p, hs, bh, *folds = ("" if np.isnan(v) else f"{v:.6g}" for v in numbers[:, j])
-                yield genes[j], name, e["n"], r, p, hs, bh, int(e["hs"][j] < ALPHA), int(e["bh"][j] < ALPHA), *folds
+                yield genes[j], name, e["n"][j], r, p, hs, bh, int(e["hs"][j] < ALPHA), int(e["bh"][j] < ALPHA), *folds
     save_csv(path, header, rows())
 
 
@@ -446,12 +466,12 @@ def plot_r(results, path):
         if len(r) > 1 and np.ptp(r) > 0:
             for body in ax.violinplot(r, [i], widths=.8, showextrema=False, showmedians=True)["bodies"]:
                 body.set_facecolor("#0072B2")
-        first = stats.r_threshold(-np.expm1(np.log1p(-ALPHA) / max(1, len(r))), e["n"])             # first Šidák step
+        first = stats.r_threshold(-np.expm1(np.log1p(-ALPHA) / max(1, len(r))), e["slides"])        # first Šidák step
         ax.plot(i, first, "k^", ms=6, label="R for significance (Holm–Šidák)" if i == 0 else None)
         ax.annotate(f"{(e['hs'] < ALPHA).sum():,}", (i, 1.02), ha="center", color="#D55E00", annotation_clip=False)
     ax.axhline(0, color="grey", lw=.5)
     ax.set(xticks=range(len(results)), ylabel="R over slides, mean of the folds", ylim=(-1, 1.12))
-    ax.set_xticklabels([f"{name}\nn = {e['n']}" for name, e in results.items()], fontsize=8)
+    ax.set_xticklabels([f"{name}\nn = {e['slides']}" for name, e in results.items()], fontsize=8)
     ax.set_title("Prediction of each gene; number: significant genes", fontsize=10)
     ax.legend(loc="lower right", fontsize=8)
     save_file(path, lambda f: fig.savefig(f, dpi=130, format="png"))
@@ -491,7 +511,7 @@ def summary(results):
     for name, e in results.items():
         r = e["r"][~np.isnan(e["r"])]
         mean, median = (f"{np.mean(r):.3f}", f"{np.median(r):.3f}") if len(r) else ("no value", "no value")
-        yield name, e["n"], len(r), mean, median, int((e["hs"] < ALPHA).sum()), int((e["bh"] < ALPHA).sum())
+        yield name, e["slides"], len(r), mean, median, *(int((e[c] < ALPHA).sum()) for c in ("hs", "bh", "strict"))
 
 
 def planted(cohort, genes, results):
@@ -507,7 +527,7 @@ def planted(cohort, genes, results):
             for p in dict.fromkeys(programme.values()) for name, e in results.items() if (of == p).any()]
 
 
-SUMMARY_HEADER = ("cancer", "slides", "genes", "mean R", "median R", "significant HS", "significant BH")
+SUMMARY_HEADER = ("cancer", "slides", "genes", "mean R", "median R", "significant HS", "significant BH", "HS, strict")
 
 
 def write_report(folder, cohort, o, config, data, results, prediction, left_out, failed, notes, seconds):
@@ -523,21 +543,22 @@ def write_report(folder, cohort, o, config, data, results, prediction, left_out,
     text += [f"{len(y)} slides of {len(set(data['patients']))} patients, {len(genes):,} genes with a positive median "
              f"(of {config['genes_in_table']:,}), {o.folds} folds by patient. R is Pearson's over the slides of a cancer within a "
              "fold's test part, never over several cancers, and the mean of the folds. p is one-sided, from the t distribution at "
-             f"n slides; HS is Holm–Šidák, BH Benjamini–Hochberg, over all genes of the cancer, significant below {ALPHA}.", "",
+             f"n slides; HS is Holm–Šidák, BH Benjamini–Hochberg, over all genes of the cancer, significant below {ALPHA}. In small "
+             "folds a mean of R scatters more than one R: \"strict\" counts what stays significant when that is allowed for.", "",
              table(SUMMARY_HEADER, summary(results)), "", "![Distribution of R](r_distribution.png)", "",
              "## Best genes", "",
-             table(("gene", "cancer", "n", "R", "p (HS)"), [(genes[j], name, results[name]["n"], f"{r:.3f}",
+             table(("gene", "cancer", "n", "R", "p (HS)"), [(genes[j], name, results[name]["n"][j], f"{r:.3f}",
                    f"{results[name]['hs'][j]:.2g}") for name, j, r in best_genes(results, 20)]), "",
              "![Predicted against true](scatter.png)", ""]
     if truth:
         text += ["## Against what was planted", "", "Housekeeping and noise genes follow nothing on the slide.", "",
                  table(("programme", "cancer", "genes", "mean R", "significant HS", "significant BH"), truth), ""]
-    text += ["## Folds", "", table(("fold", "test slides", "best epoch", "epochs run", "chosen by"),
-             [(f, int((fold == f).sum()), n["best_epoch"], n["epochs"], n["by"]) for f, n in enumerate(notes)]), "",
+    text += ["## Folds", "", table(("fold", "test slides", "best epoch", "epochs run", "chosen by", "training time"),
+             [(f, int((fold == f).sum()), n["best_epoch"], n["epochs"], n["by"], clock(n["seconds"])) for f, n in enumerate(notes)]), "",
              "## Left out", ""]
     text += ([f"- {len(names)} {what}: {', '.join(names)}" for what, names in left_out.items() if names]
              + [f"- slide {name} failed: {why}" for name, why in failed.items()] or ["Nothing."])
-    text += ["", "## Settings", "", *(f"- {k}: {v}" for k, v in config.items()), f"- run time: {clock(seconds)}", ""]
+    text += ["", "## Settings", "", *(f"- {k}: {v}" for k, v in config.items()), f"- run time of this call: {clock(seconds)}", ""]
     save_file(folder / "report.md", lambda f: f.write("\n".join(text).encode()))
 
 
@@ -582,6 +603,10 @@ def prepare(cohort, o):
         tiling.report_failures(failed, len(chosen))
         raise InputError(f"{cohort}: no slide is left to train on")
     samples, rows, fold = [s for s, k in zip(samples, keep) if k], rows[keep], fold[keep]
+    for f in range(o.folds):
+        if len({s["patient"] for s, g in zip(samples, fold) if g != f}) < 2:
+            raise InputError(f"{cohort}: fold {f} has fewer than 2 patients left to train and validate on, of {len(samples)} slides"
+                             + (f" of --project {o.project}" if o.project else "") + (f"; {len(failed)} failed" if failed else ""))
     unique = np.unique(rows)
     kept = np.flatnonzero(expressed(a[unique]))                                # over samples, not slides
     if not len(kept):
@@ -597,16 +622,18 @@ def folds_of(samples, o):
     """Test fold of each sample, by patient, projects evenly spread. InputError says which --folds would work."""
     patients = [s["patient"] for s in samples]
     n = len(set(patients))
-    if n < max(3, o.folds):                                                    # 2 training patients: one validates
-        raise InputError(f"{n} patients are too few for --folds {o.folds}: " + (f"--folds {n} would work" if n >= 3 else
-                         "cross-validation with a validation patient needs at least 3"))
+    if n < 3:
+        raise InputError(f"{n} patients are too few: a fold needs one to test, one to validate and one to train on")
+    if n < o.folds or n - -(-n // o.folds) < 2:                                # 2 training patients: one validates
+        raise InputError(f"{n} patients don't go into --folds {o.folds}: --folds {min(n, max(3, o.folds))} would work")
     return stats.patient_folds(patients, [s["project"] for s in samples], o.folds, o.seed)
 
 
-def digest(*arrays):
+def digest(*parts):
+    """Hash of arrays and lists of names: the same data, the same run."""
     h = hashlib.sha256()
-    for a in arrays:
-        h.update(np.ascontiguousarray(a).view(np.uint8))
+    for part in parts:
+        h.update(np.ascontiguousarray(part).view(np.uint8) if isinstance(part, np.ndarray) else json.dumps(part).encode())
     return h.hexdigest()[:16]
 
 
@@ -630,21 +657,24 @@ def train(o):
     S, T, D = x.shape
     G = y.shape[1]
     features = tiling.provenance(cohort, o, data["slides"])
-    config = dict(command="train", cohort=cohort.resolve().name, project=o.project or "all", slides=S, genes=G,
+    config = dict(command="train", project=o.project or "all", types=o.types or "primary tumours", slides=S, genes=G,
                   genes_in_table=data["genes_in_table"], features=features, tiles_per_slide=T, n_features=D, hidden=o.hidden,
                   ks=o.ks, dropout=o.dropout, lr=o.lr, batch=o.batch, epochs=o.epochs, patience=o.patience, valid=o.valid,
-                  folds=o.folds, seed=o.seed, data=digest(x.numpy(), mask.numpy(), y, fold))
+                  folds=o.folds, seed=o.seed, data=digest(x.numpy(), mask.numpy(), y, fold, [data["slides"].tolist(),
+                  patients.tolist(), projects.tolist(), data["genes"]]))
     folder = cohort / "runs" / o.name
     before, config = tiling.load_json(folder / "config.json"), json.loads(json.dumps(config))
     if before is None and any(folder.glob("fold*.pt")):
         raise InputError(f"{folder} has trained folds but no config.json that says with which settings: choose another --name, or delete it")
     if before and {k: before.get(k) for k in config} != config:
-        differs = [f"{k} {before.get(k)} -> {v}" for k, v in config.items() if before.get(k) != v]
-        raise InputError(f"{folder} is a run with other settings ({'; '.join(differs[:3])}): choose another --name, or delete it")
-    versions = dict(python=platform.python_version(), numpy=np.__version__, torch=torch.__version__, device=str(device),
-                    threads=torch.get_num_threads())
+        raise InputError(f"{folder} is a run with other settings ({tiling.differences(before, config)}): choose another --name, or "
+                         "delete it")
+    versions = dict(cohort=str(cohort.resolve()), features_folder=o.features and str(Path(o.features).resolve()), device=str(device),
+                    threads=torch.get_num_threads(), python=platform.python_version(),
+                    **{p: importlib.metadata.version(p) for p in ("numpy", "scipy", "torch", "openslide-python", "openslide-bin", "Pillow")})
     save_json(folder / "config.json", {**config, **versions})
-    print(f"{S} slides of {len(set(patients))} patients, {G:,} genes, {T} super-tiles x {D} features, {o.folds} folds, on {device}")
+    print(f"{S} slides of {len(set(patients))} patients, {G:,} genes, {T} super-tiles x {D} features, {o.folds} folds, on {device}; "
+          f"features: {', '.join(str(v) for k, v in features.items() if k in ('source', 'made', 'weights', 'precision'))}")
 
     splits, valid_of = [], np.full(S, "", dtype=object)
     for f in range(o.folds):
@@ -679,7 +709,7 @@ def train(o):
         project=projects, fold=fold))
     write_genes(folder / "genes.csv", data["genes"], results)
     write_report(folder, cohort, o, {**config, **versions}, data, results, prediction, left_out, failed, notes, time.time() - start)
-    print("\n" + "".join(f"{a:>12} {b:>7} {c:>7} {d:>9} {e:>9} {f:>15} {g:>15}\n" for a, b, c, d, e, f, g in
+    print("\n" + "".join(f"{a:>12} {b:>7} {c:>7} {d:>9} {e:>9} {f:>15} {g:>15} {h:>11}\n" for a, b, c, d, e, f, g, h in
                          [SUMMARY_HEADER, *summary(results)]))
     print("best: " + ", ".join(f"{data['genes'][j]} ({name}, R {r:.2f})" for name, j, r in best_genes(results)))
     print(f"report: {folder / 'report.md'}   ({clock(time.time() - start)})")

@@ -306,13 +306,18 @@ def test_rebatch():
 def test_weights_file_loads_and_wrong_ones_are_refused(tmp_path):
     net = random_resnet()
     torch.save(net.state_dict(), tmp_path / "w.pth")
+    old = {k: v for k, v in net.state_dict().items() if "num_batches" not in k}  # 267 entries, as torchvision's oldest files
+    assert len(old) == 267
+    torch.save(old, tmp_path / "old.pth")
+    torch.save({**old, "conv1.weight": 3}, tmp_path / "number.pth")
     for stages in (3, 4):
-        loaded = tiling.load_weights(stages, str(tmp_path / "w.pth"), 0)
-        assert torch.equal(loaded.layer3[5].bn3.running_var, net.layer3[5].bn3.running_var)
+        for name in ("w.pth", "old.pth"):
+            loaded = tiling.load_weights(stages, str(tmp_path / name), 0)
+            assert torch.equal(loaded.layer3[5].bn3.running_var, net.layer3[5].bn3.running_var)
     (tmp_path / "text.pth").write_text("no weights")
     torch.save({"conv1.weight": torch.zeros(3)}, tmp_path / "other.pth")
     torch.save(net, tmp_path / "pickle.pth")                                   # a whole object: code would run on loading
-    for bad in ("text.pth", "other.pth", "pickle.pth", "absent.pth"):
+    for bad in ("text.pth", "other.pth", "number.pth", "pickle.pth", "absent.pth"):
         with pytest.raises(tiling.InputError, match="--weights .*" + bad):
             tiling.weights_identity(str(tmp_path / bad), 0), tiling.load_weights(4, str(tmp_path / bad), 0)
 
@@ -412,12 +417,39 @@ def test_steps_make_what_is_missing_and_never_mix_settings(two_slides, capsys):
     assert run("--workers", "4") == 0                                          # what is missing; workers change nothing
     assert {e: folder_bytes(two_slides, e) for e in (".npz", ".npy")} == first
     assert run("--tile-um", "150") == 0
-    assert "tile_um 112.0 -> 150.0" in capsys.readouterr().out
+    assert "2 slides are made anew: tile_um 112.0 -> 150.0" in capsys.readouterr().out
     changed = np.load(two_slides / "features" / "resnet50-stage3" / "a.npy")
     assert len(changed) == len(np.load(two_slides / "tiles" / "a.npz")["coords"]) != len(features)
     assert len(np.load(two_slides / "supertiles" / "resnet50-stage3" / "a.npz")["cluster"]) == len(changed)
     assert run("--tile-um", "112", "--seed", "0") == 0 and {e: folder_bytes(two_slides, e) for e in (".npz", ".npy")} == first
     assert not list(two_slides.rglob("*.tmp"))
+
+
+def test_mpp_is_remembered_and_leaves_slides_with_their_own_alone(two_slides, capsys):
+    rgb = np.array(Image.fromarray(painted()[0]).resize((1600, 1280), Image.Resampling.NEAREST))
+    Image.fromarray(rgb).save(two_slides / "slides" / "plain.png")
+    run = lambda verb, *a: tiling.main([verb, str(two_slides), "--device", "cpu", "--encoder", "resnet50-stage3", *a])
+    assert run("features", "--weights", "random") == 1                         # plain.png has no scale
+    own = {p: p.stat().st_mtime_ns for p in two_slides.rglob("*.np[yz]")}
+    assert run("tiles", "--mpp", "0.5") == 0 and run("features") == 0          # given once, remembered
+    assert all(p.stat().st_mtime_ns == t for p, t in own.items()) and len(own) == 4
+    assert run("tiles", "--mpp", "0.4") == 0
+    assert "1 slides are made anew: mpp 0.5 -> 0.4" in capsys.readouterr().out and all(p.stat().st_mtime_ns == t for p, t in own.items())
+    for p in (two_slides / "slides").iterdir():                                # features travel without their slides
+        p.unlink()
+    (two_slides / "samples.csv").write_text("slide,patient,project\na,p,X\nb,q,X\nc,r,X\n")
+    assert run("supertiles") == 1 and "failed: c: no file c.*" in capsys.readouterr().err
+
+
+def test_a_slide_replaced_by_another_is_made_anew(two_slides):
+    run = lambda: tiling.main(["tiles", str(two_slides)])
+    assert run() == 0
+    before = np.load(two_slides / "tiles" / "a.npz")["coords"]
+    shutil.copyfile(two_slides / "slides" / "b.tif", two_slides / "slides" / "a.tif")
+    rgb = np.full((1280, 1600, 3), 243, np.uint8)
+    rgb[200:700, 300:1400] = H_E["eosin"]
+    write_pyramid(two_slides / "slides" / "a.tif", rgb)
+    assert run() == 0 and len(np.load(two_slides / "tiles" / "a.npz")["coords"]) != len(before)
 
 
 def test_a_slide_that_fails_does_not_stop_the_others(two_slides, capsys):
@@ -431,7 +463,7 @@ def test_a_slide_that_fails_does_not_stop_the_others(two_slides, capsys):
     status = tiling.main(["features", str(two_slides), "--weights", "random", "--device", "cpu", "--encoder", "resnet50-stage3"])
     said = capsys.readouterr()
     assert status == 1 and "2 of 8 slides ready" in said.out
-    for name, why in (("text", "not a readable slide"), ("cut", ""), ("nothing", "not a readable slide"), ("white", "tissue"),
+    for name, why in (("text", "not a readable slide"), ("cut", "can't be read|not a readable"), ("nothing", "not a readable slide"), ("white", "tissue"),
                       ("nompp", "no µm per pixel"), ("pixel", "no µm per pixel")):
         assert re.search(f"failed: {name}: .*{why}", said.err)
     assert sorted(p.stem for p in (two_slides / "features").rglob("*.npy")) == ["a", "b"]
@@ -457,11 +489,16 @@ def test_tiling_commands_say_one_line(two_slides, argv, words):
 
 @pytest.mark.parametrize("table, words", [
     ("slide,patient\na,p\n", "no column project"), ("slide,patient,project\na,p,X\na,q,X\n", "line 3: slide a stands there twice"),
+    ("slide,patient,project\na,Doe, Jane,X\n", "line 2: 4 fields, the header has 3"), ("slide;patient;project\na;p;X\n", "separated by commas"),
+    ("slide,patient,project,patient\na,p,X,q\n", "a column stands there twice"), ("slide,patient,project\n\n\na,p,X\na,q,X\n", "line 5: slide a"),
     ("slide,patient,project\n../a,p,X\n", "is a path"), ("slide,patient,project\na,,X\n", "line 2: empty patient"),
     ("slide,patient,project\n", "no rows"), ("slide,patient,project,mpp\na,p,X,half\n", "mpp 'half' of slide a")])
 def test_samples_csv_mistakes(two_slides, table, words):
     (two_slides / "samples.csv").write_text(table)
     with pytest.raises(tiling.InputError, match=re.escape(words)):
+        tiling.main(["tiles", str(two_slides)])
+    (two_slides / "samples.csv").write_bytes("slide,patient,project\na,p,X\n".encode("utf-16"))
+    with pytest.raises(tiling.InputError, match="UTF-8"):
         tiling.main(["tiles", str(two_slides)])
 
 
@@ -469,16 +506,16 @@ def test_h5_features(tmp_path):
     rng = np.random.default_rng(0)
     features, coords = rng.normal(size=(9, 5)).astype(np.float32), tile_cloud(9)
     for name, f, c in (("flat", features, coords), ("batch", features[None], coords[None]), ("nan", np.where(features > 1, np.nan, features), coords),
-                       ("short", features[:4], coords), ("empty", features[:0], coords[:0])):
+                       ("short", features[:4], coords), ("empty", features[:0], coords[:0]), ("place", features, np.where(coords > 0, np.nan, 0))):
         with h5py.File(tmp_path / f"{name}.h5", "w") as h:
             h["features"], h["coords"] = f, c
     (tmp_path / "text.h5").write_text("no")
     for name in ("flat", "batch"):
-        got = tiling.load_features(tmp_path, str(tmp_path), name)
+        got = tiling.load_features(tmp_path, tmp_path, name)
         assert (got[0] == features).all() and (got[1] == coords).all()
-    for name, words in (("nan", "NaN or infinite feature in tile"), ("short", "don't fit"), ("empty", "no tiles"), ("text", "not a CLAM"), ("gone", "no file")):
+    for name, words in (("nan", "NaN or infinite feature in tile"), ("short", "don't fit"), ("empty", "no tiles"), ("place", "infinite coords"), ("text", "not a CLAM"), ("gone", "no file")):
         with pytest.raises(tiling.InputError, match=words):
-            tiling.load_features(tmp_path, str(tmp_path), name)
+            tiling.load_features(tmp_path, tmp_path, name)
 
 
 def real(*parts):
@@ -1149,7 +1186,7 @@ def test_training_finds_what_was_planted_and_only_that(tmp_path, capsys):
     log = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
     assert {e["fold"] for e in log} == {0, 1, 2} and log[-1]["loss"] < log[0]["loss"]
     report = (run / "report.md").read_text()
-    assert "seed: 0" in report and torch.__version__ in report and (run / "scatter.png").stat().st_size > 10000
+    assert "seed: 0" in report and torch.__version__ in report and openslide.__version__ in report and (run / "scatter.png").stat().st_size > 10000
     saved = torch.load(run / "fold0.pt", weights_only=True)
     assert saved["genes"] == [f"G{g}" for g in range(6)] and set(saved["test_patients"]) == {r["patient"] for r in folds if r["test_fold"] == "0"}
     assert "slides/s" in capsys.readouterr().out
@@ -1227,7 +1264,7 @@ def test_expression_formats_agree_and_genes_without_median_are_dropped(tmp_path)
 
 @pytest.mark.parametrize("row, words", [
     ("s1,1,-2", "gene B of s1 is '-2'"), ("s1,1,x", "gene B of s1 is 'x'"), ("s1,1,", "gene B of s1 is ''"), ("s1,nan,2", "gene A of s1 is 'nan'"),
-    ("s1,1,1e400", "gene B of s1 is '1e400'"), ("s1,1", "line 3: 2 fields, the header has 3"), ("s0,1,2", "row 's0' stands there twice")])
+    ("s1,1,1e400", "gene B of s1 is '1e400'"), ("s1,1,1e39", "gene B of s1 is '1e39'"), ("s1,1", "line 3: 2 fields, the header has 3"), ("s0,1,2", "row 's0' stands there twice")])
 def test_expression_mistakes_name_gene_and_slide(tmp_path, row, words):
     (tmp_path / "expression.csv").write_text("slide,A,B\ns0,1,2\n" + row + "\n")
     with pytest.raises(tiling.InputError, match=re.escape(words)):
@@ -1238,6 +1275,7 @@ def test_expression_mistakes_name_gene_and_slide(tmp_path, row, words):
     ({}, "no expression.csv"), ({"expression.csv": b"slide,A,A\ns,1,2\n"}, "gene 'A' stands there twice"), ({"expression.csv": b""}, "the first line must be"),
     ({"expression.csv": b"slide,A\n"}, "no rows"), ({"expression.csv.gz": b"slide,A\n"}, "not a whole"), ({"expression.npz": b"zip?"}, "wanted arrays"),
     ({"expression.csv.gz": gzip.compress(b"slide,A\n" + b"s,1\n" * 99)[:-9]}, "not a whole"),
+    ({"expression.csv.gz": gzip.compress(b"slide,A\n")[:10] + b"\xff" * 40}, "not a whole"),
     ({"expression.csv": b"slide,A\ns,1\n", "expression.npz": b""}, "are both there")])
 def test_expression_files_that_cannot_be_meant(tmp_path, files, words):
     for name, content in files.items():
@@ -1258,13 +1296,20 @@ def test_join_by_slide_or_sample():
         he2rna.join(samples, "slide", ["TP53"])
 
 
+def test_a_sample_of_two_patients_would_stand_on_both_sides_of_a_fold():
+    samples = [dict(slide="a", sample="A", patient="p", project="X"), dict(slide="b", sample="A", patient="q", project="X")]
+    with pytest.raises(tiling.InputError, match="sample A is of two patients, p and q"):
+        he2rna.join(samples, "sample", ["A"])
+
+
 def test_primary_tumours_and_projects_are_selected():
     samples = [dict(slide=str(i), project=p, sample_type=t) for i, (p, t) in enumerate([
         ("TCGA-LUAD", "Primary Tumor"), ("TCGA-LUSC", "Solid Tissue Normal"), ("TCGA-LUSC", "Primary Tumor"), ("TCGA-KIRC", "Primary Tumor")])]
     pick = lambda types, project: [s["slide"] for s in he2rna.select(samples, types, project)[0]]
     assert pick(None, None) == ["0", "2", "3"] and pick("all", "LUNG") == ["0", "1", "2"] and pick("solid tissue normal", None) == ["1"]
     assert pick(None, "TCGA-KIRC") == pick(None, "KIRC") == ["3"]
-    for types, project, words in ((None, "STAD", "samples.csv has TCGA-KIRC"), ("Metastatic", None, "samples.csv has Primary Tumor")):
+    for types, project, words in ((None, "STAD", "samples.csv has TCGA-KIRC"), ("Metastatic", None, "samples.csv has Primary Tumor"),
+                                  (None, "LUAD,LUADD", "LUADD: samples.csv"), ("Primary Tumor,Metastatic", None, "samples.csv has Primary")):
         with pytest.raises(tiling.InputError, match=words):
             he2rna.select(samples, types, project)
 
@@ -1289,7 +1334,10 @@ def test_evaluation_equals_scipy_and_a_constant_gene_has_no_value(tmp_path):
                 if np.ptp(y[at, g]) > 0 and np.ptp(p[at, g]) > 0:
                     folds.append(scipy.stats.pearsonr(p[at, g], y[at, g])[0])
             assert e["r"][g] == pytest.approx(np.mean(folds)) if folds else np.isnan(e["r"][g])
-        assert e["n"] == (projects == name).sum() and np.isnan(e["p"][2]) and not np.isnan(e["r"][4])
+        full = (projects == name).sum()
+        assert e["slides"] == full and e["n"].tolist() == [full, full, 0, full if name == "Y" else 0, full if name == "Y" else 40 - 13]
+        assert np.isnan(e["p"][2]) and not np.isnan(e["r"][4])
+        assert e["p"][0] == pytest.approx(stats.pearson_p(e["r"][0], full)) and e["strict"][0] >= e["hs"][0]
     assert np.isnan(results["Z"]["r"]).all()                                   # two slides: no R at all
     he2rna.write_genes(tmp_path / "genes.csv", ["A", "B,1", "C", "D", "E"], results)
     with open(tmp_path / "genes.csv") as f:
@@ -1299,14 +1347,25 @@ def test_evaluation_equals_scipy_and_a_constant_gene_has_no_value(tmp_path):
     assert len(rows) == 15 and "nan" not in (tmp_path / "genes.csv").read_text() and all(r["significant_hs"] == "0" for r in rows if r["R"] == "")
 
 
+def test_strict_significance_holds_for_noise_in_small_folds():
+    """Noise, 12 slides in 5 folds: the mean of folds is not one R; the strict p allows for it."""
+    rng, tests, strict, uniform = np.random.default_rng(0), 3000, 0, []
+    for n, k in ((12, 5), (20, 5), (45, 5)):
+        y, p = rng.normal(size=(2, n, tests))
+        e = he2rna.evaluate(p, y, np.arange(n) % k, np.array(["X"] * n), k)["X"]
+        strict += (e["strict"] < .05).sum()
+        sizes = np.array([s for s in np.bincount(np.arange(n) % k) if s >= 3])
+        uniform.append((stats.pearson_p(e["r"], 1 + len(sizes) ** 2 / (1 / (sizes - 1)).sum()) < .05).mean())
+    assert strict <= 3 and all(.03 < u < .075 for u in uniform)
+
+
 def test_folds_need_patients(tmp_path):
     sample = lambda n: [dict(slide=str(i), patient=f"p{i % n}", project="X") for i in range(2 * n)]
     o = argparse.Namespace(folds=5, seed=0)
     assert set(he2rna.folds_of(sample(5), o)) == set(range(5))
-    with pytest.raises(tiling.InputError, match="4 patients are too few for --folds 5: --folds 4 would work"):
-        he2rna.folds_of(sample(4), o)
-    with pytest.raises(tiling.InputError, match="at least 3"):
-        he2rna.folds_of(sample(2), o)
+    for n, k, words in ((4, 5, "4 patients don't go into --folds 5: --folds 4 would work"), (3, 2, "--folds 3 would work"), (2, 2, "too few")):
+        with pytest.raises(tiling.InputError, match=words):
+            he2rna.folds_of(sample(n), argparse.Namespace(folds=k, seed=0))
 
 
 def test_a_single_project_keeps_the_folds_of_all(tmp_path):
@@ -1319,6 +1378,59 @@ def test_a_single_project_keeps_the_folds_of_all(tmp_path):
     assert len(folds["all"]) == 28 and len(folds["x"]) == 14 and folds["x"].items() <= folds["all"].items()
     for s in folds["all"]:
         assert folds["all"][s] == folds["all"][s[:-1] + "0"]                   # a patient's slides stay together
+
+
+def test_names_belong_to_the_data_of_a_run_and_its_place_does_not(tmp_path):
+    write_cohort(tmp_path / "c", np.random.default_rng(2))
+    assert train(tmp_path / "c", "--epochs", "1") == 0
+    (tmp_path / "c").rename(tmp_path / "moved")
+    assert train(tmp_path / "moved", "--epochs", "1") == 0
+    for name, old, new in (("expression.csv", "G0,G1", "G1,G0"), ("samples.csv", ",X", ",Z")):
+        text = (tmp_path / "moved" / name).read_text()
+        (tmp_path / "moved" / name).write_text(text.replace(old, new))
+        with pytest.raises(tiling.InputError, match="other settings .data"):
+            train(tmp_path / "moved", "--epochs", "1")
+        (tmp_path / "moved" / name).write_text(text)
+
+
+def test_features_folder_named_as_an_encoder(tmp_path, monkeypatch):
+    write_cohort(tmp_path, np.random.default_rng(2))
+    (tmp_path / "h5").rename(tmp_path / "resnet50")
+    monkeypatch.chdir(tmp_path)
+    assert he2rna.main(["train", ".", "--features", "resnet50", "--folds", "3", "--epochs", "1", "--hidden", "8", "--device", "cpu"]) == 0
+    assert len(list((tmp_path / "supertiles" / "resnet50-h5").glob("*.npz"))) == 12
+
+
+def test_half_written_leftovers(tmp_path):
+    """What a full disk or a power cut can leave: a half log line, a half checkpoint, no config."""
+    write_cohort(tmp_path, np.random.default_rng(2))
+    run = tmp_path / "runs" / "he2rna"
+    assert train(tmp_path, "--epochs", "2") == 0
+    with open(run / "log.jsonl", "a") as f:
+        f.write('{"fold": 2, "ep')
+    (run / "fold2.pt").unlink()
+    assert train(tmp_path, "--epochs", "2") == 0
+    (run / "fold1.pt").write_bytes((run / "fold1.pt").read_bytes()[:1000])
+    with pytest.raises(tiling.InputError, match="fold1.pt: not a whole checkpoint"):
+        train(tmp_path, "--epochs", "2")
+    (run / "config.json").unlink()
+    with pytest.raises(tiling.InputError, match="no config.json"):
+        train(tmp_path, "--epochs", "2")
+
+
+def test_one_slide_of_another_encoder_and_too_few_left(tmp_path, capsys):
+    write_cohort(tmp_path, np.random.default_rng(2), patients=6)
+    with h5py.File(tmp_path / "h5" / "s00_0.h5", "w") as h:
+        h["features"], h["coords"] = np.ones((4, 3), np.float16), tile_cloud(4)
+    with h5py.File(tmp_path / "h5" / "s01_0.h5", "w") as h:
+        h["features"], h["coords"] = np.full((4, 8), 1e6, np.float32), tile_cloud(4)
+    assert train(tmp_path, "--epochs", "1") == 1
+    said = capsys.readouterr().err
+    assert "failed: s00_0: 3 features a tile, most slides have 8" in said and "failed: s01_0: features up to 1e+06 are beyond float16" in said
+    for i in (2, 3, 4):
+        (tmp_path / "h5" / f"s0{i}_0.h5").unlink()
+    with pytest.raises(tiling.InputError, match="fewer than 2 patients left to train and validate on"):
+        train(tmp_path, "--epochs", "1", "--name", "few")
 
 
 def test_slides_without_features_or_expression_are_listed(tmp_path, capsys):
@@ -1372,7 +1484,7 @@ def test_real_breast_cohort_from_features_made_elsewhere(tmp_path):
         rows = list(csv.DictReader(f))
     with open(tmp_path / "runs" / "he2rna" / "folds.csv") as f:
         assert len({(r["patient"], r["test_fold"]) for r in csv.DictReader(f)}) == 4
-    assert {r["n"] for r in rows} == {"45"} and np.mean([float(r["R"]) for r in rows if r["R"]]) > .03
+    assert max(int(r["n"]) for r in rows) == 45 and np.mean([float(r["R"]) for r in rows if r["R"]]) > .03
 
 
 # =====================================================================================================================

@@ -32,6 +32,7 @@ import sys
 import threading
 import time
 import zipfile
+import zlib
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from itertools import groupby
@@ -118,7 +119,7 @@ def load_arrays(path):
     try:
         with np.load(path, allow_pickle=False) as z:
             return {name: z[name] for name in z.files}
-    except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile):
+    except (OSError, ValueError, EOFError, KeyError, TypeError, zipfile.BadZipFile, zlib.error):
         return None
 
 
@@ -130,14 +131,21 @@ def read_samples(cohort):
     path = Path(cohort) / "samples.csv"
     if not path.is_file():
         raise InputError(f"{path} is missing: a table with the columns slide,patient,project")
-    with open(path, newline="", encoding="utf-8-sig") as f:
-        reader = csv.DictReader(f)
-        rows = [{k: (v or "").strip() for k, v in row.items() if k} for row in reader if any(row.values())]
-    missing = [c for c in ("slide", "patient", "project") if c not in (reader.fieldnames or [])]
-    if missing:
-        raise InputError(f"{path}: no column {', '.join(missing)}; it has {', '.join(reader.fieldnames or ['nothing'])}")
-    seen = set()
-    for line, row in enumerate(rows, 2):
+    try:
+        with open(path, newline="", encoding="utf-8-sig") as f:
+            reader = csv.reader(f)
+            header = [c.strip() for c in next(reader, [])]
+            lines = [(reader.line_num, [v.strip() for v in row]) for row in reader if any(row)]
+    except (UnicodeDecodeError, csv.Error) as e:
+        raise InputError(f"{path}: not a comma-separated table in UTF-8 ({e}); save it as one") from None
+    missing = [c for c in ("slide", "patient", "project") if c not in header]
+    if missing or len(set(header)) < len(header):
+        raise InputError(f"{path}: " + (f"no column {', '.join(missing)}" if missing else "a column stands there twice")
+                         + f"; it has {', '.join(header) or 'nothing'}; wanted slide,patient,project separated by commas")
+    rows, seen = [dict(zip(header, values)) for _, values in lines], set()
+    for (line, values), row in zip(lines, rows):
+        if len(values) != len(header):
+            raise InputError(f"{path} line {line}: {len(values)} fields, the header has {len(header)}")
         for column in ("slide", "patient", "project"):
             if not row[column]:
                 raise InputError(f"{path} line {line}: empty {column}")
@@ -389,7 +397,8 @@ def tile_grid(mask, size, tile, min_tissue=MIN_TISSUE, max_tiles=None, seed=0):
 def find_tiles(path, name, settings):
     """(what tiles/<slide>.npz holds as a dict of arrays, its picture) of one slide."""
     slide = open_slide(path)
-    mpp, _ = slide_mpp(slide, settings["mpp"], name)
+    mpp, source = slide_mpp(slide, settings["mpp"], name)
+    settings = dict(settings, mpp=settings["mpp"] if source == "given" else None)
     tile = settings["tile_um"] / mpp
     rgb, opaque = thumbnail(slide, mpp)
     stain = stain_map(rgb, opaque)
@@ -556,13 +565,14 @@ def load_weights(stages, weights, seed):
         raise InputError(f"--weights imagenet: {IMAGENET_URL} can't be had ({why}); fetch it elsewhere and put it at {place}, "
                          "or pass --weights FILE, or --weights random to try the program out" if weights == "imagenet" else
                          f"--weights {weights}: not a file of weights ({why}); give a torchvision resnet50 state_dict") from None
-    wanted = {k: v for k, v in net.state_dict().items() if not k.startswith("fc.")}
-    state = {k: v for k, v in state.items() if k in wanted} if isinstance(state, dict) else {}
+    # torchvision's oldest files lack num_batches_tracked, which only training uses; fc is not needed for features
+    wanted = {k: v for k, v in net.state_dict().items() if not k.startswith("fc.") and not k.endswith("num_batches_tracked")}
+    state = {k: v for k, v in state.items() if k in wanted and torch.is_tensor(v)} if isinstance(state, dict) else {}
     bad = [k for k, v in wanted.items() if k not in state or state[k].shape != v.shape]
     if bad:
         raise InputError(f"--weights {weights}: {len(bad)} of {len(wanted)} entries are missing or of another shape, first "
                          f"{bad[0]}; give a torchvision resnet50 state_dict")
-    net.load_state_dict(state, strict=False)                                   # all but fc, which features don't use
+    net.load_state_dict(state, strict=False)
     return net
 
 
@@ -595,9 +605,11 @@ def pick_device(name="auto"):
     try:
         device = torch.device(name)
         torch.zeros(1, device=device)
-        return device
     except Exception as e:
         raise InputError(f"--device {name}: not to be had here ({str(e).splitlines()[0]}); try --device auto") from None
+    if device.type not in BATCH:
+        raise InputError(f"--device {name}: only {' and '.join(BATCH)} are supported")
+    return device
 
 
 def pick_precision(name, device):
@@ -690,7 +702,7 @@ def lloyd(points, centers):
         for empty in np.flatnonzero(size == 0):                                # give it the point farthest from its own
             far = np.where(size[labels] > 1, own, -1).argmax()
             size[labels[far]] -= 1
-            labels[far], size[empty], own[far] = empty, 1, 0
+            labels[far], size[empty], own[far], second[far] = empty, 1, 0, own[far]
         new = np.stack([np.bincount(labels, x, k) for x in columns], 1) / size[:, None]
         move = np.sqrt(((new - centers) ** 2).sum(1))                          # (k,)
         others = np.where(np.arange(k) == move.argmax(), np.partition(np.append(move, 0), -2)[-2], move.max())
@@ -740,14 +752,31 @@ def supertiles(features, coords, k=N_SUPERTILES, seed=0):
 def settle(path, asked, default):
     """Settings of a folder of results: what is asked for, else what its settings.json says, else the default.
 
-    So a later command without options goes on as the folder was begun, and other settings are never mixed in. [ours]
+    So a later command without options goes on as the folder was begun. [ours]
     """
     before = load_json(path) or {}
-    now = {k: asked[k] if asked.get(k) is not None else before.get(k, v) for k, v in default.items()}
-    changed = [f"{k} {before[k]} -> {v}" for k, v in now.items() if before.get(k, v) != v]
-    if changed:
-        print(f"{path.parent}: other settings than it was made with, so made anew: {', '.join(changed)}")
-    return now
+    return {k: asked[k] if asked.get(k) is not None else before.get(k, v) for k, v in default.items()}
+
+
+def differences(old, new):
+    """'tile_um 112.0 -> 150.0, ...' of two dicts of settings; the tiles' settings inside a feature's count as its own."""
+    old, new = ({**d, **d.get("tiles", {}), "tiles": None} for d in (old, new))
+    return ", ".join(f"{k} {old.get(k)} -> {v}" for k, v in new.items() if old.get(k) != v)
+
+
+def say_anew(folder, anew):
+    """Say which results are made anew and why; anew: [(settings they were made with, settings wanted)]."""
+    if anew:
+        print(f"{folder}: {len(anew)} slides are made anew: {differences(*anew[0])}")
+
+
+def fingerprint(path):
+    """Tells one slide file from another without reading it all: size and hash of its first and last 64 KiB."""
+    size, block = path.stat().st_size, 2 ** 16
+    with open(path, "rb") as f:
+        ends = f.read(block)
+        f.seek(max(0, size - block))
+        return f"{size} bytes, {hashlib.sha256(ends + f.read(block)).hexdigest()[:16]}"
 
 
 def tile_settings(cohort, o):
@@ -755,22 +784,21 @@ def tile_settings(cohort, o):
                                    ("--max-tiles", o.max_tiles, 1, 1e9), ("--mpp", o.mpp, *MPP_RANGE)):
         if value is not None and not low <= value <= high:
             raise InputError(f"{name} {value}: must lie between {low:g} and {high:g}")
-    asked = dict(tile_um=o.tile_um, min_tissue=o.min_tissue, max_tiles=o.max_tiles, seed=o.tile_seed)
+    asked = dict(tile_um=o.tile_um, min_tissue=o.min_tissue, max_tiles=o.max_tiles, mpp=o.mpp, seed=o.tile_seed)
     return settle(Path(cohort) / "tiles" / "settings.json", asked,
-                  dict(tile_um=TILE_UM, min_tissue=MIN_TISSUE, max_tiles=MAX_TILES, seed=o.seed))
+                  dict(tile_um=TILE_UM, min_tissue=MIN_TISSUE, max_tiles=MAX_TILES, mpp=None, seed=o.seed))
 
 
-def given_mpp(cohort, o):
-    """slide -> mpp of samples.csv, else of --mpp; used where the slide itself has none."""
+def table_mpp(cohort):
+    """{slide: mpp} of samples.csv; used, like --mpp for the others, where the slide itself has none."""
     given = {}
-    if (Path(cohort) / "samples.csv").is_file():
-        for row in read_samples(cohort):
-            try:
-                given[row["slide"]] = float(row["mpp"]) if row.get("mpp") else None
-            except ValueError:
-                raise InputError(f"{Path(cohort) / 'samples.csv'}: mpp {row['mpp']!r} of slide {row['slide']} is not a "
-                                 "number (µm per pixel, such as 0.25)") from None
-    return lambda slide: given.get(slide) if given.get(slide) is not None else o.mpp
+    for row in read_samples(cohort) if (Path(cohort) / "samples.csv").is_file() else []:
+        try:
+            given.update({row["slide"]: float(row["mpp"])} if row.get("mpp") else {})
+        except ValueError:
+            raise InputError(f"{Path(cohort) / 'samples.csv'}: mpp {row['mpp']!r} of slide {row['slide']} is not a number (µm "
+                             "per pixel, such as 0.25)") from None
+    return given
 
 
 def tiles_of(cohort, name):
@@ -781,19 +809,25 @@ def tiles_of(cohort, name):
 
 def make_tiles(cohort, slides, o):
     """tiles/<slide>.npz (coords (n, 2) int32, tile and slide size, mpp, threshold, settings) and its picture .png."""
-    cohort, found, failed, jobs = Path(cohort), find_slides(cohort), {}, []
-    shared, mpp = tile_settings(cohort, o), given_mpp(cohort, o)
+    cohort, found, failed, jobs, anew = Path(cohort), find_slides(cohort), {}, [], []
+    shared, given = tile_settings(cohort, o), table_mpp(cohort)
     for name in slides:
+        settings = dict(shared, mpp=given.get(name, shared["mpp"]), file=name in found and fingerprint(found[name]))
+        old, was = tiles_of(cohort, name)
+        if was:                                                                # what had no part in the result may differ:
+            idle = [*(["mpp"] if was["mpp"] is None else []),                  # the slide has its own,
+                    *(["seed"] if len(old["coords"]) == old["found"] else []),  # nothing was sampled,
+                    *(["file"] if name not in found else [])]                  # only its tiles are kept here
+            settings.update({k: was[k] for k in idle})
+        if was == settings:
+            continue
         if name not in found:
             failed[name] = f"no file {name}.* in {cohort / 'slides'}"
             continue
-        settings = dict(shared, mpp=mpp(name), file=found[name].name, bytes=found[name].stat().st_size)
-        old, was = tiles_of(cohort, name)
-        if was and len(old["coords"]) == old["found"]:                         # nothing was sampled: the seed is idle
-            was["seed"] = settings["seed"]
-        if was != settings:
-            jobs.append((name, settings))
+        jobs.append((name, settings))
+        anew += [(was, settings)] if was else []
     if jobs:
+        say_anew(cohort / "tiles", anew)
         save_json(cohort / "tiles" / "settings.json", shared)
     tick = progress("tiles", len(jobs), "slides")
     for (name, settings), got in ordered_map(lambda job: find_tiles(found[job[0]], *job), jobs, o.workers):
@@ -808,9 +842,10 @@ def make_tiles(cohort, slides, o):
         save_file(cohort / "tiles" / f"{name}.png", lambda f: picture.save(f, "PNG"))
         save_file(cohort / "tiles" / f"{name}.npz", lambda f: np.savez(f, **arrays))
     for name in slides:
-        if name not in failed and len(tiles_of(cohort, name)[0]["coords"]) == 0:
-            failed[name] = (f"no {shared['tile_um']:g} µm tile is {shared['min_tissue']:.0%} tissue: an empty slide, or "
-                            "--min-tissue is too high")
+        a = None if name in failed else tiles_of(cohort, name)[0]
+        if a and len(a["coords"]) == 0:
+            failed[name] = f"smaller than a tile of {shared['tile_um']:g} µm" if min(a["size"]) < a["tile"] else (
+                f"no {shared['tile_um']:g} µm tile is {shared['min_tissue']:.0%} tissue: an empty slide, or --min-tissue is too high")
     return failed
 
 
@@ -821,18 +856,25 @@ def make_features(cohort, slides, o):
     settings = settle(folder / "settings.json",
                       dict(weights=o.weights, precision=o.precision and pick_precision(o.precision, device), seed=o.tile_seed),
                       dict(weights="imagenet", precision=pick_precision("auto", device), seed=o.seed))
-    identity, jobs, made_by = weights_identity(settings["weights"], settings["seed"]), [], {}
+    identity, jobs, made_by, anew = weights_identity(settings["weights"], settings["seed"]), [], {}, []
+    get = lambda: load_weights(ENCODERS[o.encoder], settings["weights"], settings["seed"])
+    net = None if all((folder / f"{s}.npy").is_file() for s in slides) else get()  # its errors come before hours of tiling
     failed = make_tiles(cohort, slides, o)
     for name in [s for s in slides if s not in failed]:
         tiles, by = tiles_of(cohort, name)
         made_by[name] = dict(encoder=o.encoder, weights=identity, precision=settings["precision"], tiles=by)
-        if load_json(folder / f"{name}.json") != made_by[name] or not (folder / f"{name}.npy").is_file():
-            tile = float(tiles["tile"])
-            jobs += [(name, tile, tiles["coords"][a:b]) for a, b in tile_runs(tiles["coords"], tile)]
+        was = load_json(folder / f"{name}.json")
+        if was == made_by[name] and (folder / f"{name}.npy").is_file():
+            continue
+        if name not in found:
+            failed[name] = f"no file {name}.* in {cohort / 'slides'} to make its features from"
+            continue
+        anew += [(was, made_by[name])] if was else []
+        jobs += [(name, float(tiles["tile"]), tiles["coords"][a:b]) for a, b in tile_runs(tiles["coords"], float(tiles["tile"]))]
     if not jobs:
         return failed
-    net = prepare_encoder(load_weights(ENCODERS[o.encoder], settings["weights"], settings["seed"]), device,
-                          settings["precision"])
+    say_anew(folder, anew)
+    net = prepare_encoder(net or get(), device, settings["precision"])
     save_json(folder / "settings.json", settings)
     tick, current = progress(f"features {o.encoder}", sum(len(c) for _, _, c in jobs), "tiles"), threading.local()
 
@@ -863,20 +905,22 @@ def make_features(cohort, slides, o):
 def load_features(cohort, source, name):
     """(features (n, D) float16, memory-mapped where ours; coords (n, 2); the settings that made them) of one slide.
 
-    source: an encoder's name (features/<encoder>/ of the cohort), or a folder of CLAM/TRIDENT .h5 files with `features`
-    (n, D) or (1, n, D) and `coords`. Raises InputError on what is missing, of the wrong shape, or not finite.
+    source: an encoder's name (features/<encoder>/ of the cohort), or the Path of a folder of CLAM/TRIDENT .h5 files with
+    `features` (n, D) or (1, n, D) and `coords`. Raises InputError on what is missing, of the wrong shape, or not finite.
     """
-    if source in ENCODERS:
+    if not isinstance(source, Path):
         folder = Path(cohort) / "features" / source
-        tiles, _ = tiles_of(cohort, name)
-        path, made_by = folder / f"{name}.npy", load_json(folder / f"{name}.json")
-        features, coords = np.load(path, mmap_mode="r", allow_pickle=False), tiles["coords"]
+        path, made_by, coords = folder / f"{name}.npy", load_json(folder / f"{name}.json"), tiles_of(cohort, name)[0]["coords"]
+        try:
+            features = np.load(path, mmap_mode="r", allow_pickle=False)
+        except (OSError, ValueError, EOFError) as e:
+            raise InputError(f"{path}: not a whole array ({e}); delete it to have it made again") from None
     else:
         try:
             import h5py
         except ImportError:
             raise InputError("reading .h5 features needs the package h5py: pip install h5py") from None
-        path = Path(source) / f"{name}.h5"
+        path = source / f"{name}.h5"
         if not path.is_file():
             raise InputError(f"no file {path}")
         try:
@@ -893,27 +937,30 @@ def load_features(cohort, source, name):
         raise InputError(f"{path}: no tiles")
     if not np.isfinite(features).all():
         raise InputError(f"{path}: NaN or infinite feature in tile {np.argmin(np.isfinite(features).all(1))}")
+    if not np.isfinite(coords).all():
+        raise InputError(f"{path}: NaN or infinite coords")
     return features, coords, made_by
 
 
 def source_name(o):
-    """The folder name under supertiles/: the encoder's, or that of the .h5 folder."""
-    return Path(o.features).resolve().name if o.features else o.encoder
+    """The folder name under supertiles/: the encoder's, or that of the .h5 folder (never the same)."""
+    name = Path(o.features).resolve().name if o.features else o.encoder
+    return f"{name}-h5" if o.features and name in ENCODERS else name
 
 
 def provenance(cohort, o, slides):
-    """What a run's features are, for its config and report: encoder, weights and their hash, precision, tile size."""
+    """What a run's features are, for its config and report: encoder, weights and their hash, precision, tiles, seeds."""
+    kmeans = load_json(Path(cohort) / "supertiles" / source_name(o) / "settings.json")
     if o.features:
-        return dict(source=source_name(o), made="elsewhere (.h5)")
-    sides = [load_json(Path(cohort) / "features" / o.encoder / f"{s}.json") for s in slides]
-    tiles = sides[0]["tiles"]
-    return dict(source=o.encoder, weights=sides[0]["weights"], precision=sides[0]["precision"],
-                tile_um=tiles["tile_um"], tile_px=TILE_PX, min_tissue=tiles["min_tissue"], max_tiles=tiles["max_tiles"])
+        return dict(source=source_name(o), made="elsewhere (.h5)", supertiles=kmeans)
+    side = load_json(Path(cohort) / "features" / o.encoder / f"{slides[0]}.json")
+    return dict(source=o.encoder, weights=side["weights"], precision=side["precision"], supertiles=kmeans,
+                **{k: side["tiles"][k] for k in ("tile_um", "min_tissue", "max_tiles", "seed")}, tile_px=TILE_PX)
 
 
 def make_supertiles(cohort, slides, o):
     """supertiles/<encoder>/<slide>.npz: means (100, D) float16, mask (100,), cluster of each tile (n,)."""
-    folder, source = Path(cohort) / "supertiles" / source_name(o), o.features or o.encoder
+    folder, source = Path(cohort) / "supertiles" / source_name(o), Path(o.features).resolve() if o.features else o.encoder
     if o.features and not Path(o.features).is_dir():
         raise InputError(f"--features {o.features}: no such folder")
     failed = {} if o.features else make_features(cohort, slides, o)
@@ -926,14 +973,23 @@ def make_supertiles(cohort, slides, o):
         old = load_arrays(folder / f"{name}.npz")
         if old is None or str(old.get("settings")) != key:
             means, mask, cluster = supertiles(features, coords, settings["k"], settings["seed"])
+            if np.abs(means).max() > np.finfo(np.float16).max:
+                raise InputError(f"features up to {np.abs(means).max():.3g} are beyond float16; scale them down")
             arrays = dict(means=means.astype(np.float16), mask=mask, cluster=cluster, settings=np.array(key))
             save_file(folder / f"{name}.npz", lambda f: np.savez(f, **arrays))
+        return features.shape[1]
 
     save_json(folder / "settings.json", settings)
-    for name, error in ordered_map(one, [s for s in slides if s not in failed], o.workers):
+    widths = {}
+    for name, got in ordered_map(one, [s for s in slides if s not in failed], o.workers):
         tick()
-        if error is not None:
-            failed[name] = str(error) or type(error).__name__
+        if isinstance(got, Exception):
+            failed[name] = str(got) or type(got).__name__
+        else:
+            widths[name] = got
+    usual = max(set(widths.values()), key=list(widths.values()).count, default=None)
+    failed.update({name: f"{w} features a tile, most slides have {usual}: another encoder's?" for name, w in widths.items()
+                   if w != usual})
     return failed
 
 
@@ -1305,15 +1361,15 @@ def simulate_cohort(folder, patients=64, seed=0, edge_px=1800, workers=None):
 # ---------------------------------------------------------------------------------------------------------------------
 def doctor(cohort, slides, o):
     """Say what is seen in each slide, without writing anything."""
-    found, failed, shared, mpp = find_slides(cohort), {}, tile_settings(cohort, o), given_mpp(cohort, o)
+    found, failed, shared, given = find_slides(cohort), {}, tile_settings(cohort, o), table_mpp(cohort)
     jobs, dim = [name for name in slides if name in found], ResNet50(ENCODERS[o.encoder]).n_features
     failed.update({name: f"no file {name}.* in {cohort}" for name in slides if name not in found})
 
     def one(name):
-        slide = open_slide(found[name])
-        arrays, _ = find_tiles(found[name], name, dict(shared, mpp=mpp(name)))
-        level, d = best_level(slide, float(arrays["tile"]) / TILE_PX)
-        return slide, slide_mpp(slide, mpp(name), name)[1], arrays, level, d
+        slide, mpp = open_slide(found[name]), given.get(name, shared["mpp"])
+        arrays, _ = find_tiles(found[name], name, dict(shared, mpp=mpp))
+        source = "the slide" if slide_mpp(slide, mpp, name)[1] == "slide" else "samples.csv" if name in given else "--mpp"
+        return slide, source, arrays, *best_level(slide, float(arrays["tile"]) / TILE_PX)
 
     for name, got in ordered_map(one, jobs, o.workers):
         if isinstance(got, Exception):
@@ -1323,8 +1379,8 @@ def doctor(cohort, slides, o):
         n, wanted = len(a["coords"]), shared["tile_um"] / TILE_PX
         print(f"{name}: {slide.dimensions[0]:,} x {slide.dimensions[1]:,} px, "
               f"{slide.properties.get('openslide.vendor', 'plain image')}, {slide.level_count} level(s)\n"
-              f"  mpp {a['mpp']:.4f} µm from {'the slide' if source == 'slide' else 'samples.csv or --mpp'}; read at level "
-              f"{level} (downsample {d:g}, {a['mpp'] * d:.3f} µm/px), "
+              f"  mpp {a['mpp']:.4f} µm from {source}; read at level {level} "
+              f"(downsample {d:g}, {a['mpp'] * d:.3f} µm/px), "
               f"{'resampled' if d * a['mpp'] <= wanted * 1.01 else 'RESAMPLED UP'} to {wanted:g}; "
               f"a tile is {shared['tile_um']:g} µm = {a['tile']:.1f} px\n"
               f"  Otsu threshold {a['threshold']:.3f} OD, tissue {a['tissue']:.0%}; {a['found']:,} tiles"
