@@ -90,7 +90,8 @@ def read_expression(cohort):
         key = next((k for k in ("slide", "slides", "sample", "samples") if k in z), None)
         if key is None or "expression" not in z or "genes" not in z or z["expression"].shape != (len(z[key]), len(z["genes"])):
             raise InputError(f"{path}: wanted arrays expression (n, G), genes (G,) and slide or sample (n,); "
-                             f"it has {', '.join(f'{k} {v.shape}' for k, v in z.items()) or 'none that can be read (object arrays are pickles: save names as str)'}")
+                             f"it has {', '.join(f'{k} {v.shape}' for k, v in z.items()) or 'none that can be read'} (object arrays "
+                             "are pickles and not read: save names as str)")
         ids, genes = [str(i) for i in z[key]], [str(g) for g in z["genes"]]
         if z["expression"].dtype.kind not in "fiu":
             raise InputError(f"{path}: expression is {z['expression'].dtype}, not numbers")
@@ -166,8 +167,8 @@ def join(samples, key, ids, path="expression"):
     owner = {}
     for s in kept:
         if owner.setdefault(s[key], s["patient"]) != s["patient"]:
-            raise InputError(f"samples.csv: sample {s[key]} is of two patients, {owner[s[key]]} and {s['patient']}: its expression "
-                             "would stand on both sides of a fold")
+            raise InputError(f"samples.csv: sample {s[key]} is of two patients, {owner[s[key]]} and {s['patient']}: its "
+                             "expression would stand on both sides of a fold")
     used = {s[key] for s in kept}
     unused = [i for i in ids if i not in used]
     if not kept:
@@ -364,7 +365,8 @@ def train_fold(model, x, mask, y, projects, train, valid, o, fold, folder):
         score = -valid_loss if not by_r else -1.0 if r is None else r
         if score > state["best_score"]:
             state.update(best_score=score, best_epoch=epoch, best={k: v.clone() for k, v in model.state_dict().items()})
-        state.update(epoch=epoch, model=model.state_dict(), optimizer=optimizer.state_dict(), seconds=before + time.time() - start)
+        state.update(epoch=epoch, model=model.state_dict(), optimizer=optimizer.state_dict(),
+                     seconds=before + time.time() - start)
         entry = dict(fold=fold, epoch=epoch, loss=loss_sum / len(train), valid_loss=valid_loss, valid_r=r,
                      best_epoch=state["best_epoch"], slides_per_s=round(rate, 1))
         with open(log, "a") as f:
@@ -541,10 +543,11 @@ def write_report(folder, cohort, o, config, data, results, prediction, left_out,
     if truth:
         text += ["**SIMULATED cohort: drawn slides and planted expression, no patient.**", ""]
     text += [f"{len(y)} slides of {len(set(data['patients']))} patients, {len(genes):,} genes with a positive median "
-             f"(of {config['genes_in_table']:,}), {o.folds} folds by patient. R is Pearson's over the slides of a cancer within a "
-             "fold's test part, never over several cancers, and the mean of the folds. p is one-sided, from the t distribution at "
-             f"n slides; HS is Holm–Šidák, BH Benjamini–Hochberg, over all genes of the cancer, significant below {ALPHA}. In small "
-             "folds a mean of R scatters more than one R: \"strict\" counts what stays significant when that is allowed for.", "",
+             f"(of {config['genes_in_table']:,}), {o.folds} folds by patient. R is Pearson's over the slides of a cancer within "
+             "a fold's test part, never over several cancers, and the mean of the folds. p is one-sided, from the t distribution "
+             "at n slides; HS is Holm–Šidák, BH Benjamini–Hochberg, over all genes of the cancer, significant below "
+             f"{ALPHA}. In small folds a mean of R scatters more than one R: \"strict\" counts what stays significant when that "
+             "is allowed for.", "",
              table(SUMMARY_HEADER, summary(results)), "", "![Distribution of R](r_distribution.png)", "",
              "## Best genes", "",
              table(("gene", "cancer", "n", "R", "p (HS)"), [(genes[j], name, results[name]["n"][j], f"{r:.3f}",
@@ -554,11 +557,12 @@ def write_report(folder, cohort, o, config, data, results, prediction, left_out,
         text += ["## Against what was planted", "", "Housekeeping and noise genes follow nothing on the slide.", "",
                  table(("programme", "cancer", "genes", "mean R", "significant HS", "significant BH"), truth), ""]
     text += ["## Folds", "", table(("fold", "test slides", "best epoch", "epochs run", "chosen by", "training time"),
-             [(f, int((fold == f).sum()), n["best_epoch"], n["epochs"], n["by"], clock(n["seconds"])) for f, n in enumerate(notes)]), "",
-             "## Left out", ""]
+             [(f, int((fold == f).sum()), n["best_epoch"], n["epochs"], n["by"], clock(n["seconds"]))
+              for f, n in enumerate(notes)]), "", "## Left out", ""]
     text += ([f"- {len(names)} {what}: {', '.join(names)}" for what, names in left_out.items() if names]
              + [f"- slide {name} failed: {why}" for name, why in failed.items()] or ["Nothing."])
-    text += ["", "## Settings", "", *(f"- {k}: {v}" for k, v in config.items()), f"- run time of this call: {clock(seconds)}", ""]
+    text += ["", "## Settings", "", *(f"- {k}: {v}" for k, v in config.items()),
+             f"- run time of this call: {clock(seconds)}", ""]
     save_file(folder / "report.md", lambda f: f.write("\n".join(text).encode()))
 
 
@@ -605,8 +609,8 @@ def prepare(cohort, o):
     samples, rows, fold = [s for s, k in zip(samples, keep) if k], rows[keep], fold[keep]
     for f in range(o.folds):
         if len({s["patient"] for s, g in zip(samples, fold) if g != f}) < 2:
-            raise InputError(f"{cohort}: fold {f} has fewer than 2 patients left to train and validate on, of {len(samples)} slides"
-                             + (f" of --project {o.project}" if o.project else "") + (f"; {len(failed)} failed" if failed else ""))
+            raise InputError(f"{cohort}: fold {f} has fewer than 2 patients left to train and validate on, of {len(samples)} "
+                             f"slides of project {o.project or 'all'}; {len(failed)} slides failed")
     unique = np.unique(rows)
     kept = np.flatnonzero(expressed(a[unique]))                                # over samples, not slides
     if not len(kept):
@@ -637,6 +641,45 @@ def digest(*parts):
     return h.hexdigest()[:16]
 
 
+def open_run(cohort, o, data, device):
+    """Make or reopen COHORT/runs/NAME -> (folder, its settings for the report). A folder of other settings is refused."""
+    x, mask, y = data["x"], data["mask"], data["y"]
+    config = dict(command="train", project=o.project or "all", types=o.types or "primary tumours", slides=len(y), genes=y.shape[1],
+                  genes_in_table=data["genes_in_table"], features=tiling.provenance(cohort, o, data["slides"]),
+                  tiles_per_slide=x.shape[1], n_features=x.shape[2], hidden=o.hidden, ks=o.ks, dropout=o.dropout, lr=o.lr,
+                  batch=o.batch, epochs=o.epochs, patience=o.patience, valid=o.valid, folds=o.folds, seed=o.seed,
+                  data=digest(x.numpy(), mask.numpy(), y, data["fold"], *(data[k].tolist() for k in ("slides", "patients",
+                                                                                                 "projects")), data["genes"]))
+    folder = cohort / "runs" / o.name
+    before, config = tiling.load_json(folder / "config.json"), json.loads(json.dumps(config))
+    if before is None and any(folder.glob("fold*.pt")):
+        raise InputError(f"{folder} has trained folds but no config.json that says with which settings: choose another --name, "
+                         "or delete it")
+    if before and {k: before.get(k) for k in config} != config:
+        raise InputError(f"{folder} is a run with other settings ({tiling.differences(before, config)}): choose another --name, "
+                         "or delete it")
+    packages = ("numpy", "scipy", "torch", "openslide-python", "openslide-bin", "Pillow")
+    config.update(cohort=str(cohort.resolve()), features_folder=o.features and str(Path(o.features).resolve()),
+                  device=str(device), threads=torch.get_num_threads(), python=platform.python_version(),
+                  **{p: importlib.metadata.version(p) for p in packages})
+    save_json(folder / "config.json", config)
+    return folder, config
+
+
+def split_folds(data, o, folder):
+    """[(train, valid, test) rows] of each fold, and folds.csv: each slide's test fold and the folds whose epoch it chooses."""
+    fold, patients, projects = data["fold"], data["patients"], data["projects"]
+    splits, validates = [], np.full(len(fold), "", dtype=object)
+    for f in range(o.folds):
+        rest = np.flatnonzero(fold != f)
+        inner = stats.inner_split(patients[rest], projects[rest], o.valid, [o.seed, f])
+        splits.append((rest[~inner], rest[inner], np.flatnonzero(fold == f)))
+        validates[rest[inner]] = [f"{v} {f}".strip() for v in validates[rest[inner]]]
+    save_csv(folder / "folds.csv", ("slide", "patient", "project", "test_fold", "validates_folds"),
+             zip(data["slides"], patients, projects, fold, validates))
+    return splits
+
+
 def train(o):
     """Cross-validate, test significance, write the report."""
     start, demo = time.time(), o.cohort is None
@@ -645,70 +688,44 @@ def train(o):
     o.valid = (DEMO_VALID if demo else VALID_SHARE) if o.valid is None else o.valid
     check_options(o)
     need_matplotlib()                                                          # better now than after a day
-    device = tiling.pick_device(o.device)
-    if demo and not (Path(o.cohort) / "samples.csv").is_file():
+    device, cohort = tiling.pick_device(o.device), Path(o.cohort)
+    if demo and not (cohort / "samples.csv").is_file():
         print("no cohort given: drawing a SIMULATED one into demo/")
-        tiling.simulate_cohort(o.cohort, seed=o.seed)
-    cohort = Path(o.cohort)
+        tiling.simulate_cohort(cohort, seed=o.seed)
     if not cohort.is_dir():
         raise InputError(f"{cohort}: no such folder")
     data, left_out, failed = prepare(cohort, o)
-    x, mask, y, fold, patients, projects = (data[k] for k in ("x", "mask", "y", "fold", "patients", "projects"))
-    S, T, D = x.shape
-    G = y.shape[1]
-    features = tiling.provenance(cohort, o, data["slides"])
-    config = dict(command="train", project=o.project or "all", types=o.types or "primary tumours", slides=S, genes=G,
-                  genes_in_table=data["genes_in_table"], features=features, tiles_per_slide=T, n_features=D, hidden=o.hidden,
-                  ks=o.ks, dropout=o.dropout, lr=o.lr, batch=o.batch, epochs=o.epochs, patience=o.patience, valid=o.valid,
-                  folds=o.folds, seed=o.seed, data=digest(x.numpy(), mask.numpy(), y, fold, [data["slides"].tolist(),
-                  patients.tolist(), projects.tolist(), data["genes"]]))
-    folder = cohort / "runs" / o.name
-    before, config = tiling.load_json(folder / "config.json"), json.loads(json.dumps(config))
-    if before is None and any(folder.glob("fold*.pt")):
-        raise InputError(f"{folder} has trained folds but no config.json that says with which settings: choose another --name, or delete it")
-    if before and {k: before.get(k) for k in config} != config:
-        raise InputError(f"{folder} is a run with other settings ({tiling.differences(before, config)}): choose another --name, or "
-                         "delete it")
-    versions = dict(cohort=str(cohort.resolve()), features_folder=o.features and str(Path(o.features).resolve()), device=str(device),
-                    threads=torch.get_num_threads(), python=platform.python_version(),
-                    **{p: importlib.metadata.version(p) for p in ("numpy", "scipy", "torch", "openslide-python", "openslide-bin", "Pillow")})
-    save_json(folder / "config.json", {**config, **versions})
-    print(f"{S} slides of {len(set(patients))} patients, {G:,} genes, {T} super-tiles x {D} features, {o.folds} folds, on {device}; "
-          f"features: {', '.join(str(v) for k, v in features.items() if k in ('source', 'made', 'weights', 'precision'))}")
-
-    splits, valid_of = [], np.full(S, "", dtype=object)
-    for f in range(o.folds):
-        train_rows = np.flatnonzero(fold != f)
-        inner = stats.inner_split(patients[train_rows], projects[train_rows], o.valid, [o.seed, f])
-        splits.append((train_rows[~inner], train_rows[inner], np.flatnonzero(fold == f)))
-        valid_of[train_rows[inner]] = [f"{v} {f}".strip() for v in valid_of[train_rows[inner]]]
-    save_csv(folder / "folds.csv", ("slide", "patient", "project", "test_fold", "validates_folds"),
-             zip(data["slides"], patients, projects, fold, valid_of))
+    x, mask, y, fold = (data[k] for k in ("x", "mask", "y", "fold"))
+    (S, T, D), G = x.shape, y.shape[1]
+    folder, config = open_run(cohort, o, data, device)
+    print(f"{S} slides of {len(set(data['patients']))} patients, {G:,} genes, {T} super-tiles x {D} features ("
+          + ", ".join(str(v) for k, v in config["features"].items() if k in ("source", "made", "weights", "precision"))
+          + f"), {o.folds} folds, on {device}")
 
     prediction, notes = np.zeros((S, G), np.float32), []
-    for f, (train_rows, valid_rows, test_rows) in enumerate(splits):
-        torch.manual_seed(int(np.random.default_rng([o.seed, f]).integers(2 ** 62)))
+    for f, (train_rows, valid_rows, test_rows) in enumerate(split_folds(data, o, folder)):
+        torch.manual_seed(int(np.random.default_rng([o.seed, f]).integers(2 ** 62)))                # the first weights
         model, path = HE2RNA(D, G, o.hidden, o.ks, o.dropout).to(device), folder / f"fold{f}.pt"
         if path.is_file():
             saved = load_checkpoint(path, device)
             model.load_state_dict(saved["model"])
-            note = saved["note"]
         else:
-            note = train_fold(model, x, mask, y, projects, train_rows, valid_rows, o, f, folder)
+            note = train_fold(model, x, mask, y, data["projects"], train_rows, valid_rows, o, f, folder)
             saved = dict(model=model.state_dict(), note=note, genes=data["genes"], n_features=D, hidden=o.hidden, ks=o.ks,
-                         dropout=o.dropout, features=features, test_patients=sorted(set(patients[test_rows].tolist())))
+                         dropout=o.dropout, features=config["features"],
+                         test_patients=sorted(set(data["patients"][test_rows].tolist())))
             save_file(path, lambda file: torch.save(saved, file))
         (folder / f"fold{f}.state.pt").unlink(missing_ok=True)
-        notes.append(note)
+        notes.append(saved["note"])
         if len(test_rows):
             prediction[test_rows] = predict(model, x, mask, test_rows, o.batch)
 
-    results = evaluate(prediction, y, fold, projects, o.folds)
+    results = evaluate(prediction, y, fold, data["projects"], o.folds)
     save_file(folder / "predictions.npz", lambda f: np.savez_compressed(
-        f, prediction=prediction, truth=y, genes=np.array(data["genes"]), slide=data["slides"], patient=patients,
-        project=projects, fold=fold))
+        f, prediction=prediction, truth=y, genes=np.array(data["genes"]), slide=data["slides"], patient=data["patients"],
+        project=data["projects"], fold=fold))
     write_genes(folder / "genes.csv", data["genes"], results)
-    write_report(folder, cohort, o, {**config, **versions}, data, results, prediction, left_out, failed, notes, time.time() - start)
+    write_report(folder, cohort, o, config, data, results, prediction, left_out, failed, notes, time.time() - start)
     print("\n" + "".join(f"{a:>12} {b:>7} {c:>7} {d:>9} {e:>9} {f:>15} {g:>15} {h:>11}\n" for a, b, c, d, e, f, g, h in
                          [SUMMARY_HEADER, *summary(results)]))
     print("best: " + ", ".join(f"{data['genes'][j]} ({name}, R {r:.2f})" for name, j, r in best_genes(results)))
@@ -717,7 +734,8 @@ def train(o):
 
 
 def main(argv=None):
-    parser = argparse.ArgumentParser(prog="he2rna.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(prog="he2rna.py", description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
     verbs = parser.add_subparsers(dest="verb", required=True)
     p = verbs.add_parser("train", help="cross-validate, test significance, write the report", description=train.__doc__)
     p.add_argument("cohort", nargs="?", help="a cohort folder; without one a simulated cohort is drawn into demo/")
@@ -725,13 +743,14 @@ def main(argv=None):
     a("--name", default="he2rna", help="of the run, COHORT/runs/NAME (default he2rna); an interrupted run goes on")
     a("--types", metavar="TYPE,..", help="sample_type values to use, or all (default: primary tumours, as the paper, where "
       "samples.csv has that column)")
-    a("--project", metavar="P,..", help="train on these projects alone, in the folds of the whole cohort (LUNG is LUAD and LUSC)")
+    a("--project", metavar="P,..", help="train on these projects alone, in the folds of the whole cohort (LUNG is LUAD "
+      "and LUSC)")
     a("--folds", type=int, default=FOLDS, help=f"of the cross-validation, patients whole (default {FOLDS})")
     a("--epochs", type=int, help=f"at most (default {EPOCHS}, the paper's; {DEMO_EPOCHS} without a cohort)")
     a("--patience", type=int, default=PATIENCE, help=f"stop after so many epochs without a better R on validation patients "
       f"(default {PATIENCE})")
-    a("--valid", type=float, help=f"share of the training patients that choose the epoch (default {VALID_SHARE}, {DEMO_VALID} without "
-      "a cohort); raise it for small cohorts, where R over a few slides is chance")
+    a("--valid", type=float, help=f"share of the training patients that choose the epoch (default {VALID_SHARE}, {DEMO_VALID} "
+      "without a cohort); raise it for small cohorts, where R over a few slides is chance")
     a("--batch", type=int, default=BATCH_SLIDES, help=f"slides per iteration (default {BATCH_SLIDES})")
     a("--lr", type=float, default=LEARNING_RATE, help=f"of Adam (default {LEARNING_RATE:g}); lower if the loss jumps")
     a("--hidden", type=numbers, default=HIDDEN, help="neurons of the hidden layers (default 1024,1024)")

@@ -562,9 +562,10 @@ def load_weights(stages, weights, seed):
     except Exception as e:      # the network's, torch's and pickle's errors share no class
         why = str(e).splitlines()[0] if str(e) else type(e).__name__
         place = Path(torch.hub.get_dir()) / "checkpoints" / Path(IMAGENET_URL).name
-        raise InputError(f"--weights imagenet: {IMAGENET_URL} can't be had ({why}); fetch it elsewhere and put it at {place}, "
-                         "or pass --weights FILE, or --weights random to try the program out" if weights == "imagenet" else
-                         f"--weights {weights}: not a file of weights ({why}); give a torchvision resnet50 state_dict") from None
+        raise InputError(f"--weights imagenet: {IMAGENET_URL} can't be had ({why}); fetch it elsewhere and put it at "
+                         f"{place}, or pass --weights FILE, or --weights random to try the program out" if weights == "imagenet"
+                         else f"--weights {weights}: not a file of weights ({why}); give a torchvision resnet50 state_dict"
+                         ) from None
     # torchvision's oldest files lack num_batches_tracked, which only training uses; fc is not needed for features
     wanted = {k: v for k, v in net.state_dict().items() if not k.startswith("fc.") and not k.endswith("num_batches_tracked")}
     state = {k: v for k, v in state.items() if k in wanted and torch.is_tensor(v)} if isinstance(state, dict) else {}
@@ -837,15 +838,16 @@ def make_tiles(cohort, slides, o):
             continue
         arrays, picture = got
         if arrays["mpp"] > shared["tile_um"] / TILE_PX * 1.01:
-            print(f"slide {name}: {arrays['mpp']:.3f} µm per pixel is coarser than the {shared['tile_um'] / TILE_PX:g} wanted: "
-                  "read at level 0 and resampled up")
+            print(f"slide {name}: {arrays['mpp']:.3f} µm per pixel is coarser than the {shared['tile_um'] / TILE_PX:g} "
+                  "wanted: read at level 0 and resampled up")
         save_file(cohort / "tiles" / f"{name}.png", lambda f: picture.save(f, "PNG"))
         save_file(cohort / "tiles" / f"{name}.npz", lambda f: np.savez(f, **arrays))
     for name in slides:
         a = None if name in failed else tiles_of(cohort, name)[0]
         if a and len(a["coords"]) == 0:
             failed[name] = f"smaller than a tile of {shared['tile_um']:g} µm" if min(a["size"]) < a["tile"] else (
-                f"no {shared['tile_um']:g} µm tile is {shared['min_tissue']:.0%} tissue: an empty slide, or --min-tissue is too high")
+                f"no {shared['tile_um']:g} µm tile is {shared['min_tissue']:.0%} tissue: an empty slide, or --min-tissue is "
+                "too high")
     return failed
 
 
@@ -870,7 +872,8 @@ def make_features(cohort, slides, o):
             failed[name] = f"no file {name}.* in {cohort / 'slides'} to make its features from"
             continue
         anew += [(was, made_by[name])] if was else []
-        jobs += [(name, float(tiles["tile"]), tiles["coords"][a:b]) for a, b in tile_runs(tiles["coords"], float(tiles["tile"]))]
+        tile, coords = float(tiles["tile"]), tiles["coords"]
+        jobs += [(name, tile, coords[a:b]) for a, b in tile_runs(coords, tile)]
     if not jobs:
         return failed
     say_anew(folder, anew)
@@ -1449,7 +1452,8 @@ def run(main):
 
 
 def main(argv=None):
-    parser = argparse.ArgumentParser(prog="tiling.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(prog="tiling.py", description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
     verbs = parser.add_subparsers(dest="verb", required=True)
     for verb, what in (("doctor", "say what is seen in each slide"), ("tiles", "tissue and tiles"),
                        ("features", "tiles, then features"), ("supertiles", "tiles, features, then super-tiles")):
