@@ -774,10 +774,13 @@ def say_anew(folder, anew):
 def fingerprint(path):
     """Tells one slide file from another without reading it all: size and hash of its first and last 64 KiB."""
     size, block = path.stat().st_size, 2 ** 16
-    with open(path, "rb") as f:
-        ends = f.read(block)
-        f.seek(max(0, size - block))
-        return f"{size} bytes, {hashlib.sha256(ends + f.read(block)).hexdigest()[:16]}"
+    try:
+        with open(path, "rb") as f:
+            ends = f.read(block)
+            f.seek(max(0, size - block))
+            return f"{size} bytes, {hashlib.sha256(ends + f.read(block)).hexdigest()[:16]}"
+    except OSError as e:
+        return f"unreadable ({e.strerror})"                                    # opening it will say so
 
 
 def tile_settings(cohort, o):
@@ -860,7 +863,7 @@ def make_features(cohort, slides, o):
                       dict(weights="imagenet", precision=pick_precision("auto", device), seed=o.seed))
     identity, jobs, made_by, anew = weights_identity(settings["weights"], settings["seed"]), [], {}, []
     get = lambda: load_weights(ENCODERS[o.encoder], settings["weights"], settings["seed"])
-    net = None if all((folder / f"{s}.npy").is_file() for s in slides) else get()  # its errors come before hours of tiling
+    net = None if any((folder / f"{s}.npy").is_file() for s in slides) else get()   # at the start, not after hours of tiling
     failed = make_tiles(cohort, slides, o)
     for name in [s for s in slides if s not in failed]:
         tiles, by = tiles_of(cohort, name)
@@ -905,15 +908,27 @@ def make_features(cohort, slides, o):
     return failed
 
 
-def load_features(cohort, source, name):
-    """(features (n, D) float16, memory-mapped where ours; coords (n, 2); the settings that made them) of one slide.
+def features_made_by(cohort, source, name):
+    """What a slide's features are, without reading them: the settings that made ours, or the .h5 file's path, size and date.
 
-    source: an encoder's name (features/<encoder>/ of the cohort), or the Path of a folder of CLAM/TRIDENT .h5 files with
-    `features` (n, D) or (1, n, D) and `coords`. Raises InputError on what is missing, of the wrong shape, or not finite.
+    source: an encoder's name (features/<encoder>/ of the cohort), or the Path of a folder of CLAM/TRIDENT .h5 files.
     """
     if not isinstance(source, Path):
-        folder = Path(cohort) / "features" / source
-        path, made_by, coords = folder / f"{name}.npy", load_json(folder / f"{name}.json"), tiles_of(cohort, name)[0]["coords"]
+        return load_json(Path(cohort) / "features" / source / f"{name}.json")
+    path = source / f"{name}.h5"
+    if not path.is_file():
+        raise InputError(f"no file {path}")
+    return dict(file=str(path), bytes=path.stat().st_size, changed=path.stat().st_mtime_ns)
+
+
+def load_features(cohort, source, name):
+    """(features (n, D) float16, memory-mapped where ours; coords (n, 2) level-0 pixels) of one slide; source as above.
+
+    An .h5 holds `features` (n, D) or (1, n, D) and `coords` likewise. Raises InputError on what is missing, of the wrong
+    shape, or not finite.
+    """
+    if not isinstance(source, Path):
+        path, coords = Path(cohort) / "features" / source / f"{name}.npy", tiles_of(cohort, name)[0]["coords"]
         try:
             features = np.load(path, mmap_mode="r", allow_pickle=False)
         except (OSError, ValueError, EOFError) as e:
@@ -924,8 +939,6 @@ def load_features(cohort, source, name):
         except ImportError:
             raise InputError("reading .h5 features needs the package h5py: pip install h5py") from None
         path = source / f"{name}.h5"
-        if not path.is_file():
-            raise InputError(f"no file {path}")
         try:
             with h5py.File(path) as f:
                 features, coords = f["features"][()], f["coords"][()]
@@ -933,7 +946,6 @@ def load_features(cohort, source, name):
             raise InputError(f"{path}: not a CLAM/TRIDENT file with `features` and `coords` ({e})") from None
         features = features[0] if features.ndim == 3 and len(features) == 1 else features
         coords = coords[0] if coords.ndim == 3 and len(coords) == 1 else coords
-        made_by = dict(file=str(path.resolve()), bytes=path.stat().st_size, changed=path.stat().st_mtime_ns)
     if features.ndim != 2 or coords.shape != (len(features), 2):
         raise InputError(f"{path}: features {features.shape} and coords {coords.shape} don't fit; wanted (n, D) and (n, 2)")
     if len(features) == 0:
@@ -942,7 +954,7 @@ def load_features(cohort, source, name):
         raise InputError(f"{path}: NaN or infinite feature in tile {np.argmin(np.isfinite(features).all(1))}")
     if not np.isfinite(coords).all():
         raise InputError(f"{path}: NaN or infinite coords")
-    return features, coords, made_by
+    return features, coords
 
 
 def source_name(o):
@@ -971,16 +983,17 @@ def make_supertiles(cohort, slides, o):
     tick = progress("super-tiles", len(slides), "slides")
 
     def one(name):
-        features, coords, made_by = load_features(cohort, source, name)
-        key = json.dumps(dict(settings, features=made_by), sort_keys=True)
+        key = json.dumps(dict(settings, features=features_made_by(cohort, source, name)), sort_keys=True)
         old = load_arrays(folder / f"{name}.npz")
-        if old is None or str(old.get("settings")) != key:
-            means, mask, cluster = supertiles(features, coords, settings["k"], settings["seed"])
-            if np.abs(means).max() > np.finfo(np.float16).max:
-                raise InputError(f"features up to {np.abs(means).max():.3g} are beyond float16; scale them down")
-            arrays = dict(means=means.astype(np.float16), mask=mask, cluster=cluster, settings=np.array(key))
-            save_file(folder / f"{name}.npz", lambda f: np.savez(f, **arrays))
-        return features.shape[1]
+        if old is not None and str(old.get("settings")) == key:
+            return old["means"].shape[1]
+        features, coords = load_features(cohort, source, name)
+        means, mask, cluster = supertiles(features, coords, settings["k"], settings["seed"])
+        if np.abs(means).max() > np.finfo(np.float16).max:
+            raise InputError(f"features up to {np.abs(means).max():.3g} are beyond float16; scale them down")
+        arrays = dict(means=means.astype(np.float16), mask=mask, cluster=cluster, settings=np.array(key))
+        save_file(folder / f"{name}.npz", lambda f: np.savez(f, **arrays))
+        return means.shape[1]
 
     save_json(folder / "settings.json", settings)
     widths = {}
