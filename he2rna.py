@@ -51,7 +51,8 @@ VALID_SHARE = 0.1            # of the training patients, for stopping   [HE2RNA 
 ALPHA = 0.05                 # after correction over genes              [HE2RNA Methods, Statistics]
 DEMO_EPOCHS = 60             # on the simulated cohort: a lesson's time [ours]
 DEMO_VALID = 0.3             # there: R over the 7 slides of a tenth is chance, and stops at the wrong epoch [ours]
-PRIMARY = ("primary tumor", "primary tumour", "tumor", "tumour", "01")  # "samples from primary tumors only" [HE2RNA Methods]
+PRIMARY = ("primary tumor", "primary tumour", "tumor", "tumour", "01")  # sample_type values meant by the
+#                              "samples from primary tumors only"       [HE2RNA Methods, TCGA Pan-Cancer Dataset]
 MERGED = {"LUNG": ("LUAD", "LUSC"), "KIDN": ("KICH", "KIRC", "KIRP"), "UTER": ("UCS", "UCEC")}  # [HE2RNA Table 1]
 MIN_SLIDES_R = 3             # slides of a project in a fold for an R   [ours]
 

@@ -62,15 +62,15 @@ BLACK_LEVEL = 50              # brightest channel below it: scanner border, blac
 STAIN_FLOOR = 0.03            # the Otsu threshold stays in this range of stain (optical density), so that [ours]
 STAIN_CEILING = 0.08          #   an empty slide gives no tissue and pale stroma is not lost to dark nuclei
 MPP_RANGE = (0.05, 20.0)      # µm per pixel that a microscope slide can have                              [ours]
-IMAGENET_MEAN = (0.485, 0.456, 0.406)  # of RGB in 0..1, torchvision's normalisation, as the weights need  [ours]
-IMAGENET_STD = (0.229, 0.224, 0.225)   #   (the authors' Keras weights want BGR minus mean)                [HE2RNA code]
+IMAGENET_MEAN = (0.485, 0.456, 0.406)  # of RGB in 0..1: torchvision's normalisation, which its weights need; [ours]
+IMAGENET_STD = (0.229, 0.224, 0.225)   #   the authors' Keras weights want BGR minus a mean [HE2RNA code]      [ours]
 IMAGENET_URL = "https://download.pytorch.org/models/resnet50-0676ba61.pth"   # torchvision's IMAGENET1K_V1 [ours]
-KMEANS_DRAWS = 5              # candidates for each starting centre; scikit-learn takes 2 + log k             [ours]
+KMEANS_DRAWS = 5              # candidates for each starting centre; scikit-learn takes 2 + log k          [ours]
 RUN_TILES = 16                # neighbouring tiles read in one go: each JPEG block is decoded once         [ours]
 STRIP_PIXELS = 2 ** 24        # pixels read at once for a thumbnail, so that a one-level slide fits memory [ours]
-BATCH = {"cpu": 8, "cuda": 256}        # tiles per pass; on a CPU 8 stay in its cache: 88 tiles/s against 59 for 64
-SLIDE_ENDINGS = (".svs .tif .tiff .ndpi .mrxs .scn .vms .vmu .bif .svslide .dcm .png .jpg .jpeg").split()
-ENCODERS = {"resnet50": 4, "resnet50-stage3": 3}      # name -> stages; stage 3 (1,024) is HistCode's cut
+BATCH = {"cpu": 8, "cuda": 256}        # tiles per pass; 8 stay in a CPU's cache: 88 tiles/s, 59 with 64   [ours]
+SLIDE_ENDINGS = ".svs .tif .tiff .ndpi .mrxs .scn .vms .vmu .bif .svslide .dcm .png .jpg .jpeg".split()  # [ours]
+ENCODERS = {"resnet50": 4, "resnet50-stage3": 3}   # name -> stages; 3: "the first four main layers" [HistCode Methods]
 
 
 class InputError(ValueError):
