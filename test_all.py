@@ -114,6 +114,14 @@ def test_tissue_is_found_on_any_background(background, light):
     assert overlap(tiling.tissue_mask(rgb), truth) > .9
 
 
+def test_a_crop_from_within_the_tissue_is_tissue():
+    """No glass to be seen: what is palest in it must not be taken for glass."""
+    slide = tiling.open_slide(real("slides", "tcga-cr-7395-01a-01-ts1.svs"))
+    for x, y, w, h in ((900, 1200, 1200, 1200), (1200, 1000, 2400, 1800)):
+        crop = slide.read_region((x, y), 0, (w, h)).convert("RGB").resize((w // 32, h // 32), Image.Resampling.BOX)
+        assert tiling.tissue_mask(np.asarray(crop)).mean() > .95
+
+
 @pytest.mark.parametrize("noise", [0, 1, 4])
 @pytest.mark.parametrize("color", [(255, 255, 255), (243, 243, 243), (128, 128, 128), (240, 200, 222), (2, 2, 2)])
 def test_an_empty_slide_has_no_tissue(color, noise):
@@ -541,7 +549,7 @@ def test_real_slides(tmp_path, capsys):
 
 def test_real_regions_with_tinted_glass(capsys):
     """her2st: pink glass, coarser than 0.5 µm/px; the share of tissue by eye on four regions."""
-    for name, low, high in (("B4_r43", .18, .40), ("C2_r20", .45, .70), ("B4_r23", .45, .70), ("C2_r32", .75, 1)):
+    for name, low, high in (("B4_r43", .18, .45), ("C2_r20", .45, .70), ("B4_r23", .45, .70), ("C2_r32", .75, 1), ("C2_r21", .85, 1)):
         slide = tiling.open_slide(real("her2st", "slides", f"{name}.tif"))
         assert low < tiling.tissue_mask(*tiling.thumbnail(slide, tiling.slide_mpp(slide, None, name)[0])).mean() < high
 

@@ -57,7 +57,9 @@ MIN_TISSUE = 0.5              # share of a tile that must be tissue; the paper s
 THUMBNAIL_UM = 8.0            # µm per pixel of the picture on which tissue is found                       [ours]
 SMOOTH_PX = 2.0               # Gaussian sigma there: 16 µm, so that nuclei and stroma are one tissue      [ours]
 OD_OFFSET = 8.0               # grey levels added before the logarithm: noise of black pixels is no stain  [ours]
-WHITE_PERCENTILE = 95         # of each channel: the colour of the empty slide                             [ours]
+GLASS_SD = 2.5                # grey levels over 40 µm: empty glass is flat (0.3 to 0.8 on real slides), the  [ours]
+GLASS_SHARE = 0.05            #   palest tissue is not (6 to 29); less of the brightest tenth flat: no glass  [ours]
+NO_GLASS = 245.0              # brightness of the light where a picture shows no glass to measure it          [ours]
 BLACK_LEVEL = 50              # brightest channel below it: scanner border, black pen                      [ours]
 STAIN_FLOOR = 0.03            # the Otsu threshold stays in this range of stain (optical density), so that [ours]
 STAIN_CEILING = 0.08          #   an empty slide gives no tissue and pale stroma is not lost to dark nuclei
@@ -326,16 +328,21 @@ def otsu_threshold(values):
 def stain_map(rgb, valid=None):
     """How much dye each pixel holds: (h, w) float32 optical density; 0 where ink, black border or not `valid`.
 
-    rgb (h, w, 3) uint8 at about 8 µm per pixel. Optical density of each channel against the colour of the empty slide,
-    largest minus smallest channel: uneven or grey light dims all channels alike and cancels, a tinted glass is divided
-    out, haematoxylin and eosin remain. The papers name Otsu but not its image. [ours]
+    rgb (h, w, 3) uint8 at about 8 µm per pixel. Optical density of each channel against the colour of the glass (the bright
+    flat part; a crop from within the tissue has none), largest minus smallest channel: uneven or grey light dims all
+    channels alike and cancels, a tint is divided out, haematoxylin and eosin remain. The papers name Otsu but not its
+    image. [ours]
     """
     x = ndimage.uniform_filter(rgb.astype(np.float32), (3, 3, 0))              # sensor and JPEG noise
     ok = x.max(2) >= BLACK_LEVEL
     ok &= True if valid is None else valid
     if not ok.any():
         return np.zeros(rgb.shape[:2], np.float32)
-    white = np.percentile(x[ok], WHITE_PERCENTILE, axis=0)                     # (3,)
+    green = x[:, :, 1]                                                         # where both dyes are darkest
+    bright = ok & (green >= np.percentile(green[ok], 90))
+    spread = ndimage.uniform_filter(green ** 2, 5) - ndimage.uniform_filter(green, 5) ** 2
+    glass = bright & (spread < GLASS_SD ** 2)
+    white = np.median(x[glass], axis=0) if glass.sum() >= GLASS_SHARE * bright.sum() else np.full(3, NO_GLASS)   # (3,)
     od = -np.log10((x + OD_OFFSET) / (white + OD_OFFSET))                      # (h, w, 3)
     ok &= ~ndimage.binary_dilation(pen_mask(x), iterations=3)                  # ink bleeds into its rim
     stain = np.where(ok, od.max(2) - od.min(2), 0)
