@@ -454,8 +454,9 @@ def write_genes(path, genes, results):
 def need_matplotlib():
     try:
         import matplotlib
-        matplotlib.use("Agg")
-        return __import__("matplotlib.pyplot").pyplot
+        matplotlib.use("Agg")                                                  # no window: clusters have none
+        import matplotlib.pyplot as plt
+        return plt
     except ImportError:
         raise InputError("the report's pictures need the package matplotlib: pip install matplotlib") from None
 

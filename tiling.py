@@ -334,13 +334,13 @@ def stain_map(rgb, valid=None):
     image. [ours]
     """
     x = ndimage.uniform_filter(rgb.astype(np.float32), (3, 3, 0))              # sensor and JPEG noise
-    ok = x.max(2) >= BLACK_LEVEL
+    ok = x.max(2) >= BLACK_LEVEL                                               # (h, w)
     ok &= True if valid is None else valid
     if not ok.any():
         return np.zeros(rgb.shape[:2], np.float32)
     green = x[:, :, 1]                                                         # where both dyes are darkest
     bright = ok & (green >= np.percentile(green[ok], 90))
-    spread = ndimage.uniform_filter(green ** 2, 5) - ndimage.uniform_filter(green, 5) ** 2
+    spread = ndimage.uniform_filter(green ** 2, 5) - ndimage.uniform_filter(green, 5) ** 2          # variance (h, w)
     glass = bright & (spread < GLASS_SD ** 2)
     white = np.median(x[glass], axis=0) if glass.sum() >= GLASS_SHARE * bright.sum() else np.full(3, NO_GLASS)   # (3,)
     od = -np.log10((x + OD_OFFSET) / (white + OD_OFFSET))                      # (h, w, 3)
@@ -368,12 +368,17 @@ def tissue_threshold(stain):
     return float(np.clip(otsu_threshold(np.sqrt(stain)) ** 2, STAIN_FLOOR, STAIN_CEILING)) if stain.size else STAIN_CEILING
 
 
+def find_tissue(rgb, valid):
+    """(tissue (h, w) bool, the threshold it was cut at) of a thumbnail; arguments as tissue_mask."""
+    stain = stain_map(rgb, valid)                                              # (h, w)
+    threshold = tissue_threshold(stain[valid])
+    return (stain > threshold) & valid, threshold
+
+
 def tissue_mask(rgb, valid=None):
     """(h, w) bool, True on tissue, of a thumbnail (h, w, 3) uint8 at about 8 µm per pixel; `valid` (h, w) bool marks
     what was scanned. Background (white, grey, tinted, unevenly lit), pen, black borders and holes are not tissue."""
-    valid = np.ones(rgb.shape[:2], bool) if valid is None else valid
-    stain = stain_map(rgb, valid)
-    return (stain > tissue_threshold(stain[valid])) & valid
+    return find_tissue(rgb, np.ones(rgb.shape[:2], bool) if valid is None else valid)[0]
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -408,9 +413,7 @@ def find_tiles(path, name, settings):
     settings = dict(settings, mpp=settings["mpp"] if source == "given" else None)
     tile = settings["tile_um"] / mpp
     rgb, opaque = thumbnail(slide, mpp)
-    stain = stain_map(rgb, opaque)
-    threshold = tissue_threshold(stain[opaque])
-    mask = (stain > threshold) & opaque
+    mask, threshold = find_tissue(rgb, opaque)
     coords = tile_grid(mask, slide.dimensions, tile, settings["min_tissue"], None)
     n = len(coords)
     if n > settings["max_tiles"]:
@@ -449,7 +452,8 @@ def read_tiles(slide, coords, tile, px=TILE_PX):
     """Tiles lying side by side, (n, px, px, 3) uint8: read once, each cut out and resampled once (Lanczos, antialiased).
 
     coords (n, 2) level-0 top-left of one run of tile_runs; tile: edge in level-0 pixels. What was never scanned is white.
-    A tile's pixels depend on that tile alone, not on its neighbours in the run.
+    A tile's pixels depend on that tile alone, not on its neighbours in the run (but for OpenSlide's rounding to whole
+    level-0 pixels where a downsample is no whole number).
     """
     level, d = best_level(slide, tile / px)
     x0, y0 = int(coords[0][0] / d), int(coords[0][1] / d)
@@ -826,10 +830,10 @@ def make_tiles(cohort, slides, o):
         settings = dict(shared, mpp=given.get(name, shared["mpp"]), file=name in found and fingerprint(found[name]))
         old, was = tiles_of(cohort, name)
         if was:                                                                # what had no part in the result may differ:
-            idle = [*(["mpp"] if was["mpp"] is None else []),                  # the slide has its own,
+            idle = [*(["mpp"] if was.get("mpp") is None else []),                  # the slide has its own,
                     *(["seed"] if len(old["coords"]) == old["found"] else []),  # nothing was sampled,
                     *(["file"] if name not in found else [])]                  # only its tiles are kept here
-            settings.update({k: was[k] for k in idle})
+            settings.update({k: was.get(k) for k in idle})
         if was == settings:
             continue
         if name not in found:
@@ -1391,7 +1395,8 @@ def doctor(cohort, slides, o):
     def one(name):
         slide, mpp = open_slide(found[name]), given.get(name, shared["mpp"])
         arrays, _ = find_tiles(found[name], name, dict(shared, mpp=mpp))
-        source = "the slide" if slide_mpp(slide, mpp, name)[1] == "slide" else "samples.csv" if name in given else "--mpp"
+        own = json.loads(str(arrays["settings"]))["mpp"] is None
+        source = "the slide" if own else "samples.csv" if name in given else "--mpp"
         return slide, source, arrays, *best_level(slide, float(arrays["tile"]) / TILE_PX)
 
     for name, got in ordered_map(one, jobs, o.workers):
