@@ -62,6 +62,7 @@ PRIMARY = ("primary tumor", "primary tumour", "tumor", "tumour", "01")  # sample
 #                              "samples from primary tumors only"       [HE2RNA Methods, TCGA Pan-Cancer Dataset]
 MERGED = {"LUNG": ("LUAD", "LUSC"), "KIDN": ("KICH", "KIRC", "KIRP"), "UTER": ("UCS", "UCEC")}  # [HE2RNA Table 1]
 MIN_SLIDES_R = 3             # slides of a project in a fold for an R   [ours]
+VERSION = 2                  # of a run's files; another is refused     [ours]
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -222,6 +223,29 @@ def load_bags(cohort, source, slides):
         x[i], mask[i] = torch.from_numpy(z["means"]), torch.from_numpy(z["mask"])
     longest = int(mask.sum(1).max())                                           # small slides have fewer than 100
     return x[:, :longest].contiguous(), mask[:, :longest].contiguous()
+
+
+def in_memory(x, mask):
+    """Batches of super-tiles: a function of [rows (b,), ...] that yields rows, x (b, T, D) float16 and mask (b, T) of each."""
+    return lambda parts: ((rows, x[rows], mask[rows]) for rows in parts)
+
+
+def from_disk(cohort, source, slides):
+    """The same with all tiles of the slides, read ahead by a thread: memory holds a few batches, not the cohort."""
+    def read(rows):
+        bags = [tiling.load_features(cohort, source, slides[r])[0] for r in rows]
+        x = np.zeros((len(bags), max(map(len, bags)), bags[0].shape[1]), np.result_type(*bags))
+        mask = np.zeros(x.shape[:2], bool)
+        for i, bag in enumerate(bags):
+            x[i, :len(bag)], mask[i, :len(bag)] = bag, True
+        return torch.from_numpy(x), torch.from_numpy(mask)
+
+    def batches(parts):
+        for rows, got in tiling.ordered_map(read, parts, 1):
+            if isinstance(got, Exception):
+                raise got
+            yield rows, *got
+    return batches
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -393,12 +417,12 @@ class HE2RNA(nn.Module):
 # Training  [HE2RNA Methods, Training and evaluation]
 # ---------------------------------------------------------------------------------------------------------------------
 @torch.inference_mode()
-def predict(model, x, mask, rows, batch=BATCH_SLIDES):
-    """Predictions (len(rows), G) float32 numpy of the slides `rows` of x (S, T, D), in evaluation mode."""
+def predict_slides(model, bags, rows, batch=BATCH_SLIDES):
+    """Predictions (len(rows), G) float32 numpy of the slides `rows`, in evaluation mode; bags: in_memory or from_disk."""
     model.eval()
     device = next(model.parameters()).device
-    out = [model(x[r].to(device).float(), mask[r].to(device)).cpu().numpy() for r in torch.as_tensor(rows).split(batch)]
-    return np.concatenate(out)
+    parts = bags(torch.as_tensor(rows).split(batch))
+    return np.concatenate([model(x.to(device).float(), mask.to(device)).cpu().numpy() for _, x, mask in parts])
 
 
 def mean_r(prediction, y, projects):
@@ -428,16 +452,14 @@ def load_checkpoint(path, device):
         raise InputError(f"{path}: not a whole checkpoint ({type(e).__name__}); delete it to train this fold again") from None
 
 
-def train_fold(model, x, mask, y, projects, train, valid, o, fold, folder):
+def train_fold(model, bags, y, projects, train, valid, o, fold, folder):
     """Train one fold and leave `model` with the weights of its best epoch. Returns a dict on how it went.
 
-    x (S, T, D) float16, mask (S, T), y (S, G) float32 targets; train, valid: rows. The state is saved after each epoch,
-    and every draw of an epoch comes from (seed, fold, epoch): a run that was interrupted ends as one that was not.
+    bags: in_memory or from_disk; y (S, G) float32 targets; train, valid: rows. The state is saved after each epoch, and
+    every draw of an epoch comes from (seed, fold, epoch): a run that was interrupted ends as one that was not.
     """
     device, state_file, log = next(model.parameters()).device, folder / f"fold{fold}.state.pt", folder / "log.jsonl"
     optimizer = torch.optim.Adam(model.parameters(), lr=o.lr)
-    with torch.no_grad():
-        model.layers[-1].bias.copy_(torch.from_numpy(y[train].mean(0)))        # starts at the mean  [HE2RNA code]
     state = dict(epoch=0, best_score=-np.inf, best_epoch=0, best=None, seconds=0.0)
     if state_file.is_file():
         state = load_checkpoint(state_file, device)
@@ -455,8 +477,8 @@ def train_fold(model, x, mask, y, projects, train, valid, o, fold, folder):
         torch.manual_seed(draw)                                                # dropout, k
         order, loss_sum, tick = torch.from_numpy(np.random.default_rng(draw).permutation(train)), 0.0, time.time()
         model.train()
-        for rows in order.split(o.batch):
-            prediction = model(x[rows].to(device).float(), mask[rows].to(device))                   # (B, G)
+        for rows, x, mask in bags(order.split(o.batch)):
+            prediction = model(x.to(device).float(), mask.to(device))                               # (B, G)
             loss = (prediction - torch.from_numpy(y[rows]).to(device)).square().mean()
             optimizer.zero_grad()
             loss.backward()
@@ -465,7 +487,7 @@ def train_fold(model, x, mask, y, projects, train, valid, o, fold, folder):
         if not np.isfinite(loss_sum):
             raise InputError(f"fold {fold} epoch {epoch}: the loss is {loss_sum}; a lower --lr may help")
         rate = len(train) / (time.time() - tick)
-        p = predict(model, x, mask, valid, o.batch)
+        p = predict_slides(model, bags, valid, o.batch)
         r, valid_loss = mean_r(p, y[valid], projects[valid]), float(np.square(p - y[valid]).mean())
         score = -valid_loss if not by_r else -1.0 if r is None else r
         if score > state["best_score"]:
@@ -638,7 +660,7 @@ def planted(cohort, genes, results):
 SUMMARY_HEADER = ("cancer", "slides", "genes", "mean R", "median R", "significant HS", "significant BH", "HS, strict")
 
 
-def write_report(folder, cohort, o, config, data, results, prediction, left_out, failed, notes, seconds):
+def write_report(folder, cohort, config, data, results, prediction, notes, seconds):
     """report.md and its pictures; genes.csv, predictions.npz and folds.csv stand beside it."""
     genes, y, fold, projects = data["genes"], data["y"], data["fold"], data["projects"]
     best = best_genes(results)
@@ -648,8 +670,10 @@ def write_report(folder, cohort, o, config, data, results, prediction, left_out,
     text += [f"# HE2RNA: {folder.name}", ""]
     if truth:
         text += ["**SIMULATED cohort: drawn slides and planted expression, no patient.**", ""]
-    text += [f"{len(y)} slides of {len(set(data['patients']))} patients, {len(genes):,} genes with a positive median "
-             f"(of {config['genes_in_table']:,}), {o.folds} folds by patient. R is Pearson's over the slides of a cancer within "
+    text += [f"{len(y)} slides of {len(set(data['patients']))} patients, {len(genes):,} genes "
+             + (f"with a positive median (of {config['genes_in_table']:,})" if "genes_in_table" in config else
+                f"of the run {config['from_run']['name']}, its models fine-tuned on all tiles")
+             + f", {config['folds']} folds by patient. R is Pearson's over the slides of a cancer within "
              "a fold's test part, never over several cancers, and the mean of the folds. p is one-sided, from the t distribution "
              "at n slides; HS is Holm–Šidák, BH Benjamini–Hochberg, over all genes of the cancer, significant below "
              f"{ALPHA}. In small folds a mean of R scatters more than one R: \"strict\" counts what stays significant when that "
@@ -665,8 +689,8 @@ def write_report(folder, cohort, o, config, data, results, prediction, left_out,
     text += ["## Folds", "", table(("fold", "test slides", "best epoch", "epochs run", "chosen by", "training time"),
              [(f, int((fold == f).sum()), n["best_epoch"], n["epochs"], n["by"], clock(n["seconds"]))
               for f, n in enumerate(notes)]), "", "## Left out", ""]
-    text += ([f"- {len(names)} {what}: {', '.join(names)}" for what, names in left_out.items() if names]
-             + [f"- slide {name} failed: {why}" for name, why in failed.items()] or ["Nothing."])
+    text += ([f"- {len(names)} {what}: {', '.join(names)}" for what, names in data["left_out"].items() if names]
+             + [f"- slide {name} failed: {why}" for name, why in data["failed"].items()] or ["Nothing."])
     text += ["", "## Settings", "", *(f"- {k}: {v}" for k, v in config.items()),
              f"- run time of this call: {clock(seconds)}", ""]
     save_file(folder / "report.md", lambda f: f.write("\n".join(text).encode()))
@@ -695,15 +719,12 @@ def numbers(text):
 
 
 def prepare(cohort, o):
-    """Everything training needs, checked in the order of cost: tables, folds, then slides. -> (data, left_out, failed)."""
+    """Everything training needs, checked in the order of cost: tables, folds, then slides. -> (data, x, mask)."""
     samples = tiling.read_samples(cohort)
     key, ids, genes, a = read_expression(cohort)
     samples, wrong_type = select(samples, o.types, None)
     samples, rows, left_out = join(samples, key, ids, Path(cohort) / "expression")
-    left_out = {**wrong_type, **left_out}
-    for what, names in left_out.items():
-        if names:
-            print(f"{len(names)} {what}: {few(names)}")
+    left_out = say_left_out({**wrong_type, **left_out})
     fold = folds_of(samples, o)                                                # of all projects, then one is selected
     chosen, _ = select(samples, "all", o.project)
     failed = tiling.make_supertiles(cohort, [s["slide"] for s in chosen], o)
@@ -722,10 +743,21 @@ def prepare(cohort, o):
     if not len(kept):
         raise InputError(f"{cohort}: no gene has a positive median over the {len(unique)} samples")
     x, mask = load_bags(cohort, tiling.source_name(o), [s["slide"] for s in samples])
-    y = log_expression(a[np.ix_(rows, kept)]).astype(np.float32)               # (S, G)
-    column = {c: np.array([s[c] for s in samples]) for c in ("slide", "patient", "project")}
-    return dict(x=x, mask=mask, y=y, genes=[genes[j] for j in kept], fold=fold, slides=column["slide"],
-                patients=column["patient"], projects=column["project"], genes_in_table=len(genes)), left_out, failed
+    data = table_of(samples, fold, [genes[j] for j in kept], log_expression(a[np.ix_(rows, kept)]), left_out, failed)
+    return dict(data, genes_in_table=len(genes)), x, mask
+
+
+def say_left_out(left_out):
+    for what, names in left_out.items():
+        if names:
+            print(f"{len(names)} {what}: {few(names)}")
+    return left_out
+
+
+def table_of(samples, fold, genes, y, left_out, failed):
+    """What training knows of its slides: a dict of columns, y (S, G) the targets, and what is missing."""
+    column = {c + "s": np.array([s[c] for s in samples]) for c in ("slide", "patient", "project")}
+    return dict(column, fold=fold, genes=genes, y=y.astype(np.float32), left_out=left_out, failed=failed)
 
 
 def folds_of(samples, o):
@@ -747,15 +779,15 @@ def digest(*parts):
     return h.hexdigest()[:16]
 
 
-def open_run(cohort, o, data, device):
+def identity(data):
+    """What of the data tells one run from another, for digest."""
+    return data["y"], data["fold"], *(data[k].tolist() for k in ("slides", "patients", "projects")), data["genes"]
+
+
+def open_run(cohort, o, config, data, device):
     """Make or reopen COHORT/runs/NAME -> (folder, its settings for the report). A folder of other settings is refused."""
-    x, mask, y = data["x"], data["mask"], data["y"]
-    config = dict(command="train", project=o.project or "all", types=o.types or "primary tumours", slides=len(y), genes=y.shape[1],
-                  genes_in_table=data["genes_in_table"], features=tiling.provenance(cohort, o, data["slides"]),
-                  tiles_per_slide=x.shape[1], n_features=x.shape[2], hidden=o.hidden, ks=o.ks, dropout=o.dropout, lr=o.lr,
-                  batch=o.batch, epochs=o.epochs, patience=o.patience, valid=o.valid, folds=o.folds, seed=o.seed,
-                  data=digest(x.numpy(), mask.numpy(), y, data["fold"], *(data[k].tolist() for k in ("slides", "patients",
-                                                                                                 "projects")), data["genes"]))
+    config = dict(config, version=VERSION, slides=len(data["y"]), genes=len(data["genes"]), lr=o.lr, batch=o.batch, epochs=o.epochs,
+                  patience=o.patience, folds=o.folds, seed=o.seed)
     folder = cohort / "runs" / o.name
     before, config = tiling.load_json(folder / "config.json"), json.loads(json.dumps(config))
     if before is None and any(folder.glob("fold*.pt")):
@@ -769,6 +801,10 @@ def open_run(cohort, o, data, device):
                   device=str(device), threads=torch.get_num_threads(), python=platform.python_version(),
                   **{p: importlib.metadata.version(p) for p in packages})
     save_json(folder / "config.json", config)
+    print(f"{config['slides']} slides of {len(set(data['patients']))} patients, {config['genes']:,} genes, {config['bags']}, "
+          f"{config['n_features']} features ("
+          + ", ".join(str(v) for k, v in config["features"].items() if k in ("source", "made", "weights", "precision"))
+          + f"), {o.folds} folds, on {device}")
     return folder, config
 
 
@@ -786,9 +822,43 @@ def split_folds(data, o, folder):
     return splits
 
 
+def cross_validate(folder, config, o, data, bags, splits, first_model):
+    """Train every fold that is not there yet, predict its test slides, test significance, write the report.
+
+    first_model(fold, training rows) -> the model training starts from. Returns (results, prediction (S, G)).
+    """
+    y, start = data["y"], time.time()
+    prediction, notes = np.zeros(y.shape, np.float32), []
+    for f, (train_rows, valid_rows, test_rows) in enumerate(splits):
+        model, path = first_model(f, train_rows), folder / f"fold{f}.pt"
+        if path.is_file():
+            saved = load_checkpoint(path, next(model.parameters()).device)
+            model.load_state_dict(saved["model"])
+        else:
+            note = train_fold(model, bags, y, data["projects"], train_rows, valid_rows, o, f, folder)
+            saved = dict(version=VERSION, model=model.state_dict(), note=note, genes=data["genes"], hidden=config["hidden"],
+                         n_features=config["n_features"], ks=config["ks"], dropout=config["dropout"], features=config["features"],
+                         test_patients=sorted(set(data["patients"][test_rows].tolist())))
+            save_file(path, lambda file: torch.save(saved, file))
+        (folder / f"fold{f}.state.pt").unlink(missing_ok=True)
+        notes.append(saved["note"])
+        if len(test_rows):
+            prediction[test_rows] = predict_slides(model, bags, test_rows, o.batch)
+    results = evaluate(prediction, y, data["fold"], data["projects"], len(splits))
+    save_file(folder / "predictions.npz", lambda f: np.savez_compressed(
+        f, prediction=prediction, truth=y, genes=np.array(data["genes"]), slide=data["slides"], patient=data["patients"],
+        project=data["projects"], fold=data["fold"]))
+    write_genes(folder / "genes.csv", data["genes"], results)
+    write_report(folder, Path(config["cohort"]), config, data, results, prediction, notes, time.time() - start)
+    print("\n" + "".join(f"{a:>12} {b:>7} {c:>7} {d:>9} {e:>9} {f:>15} {g:>15} {h:>11}\n" for a, b, c, d, e, f, g, h in
+                         [SUMMARY_HEADER, *summary(results)]))
+    print("best: " + ", ".join(f"{data['genes'][j]} ({name}, R {r:.2f})" for name, j, r in best_genes(results)))
+    print(f"report: {folder / 'report.md'}   ({clock(time.time() - start)})")
+
+
 def train(o):
     """Cross-validate, test significance, write the report."""
-    start, demo = time.time(), o.cohort is None
+    demo = o.cohort is None
     o.cohort, o.weights = (o.cohort, o.weights) if not demo else ("demo", o.weights or "random")
     o.epochs = (DEMO_EPOCHS if demo else EPOCHS) if o.epochs is None else o.epochs
     o.valid = (DEMO_VALID if demo else VALID_SHARE) if o.valid is None else o.valid
@@ -800,43 +870,22 @@ def train(o):
         tiling.simulate_cohort(cohort, seed=o.seed)
     if not cohort.is_dir():
         raise InputError(f"{cohort}: no such folder")
-    data, left_out, failed = prepare(cohort, o)
-    x, mask, y, fold = (data[k] for k in ("x", "mask", "y", "fold"))
-    (S, T, D), G = x.shape, y.shape[1]
-    folder, config = open_run(cohort, o, data, device)
-    print(f"{S} slides of {len(set(data['patients']))} patients, {G:,} genes, {T} super-tiles x {D} features ("
-          + ", ".join(str(v) for k, v in config["features"].items() if k in ("source", "made", "weights", "precision"))
-          + f"), {o.folds} folds, on {device}")
+    data, x, mask = prepare(cohort, o)
+    config = dict(command="train", bags="super-tiles", project=o.project or "all", types=o.types or "primary tumours",
+                  genes_in_table=data["genes_in_table"], features=tiling.provenance(cohort, o, data["slides"]),
+                  tiles_per_slide=x.shape[1], n_features=x.shape[2], hidden=o.hidden, ks=o.ks, dropout=o.dropout, valid=o.valid,
+                  data=digest(x.numpy(), mask.numpy(), *identity(data)))
+    folder, config = open_run(cohort, o, config, data, device)
+    splits = split_folds(data, o, folder)
 
-    prediction, notes = np.zeros((S, G), np.float32), []
-    for f, (train_rows, valid_rows, test_rows) in enumerate(split_folds(data, o, folder)):
-        torch.manual_seed(int(np.random.default_rng([o.seed, f]).integers(2 ** 62)))                # the first weights
-        model, path = HE2RNA(D, G, o.hidden, o.ks, o.dropout).to(device), folder / f"fold{f}.pt"
-        if path.is_file():
-            saved = load_checkpoint(path, device)
-            model.load_state_dict(saved["model"])
-        else:
-            note = train_fold(model, x, mask, y, data["projects"], train_rows, valid_rows, o, f, folder)
-            saved = dict(model=model.state_dict(), note=note, genes=data["genes"], n_features=D, hidden=o.hidden, ks=o.ks,
-                         dropout=o.dropout, features=config["features"],
-                         test_patients=sorted(set(data["patients"][test_rows].tolist())))
-            save_file(path, lambda file: torch.save(saved, file))
-        (folder / f"fold{f}.state.pt").unlink(missing_ok=True)
-        notes.append(saved["note"])
-        if len(test_rows):
-            prediction[test_rows] = predict(model, x, mask, test_rows, o.batch)
-
-    results = evaluate(prediction, y, fold, data["projects"], o.folds)
-    save_file(folder / "predictions.npz", lambda f: np.savez_compressed(
-        f, prediction=prediction, truth=y, genes=np.array(data["genes"]), slide=data["slides"], patient=data["patients"],
-        project=data["projects"], fold=fold))
-    write_genes(folder / "genes.csv", data["genes"], results)
-    write_report(folder, cohort, o, config, data, results, prediction, left_out, failed, notes, time.time() - start)
-    print("\n" + "".join(f"{a:>12} {b:>7} {c:>7} {d:>9} {e:>9} {f:>15} {g:>15} {h:>11}\n" for a, b, c, d, e, f, g, h in
-                         [SUMMARY_HEADER, *summary(results)]))
-    print("best: " + ", ".join(f"{data['genes'][j]} ({name}, R {r:.2f})" for name, j, r in best_genes(results)))
-    print(f"report: {folder / 'report.md'}   ({clock(time.time() - start)})")
-    return tiling.report_failures(failed, S + len(failed))
+    def first_model(f, rows):
+        torch.manual_seed(int(np.random.default_rng([o.seed, f]).integers(2 ** 62)))
+        model = HE2RNA(x.shape[2], len(data["genes"]), o.hidden, o.ks, o.dropout)
+        with torch.no_grad():
+            model.layers[-1].bias.copy_(torch.from_numpy(data["y"][rows].mean(0)))                  # [HE2RNA code]
+        return model.to(device)
+    cross_validate(folder, config, o, data, in_memory(x, mask), splits, first_model)
+    return tiling.report_failures(data["failed"], len(data["slides"]) + len(data["failed"]))
 
 
 def main(argv=None):

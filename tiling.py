@@ -66,6 +66,7 @@ STAIN_CEILING = 0.08          #   an empty slide gives no tissue and pale stroma
 MPP_RANGE = (0.05, 20.0)      # µm per pixel that a microscope slide can have                              [ours]
 IMAGENET_MEAN = (0.485, 0.456, 0.406)  # of RGB in 0..1: torchvision's normalisation, which its weights need; [ours]
 IMAGENET_STD = (0.229, 0.224, 0.225)   #   the authors' Keras weights want BGR minus a mean [HE2RNA code]      [ours]
+COLOUR = "none"               # normalisation of a tile's colours; the paper is silent, the authors stretch them [ours]
 IMAGENET_URL = "https://download.pytorch.org/models/resnet50-0676ba61.pth"   # torchvision's IMAGENET1K_V1 [ours]
 KMEANS_DRAWS = 5              # candidates for each starting centre; scikit-learn takes 2 + log k          [ours]
 RUN_TILES = 16                # neighbouring tiles read in one go: each JPEG block is decoded once         [ours]
@@ -822,10 +823,12 @@ def tiles_of(cohort, name):
     return (arrays, json.loads(str(arrays["settings"]))) if arrays and "settings" in arrays else (None, None)
 
 
-def make_tiles(cohort, slides, o):
-    """tiles/<slide>.npz (coords (n, 2) int32, tile and slide size, mpp, threshold, settings) and its picture .png."""
-    cohort, found, failed, jobs, anew = Path(cohort), find_slides(cohort), {}, [], []
-    shared, given = tile_settings(cohort, o), table_mpp(cohort)
+def make_tiles(cohort, slides, o, into=None):
+    """tiles/<slide>.npz (coords (n, 2) int32, tile and slide size, mpp, threshold, settings) and its picture .png, in the
+    folder `into` (the cohort's own if not given)."""
+    slides_in, cohort = Path(cohort), Path(into or cohort)
+    found, given, shared = find_slides(slides_in), table_mpp(slides_in), tile_settings(cohort, o)
+    failed, jobs, anew = {}, [], []
     for name in slides:
         settings = dict(shared, mpp=given.get(name, shared["mpp"]), file=name in found and fingerprint(found[name]))
         old, was = tiles_of(cohort, name)
@@ -837,7 +840,7 @@ def make_tiles(cohort, slides, o):
         if was == settings:
             continue
         if name not in found:
-            failed[name] = f"no file {name}.* in {cohort / 'slides'}"
+            failed[name] = f"no file {name}.* in {slides_in / 'slides'}"
             continue
         jobs.append((name, settings))
         anew += [(was, settings)] if was else []
@@ -865,25 +868,25 @@ def make_tiles(cohort, slides, o):
     return failed
 
 
-def make_features(cohort, slides, o):
-    """features/<encoder>/<slide>.npy (n, D) float16; the .json beside it says which settings made it."""
-    cohort = Path(cohort)
-    folder, found, device = cohort / "features" / o.encoder, find_slides(cohort), pick_device(o.device)
+def make_features(cohort, slides, o, into=None):
+    """features/<encoder>/<slide>.npy (n, D) float16; the .json beside it says which settings made it. `into` as make_tiles."""
+    slides_in, cohort = Path(cohort), Path(into or cohort)
+    folder, found, device = cohort / "features" / o.encoder, find_slides(slides_in), pick_device(o.device)
     settings = settle(folder / "settings.json",
                       dict(weights=o.weights, precision=o.precision and pick_precision(o.precision, device), seed=o.tile_seed),
                       dict(weights="imagenet", precision=pick_precision("auto", device), seed=o.seed))
     identity, jobs, made_by, anew = weights_identity(settings["weights"], settings["seed"]), [], {}, []
     get = lambda: load_weights(ENCODERS[o.encoder], settings["weights"], settings["seed"])
     net = None if any((folder / f"{s}.npy").is_file() for s in slides) else get()   # at the start, not after hours of tiling
-    failed = make_tiles(cohort, slides, o)
+    failed = make_tiles(slides_in, slides, o, cohort)
     for name in [s for s in slides if s not in failed]:
         tiles, by = tiles_of(cohort, name)
-        made_by[name] = dict(encoder=o.encoder, weights=identity, precision=settings["precision"], tiles=by)
+        made_by[name] = dict(encoder=o.encoder, weights=identity, precision=settings["precision"], colour=COLOUR, tiles=by)
         was = load_json(folder / f"{name}.json")
         if was == made_by[name] and (folder / f"{name}.npy").is_file():
             continue
         if name not in found:
-            failed[name] = f"no file {name}.* in {cohort / 'slides'} to make its features from"
+            failed[name] = f"no file {name}.* in {slides_in / 'slides'} to make its features from"
             continue
         anew += [(was, made_by[name])] if was else []
         tile, coords = float(tiles["tile"]), tiles["coords"]
@@ -968,6 +971,24 @@ def load_features(cohort, source, name):
     return features, coords
 
 
+def tile_edge(cohort, source, name, coords):
+    """Edge of a slide's tiles in level-0 pixels: ours say; an .h5 does in its attributes (TRIDENT's patch_size_level0, CLAM's
+    patch_size and downsample), else it is the grid's pitch."""
+    if not isinstance(source, Path):
+        return float(tiles_of(cohort, name)[0]["tile"])
+    import h5py
+    with h5py.File(source / f"{name}.h5") as f:
+        said = f["coords"].attrs
+        if "patch_size_level0" in said:
+            return float(said["patch_size_level0"])
+        if "patch_size" in said:
+            return float(said["patch_size"]) * float(np.ravel(said.get("downsample", 1))[0])
+    steps = np.diff(np.unique(coords[:, 0])), np.diff(np.unique(coords[:, 1]))
+    if not len(np.concatenate(steps)):
+        raise InputError(f"{source / name}.h5: nothing says how large its one tile is; coords needs an attribute patch_size_level0")
+    return float(np.concatenate(steps).min())
+
+
 def source_name(o):
     """The folder name under supertiles/: the encoder's, or that of the .h5 folder (never the same)."""
     name = Path(o.features).resolve().name if o.features else o.encoder
@@ -980,16 +1001,22 @@ def provenance(cohort, o, slides):
     if o.features:
         return dict(source=source_name(o), made="elsewhere (.h5)", supertiles=kmeans)
     side = load_json(Path(cohort) / "features" / o.encoder / f"{slides[0]}.json")
-    return dict(source=o.encoder, weights=side["weights"], precision=side["precision"], supertiles=kmeans,
+    return dict(source=o.encoder, weights=side["weights"], precision=side["precision"], colour=side["colour"], supertiles=kmeans,
                 **{k: side["tiles"][k] for k in ("tile_um", "min_tissue", "max_tiles", "seed")}, tile_px=TILE_PX)
 
 
-def make_supertiles(cohort, slides, o):
-    """supertiles/<encoder>/<slide>.npz: means (100, D) float16, mask (100,), cluster of each tile (n,)."""
-    folder, source = Path(cohort) / "supertiles" / source_name(o), Path(o.features).resolve() if o.features else o.encoder
+def features_of(o):
+    """Where features come from, as load_features wants it: an encoder's name, or the Path of the folder --features."""
     if o.features and not Path(o.features).is_dir():
         raise InputError(f"--features {o.features}: no such folder")
-    failed = {} if o.features else make_features(cohort, slides, o)
+    return Path(o.features).resolve() if o.features else o.encoder
+
+
+def make_supertiles(cohort, slides, o, into=None):
+    """supertiles/<encoder>/<slide>.npz: means (100, D) float16, mask (100,), cluster of each tile (n,). `into` as make_tiles."""
+    slides_in, cohort = cohort, Path(into or cohort)
+    folder, source = cohort / "supertiles" / source_name(o), features_of(o)
+    failed = {} if o.features else make_features(slides_in, slides, o, cohort)
     settings = settle(folder / "settings.json", dict(seed=o.tile_seed, k=None), dict(seed=o.seed, k=N_SUPERTILES))
     tick = progress("super-tiles", len(slides), "slides")
 
