@@ -9,6 +9,9 @@ reads in the order of the paper's Methods; the commands stand at its end.
     python he2rna.py train                   draws a simulated cohort into demo/, trains on it, writes a report
     python he2rna.py train COHORT            your slides and expression table -> per-gene, per-cancer report
     python he2rna.py train COHORT --features DIR     the same from features made elsewhere (CLAM/TRIDENT .h5)
+    python he2rna.py finetune COHORT RUN --project LIHC --genes CD3D,CD3E,CD3G,CD247     all tiles, one cancer, chosen genes
+    python he2rna.py predict RUN SLIDE...    expression of slides that have none -> RUN/predict/<slide>.csv
+    python he2rna.py heatmap RUN SLIDE... --genes CD3D,CD3E      where on the slide, best and worst tiles, against the truth
 
 COHORT holds samples.csv (slide,patient,project[,sample,...]), slides/ and expression.csv (.csv.gz, .npz). What comes out
 stands in COHORT/runs/<name>/: report.md and its pictures, genes.csv, predictions.npz, folds.csv, fold*.pt, log.jsonl.
@@ -19,6 +22,7 @@ Tags: [HE2RNA ...] the paper, [HE2RNA code] only the authors' released code, [ou
 
 import argparse
 import csv
+import difflib
 import gzip
 import hashlib
 import importlib.metadata
@@ -41,6 +45,9 @@ from tiling import InputError, clock, few, save_csv, save_file, save_json
 # ---------------------------------------------------------------------------------------------------------------------
 # Constants
 # ---------------------------------------------------------------------------------------------------------------------
+FINE_EPOCHS = 50             # on all tiles                             [HE2RNA Methods, Training and evaluation]
+FINE_PATIENCE = 30           #                                          [HE2RNA code]
+FINE_BATCH = 4               # slides per iteration, all tiles          [HE2RNA code]
 KS_SUPERTILES = (1, 2, 5, 10, 20, 50, 100)                        #     [HE2RNA Methods, Model architecture]
 KS_TILES = (10, 20, 50, 100, 200, 500, 1000, 2000, 5000)          # all tiles   [HE2RNA Methods, Model architecture]
 BLOCK_SCORES = 2 ** 23       # scores held at a time, 32 MB: 2 ** 22 to 24 take the same time [ours]
@@ -710,6 +717,16 @@ def check_options(o):
         raise InputError(f"--name {o.name}: the name of a folder in runs/, not a path")
 
 
+def training_options(a, epochs, patience, batch, ks, more):
+    a("--epochs", type=int, default=epochs, help=f"at most (default {epochs}, the paper's{more})")
+    a("--patience", type=int, default=patience, help=f"stop after so many epochs without a better R on validation patients "
+      f"(default {patience})")
+    a("--batch", type=int, default=batch, help=f"slides per iteration (default {batch})")
+    a("--lr", type=float, default=LEARNING_RATE, help=f"of Adam (default {LEARNING_RATE:g}); lower if the loss jumps")
+    a("--ks", type=numbers, default=ks, help="tiles kept, one number drawn per iteration, all averaged at test time "
+      f"(default {','.join(map(str, ks))})")
+
+
 def numbers(text):
     """'1,2,5' -> (1, 2, 5), for argparse."""
     values = tuple(int(v) for v in text.split(","))
@@ -734,10 +751,7 @@ def prepare(cohort, o):
         tiling.report_failures(failed, len(chosen))
         raise InputError(f"{cohort}: no slide is left to train on")
     samples, rows, fold = [s for s, k in zip(samples, keep) if k], rows[keep], fold[keep]
-    for f in range(o.folds):
-        if len({s["patient"] for s, g in zip(samples, fold) if g != f}) < 2:
-            raise InputError(f"{cohort}: fold {f} has fewer than 2 patients left to train and validate on, of {len(samples)} "
-                             f"slides of project {o.project or 'all'}; {len(failed)} slides failed")
+    check_folds(cohort, samples, fold, o, failed)
     unique = np.unique(rows)
     kept = np.flatnonzero(expressed(a[unique]))                                # over samples, not slides
     if not len(kept):
@@ -745,6 +759,13 @@ def prepare(cohort, o):
     x, mask = load_bags(cohort, tiling.source_name(o), [s["slide"] for s in samples])
     data = table_of(samples, fold, [genes[j] for j in kept], log_expression(a[np.ix_(rows, kept)]), left_out, failed)
     return dict(data, genes_in_table=len(genes)), x, mask
+
+
+def check_folds(cohort, samples, fold, o, failed):
+    for f in range(o.folds):
+        if len({s["patient"] for s, g in zip(samples, fold) if g != f}) < 2:
+            raise InputError(f"{cohort}: fold {f} has fewer than 2 patients left to train and validate on, of {len(samples)} "
+                             f"slides of project {o.project or 'all'}; {len(failed)} slides failed")
 
 
 def say_left_out(left_out):
@@ -808,13 +829,18 @@ def open_run(cohort, o, config, data, device):
     return folder, config
 
 
-def split_folds(data, o, folder):
-    """[(train, valid, test) rows] of each fold, and folds.csv: each slide's test fold and the folds whose epoch it chooses."""
+def split_folds(data, o, folder, chooses=None):
+    """[(train, valid, test) rows] of each fold, and folds.csv: each slide's test fold and the folds whose epoch it chooses.
+
+    chooses: {slide: [folds]} keeps an earlier run's choice, whose patients the models did not learn from, where there is one.
+    """
     fold, patients, projects = data["fold"], data["patients"], data["projects"]
     splits, validates = [], np.full(len(fold), "", dtype=object)
     for f in range(o.folds):
         rest = np.flatnonzero(fold != f)
-        inner = stats.inner_split(patients[rest], projects[rest], o.valid, [o.seed, f])
+        inner = np.array([str(f) in chooses[s] for s in data["slides"][rest]]) if chooses else np.zeros(len(rest), bool)
+        if not inner.any() or inner.all():
+            inner = stats.inner_split(patients[rest], projects[rest], o.valid, [o.seed, f])
         splits.append((rest[~inner], rest[inner], np.flatnonzero(fold == f)))
         validates[rest[inner]] = [f"{v} {f}".strip() for v in validates[rest[inner]]]
     save_csv(folder / "folds.csv", ("slide", "patient", "project", "test_fold", "validates_folds"),
@@ -888,6 +914,237 @@ def train(o):
     return tiling.report_failures(data["failed"], len(data["slides"]) + len(data["failed"]))
 
 
+def load_run(path):
+    """A finished run: dict of its folder, config, fold checkpoints, genes and the rows of folds.csv."""
+    folder = Path(path)
+    config = tiling.load_json(folder / "config.json")
+    if config is None:
+        raise InputError(f"{folder}: not a run (no config.json); give a folder such as COHORT/runs/he2rna")
+    if config.get("version") != VERSION:
+        raise InputError(f"{folder} is a run of version {config.get('version')} of this program's files, this one reads version "
+                         f"{VERSION}: train it again, or use the program that made it")
+    paths = [folder / f"fold{f}.pt" for f in range(config["folds"])]
+    missing = [p.name for p in paths if not p.is_file()]
+    if missing or not (folder / "folds.csv").is_file():
+        raise InputError(f"{folder}: {', '.join(missing) or 'folds.csv'} is missing: the run is not finished; the command that "
+                         "began it goes on")
+    saved = [load_checkpoint(p, "cpu") for p in paths]
+    with open(folder / "folds.csv", newline="") as f:
+        rows = list(csv.DictReader(f))
+    return dict(folder=folder, config=config, folds=saved, genes=saved[0]["genes"], rows=rows)
+
+
+def pick_genes(text, known):
+    """Indices of the genes of 'A,B,C', of a file (one a line, or its first column) or of 'all' in the list of known ones."""
+    if text == "all":
+        return list(range(len(known)))
+    path = Path(text)
+    if path.is_file():
+        names = [line.replace("\t", ",").split(",")[0].strip() for line in path.read_text(encoding="utf-8-sig").splitlines()]
+    else:
+        names = [g.strip() for g in text.split(",")]
+    at, names = {g: i for i, g in enumerate(known)}, list(dict.fromkeys(filter(None, names)))
+    for g in names:
+        if g not in at:
+            near = difflib.get_close_matches(g.upper(), {k.upper(): k for k in known}, 3) if len(known) < 10 ** 5 else []
+            upper = {k.upper(): k for k in known}
+            raise InputError(f"--genes: the run has no gene {g!r}" + (f"; nearest: {', '.join(upper[n] for n in near)}" if near else
+                             f"; it has {len(known):,}, such as {', '.join(known[:3])}"))
+    if not names:
+        raise InputError(f"--genes {text}: no gene in it")
+    return [at[g] for g in names]
+
+
+def model_of(saved, device, genes=None, ks=None):
+    """The network of one fold, with the output rows of the chosen genes."""
+    state, last = dict(saved["model"]), f"layers.{len(saved['hidden'])}."
+    if genes is not None:
+        state.update({last + k: state[last + k][genes] for k in ("weight", "bias")})
+    model = HE2RNA(saved["n_features"], len(state[last + "bias"]), saved["hidden"], ks or saved["ks"], saved["dropout"])
+    model.load_state_dict(state)
+    return model.to(device)
+
+
+def features_as(run, o, cohort, slides, every=False):
+    """Make (or find) the features of slides as those the run learned from. -> (folder, source, {slide: why it failed}).
+
+    Other encoder, weights, tile size or colours: an InputError that names both. every: all tissue tiles, without the limit.
+    """
+    made, asked = run["config"]["features"], dict(source=o.encoder, tile_um=o.tile_um, weights=o.weights and weights_name(o))
+    into = Path(o.into or cohort)
+    if "made" in made:                                                         # elsewhere: only their width can be compared
+        o.features = o.features or run["config"]["features_folder"]
+        source, failed = tiling.features_of(o), {}
+        for name in slides:
+            try:
+                features, _ = tiling.load_features(cohort, source, name)
+                if features.shape[1] != run["config"]["n_features"]:
+                    failed[name] = (f"{features.shape[1]} features a tile, the run {run['folder']} learned from "
+                                    f"{run['config']['n_features']} ({made['source']})")
+            except InputError as e:
+                failed[name] = str(e)
+        return into, source, failed
+    if o.features:
+        raise InputError(f"--features {o.features}: the run {run['folder']} learned from this program's {made['source']} with weights "
+                         f"{made['weights']}; leave --features out")
+
+    def compare(what, other):
+        differ = [f"{k} {other[k]}, the run has {made[k]}" for k in ("source", "weights", "tile_um", "colour")
+                  if other.get(k) is not None and other[k] != made[k]]
+        if differ:
+            raise InputError(f"{what}: {'; '.join(differ)} ({run['folder']}); features of another kind mean nothing to it")
+    compare("options", asked)
+    o.encoder, seeds = made["source"], made["weights"].split("seed ")
+    ready = {name: tiling.load_json(into / "features" / o.encoder / f"{name}.json") for name in slides}
+    for name, side in ready.items():
+        if side:
+            compare(f"features of slide {name} in {into}", dict(side, source=side["encoder"], tile_um=side["tiles"]["tile_um"]))
+    known = {"imagenet": "imagenet", "random,": "random"}.get(made["weights"].split()[0])
+    if not (o.weights or known or all(ready.values())):
+        raise InputError(f"the run {run['folder']} learned with weights {made['weights']}: give that file with --weights FILE")
+    side = next(filter(None, ready.values()), None)
+    was = side["tiles"] if side else made
+    o.weights, o.tile_seed = o.weights or known, int(seeds[1]) if len(seeds) > 1 else was["seed"]
+    o.tile_um, o.min_tissue, o.max_tiles = made["tile_um"], was["min_tissue"], was["max_tiles"]
+    o.precision = o.precision or (side or made)["precision"]
+    if o.precision == "bfloat16" and not side:
+        o.precision = tiling.pick_precision("auto", tiling.pick_device(o.device))
+    failed = tiling.make_features(cohort, slides, o, into)
+    if every:
+        capped = [n for n in slides if n not in failed and (t := tiling.tiles_of(into, n)[0]) and len(t["coords"]) < t["found"]]
+        if capped:
+            o.max_tiles, into = 10 ** 9, into / "all-tiles"
+            failed.update(tiling.make_features(cohort, slides, o, into))
+    return into, o.encoder, failed
+
+
+def weights_name(o):
+    return tiling.weights_identity(o.weights, o.seed)
+
+
+def finetune(o):
+    """Go on from a run's fold models with all tiles of one cancer's slides, for all or chosen genes, in the run's folds."""
+    start, cohort = time.time(), Path(o.cohort)
+    need_matplotlib()
+    run = load_run(o.run if Path(o.run).is_dir() else cohort / "runs" / o.run)
+    o.name = o.name or "-".join([run["folder"].resolve().name, *([o.project] if o.project else []), "finetuned"])
+    o.folds, o.valid, o.dropout = run["config"]["folds"], run["config"]["valid"], run["config"]["dropout"]
+    check_options(o)
+    device, chosen = tiling.pick_device(o.device), pick_genes(o.genes, run["genes"])
+    genes, of_run = [run["genes"][j] for j in chosen], {row["slide"]: row for row in run["rows"]}
+    everyone, left_out = select(tiling.read_samples(cohort), "all", o.project)
+    samples = [s for s in everyone if s["slide"] in of_run]
+    if not samples:
+        raise InputError(f"{cohort}: none of its {len(everyone)} slides of project {o.project or 'all'} is of the run {run['folder']}")
+    for s in samples:
+        if s["patient"] != of_run[s["slide"]]["patient"]:
+            raise InputError(f"slide {s['slide']} is patient {s['patient']}'s in {cohort / 'samples.csv'}, "
+                             f"{of_run[s['slide']]['patient']}'s in the run: its fold would be wrong")
+    left_out[f"slides that are not of the run {run['folder'].name}"] = [s["slide"] for s in everyone if s["slide"] not in of_run]
+    key, ids, names, a = read_expression(cohort)
+    column = {g: j for j, g in enumerate(names)}
+    missing = [g for g in genes if g not in column]
+    if missing:
+        raise InputError(f"{cohort}: expression has no gene {few(missing)}, which the run has")
+    samples, rows, unmatched = join(samples, key, ids, cohort / "expression")
+    left_out = say_left_out({**left_out, **{k: v for k, v in unmatched.items() if k.startswith("slides")}})
+    into, source, failed = features_as(run, o, cohort, [s["slide"] for s in samples])
+    keep = [i for i, s in enumerate(samples) if s["slide"] not in failed]
+    if not keep:
+        tiling.report_failures(failed, len(samples))
+        raise InputError(f"{cohort}: no slide is left to train on")
+    samples = [samples[i] for i in keep]
+    fold = np.array([int(of_run[s["slide"]]["test_fold"]) for s in samples])
+    check_folds(cohort, samples, fold, o, failed)
+    y = log_expression(a[np.ix_(rows[keep], [column[g] for g in genes])])
+    data = table_of(samples, fold, genes, y, left_out, failed)
+    first = run["folds"][0]
+    config = dict(command="finetune", bags="all tiles", project=o.project or "all", features=run["config"]["features"],
+                  from_run=dict(name=run["folder"].resolve().name, data=run["config"]["data"]), n_features=first["n_features"],
+                  hidden=first["hidden"], ks=o.ks, dropout=first["dropout"], valid=o.valid, selection=o.precision_of_selection,
+                  data=digest([tiling.features_made_by(into, source, s["slide"]) for s in samples], *identity(data)))
+    folder, config = open_run(cohort, o, config, data, device)
+    splits = split_folds(data, o, folder, {s["slide"]: of_run[s["slide"]]["validates_folds"].split() for s in samples})
+
+    def first_model(f, _):
+        model = model_of(run["folds"][f], device, chosen, o.ks)
+        model.precision = o.precision_of_selection
+        return model
+    cross_validate(folder, config, o, data, from_disk(into, source, data["slides"]), splits, first_model)
+    print(f"in all {clock(time.time() - start)}")
+    return tiling.report_failures(failed, len(samples) + len(failed))
+
+
+def held_out(run, slide, cohort, everyone):
+    """Folds whose models may speak of a slide: those that did not learn from its patient; all when it is new to the run.
+
+    The patient stands in the run's folds.csv, else in the cohort's samples.csv, else is a TCGA slide's first 12 characters.
+    """
+    folds = {row["patient"]: int(row["test_fold"]) for row in run["rows"]}
+    patient = {row["slide"]: row["patient"] for row in run["rows"]}.get(slide)
+    if patient is None and (Path(cohort) / "samples.csv").is_file():
+        patient = {row["slide"]: row["patient"] for row in tiling.read_samples(cohort)}.get(slide)
+    patient = patient if patient in folds else slide[:12]
+    return [folds[patient]] if patient in folds and not everyone else list(range(len(run["folds"])))
+
+
+def home_of(path):
+    """The cohort or folder whose tiles/ and features/ a slide's are: COHORT of COHORT/slides/, else the folder it lies in."""
+    return path.parent.parent if path.parent.name == "slides" else path.parent
+
+
+def slides_by_home(run, given, o):
+    """{cohort or folder: [slide names]} of slide files (or .h5 features), of names of the run's slides, or of 'all' of them."""
+    homes, cohort = {}, Path(run["config"]["cohort"])
+    for text in [row["slide"] for row in run["rows"]] if given == ["all"] else given:
+        path = Path(text)
+        home = home_of(path.absolute()) if path.is_file() else cohort
+        name = path.stem if path.is_file() else text
+        if path.is_file() and path.suffix == ".h5":
+            home, o.features = run["folder"] / "predict", o.features or path.parent
+        if not path.is_file() and name not in {row["slide"] for row in run["rows"]}:
+            raise InputError(f"{text}: neither a slide file nor a slide of the run {run['folder']}")
+        twice = [h for h, names in homes.items() if name in names]
+        if twice:
+            raise InputError(f"slide {name} is asked for twice, in {twice[0]} and {home}: what is written for one would overwrite "
+                             "the other")
+        homes.setdefault(home, []).append(name)
+    return homes
+
+
+@torch.inference_mode()
+def predict(o):
+    """Predict the expression of slides that have none: the mean of the run's models, as a csv for each slide."""
+    run, device = load_run(o.run), tiling.pick_device(o.device)
+    config, failed, total = run["config"], {}, 0
+    folder = run["folder"] / "predict"
+    models = [model_of(saved, device).eval() for saved in run["folds"]]
+    for home, names in slides_by_home(run, o.slide, o).items():
+        total += len(names)
+        into, source, bad = features_as(run, o, home, names)
+        names = [n for n in names if n not in bad]
+        if config["bags"] == "super-tiles" and names:
+            o.tile_seed = config["features"]["supertiles"]["seed"]
+            bad.update(tiling.make_supertiles(home, names, o, into))
+        failed.update(bad)
+        for name in [n for n in names if n not in bad]:
+            features, _ = tiling.load_features(into, source, name)
+            x = torch.from_numpy(np.array(features)) if config["bags"] == "all tiles" else load_bags(
+                into, tiling.source_name(o), [name])[0][0]                                          # (T, D)
+            use = held_out(run, name, home, o.all_models)
+            mask = torch.ones(1, len(x), dtype=torch.bool)
+            p = np.mean([predict_slides(models[f], in_memory(x[None], mask), [0])[0] for f in use], axis=0)     # (G,)
+            save_csv(folder / f"{name}.csv", ("gene", "log10_1p_fpkm_uq", "fpkm_uq"),
+                     ((g, f"{v:.6g}", f"{max(0, 10.0 ** v - 1):.6g}") for g, v in zip(run["genes"], p.astype(float))))
+            if o.representation:
+                mean = torch.from_numpy(np.asarray(features, np.float32).mean(0)).to(device)        # one super-tile
+                last = np.stack([models[f].representation(mean).cpu().numpy() for f in use])        # (M, H)
+                save_file(folder / f"{name}.representation.npz", lambda f: np.savez(f, each=last, mean=last.mean(0), folds=use))
+            print(f"{name}: {len(features):,} tiles, models of folds {', '.join(map(str, use))}"
+                  + ("" if len(use) == len(models) else " (the others learned from its patient)") + f" -> {folder / name}.csv")
+    return tiling.report_failures(failed, total)
+
+
 def main(argv=None):
     parser = argparse.ArgumentParser(prog="he2rna.py", description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -901,21 +1158,37 @@ def main(argv=None):
     a("--project", metavar="P,..", help="train on these projects alone, in the folds of the whole cohort (LUNG is LUAD "
       "and LUSC)")
     a("--folds", type=int, default=FOLDS, help=f"of the cross-validation, patients whole (default {FOLDS})")
-    a("--epochs", type=int, help=f"at most (default {EPOCHS}, the paper's; {DEMO_EPOCHS} without a cohort)")
-    a("--patience", type=int, default=PATIENCE, help=f"stop after so many epochs without a better R on validation patients "
-      f"(default {PATIENCE})")
     a("--valid", type=float, help=f"share of the training patients that choose the epoch (default {VALID_SHARE}, {DEMO_VALID} "
       "without a cohort); raise it for small cohorts, where R over a few slides is chance")
-    a("--batch", type=int, default=BATCH_SLIDES, help=f"slides per iteration (default {BATCH_SLIDES})")
-    a("--lr", type=float, default=LEARNING_RATE, help=f"of Adam (default {LEARNING_RATE:g}); lower if the loss jumps")
     a("--hidden", type=numbers, default=HIDDEN, help="neurons of the hidden layers (default 1024,1024)")
     a("--dropout", type=float, default=DROPOUT, help=f"between layers (default {DROPOUT})")
-    a("--ks", type=numbers, default=KS_SUPERTILES, help="tiles kept, one drawn per iteration, all averaged at test time "
-      f"(default {','.join(map(str, KS_SUPERTILES))})")
+    training_options(a, EPOCHS, PATIENCE, BATCH_SLIDES, KS_SUPERTILES, f"; {DEMO_EPOCHS} without a cohort")
+    p.set_defaults(epochs=None)
     tiling.add_options(p)
+
+    p = verbs.add_parser("finetune", help="go on with all tiles, for all or chosen genes", description=finetune.__doc__)
+    p.add_argument("cohort", help="the cohort folder")
+    p.add_argument("run", help="the run to start from: its name in COHORT/runs, or its folder")
+    a = p.add_argument_group("training").add_argument
+    a("--genes", default="all", metavar="A,B|FILE|all", help="genes to go on with; they keep their output rows (default all)")
+    a("--project", metavar="P,..", help="the cancer to fine-tune on, in the run's folds (default: all of the run)")
+    a("--name", help="of the new run in COHORT/runs (default RUN-PROJECT-finetuned)")
+    training_options(a, FINE_EPOCHS, FINE_PATIENCE, FINE_BATCH, KS_TILES, "")
+    tiling.add_options(p, of_run=True)
+
+    p = verbs.add_parser("predict", help="expression of new slides, as csv", description=predict.__doc__)
+    p.add_argument("run", help="a finished run, COHORT/runs/NAME")
+    p.add_argument("slide", nargs="+", help="slide files, names of the run's slides, or all of them")
+    p.add_argument("--all-models", action="store_true", help="of a slide of the run's patients use all models, also those that "
+                   "learned from the patient")
+    p.add_argument("--representation", action="store_true", help="write the last hidden layer of the mean tile too: what transfers "
+                   "to other labels")
+    tiling.add_options(p, of_run=True)
+
     o = parser.parse_args(argv)
     o.seed = o.seed or 0
-    return dict(train=train)[o.verb](o)
+    o.precision_of_selection = tiling.pick_precision(o.precision, tiling.pick_device(o.device)) if o.precision else "float32"
+    return dict(train=train, finetune=finetune, predict=predict)[o.verb](o)
 
 
 if __name__ == "__main__":

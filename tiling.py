@@ -1451,18 +1451,26 @@ def natural(text):
     return int(text)
 
 
-def add_options(parser):
-    """The options every command that needs slides shares; None means: as the folder was made, else the default."""
+def add_options(parser, of_run=False):
+    """The options every command that needs slides shares; None means: as the folder was made, else the default.
+
+    of_run: for slides that a trained run is applied to, whose features must be as the run's.
+    """
     a = parser.add_argument_group("slides, tiles and features").add_argument
     a("--mpp", type=float, help="µm per pixel at level 0 for slides whose file and samples.csv have none; never a guess, "
       "since a tile must be the same size of tissue on every slide")
-    a("--tile-um", type=float, help=f"edge of a tile, µm (default {TILE_UM:g}, the paper's; it is always {TILE_PX} px)")
-    a("--min-tissue", type=float, help=f"share of a tile that must be tissue (default {MIN_TISSUE}); lower keeps fat and edges")
-    a("--max-tiles", type=int, help=f"tiles per slide, a random sample beyond (default {MAX_TILES}, the paper's): bounds time")
-    a("--encoder", choices=ENCODERS, default="resnet50", help="resnet50: 2,048 features (the default, HE2RNA's); "
-      "resnet50-stage3: 1,024 (HistCode's)")
-    a("--weights", help="imagenet (default; downloaded once, hash checked), a torchvision state_dict file, or random "
-      "(seeded; to try the program without weights)")
+    if of_run:
+        a("--into", metavar="DIR", help="where tiles and features of the slides are kept (default: the cohort or folder they lie in)")
+        a("--weights", help="the file of encoder weights that the run was made with, if it was a file")
+        parser.set_defaults(tile_um=None, min_tissue=None, max_tiles=None, encoder=None)
+    else:
+        a("--tile-um", type=float, help=f"edge of a tile, µm (default {TILE_UM:g}, the paper's; it is always {TILE_PX} px)")
+        a("--min-tissue", type=float, help=f"share of a tile that must be tissue (default {MIN_TISSUE}); lower keeps fat and edges")
+        a("--max-tiles", type=int, help=f"tiles per slide, a random sample beyond (default {MAX_TILES}, the paper's): bounds time")
+        a("--encoder", choices=ENCODERS, default="resnet50", help="resnet50: 2,048 features (the default, HE2RNA's); "
+          "resnet50-stage3: 1,024 (HistCode's)")
+        a("--weights", help="imagenet (default; downloaded once, hash checked), a torchvision state_dict file, or random "
+          "(seeded; to try the program without weights)")
     a("--features", metavar="DIR", help="use these CLAM/TRIDENT .h5 features (<slide>.h5) instead of slides and encoder")
     a("--precision", choices=("auto", "bfloat16", "float32"), help="of the encoder; auto: bfloat16 where the hardware has it "
       "(within 1 %% of float32, several times as fast)")
