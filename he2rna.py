@@ -584,19 +584,9 @@ def write_genes(path, genes, results):
 # ---------------------------------------------------------------------------------------------------------------------
 # Report
 # ---------------------------------------------------------------------------------------------------------------------
-def need_matplotlib():
-    try:
-        import matplotlib
-        matplotlib.use("Agg")                                                  # no window: clusters have none
-        import matplotlib.pyplot as plt
-        return plt
-    except ImportError:
-        raise InputError("the report's pictures need the package matplotlib: pip install matplotlib") from None
-
-
 def plot_r(results, path):
     """Distribution of R per cancer, the smallest significant R (triangle) and the number of significant genes (Fig. 2a)."""
-    plt = need_matplotlib()
+    plt = tiling.need_matplotlib()
     fig, ax = plt.subplots(figsize=(max(5, 1 + .8 * len(results)), 4), layout="constrained")
     for i, (name, e) in enumerate(results.items()):
         r = e["r"][~np.isnan(e["r"])]
@@ -625,7 +615,7 @@ def best_genes(results, n=6):
 
 def plot_scatter(best, genes, prediction, y, fold, groups, path):
     """Predicted against true expression of six genes; colours are folds, each predicted by the model that never saw it."""
-    plt = need_matplotlib()
+    plt = tiling.need_matplotlib()
     fig, axes = plt.subplots(2, 3, figsize=(9, 6), layout="constrained", squeeze=False)
     for ax, (name, j, r) in zip(axes.flat, best):
         rows = groups[name]
@@ -889,7 +879,7 @@ def train(o):
     o.epochs = (DEMO_EPOCHS if demo else EPOCHS) if o.epochs is None else o.epochs
     o.valid = (DEMO_VALID if demo else VALID_SHARE) if o.valid is None else o.valid
     check_options(o)
-    need_matplotlib()                                                          # better now than after a day
+    tiling.need_matplotlib()                                                          # better now than after a day
     device, cohort = tiling.pick_device(o.device), Path(o.cohort)
     if demo and not (cohort / "samples.csv").is_file():
         print("no cohort given: drawing a SIMULATED one into demo/")
@@ -1025,7 +1015,7 @@ def weights_name(o):
 def finetune(o):
     """Go on from a run's fold models with all tiles of one cancer's slides, for all or chosen genes, in the run's folds."""
     start, cohort = time.time(), Path(o.cohort)
-    need_matplotlib()
+    tiling.need_matplotlib()
     run = load_run(o.run if Path(o.run).is_dir() else cohort / "runs" / o.run)
     o.name = o.name or "-".join([run["folder"].resolve().name, *([o.project] if o.project else []), "finetuned"])
     o.folds, o.valid, o.dropout = run["config"]["folds"], run["config"]["valid"], run["config"]["dropout"]

@@ -20,6 +20,7 @@ import math
 
 import numpy as np
 from scipy import special
+from scipy.spatial import cKDTree
 from scipy.stats import rankdata
 
 AUTHORS_FOLDS = 5           # of the cross-validation                             [HE2RNA Methods, Training]
@@ -27,6 +28,7 @@ AUTHORS_VALID = 0.1         # share of the other patients, for early stopping   
 EXACT_SIGNED_RANK = 50      # pairs, at most, for the exact signed-rank test      [SciPy]
 EXACT_RANK_SUM = 8          # size of the smaller group, at most, exact rank sum  [SciPy]
 CONSTANT = 1e-13            # relative spread that is only rounding, in float64   [SciPy, where it warns]
+TIED = 1e-9                 # a null R this close below R is R: only rounding            [ours]
 GENE_BLOCK = 256            # genes at a time: 20 MB per float64 copy, n = 10,000 [ours]
 
 # ----- Correlation ---------------------------------------------------------------------------
@@ -253,6 +255,142 @@ def roc_auc(labels, scores):
     if not positive.size or not negative.size or np.isnan(labels).any():
         return math.nan                                                 # NaN scores: their ranks are nan
     return _pairs_won(positive, negative) / (positive.size * negative.size)
+
+
+# ----- Space: tile scores against points, spots and outlines  [HE2RNA Results, virtual spatialization] ---------------
+
+
+def holder(points, coords, tile):
+    """Which tile holds each point, -1 for none.
+
+    points (m, 2) x, y in level-0 pixels, finite; coords (n, 2) level-0 top-left of tiles that do not overlap, on any
+    grid or none; tile: edge in level-0 pixels, a real number -> (m,) int.
+    A point lies in the pixel [x, x + 1) x [y, y + 1), and a tile holds the pixels from its top-left up to, not with, its
+    far edges. So tiles whose real pitch was rounded down to whole pixels leave no gap. A pixel that two tiles share
+    goes to the tile whose centre is nearer: each point has one tile. [ours]
+    """
+    points, coords = np.asarray(points, np.float64).reshape(-1, 2), np.asarray(coords, np.float64).reshape(-1, 2)
+    if not len(points) or not len(coords):
+        return np.full(len(points), -1)
+    candidates = np.arange(1, min(4, len(coords)) + 1)                  # no more than 4 squares meet in a point
+    near = cKDTree(coords + tile / 2).query(points, candidates, p=np.inf)[1]        # (m, 4) nearest first
+    inner = np.floor(points)[:, None] - coords[near]                    # (m, 4, 2) pixels from the tile's top-left
+    held = ((inner >= 0) & (inner < tile)).all(2)                       # (m, 4)
+    return np.where(held.any(1), near[np.arange(len(points)), held.argmax(1)], -1)
+
+
+def count_points(points, coords, tile):
+    """Points in each tile, as the T cells of the paper: (m, 2), (n, 2), edge -> (n,) int. As `holder`. [HE2RNA Fig. 4c]"""
+    which = holder(points, coords, tile)
+    return np.bincount(which[which >= 0], minlength=len(coords))
+
+
+def shifts(coords_list, n, seed):
+    """Null draws that keep the likeness of neighbours: each slide's values moved as a whole, to nowhere in particular.
+
+    coords_list: (m_s, 2) locations of each slide s, m_s > 0, any unit -> yields n index arrays (sum m_s,): a[index] is
+    a moved. Each slide's locations go round a torus (their bounding box and one spacing) by one random
+    vector, and each location takes the value of the moved one now nearest. Values stay in their slide; some come
+    twice, some never. As if neighbours were independent, a shuffle would make p too small. [ours]
+    """
+    rng, trees, first = np.random.default_rng(seed), [], 0
+    for xy in coords_list:
+        xy = np.asarray(xy, np.float64) - np.min(xy, axis=0)            # (m_s, 2)
+        places = np.unique(xy, axis=0)
+        spacing = np.median(cKDTree(places).query(places, [2])[0]) if len(places) > 1 else 1.0
+        size = np.ptp(xy, axis=0) + spacing                             # the torus, never 0 wide
+        trees.append((xy, size, cKDTree(xy, boxsize=size), first))
+        first += len(xy)
+    for _ in range(n):
+        yield np.concatenate([tree.query((xy - rng.random(2) * size) % size)[1] + first
+                              for xy, size, tree, first in trees])
+
+
+def shift_p(a, b, coords_list, n=999, seed=0):
+    """Pearson R of scores and measured values over locations, and its one-sided p against shifted scores (`shifts`).
+
+    a (m,) or (m, G) scores, b (m, G) or (m,) measured, over the locations of all slides end to end -> R (G,), p (G,):
+    the share of the n + 1 draws, the unmoved one among them, whose R is at least R. nan where R is nan (`pearson`).
+    It is always a that moves: one column moves at the price of one. A draw near no shift at all is a draw too, so p of a
+    single slide can't fall much below 1 / m, however large n. What differs between slides moves with them: p is of the
+    likeness within slides. Memory: 8 n m bytes and a few blocks of genes. [ours; the paper gives R alone, Fig. 4c]
+    """
+    a, b = (np.asarray(v)[:, None] if np.ndim(v) == 1 else np.asarray(v) for v in (a, b))
+    m, G = b.shape
+    assert a.shape in ((m, 1), (m, G)) and sum(map(len, coords_list)) == m, (a.shape, b.shape, list(map(len, coords_list)))
+    if m < 2:
+        return np.full(G, np.nan), np.full(G, np.nan)
+    draws = np.empty((n + 1, m), np.int32)
+    draws[0], draws[1:] = np.arange(m), np.fromiter(shifts(coords_list, n, seed), (np.int32, m), n)
+    r, p = np.full(G, np.nan), np.full(G, np.nan)
+    with np.errstate(all="ignore"):                                     # 0/0 only where the answer is nan
+        for j in range(0, G, GENE_BLOCK):
+            block = slice(j, j + GENE_BLOCK)
+            scores, measured = a[:, block] if a.shape[1] == G else a, b[:, block]
+            x, y = _unit(scores), _unit(measured)                       # (m, 1 or g), (m, g)
+            null = np.array([_moved_r(x[draw], y) for draw in draws])   # (n + 1, g); the first is R
+            varies = _varies(scores) & _varies(measured)
+            r[block] = np.where(varies, np.clip(null[0], -1, 1), np.nan)
+            reached = ~(null < null[0] - TIED)                          # so is nan, of scores moved onto one value
+            p[block] = np.where(varies, reached.mean(0), np.nan)
+    return r, p
+
+
+def _moved_r(x, y):
+    """R of moved unit columns (m, 1 or g), whose repetitions left them neither centred nor of length 1, with unit y."""
+    x = x - x.mean(0)
+    return np.einsum("mg,mg->g", x, y) / np.sqrt(np.einsum("mg,mg->g", x, x))
+
+
+def inside(points, polygons):
+    """Whether each point lies in any of the polygons.
+
+    points (m, 2); polygons: a list of polygons, each a list of rings (k, 2), closed or not: the outline and its holes,
+    in any order and direction (`read_rings`) -> (m,) bool. Even-odd rule within a polygon: in where a ray to the right
+    crosses its rings an odd number of times; union over polygons. Left and top edges are in, right and bottom ones out,
+    so neighbours with a common edge never share a point. [ours]
+    """
+    points = np.asarray(points, np.float64).reshape(-1, 2)
+    order = np.argsort(points[:, 1])
+    x, y = points[order].T                                              # (m,) by ascending y
+    within = np.zeros(len(points), bool)
+    for rings in polygons:
+        odd = np.zeros(len(points), bool)
+        for ring in rings:
+            ends = np.stack([ring, np.roll(ring, -1, 0)], 1).astype(np.float64)     # (k, 2 ends, x y)
+            ends = np.where(ends[:, :1, 1:] <= ends[:, 1:, 1:], ends, ends[:, ::-1])    # upper end first, from either side
+            first, last = np.searchsorted(y, ends[:, :, 1]).T           # (k,) points with y in [upper end, lower end)
+            for i in np.flatnonzero(first < last):
+                (x0, y0), (x1, y1), at = *ends[i], slice(first[i], last[i])
+                odd[at] ^= x[at] < x0 + (y[at] - y0) * ((x1 - x0) / (y1 - y0))
+        within |= odd
+    return within[np.argsort(order)]
+
+
+def read_rings(geojson):
+    """Polygons of a GeoJSON value: a list of polygons, each a list of rings (k, 2) float, as `inside` takes them.
+
+    geojson: the parsed file: a FeatureCollection, a list of Features (as QuPath writes), a Feature or a geometry. Polygon
+    and MultiPolygon count, a hole is a ring of its polygon; lines, points and the rest are passed over. ValueError, one
+    line, when no polygon is there or one can't be read.
+    """
+    features = geojson.get("features", geojson) if isinstance(geojson, dict) else geojson
+    polygons = []
+    for i, feature in enumerate(features if isinstance(features, list) else [features]):
+        shape = feature.get("geometry", feature) if isinstance(feature, dict) else None
+        kind = shape.get("type") if isinstance(shape, dict) else None
+        if kind not in ("Polygon", "MultiPolygon"):
+            continue
+        try:
+            for rings in [shape["coordinates"]] if kind == "Polygon" else shape["coordinates"]:
+                polygons.append([np.array([(x, y) for x, y, *_ in ring], np.float64).reshape(-1, 2) for ring in rings])
+                if not all(np.isfinite(ring).all() for ring in polygons[-1]):
+                    raise ValueError
+        except (KeyError, TypeError, ValueError):
+            raise ValueError(f"feature {i + 1}: the coordinates of its {kind} are not rings of x, y numbers") from None
+    if not any(len(ring) > 2 for rings in polygons for ring in rings):
+        raise ValueError("no Polygon or MultiPolygon in it: draw an outline, export it as GeoJSON")
+    return polygons
 
 
 # ----- Folds ---------------------------------------------------------------------------------

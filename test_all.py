@@ -32,8 +32,10 @@ import scipy.stats
 import tifffile
 import torch
 import torch.nn.functional as F
+from matplotlib.path import Path as Outline
 from PIL import Image
 from scipy import ndimage
+from scipy.spatial import Delaunay
 
 import he2rna
 import stats
@@ -555,6 +557,140 @@ def test_real_regions_with_tinted_glass(capsys):
         assert low < tiling.tissue_mask(*tiling.thumbnail(slide, tiling.slide_mpp(slide, None, name)[0])).mean() < high
 
 
+# Pictures. Authorities: the geometry itself, read back from the pixels; fields of the GeoJSON as QuPath reads them.
+GREY = np.full((50, 100, 3), 230, np.uint8)
+
+
+class Flat:
+    """Stands for a slide: each level-0 pixel's red is x // 100, its green y // 100; not scanned beyond 1000 x 500."""
+    dimensions, level_downsamples, level_dimensions = (1000, 500), (1.0,), ((1000, 500),)
+
+    def read_region(self, corner, level, size):
+        y, x = np.mgrid[corner[1]:corner[1] + size[1], corner[0]:corner[0] + size[0]]
+        return Image.fromarray(np.stack([x // 100 * 20, y // 100 * 20, 0 * x, 255 + 0 * x], 2).astype(np.uint8), "RGBA")
+
+
+def where(image, color):
+    """First and one past the last row and column of the pixels of one colour."""
+    y, x = np.nonzero((np.asarray(image)[:, :, :3] == color).all(2))
+    return np.array([x.min(), y.min(), x.max() + 1, y.max() + 1])
+
+
+@pytest.mark.parametrize("size", [(1000, 800), (2000, 500), (700, 1400), (1000, 60), (60, 1000)])
+def test_heatmap_draws_each_tile_where_it_lies(tmp_path, size):
+    """Lowest and highest colour of the map: places and sizes in the picture are those on the slide, to a pixel."""
+    import matplotlib
+    tile, coords = 20.0, np.array([[8, 8], [size[0] - 25, size[1] - 26], [28, 8], [8, 28]])    # off the frame
+    tiling.draw_heatmap(tmp_path / "a.png", GREY, size, .5, coords, tile, [0, 9, 4, 5], "title", "score")
+    image = np.asarray(Image.open(tmp_path / "a.png"))[:-130]                  # less the colour bar
+    low, high = (where(image, np.round(np.multiply(matplotlib.colormaps["viridis"](v)[:3], 255))) for v in (0., 1.))
+    scale = 200 * 5 * (1.5 if size[0] > 1.6 * size[1] else 1) / max(size)
+    assert abs(high[:2] - low[:2] - (coords[1] - coords[0]) * scale).max() <= 1.5
+    assert abs(high[2:] - high[:2] - tile * scale).max() <= 1.5
+    x, y = (low[:2] + .4 * tile * scale).astype(int)
+    step = round(tile * scale)
+    around = {tuple(image[y + b * step, x + a * step]) for a, b in ((0, 0), (1, 0), (0, 1), (1, 1))}
+    assert len(around) == 4                                                    # three tiles and the slide
+
+
+def test_heatmap_of_neighbours_of_real_pitch_has_no_seams(tmp_path):
+    coords = (np.stack(np.meshgrid(np.arange(40), np.arange(40)), -1).reshape(-1, 2) * 22.43).astype(np.int32)
+    tiling.draw_heatmap(tmp_path / "a.png", GREY, (900, 900), .5, coords, 22.43, np.full(1600, 3.), "", "score")
+    image = np.asarray(Image.open(tmp_path / "a.png"))[:, :, :3]
+    color = image[500, 1600]                                                   # amid the map
+    x0, y0, x1, y1 = where(image[:-130], color)
+    assert (image[y0:y1, x0:x1] == color).all() and min(x1 - x0, y1 - y0) >= 40 * 22.43 / 900 * 1000 - 3
+
+
+@pytest.mark.parametrize("scores", [[2.5], [2.5, 2.5], [1e9, -1e9, 0]])
+def test_heatmap_of_few_and_equal_scores(tmp_path, scores):
+    coords = np.array([[0, 0], [40, 0], [80, 40]])[:len(scores)]
+    tiling.draw_heatmap(tmp_path / "a.png", GREY, (120, 80), .25, coords, 40.0, scores, "word " * 60, "label " * 20,
+                        points=np.array([[3, 4]]) if len(scores) > 1 else np.zeros((0, 2)))
+    assert (np.asarray(Image.open(tmp_path / "a.png"))[[0, -1]] == 255).all()  # nothing is cut off
+
+
+def test_scale_bar_is_round_and_a_tenth_to_a_third():
+    for width in np.geomspace(.1, 1e6, 500):
+        bar = tiling.scale_bar_um(width)
+        assert width / 10 <= bar <= width / 3 and f"{bar:.0e}"[0] in "125" and np.isclose(float(f"{bar:.0e}"), bar)
+
+
+def test_color_range_passes_over_single_outliers_only():
+    assert tiling.color_range(np.array([0., 1, 2])) == (0, 2, "neither")
+    assert tiling.color_range(np.full(5, 7.)) == (6.5, 7.5, "neither")
+    assert tiling.color_range(np.r_[np.zeros(999), 3]) == (0, 3, "neither")
+    assert tiling.color_range(np.r_[np.linspace(0, 1, 1001), 50]) == (.01, .991, "both")
+
+
+def shown(monkeypatch, count, **options):
+    """What draw_gallery reads and writes: tiles read, in order, and the labels."""
+    import matplotlib.pyplot as plt
+    read, labels = [], []
+    tiles = tiling.read_tiles
+    monkeypatch.setattr(tiling, "read_tiles",
+                        lambda slide, coords, *a: read.append(coords[0].tolist()) or tiles(slide, coords, *a))
+    monkeypatch.setattr(tiling, "save_file", lambda path, write: (write(io.BytesIO()), labels.extend(
+        t.get_text() for ax in plt.gcf().axes for t in ax.texts)))
+    coords = np.array([[100 * i, 100 * (i % 3)] for i in range(count)])
+    scores = [(7 * i) % count - 1. for i in range(count)]
+    tiling.draw_gallery("a.png", Flat(), coords, 100.0, scores, "title", px=32, **options)
+    return [x // 100 for x, _ in read], labels
+
+
+def test_gallery_shows_the_highest_and_lowest_tiles(monkeypatch):
+    order, labels = shown(monkeypatch, 10, n=3, counts=np.arange(10), counts_name="T")
+    score = [(7 * i) % 10 - 1 for i in order]
+    assert score == [8, 7, 6, -1, 0, 1]
+    assert labels[0] == f"S = 8.00\n#T = {order[0]}" and labels[3] == f"S = −1.00\n#T = {order[3]}"
+
+
+@pytest.mark.parametrize("n", [1, 2, 3, 5, 8])
+def test_gallery_of_few_tiles_shows_each_once(monkeypatch, n):
+    order, _ = shown(monkeypatch, n)
+    assert sorted(order) == list(range(n))
+
+
+def test_gallery_shows_the_pixels_of_the_slide(tmp_path):
+    """At px = 200 a tile is one inch: 200 x 200 pixels of the tile's own colour."""
+    coords = np.array([[0, 0], [300, 100], [800, 400]])
+    tiling.draw_gallery(tmp_path / "a.png", Flat(), coords, 100.0, [1, 2, 3], "t", px=200)
+    image = Image.open(tmp_path / "a.png")
+    places = [where(image, color) for color in ((160, 80, 0), (60, 20, 0), (0, 0, 0))]
+    assert all(abs(p[2:] - p[:2] - 200).max() <= 3 for p in places)
+    assert places[0][0] < places[1][0] and places[0][1] == places[1][1] < places[2][1]
+
+
+@pytest.mark.parametrize("n", [1, 2, 60, 3000])
+def test_scatter_writes_r_and_medians(monkeypatch, n):
+    import matplotlib.pyplot as plt
+    rng, seen = np.random.default_rng(0), []
+    scores, values = rng.normal(size=n), rng.poisson(9, n)
+    monkeypatch.setattr(tiling, "save_file", lambda path, write: (write(io.BytesIO()), seen.extend(
+        [plt.gcf().texts[0].get_text(), *(t.get_text() for t in plt.gcf().axes[1].texts)])))
+    tiling.draw_scatter("a.png", scores, values, "x", "y", "t")
+    best = values[np.argsort(-scores)[:max(1, min(100, n // 2))]]
+    assert seen[0].startswith(f"t: R = {np.corrcoef(scores, values)[0, 1]:.2f}" if n > 1 else "t: no R")
+    assert seen[1:] == [f"{np.median(best):.4g}", f"{np.median(values):.4g}"]
+
+
+def test_tiles_geojson_comes_back_as_the_same_tiles():
+    rng = np.random.default_rng(0)
+    tile, grid = 224.45, np.stack(np.meshgrid(np.arange(7), np.arange(5)), -1).reshape(-1, 2)
+    coords, values = (grid * tile).astype(np.int32), rng.normal(size=(35, 2))
+    values[3, 1] = np.nan
+    text = json.dumps(tiling.tiles_geojson(coords, tile, values, ["CD3", "T cells"]), allow_nan=False)
+    features = json.loads(text)["features"]
+    polygons = stats.read_rings(json.loads(text))
+    own = np.array([stats.inside(coords + tile / 2, [polygon]) for polygon in polygons])
+    assert np.array_equal(own, np.eye(35, dtype=bool))
+    assert all(len(rings) == 1 and np.array_equal(rings[0], np.array([[0, 0], [1, 0], [1, 1], [0, 1], [0, 0]]) * tile + c)
+               for rings, c in zip(polygons, coords))
+    assert all(f["properties"]["objectType"] == "detection" for f in features)
+    assert list(features[3]["properties"]["measurements"]) == ["CD3"]
+    assert np.allclose([f["properties"]["measurements"]["CD3"] for f in features], values[:, 0], rtol=1e-5)
+
+
 # =====================================================================================================================
 # The simulated cohort
 # Authorities: OpenSlide (what it opens, its mpp and colours), Pillow's JPEG, and the cohort's own truth.
@@ -1060,6 +1196,194 @@ def test_authors_folds_equal_scikit_learn(n_patients):
         for index, theirs in zip(ours, (train, valid, names[test])):
             assert set(patients[index]) == set(theirs)
             assert (index == np.flatnonzero(np.isin(patients, theirs))).all()
+
+
+# ----- Points in tiles -----------------------------------------------------------------------
+def held_by_brute_force(points, coords, tile):
+    """All tiles whose pixels hold the point's pixel, a list for each point."""
+    inner = np.floor(points)[:, None] - coords
+    return [np.flatnonzero(row) for row in ((inner >= 0) & (inner < tile)).all(2)]
+
+
+@pytest.mark.parametrize("tile", [224.0, 224.3, 223.54, 50.9])
+def test_each_point_has_the_one_tile_that_holds_it(tile):
+    rng = np.random.default_rng(0)
+    grid = np.stack(np.meshgrid(np.arange(30), np.arange(20)), -1).reshape(-1, 2)
+    grid = grid[rng.random(len(grid)) < .7]
+    coords = rng.permutation((grid * tile).astype(np.int32))
+    points = np.concatenate([rng.uniform(-99, 32 * tile, (3000, 2)), rng.integers(0, int(31 * tile), (3000, 2)), coords,
+                             coords + tile])
+    which, truth = stats.holder(points, coords, tile), held_by_brute_force(points, coords, tile)
+    assert all(w == -1 if len(t) == 0 else w in t for w, t in zip(which, truth))
+    assert max(map(len, truth)) == 1 or tile % 1
+    place = {tuple(cell): i for i, cell in enumerate(np.floor((coords + 1) / tile))}        # the grid before it was rounded
+    deep = np.flatnonzero((abs(points / tile - np.round(points / tile)) > 2 / tile).all(1))
+    assert all(which[i] == place.get(tuple(np.floor(points[i] / tile)), -1) for i in deep)
+    counts = stats.count_points(points, coords, tile)
+    assert counts.shape == (len(coords),) and counts.sum() == (which >= 0).sum()
+    assert (counts == [(which == i).sum() for i in range(len(coords))]).all()
+
+
+def test_a_full_grid_of_real_pitch_loses_no_point_and_counts_none_twice():
+    tile, n = 224.3, 25
+    coords = (np.stack(np.meshgrid(np.arange(n), np.arange(n)), -1).reshape(-1, 2) * tile).astype(np.int32)
+    points = np.random.default_rng(1).uniform(0, n * tile - 1, (20000, 2))
+    assert stats.count_points(points, coords, tile).sum() == len(points)
+
+
+def test_tiles_on_no_grid_and_edges():
+    coords = np.array([[0, 0], [10, 3], [0, 10], [25, -7]])             # bricks, and one far off
+    points = [(0, 0), (9.99, 9.99), (10, 3), (10, 2.9), (9.5, 10), (10, 13), (25, -7), (34.9, 2.9), (35, 2), (-1, 0),
+              (10, 10)]
+    assert stats.holder(points, coords, 10.0).tolist() == [0, 0, 1, -1, 2, -1, 3, 3, -1, -1, 1]
+    assert stats.holder([(3, 3)], coords[:1], 10).tolist() == [0]
+    assert stats.holder([(3, 3)], np.zeros((0, 2)), 10).tolist() == [-1] and stats.holder([], coords, 10).shape == (0,)
+    assert stats.count_points([], coords, 10).tolist() == [0] * 4 and stats.count_points([(3, 3)], [], 10).shape == (0,)
+
+
+# ----- Shifted draws -------------------------------------------------------------------------
+SQUARE = np.stack(np.meshgrid(np.arange(20), np.arange(20)), -1).reshape(-1, 2)
+
+
+def smooth_fields(count, sigma=2, seed=0):
+    noise = np.random.default_rng(seed).normal(size=(count, 40, 40))
+    return ndimage.gaussian_filter(noise, (0, sigma, sigma))[:, 10:30, 10:30].reshape(count, -1).T      # (400, count)
+
+
+def test_a_shift_moves_a_full_grid_as_a_whole():
+    """On a full grid the torus is the grid's own: a draw is np.roll."""
+    grid = np.arange(400).reshape(20, 20)
+    rolls = {tuple(np.roll(grid, s, (0, 1)).ravel()) for s in itertools.product(range(20), range(20))}
+    draws = [tuple(d) for d in stats.shifts([SQUARE * 7.5 - 31], 60, 0)]
+    assert set(draws) <= rolls and len(set(draws)) > 40
+
+
+def test_shifts_stay_in_their_slide_and_are_seeded():
+    rng = np.random.default_rng(0)
+    slides = [rng.random((9, 2)), np.array([[5, 5]]), np.stack([np.arange(12), np.full(12, 3)], 1), np.zeros((4, 2), int),
+              np.repeat(rng.integers(0, 99, (6, 2)), 2, 0)]             # any, one, a line, all in one place, twice each
+    slide = np.repeat(np.arange(5), [len(s) for s in slides])
+    draws = np.array(list(stats.shifts(slides, 50, 3)))
+    assert draws.shape == (50, len(slide)) and (slide[draws] == slide).all()
+    assert np.array_equal(draws, list(stats.shifts(slides, 50, 3)))
+    assert not np.array_equal(draws, list(stats.shifts(slides, 50, 4)))
+    line = draws[:, slide == 2] - 10
+    assert all(any((row == np.roll(np.arange(12), s)).all() for s in range(12)) for row in line)
+    assert (draws[:, slide == 0] != np.arange(9)).any() and (draws[:, slide == 2] != np.arange(10, 22)).any()
+
+
+def test_false_positives_of_smooth_fields_are_held_where_the_t_test_fails():
+    a, b = (np.concatenate([smooth_fields(150, seed=s), smooth_fields(150, seed=s + 1)]) for s in (0, 2))    # two slides
+    r, p = stats.shift_p(a, b, [SQUARE, SQUARE], n=199)
+    t = np.array([scipy.stats.pearsonr(x, y, alternative="greater") for x, y in zip(a.T, b.T)])
+    assert np.allclose(r, t[:, 0]) and (p <= .05).mean() <= .12 and (t[:, 1] <= .05).mean() > .25 > 2 * (p <= .05).mean()
+    assert abs(p.mean() - .5) < .1
+
+
+def test_a_true_correlation_gets_the_smallest_p():
+    b = np.concatenate([smooth_fields(8, seed=0), smooth_fields(8, seed=1)])
+    a = b + .5 * b.std() * np.random.default_rng(0).normal(size=b.shape)
+    r, p = stats.shift_p(a, b, [SQUARE, SQUARE], n=99)
+    assert (r > .8).all() and (p == 1 / 100).all() and (stats.shift_p(-a, b, [SQUARE, SQUARE], n=99)[1] > .95).all()
+    one = stats.shift_p(a[:, 0], b, [SQUARE, SQUARE], n=99)
+    assert one[0].shape == (8,) and one[0][0] == pytest.approx(r[0], abs=1e-12) and one[1][0] == p[0]
+    assert (one[1][1:] > .01).any()
+    assert np.allclose(stats.shift_p(a[:, 0], b[:, 0], [SQUARE, SQUARE], n=99), [one[0][:1], one[1][:1]])
+
+
+def test_shift_p_equals_its_definition():
+    rng = np.random.default_rng(0)
+    slides = [rng.random((30, 2)), rng.random((17, 2)) * 50]
+    a, b = rng.normal(size=(47, 300)), rng.normal(size=(47, 300)).astype(np.float32) + 9      # more than one block of genes
+    a[:, 1] = b[:, 2] = 4
+    a[3, 3] = np.nan
+    r, p = stats.shift_p(a, b, slides, n=40, seed=5)
+    with np.errstate(all="ignore"):
+        expected = np.array([[np.corrcoef(a[d, j], b[:, j])[0, 1] for j in range(300)]
+                             for d in [np.arange(47), *stats.shifts(slides, 40, 5)]])
+    none = np.isin(np.arange(300), (1, 2, 3))
+    assert np.allclose(r[~none], expected[0, ~none], atol=1e-7) and np.isnan(r[none]).all() and np.isnan(p[none]).all()
+    assert np.array_equal(p[~none], ((1 + (expected[1:] >= expected[0]).sum(0)) / 41)[~none])
+
+
+def test_the_order_and_unit_of_locations_do_not_matter():
+    rng = np.random.default_rng(0)
+    a, b, order = smooth_fields(5, seed=0), smooth_fields(5, seed=1), rng.permutation(400)
+    r, p = stats.shift_p(a, b, [SQUARE], n=99)
+    shuffled = stats.shift_p(a[order], b[order], [SQUARE[order]], n=99)
+    assert np.allclose(shuffled[0], r, atol=1e-12) and np.array_equal(shuffled[1], p)
+    assert np.array_equal(stats.shift_p(a, b, [SQUARE * 112.5 + 7], n=99)[1], p)
+    moved = stats.shift_p(3 * a + 1e3, b / 7, [SQUARE], n=99)
+    assert np.allclose(moved[0], r) and np.array_equal(moved[1], p)
+
+
+def test_too_few_locations_have_no_p():
+    assert np.isnan(stats.shift_p([1.0], [[2.0, 3.0]], [[(0, 0)]], n=9)).all()
+    r, p = stats.shift_p([1.0, 2.0], [[2.0], [3.0]], [[(0, 0)], [(5, 5)]], n=9)        # one in each slide: nothing can move
+    assert r[0] == pytest.approx(1) and p[0] == 1
+
+
+# ----- Outlines ------------------------------------------------------------------------------
+def star(rng, k, center, radius):
+    angle = np.sort(rng.random(k)) * 2 * np.pi
+    return np.stack([np.cos(angle), np.sin(angle)], 1) * (radius * rng.uniform(.3, 1, (k, 1))) + center
+
+
+def test_inside_equals_matplotlib_and_shapes_of_known_sense():
+    rng = np.random.default_rng(0)
+    points = rng.uniform(-2, 12, (2000, 2))
+    outlines = [star(rng, k, rng.uniform(2, 8, 2), 5) for k in (3, 4, 11, 200)]
+    for ring in outlines:
+        truth = Outline(ring).contains_points(points)
+        assert 20 < truth.sum() < 1900
+        for same in (ring, ring[::-1], np.vstack([ring, ring[:1]]), np.roll(ring, 2, 0)):      # direction, closed, start
+            assert np.array_equal(stats.inside(points, [[same]]), truth)
+    union = np.any([Outline(ring).contains_points(points) for ring in outlines], 0)
+    assert np.array_equal(stats.inside(points, [[ring] for ring in outlines]), union)          # overlaps stay in
+    outer, hole = star(rng, 9, (5, 5), 7), star(rng, 9, (5, 5), 2)
+    holed = Outline(outer).contains_points(points) ^ Outline(hole).contains_points(points)
+    assert np.array_equal(stats.inside(points, [[outer, hole]]), holed)
+    assert np.array_equal(stats.inside(points, [[outer, hole], [hole]]), holed | Outline(hole).contains_points(points))
+    assert not stats.inside(points, []).any() and stats.inside([], [[outer]]).shape == (0,)
+
+
+def test_tiles_of_a_plane_share_no_point():
+    """Half-open edges: grid points on the edges of a triangulated square are in exactly one triangle."""
+    rng = np.random.default_rng(0)
+    corners = rng.integers(1, 20, (60, 2))
+    corners = np.unique(np.vstack([corners, [(0, 0), (20, 0), (0, 20), (20, 20)]]), axis=0)
+    triangles = corners[Delaunay(corners).simplices]
+    points = np.stack(np.meshgrid(np.arange(0, 20, .5), np.arange(0, 20, .5)), -1).reshape(-1, 2)
+    assert (np.sum([stats.inside(points, [[t]]) for t in triangles], 0) == 1).all()
+
+
+def test_read_rings_of_every_wrapping():
+    square, hole = [[0, 0], [9, 0], [9, 9], [0, 9], [0, 0]], [[3, 3], [6, 3], [6, 6], [3, 6], [3, 3]]
+    polygon = dict(type="Polygon", coordinates=[square, hole])
+    multi = dict(type="MultiPolygon", coordinates=[[square, hole], [[[20, 0, 1], [29, 0, 1], [29, 9, 1]]]])
+    other = [dict(type="Feature", geometry=dict(type="Point", coordinates=[1, 2])), dict(type="Feature", geometry=None), 5]
+    features = [*other, dict(type="Feature", geometry=multi, properties=dict(objectType="annotation"))]
+    points = [(1, 1), (4, 4), (28, 1), (15, 5)]
+    for value, expected in ((polygon, [1, 0, 0, 0]), (dict(type="Feature", geometry=polygon), [1, 0, 0, 0]),
+                            (multi, [1, 0, 1, 0]), (features, [1, 0, 1, 0]),
+                            (dict(type="FeatureCollection", features=features), [1, 0, 1, 0])):
+        polygons = stats.read_rings(json.loads(json.dumps(value)))
+        assert stats.inside(points, polygons).tolist() == expected
+        assert all(ring.shape[1] == 2 for rings in polygons for ring in rings)
+    assert [len(rings) for rings in stats.read_rings(multi)] == [2, 1]
+
+
+@pytest.mark.parametrize("value", [
+    {}, [], None, 3, "x", [1, None], dict(type="FeatureCollection", features=[]), dict(features=None), dict(type="Polygon"),
+    dict(type="LineString", coordinates=[[0, 0], [1, 1]]),
+    *(dict(type="Polygon", coordinates=c) for c in (
+        [], 3, [[[0, 1], [2], [3, 4]]], [[["a", 0]]], [[[0], [1], [2], [3]]], [[[0, 0], [1, float("nan")], [1, 1]]],
+        [[[0, 0], [1, 1]]])),
+    dict(type="MultiPolygon", coordinates=[[[1, 2], [3, 4], [5, 6]]])])
+def test_read_rings_says_in_one_line_what_is_wrong(value):
+    with pytest.raises(ValueError) as e:
+        stats.read_rings(value)
+    assert "\n" not in str(e.value) and ("Polygon" in str(e.value))
 
 
 # =====================================================================================================================

@@ -29,6 +29,7 @@ import os
 import signal
 import struct
 import sys
+import textwrap
 import threading
 import time
 import zipfile
@@ -73,6 +74,13 @@ RUN_TILES = 16                # neighbouring tiles read in one go: each JPEG blo
 STRIP_PIXELS = 2 ** 24        # pixels read at once for a thumbnail, so that a one-level slide fits memory [ours]
 BATCH = {"cpu": 8, "cuda": 256}        # tiles per pass; 8 stay in a CPU's cache: 88 tiles/s, 59 with 64   [ours]
 SLIDE_ENDINGS = ".svs .tif .tiff .ndpi .mrxs .scn .vms .vmu .bif .svslide .dcm .png .jpg .jpeg".split()  # [ours]
+BEST_TILES = 100              # the highest tiles whose median count is shown        [HE2RNA Results, virtual spatialization]
+PICTURE_IN = 5.0              # long edge of a slide in a picture, inches                                  [ours]
+PICTURE_DPI = 200             # a tile of 224 pixels is 1.12 inches                                        [ours]
+SCORE_RANGE = (1, 99)         # percentiles at the ends of the colours, so that one tile can't pale all    [ours]
+SCORE_COLORS = "viridis"      # even steps of lightness, for any eye                                       [ours]
+INK, RULE, POINT = "#222222", "#bbbbbb", "#00429d"     # of text, of frames, of single cells                [ours]
+BLUE, ORANGE = "#0072B2", "#D55E00"    # told apart by any eye: Okabe & Ito                                [ours]
 ENCODERS = {"resnet50": 4, "resnet50-stage3": 3}   # name -> stages; 3: "the first four main layers" [HistCode Methods]
 
 
@@ -275,13 +283,13 @@ def read_rgba(slide, level, x, y, w, h):
     return slide.read_region((round(x * d), round(y * d)), level, (w, h))
 
 
-def thumbnail(slide, mpp):
-    """The whole slide at THUMBNAIL_UM per pixel: (rgb (h, w, 3) uint8 on white, opaque (h, w) bool).
+def thumbnail(slide, mpp, um=THUMBNAIL_UM):
+    """The whole slide at `um` µm per pixel: (rgb (h, w, 3) uint8 on white, opaque (h, w) bool).
 
     Read in strips, so that a slide with only level 0 needs little memory; exact box average.
     """
     W, H = slide.dimensions
-    scale = max(1.0, THUMBNAIL_UM / mpp)
+    scale = max(1.0, um / mpp)
     w, h = max(1, round(W / scale)), max(1, round(H / scale))
     level, _ = best_level(slide, scale)
     lw, lh = slide.level_dimensions[level]
@@ -1045,6 +1053,203 @@ def make_supertiles(cohort, slides, o, into=None):
     failed.update({name: f"{w} features a tile, most slides have {usual}: another encoder's?" for name, w in widths.items()
                    if w != usual})
     return failed
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Pictures: scores on the slide, the best and worst tiles, scores against counts  [HE2RNA Fig. 4]
+# ---------------------------------------------------------------------------------------------------------------------
+def need_matplotlib():
+    try:
+        import matplotlib
+        matplotlib.use("Agg")                                                  # no window: clusters have none
+        import matplotlib.pyplot as plt
+        return plt
+    except ImportError:
+        raise InputError("the report's pictures need the package matplotlib: pip install matplotlib") from None
+
+
+def tile_corners(coords, tile):
+    """(n, 2) level-0 top-left, edge -> (n, 4, 2) corners of each tile, level-0 pixels, clockwise on the slide."""
+    return np.asarray(coords, np.float64)[:, None] + tile * np.array([[0, 0], [1, 0], [1, 1], [0, 1]])
+
+
+def scale_bar_um(width):
+    """The longest of 1, 2, 5, 10, 20, ... µm that is at most a third of `width` µm (and so at least 2/15 of it)."""
+    steps = np.outer(10.0 ** np.arange(-2, 7), (1, 2, 5)).ravel()
+    return float(steps[steps <= width / 3][-1])
+
+
+def color_range(scores):
+    """(low, high, which ends of the colour bar go on): SCORE_RANGE percentiles, each a tile's score; equal: the extremes."""
+    low = np.percentile(scores, SCORE_RANGE[0], method="lower")
+    high = np.percentile(scores, SCORE_RANGE[1], method="higher")
+    if low == high:
+        low, high = scores.min(), scores.max()
+    beyond = (bool(scores.min() < low), bool(scores.max() > high))
+    if low == high:
+        low, high = low - .5, high + .5
+    return low, high, {(False, False): "neither", (True, False): "min", (False, True): "max", (True, True): "both"}[beyond]
+
+
+def paper(plt, width, height, title):
+    """A white figure: room of width x height inches under its title. Returns it and the upper end of the room, inches."""
+    lines = textwrap.wrap(title, int(width * 11), break_on_hyphens=False) or [""]
+    height += .1 + .2 * len(lines)
+    fig = plt.figure(figsize=(width, height), dpi=PICTURE_DPI, facecolor="white")
+    fig.text(.2 / width, 1 - .1 / height, "\n".join(lines), ha="left", va="top", fontsize=10, color=INK, parse_math=False)
+    return fig, height - .1 - .2 * len(lines)
+
+
+def place(fig, left, bottom, width, height):
+    """Axes at a place given in inches, with a thin frame and no ticks."""
+    W, H = fig.get_size_inches()
+    ax = fig.add_axes((left / W, bottom / H, width / W, height / H), xticks=[], yticks=[])
+    for side in ax.spines.values():
+        side.set(color=RULE, linewidth=.5)
+    return ax
+
+
+def draw_heatmap(path, rgb, size, mpp, coords, tile, scores, title, label, points=None):
+    """The slide with its scale bar beside (wide slides: above) the same slide in grey under its tile scores, a PNG.
+
+    rgb (h, w, 3) uint8 of the whole slide of size (W, H) level-0 pixels; mpp µm per level-0 pixel; coords (n, 2) level-0
+    top-left; tile: edge in level-0 pixels; scores (n,) finite, label: their name and unit; points (m, 2) level-0 x, y,
+    drawn on the slide. Each tile is drawn where it lies, opaque: its colour is the colour bar's. [HE2RNA Fig. 4a]
+    """
+    plt = need_matplotlib()
+    from matplotlib.collections import PolyCollection
+    scores, (W, H) = np.asarray(scores, np.float64), size
+    assert scores.shape == (len(coords),) and len(scores) and np.isfinite(scores).all(), (scores.shape, len(coords))
+    wide = W > 1.6 * H
+    w, h = np.maximum(np.array(size) / max(W, H) * PICTURE_IN * (1.5 if wide else 1), .02)      # inches of one picture
+    slot, label = max(w, 2.8), textwrap.wrap(label, 45) or [""]                # a slot also holds what is written under it
+    margin, above, bar_below, colors_below = .2, .28, .4, .5 + .14 * len(label)                 # inches
+    if wide:
+        fig, top = paper(plt, slot + 2 * margin, 2 * (above + h) + bar_below + colors_below, title)
+        left, right = (margin, top - above - h), (margin, colors_below)
+    else:
+        fig, top = paper(plt, 2 * slot + 3 * margin, above + h + colors_below, title)
+        left, right = (margin, colors_below), (2 * margin + slot, colors_below)
+
+    pixels = max(1, round(w * PICTURE_DPI)), max(1, round(h * PICTURE_DPI))    # resampled here once: sharp, never aliased
+    rgb = np.asarray(Image.fromarray(rgb).resize(pixels, Image.Resampling.LANCZOS))
+    grey = np.repeat(rgb.mean(2, keepdims=True) * .45 + 255 * .55, 3, 2).astype(np.uint8)       # pale, so that colours lead
+    if points is not None:
+        rgb = (rgb * .5 + 255 * .5).astype(np.uint8)                           # paler, so that points are seen on nuclei too
+    axes = []
+    for corner, picture, caption in ((left, rgb, "slide" if points is None else f"slide and {len(points):,} points"),
+                                     (right, grey, f"{len(scores):,} tile{'s' * (len(scores) > 1)}")):
+        axes.append(place(fig, *corner, w, h))
+        axes[-1].imshow(picture, extent=(0, W, H, 0), interpolation="nearest", aspect="auto")
+        axes[-1].annotate(caption, (0, 1), (0, 4), "axes fraction", "offset points", fontsize=8, color=INK)
+
+    if points is not None and len(points):
+        dot = np.clip(1e4 / len(points), .15, 6)                               # area in points², less where there are many
+        axes[0].scatter(*np.asarray(points, np.float64).T, s=dot, c=POINT, linewidths=0)
+    bar = scale_bar_um(max(W, H / 5) * mpp)                                    # of a very tall slide, a fifth of its height
+    axes[0].plot([0, bar / mpp], [-.08 / h] * 2, transform=axes[0].get_xaxis_transform(), color=INK, lw=2.5,
+                 solid_capstyle="butt", clip_on=False)                         # under the slide: legible on any
+    axes[0].annotate(f"{bar / 1000:g} mm" if bar >= 1000 else f"{bar:g} µm", (0, 0), (0, -10), "axes fraction",
+                     "offset points", va="top", fontsize=8, color=INK)
+
+    low, high, ends = color_range(scores)
+    tiles = PolyCollection(tile_corners(coords, np.ceil(tile)), array=scores, cmap=SCORE_COLORS, clim=(low, high),
+                           antialiased=False, linewidths=0)                    # whole pixels: no seams between neighbours
+    axes[1].add_collection(tiles, autolim=False)
+    for ax in axes:
+        ax.set(xlim=(0, W), ylim=(H, 0))
+    below = place(fig, right[0], right[1] - .2, 2.6, .1)
+    colors = fig.colorbar(tiles, cax=below, orientation="horizontal", extend=ends)
+    fig.text(right[0] / fig.get_figwidth(), (right[1] - .4) / fig.get_figheight(), "\n".join(label), va="top", fontsize=8,
+             color=INK)
+    colors.ax.tick_params(labelsize=7, length=2, pad=2, color=RULE, labelcolor=INK)
+    colors.outline.set(color=RULE, linewidth=.5)
+    if scores.min() == scores.max():
+        colors.set_ticks([scores[0]], labels=[f"{scores[0]:.3g}".replace("-", "−")])
+    save_file(path, lambda f: fig.savefig(f, format="png"))
+    plt.close(fig)
+
+
+def draw_gallery(path, slide, coords, tile, scores, title, counts=None, counts_name="", n=8, px=TILE_PX):
+    """The n highest tiles, best first, over the n lowest, worst first, as the slide shows them; under each its score, a PNG.
+
+    slide: from open_slide; coords (n, 2), tile and scores as draw_heatmap; counts (n,) and their name: "#T cells = 12".
+    px: edge of a tile in the picture. Equal scores keep the order of the tiles. With fewer than 2n tiles each is shown
+    once, the middle one above; one tile has no row of lowest. [HE2RNA Fig. 4d-e]
+    """
+    plt = need_matplotlib()
+    scores = np.asarray(scores, np.float64)
+    assert scores.shape == (len(coords),) and len(scores) and np.isfinite(scores).all(), (scores.shape, len(coords))
+    order = np.argsort(-scores, kind="stable")
+    n = min(n, (len(order) + 1) // 2)
+    rows = [("highest", order[:n]), ("lowest", order[::-1][:min(n, len(order) - n)])]
+    rows = [row for row in rows if len(row[1])]
+    edge, gap, under, left = px / PICTURE_DPI, .08, .22 if counts is None else .36, .42        # inches
+    fig, top = paper(plt, max(left + n * (edge + gap) + .12, 4), len(rows) * (edge + under + gap), title)
+    for r, (name, which) in enumerate(rows):
+        y = top - r * (edge + under + gap) - edge
+        fig.text(.28 / fig.get_figwidth(), (y + edge / 2) / fig.get_figheight(), name, rotation=90, ha="center", va="center",
+                 fontsize=9, color=INK)
+        for c, i in enumerate(which):
+            ax = place(fig, left + c * (edge + gap), y, edge, edge)
+            ax.imshow(read_tiles(slide, coords[i:i + 1], tile, px)[0], interpolation="nearest")
+            text = f"S = {scores[i]:.2f}".replace("-", "−") + ("" if counts is None else f"\n#{counts_name} = {counts[i]:g}")
+            ax.annotate(text, (.5, 0), (0, -2), "axes fraction", "offset points", ha="center", va="top", fontsize=7.5,
+                        linespacing=1.15, color=INK)
+    save_file(path, lambda f: fig.savefig(f, format="png"))
+    plt.close(fig)
+
+
+def draw_scatter(path, scores, values, xlabel, ylabel, title):
+    """Score of each tile against what was counted in it, with R; and the counts of the best tiles against all, a PNG.
+
+    scores, values (n,) finite. Best: BEST_TILES, at most half of the tiles [ours: a slide may have fewer than 100]; of
+    equal scores the first. Boxes: quartiles, whiskers from 5 to 95 %, the median written. [HE2RNA Fig. 4c]
+    """
+    plt = need_matplotlib()
+    scores, values = np.asarray(scores, np.float64), np.asarray(values, np.float64)
+    assert scores.shape == values.shape and scores.ndim == 1 and len(scores), (scores.shape, values.shape)
+    with np.errstate(all="ignore"):
+        r = np.corrcoef(scores, values)[0, 1] if len(scores) > 1 and np.ptp(scores) and np.ptp(values) else np.nan
+    best = np.argsort(-scores, kind="stable")[:max(1, min(BEST_TILES, len(scores) // 2))]
+    fig, top = paper(plt, 7.2, 3.7, f"{title}: " + (f"R = {r:.2f}" if np.isfinite(r) else "no R, one side does not vary"))
+    ax, boxes = place(fig, .7, .55, 3.7, top - .65), place(fig, 5.2, .55, 1.9, top - .65)
+    for a in (ax, boxes):
+        a.spines[["top", "right"]].set_visible(False)
+        a.tick_params(labelsize=8, length=2.5, color=RULE, labelcolor=INK)
+        a.xaxis.set_major_locator(plt.AutoLocator())
+        a.yaxis.set_major_locator(plt.MaxNLocator(6, steps=(1, 2, 5, 10), integer=bool((values == values.round()).all())))
+    dot, alpha = np.clip(2e4 / len(scores), 3, 16), float(np.clip(2e3 / len(scores), .15, .7))  # many: small and sheer
+    ax.scatter(scores, values, s=dot, c=BLUE, alpha=alpha, linewidths=0)
+    ax.scatter(scores[best], values[best], s=dot, c=ORANGE, linewidths=0)
+    ax.set_xlabel(xlabel, fontsize=9, color=INK)
+    ax.set_ylabel(ylabel, fontsize=9, color=INK)
+    thin = dict(color=INK, lw=.7)
+    drawn = boxes.boxplot([values[best], values], widths=.5, whis=(5, 95), showfliers=False, patch_artist=True,
+                          medianprops=dict(color=INK, lw=1.5), whiskerprops=thin, capprops=thin)
+    for i, (box, color, of) in enumerate(zip(drawn["boxes"], (ORANGE, BLUE), (values[best], values))):
+        box.set(facecolor=color, alpha=.6, edgecolor=INK, linewidth=.7)
+        boxes.annotate(f"{np.median(of):.4g}", (i + 1.29, np.median(of)), va="center", fontsize=8, color=INK)
+    boxes.set(xlim=(.5, 2.75))
+    boxes.set_xticks([1, 2], [f"{len(best):,} best" if len(best) > 1 else "the best", f"all {len(values):,}"])
+    boxes.set_ylabel(ylabel, fontsize=9, color=INK)
+    save_file(path, lambda f: fig.savefig(f, format="png"))
+    plt.close(fig)
+
+
+def tiles_geojson(coords, tile, measurements, names):
+    """Tiles as a GeoJSON FeatureCollection that QuPath (0.4 and later) imports: a detection each, with its measurements.
+
+    coords (n, 2) level-0 top-left; tile: edge in level-0 pixels; measurements (n, c) floats, names (c,) -> dict for json.
+    What is no number (nan, infinite) is left out: JSON has no nan. Six digits. [ours]
+    """
+    measurements = np.asarray(measurements, np.float64)
+    assert measurements.shape == (len(coords), len(names)) and len(set(names)) == len(names), (measurements.shape, names)
+    return dict(type="FeatureCollection", features=[
+        dict(type="Feature", geometry=dict(type="Polygon", coordinates=[[*corners, corners[0]]]),
+             properties=dict(objectType="detection", measurements={
+                 name: float(f"{value:.6g}") for name, value in zip(names, row) if np.isfinite(value)}))
+        for corners, row in zip(tile_corners(coords, tile).tolist(), measurements.tolist())])
 
 
 # ---------------------------------------------------------------------------------------------------------------------
