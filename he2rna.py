@@ -27,7 +27,9 @@ import gzip
 import hashlib
 import importlib.metadata
 import json
+import os
 import platform
+import shutil
 import time
 import zlib
 from concurrent.futures import ThreadPoolExecutor
@@ -69,6 +71,7 @@ PRIMARY = ("primary tumor", "primary tumour", "tumor", "tumour", "01")  # sample
 #                              "samples from primary tumors only"       [HE2RNA Methods, TCGA Pan-Cancer Dataset]
 MERGED = {"LUNG": ("LUAD", "LUSC"), "KIDN": ("KICH", "KIRC", "KIRP"), "UTER": ("UCS", "UCEC")}  # [HE2RNA Table 1]
 MIN_SLIDES_R = 3             # slides of a project in a fold for an R   [ours]
+SHIFTS = 199                 # random shifts behind a p over tiles; five times as many over spots [ours]
 VERSION = 2                  # of a run's files; another is refused     [ours]
 
 
@@ -694,6 +697,215 @@ def write_report(folder, cohort, config, data, results, prediction, notes, secon
 
 
 # ---------------------------------------------------------------------------------------------------------------------
+# Spatialization  [HE2RNA Results, virtual spatialization; Methods, Visual spatialization; Fig. 4]
+# ---------------------------------------------------------------------------------------------------------------------
+@torch.inference_mode()
+def score_tiles(models, features, block=4096):
+    """Score of every tile for every gene of the models, in log10(1 + FPKM-UQ), their mean. features (n, D) -> (n, G)."""
+    device, scores = next(models[0].parameters()).device, []
+    for rows in range(0, len(features), block):
+        x = torch.from_numpy(np.asarray(features[rows:rows + block], np.float32)).to(device)
+        scores.append(sum(model.tile_scores(x) for model in models).cpu().numpy() / len(models))
+    return np.concatenate(scores)
+
+
+def provenance(scores, ks):
+    """How much each tile counts in a slide's prediction of one gene: scores (T,) -> weights (T,), summing to 1.
+
+    weights @ scores is the prediction: the tile of rank j weighs the mean over ks of [j <= k] / k. [HE2RNA Methods]
+    """
+    weights, order = np.empty(len(scores)), np.argsort(-scores, kind="stable")
+    weights[order] = rank_weights(len(scores), ks).double().numpy()
+    return weights
+
+
+def read_truth(folder, slide, mpp):
+    """What is known of places on a slide: (cells {class: (m, 2)}, spots ((m, 2), {column: (m,)}), outlines), each or None.
+
+    points/<slide>.csv: x, y in level-0 pixels (or QuPath's "Centroid X µm"), and a column cell, class or Classification;
+    spots/<slide>.csv: x, y and measured columns; regions/<slide>.geojson. .csv.gz and QuPath's .tsv are read too.
+    """
+    cells = spots = outlines = None
+    for what in ("points", "spots"):
+        path = next((p for e in (".csv", ".csv.gz", ".tsv", ".txt") if (p := folder / what / f"{slide}{e}").is_file()), None)
+        if path is None:
+            continue
+        with (gzip.open if path.suffix == ".gz" else open)(path, "rt", newline="", encoding="utf-8-sig") as f:
+            header = f.readline()
+            split = "\t" if "\t" in header else ","
+            header = [c.strip() for c in next(csv.reader([header], delimiter=split), [])]
+            rows = [row for row in csv.reader(f, delimiter=split) if row]
+        at = {c.lower(): j for j, c in enumerate(header)}
+        places = next((([at[c + axis + u] for axis in "xy"], 1 / mpp if u else 1) for c, u in (("", ""), ("centroid ", " px"),
+                      ("centroid ", " µm")) if all(c + axis + u in at for axis in "xy")), None)
+        if places is None:
+            raise InputError(f"{path}: no columns x and y (level-0 pixels); it has {few(header)}")
+        (columns, scale), measured = places, [j for j in range(len(header)) if j not in places[0]]
+        try:
+            xy = np.array([[float(row[j]) for j in columns] for row in rows], float).reshape(-1, 2) * scale
+            if what == "spots":
+                values = np.array([[float(row[j] or "nan") for j in measured] for row in rows]).reshape(len(rows), -1)
+        except (ValueError, IndexError) as e:
+            raise InputError(f"{path}: a row that is no row of numbers ({e})") from None
+        if not np.isfinite(xy).all():
+            raise InputError(f"{path}: a place that is no number")
+        if what == "spots":
+            spots = xy, {header[j]: values[:, i] for i, j in enumerate(measured)}
+            continue
+        kind = next((at[c] for c in ("cell", "class", "classification") if c in at), None)
+        kinds = np.array([row[kind] if kind is not None else "" for row in rows])
+        cells = {"all cells": xy, **({str(c): xy[kinds == c] for c in np.unique(kinds) if c} if kind is not None else {})}
+    path = folder / "regions" / f"{slide}.geojson"
+    if path.is_file():
+        try:
+            outlines = stats.read_rings(json.loads(path.read_text()))
+        except ValueError as e:
+            raise InputError(f"{path}: {e}") from None
+    return cells, spots, outlines
+
+
+def against_cells(scores, cells, coords, tile):
+    """[(class, cells, R, p, rho, tiles called best, their median count, median of all)], and counts (n,) of each class."""
+    rows, counts = [], {}
+    best = np.argsort(-scores, kind="stable")[:max(1, min(tiling.BEST_TILES, len(scores) // 2))]
+    for kind, points in cells.items():
+        counts[kind] = n = stats.count_points(points, coords, tile)
+        r, p = stats.shift_p(scores, n, [coords], SHIFTS)
+        rows.append((kind, int(n.sum()), r[0], p[0], stats.spearman(scores, n.astype(float)), len(best), np.median(n[best]), np.median(n)))
+    return rows, counts
+
+
+def spot_table(spots, seed=0):
+    """Scores against measured columns over the spots of several slides: (gene or column, R, p) rows, genes first.
+
+    spots: a list, per slide, of (places (m, 2), group score (m,), {gene: (score, measured)}, {other column: measured}). A
+    gene's own score against log10(1 + measured); any other column against the score of the genes asked for.
+    """
+    places, rows = [s[0] for s in spots], []
+    for own, part in ((True, 2), (False, 3)):
+        names = [c for c in spots[0][part] if all(c in s[part] for s in spots)]
+        if names:
+            measured = np.concatenate([np.stack([s[part][c][1] if own else s[part][c] for c in names], 1) for s in spots])
+            scores = np.concatenate([np.stack([s[2][c][0] for c in names], 1) if own else s[1] for s in spots])
+            rows += zip([own] * len(names), names, *stats.shift_p(scores, measured, places, 5 * SHIFTS, seed))
+    return rows
+
+
+def spot_summary(rows):
+    """'mean R ... over G genes ...; column R (p)' of the rows of spot_table."""
+    genes, others = ([(c, r, p) for own, c, r, p in rows if own == which and not np.isnan(r)] for which in (True, False))
+    r, p = (np.array([row[i] for row in genes]) for i in (1, 2))
+    text = [f"{len(r):,} genes, mean R {r.mean():.3f}, {(r > .2).sum():,} above .2, {(p < ALPHA).sum():,} with p < {ALPHA} "
+            f"({ALPHA * len(p):,.0f} expected by chance)"] if len(r) else []
+    return "; ".join(text + [f"{c} R {v:.3f} (p {q:.3f})" for c, v, q in others])
+
+
+def group_r(run, genes):
+    """R of the mean prediction against the mean expression of some genes, by cancer: [(cancer, n, R, p)] [HE2RNA: CD3, .43]."""
+    z = tiling.load_arrays(run["folder"] / "predictions.npz")
+    if z is None:
+        raise InputError(f"{run['folder'] / 'predictions.npz'} is missing or not whole: run the command that made it again")
+    mean = [z[k][:, genes].mean(1, keepdims=True) for k in ("prediction", "truth")]                 # (S, 1)
+    results = evaluate(*mean, z["fold"], z["project"], run["config"]["folds"])
+    return [(name, e["slides"], f"{e['r'][0]:.3f}", f"{e['p'][0]:.2g}") for name, e in results.items()]
+
+
+def map_slide(run, o, models, home, into, source, name, label, chosen, group):
+    """Everything of one slide's map, written into RUN/heatmaps/LABEL/SLIDE/ at once. -> dict for the summary."""
+    found = tiling.find_slides(home)
+    if name not in found:
+        raise InputError(f"no slide file {name}.* in {home}: a map is drawn over the slide")
+    features, coords = tiling.load_features(into, source, name)
+    tile, slide = tiling.tile_edge(into, source, name, coords), tiling.open_slide(found[name])
+    (W, H), (mpp, _) = slide.dimensions, tiling.slide_mpp(slide, tiling.table_mpp(home).get(name, o.mpp), name)
+    if (coords < 0).any() or (coords + tile > (W + 1, H + 1)).any():
+        raise InputError(f"tiles reach beyond the slide of {W:,} x {H:,} px: are these the features of another slide?")
+    use = held_out(run, name, home, o.all_models)
+    used = [models[f] for f in use]
+    genes, each = [run["genes"][j] for j in chosen], score_tiles(used, features)                    # (n, genes)
+    scores = each.mean(1).astype(np.float64)                                                        # (n,)
+    truth_in = home if any((home / d).is_dir() for d in ("points", "spots", "regions")) else Path(run["config"]["cohort"])
+    cells, spots, outlines = read_truth(truth_in, name, mpp)
+    columns, text = {"score": scores, **({g: each[:, j] for j, g in enumerate(genes)} if len(genes) > 1 else {})}, []
+    result = dict(name=name, use=use, tiles=len(coords), project={r["slide"]: r["project"] for r in run["rows"]}.get(name, "new"))
+    text += [f"# {label} on {name}", "", f"{len(coords):,} tiles of {tile * mpp:.0f} µm; score: mean of {few(genes)} in log10(1 + FPKM-UQ), "
+             f"of the models of fold{'s' * (len(use) > 1)} {', '.join(map(str, use))}"
+             + (", which did not learn from its patient" if len(use) < len(models) else ", also those that learned from its patient"
+                if o.all_models else ", none of which knows the slide") + f". Run {run['folder']}.", "", "![Map](map.png)", "",
+             "![Highest and lowest tiles](gallery.png)", ""]
+    if cells:
+        rows, counts = against_cells(scores, cells, coords, tile)
+        if o.cells not in cells:
+            raise InputError(f"--cells {o.cells}: points/{name} has {few(list(cells))}")
+        columns.update({f"cells: {c}": n for c, n in counts.items()})
+        result["cells"] = rows
+        text += ["## Cells in each tile", "", f"p: a spatial shift of the scores ({SHIFTS} of them) gives an R as high.", "", table(
+            ("cells", "number", "R", "p", "Spearman", "median in the best tiles", "in all"),
+            [(c, f"{n:,}", f"{r:.3f}", f"{p:.3f}", f"{rho:.3f}", f"{top:g} ({m} tiles)", f"{of_all:g}")
+             for c, n, r, p, rho, m, top, of_all in rows]), "", "![Scores and cells](cells.png)", ""]
+    if spots:
+        which = stats.holder(spots[0], coords, tile)                                                # (m,) -1: on no tile
+        held, at = which >= 0, {g: j for j, g in enumerate(run["genes"])}
+        own = [c for c in spots[1] if c in at]
+        if held.sum() > 1:
+            device = next(used[0].parameters()).device
+            all_genes = [model_of(run["folds"][f], device, [at[c] for c in own]).eval() for f in use] if own else []
+            s = score_tiles(all_genes, features[which[held]]) if own else None
+            result["spots"] = (spots[0][held], scores[which[held]],
+                               {c: (s[:, j], log_expression(spots[1][c][held])) for j, c in enumerate(own)},
+                               {c: v[held] for c, v in spots[1].items() if c not in at})
+            spot_rows = spot_table([result["spots"]])
+            text += ["## Spots", "", f"{held.sum()} of {len(held)} spots lie on a tile: {spot_summary(spot_rows)}. Each column: "
+                     "spots.csv", ""]
+    if outlines:
+        inside = stats.inside(coords + tile / 2, outlines)
+        columns["inside"], result["auc"] = inside.astype(int), stats.roc_auc(inside, scores)
+        text += ["## Outline", "", f"{inside.sum():,} of {len(inside):,} tiles have their centre inside; AUC of the scores "
+                 f"{result['auc']:.3f}", ""]
+    text += group
+    # provenance: of the tiles here, or of the super-tiles the run predicts from
+    gene = o.provenance or genes[0]
+    j, bag, at = genes.index(gene), features, coords
+    if run["config"]["bags"] == "super-tiles":
+        made = run["config"]["features"]["supertiles"]
+        means, mask, cluster = tiling.supertiles(features, coords, made["k"], made["seed"])
+        bag = means[mask].astype(np.float16)
+        at = np.stack([coords[cluster == c].mean(0) for c in np.flatnonzero(mask)])
+    ledger, sums = [], []
+    for f, model in zip(use, used):
+        s = score_tiles([model], bag)[:, j].astype(np.float64)
+        w = provenance(s, model.ks)
+        sums.append(w @ s)
+        ledger += [(f, f"{x:.0f}", f"{y:.0f}", f"{a:.9g}", f"{b:.9g}") for (x, y), a, b in zip(at, w, s)]
+    result["prediction"] = float(np.mean(sums))
+    text += ["## Where the prediction comes from", "", f"{gene}: {np.mean(sums):.6f} in log10(1 + FPKM-UQ), the sum of weight x score "
+             f"over the {run['config']['bags']} in provenance.csv" + (f", mean of the folds' {few([f'{v:.6f}' for v in sums])}" if
+                                                                      len(sums) > 1 else "") + ".", ""]
+    folder = run["folder"] / "heatmaps" / label / name
+    work = folder.with_name(f".{name}.{os.getpid()}.tmp")
+    try:
+        rgb, _ = tiling.thumbnail(slide, mpp, max(W, H) * mpp / 1500)
+        counted = counts[o.cells] if cells else None
+        tiling.draw_heatmap(work / "map.png", rgb, (W, H), mpp, coords, tile, scores, f"{label} on {name}", "score, log$_{10}$(1 + FPKM-UQ)",
+                            cells[o.cells] if cells else None)
+        tiling.draw_gallery(work / "gallery.png", slide, coords, tile, scores, f"{label} on {name}: highest and lowest tiles", counted, o.cells)
+        if cells:
+            tiling.draw_scatter(work / "cells.png", scores, counted, "score", f"{o.cells} in a tile", f"{label} on {name}")
+        save_csv(work / "tiles.csv", ("x", "y", *columns), ((x, y, *(f"{v:.6g}" for v in row)) for (x, y), row in
+                                                            zip(coords, zip(*columns.values()))))
+        save_csv(work / "provenance.csv", ("fold", "x", "y", "weight", "score"), ledger)
+        if "spots" in result:
+            save_csv(work / "spots.csv", ("column", "R", "p"), ((c, f"{r:.4f}", f"{p:.4f}") for _, c, r, p in spot_rows))
+        save_json(work / "tiles.geojson", tiling.tiles_geojson(coords, tile, np.stack(list(columns.values()), 1), list(columns)))
+        save_file(work / "report.md", lambda f: f.write("\n".join(text).encode()))
+        shutil.rmtree(folder, ignore_errors=True)
+        os.replace(work, folder)
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+    return result
+
+
+# ---------------------------------------------------------------------------------------------------------------------
 # Commands
 # ---------------------------------------------------------------------------------------------------------------------
 def check_options(o):
@@ -955,10 +1167,10 @@ def model_of(saved, device, genes=None, ks=None):
     return model.to(device)
 
 
-def features_as(run, o, cohort, slides, every=False):
+def features_as(run, o, cohort, slides):
     """Make (or find) the features of slides as those the run learned from. -> (folder, source, {slide: why it failed}).
 
-    Other encoder, weights, tile size or colours: an InputError that names both. every: all tissue tiles, without the limit.
+    Other encoder, weights, tile size or colours: an InputError that names both.
     """
     made, asked = run["config"]["features"], dict(source=o.encoder, tile_um=o.tile_um, weights=o.weights and weights_name(o))
     into = Path(o.into or cohort)
@@ -999,13 +1211,7 @@ def features_as(run, o, cohort, slides, every=False):
     o.precision = o.precision or (side or made)["precision"]
     if o.precision == "bfloat16" and not side:
         o.precision = tiling.pick_precision("auto", tiling.pick_device(o.device))
-    failed = tiling.make_features(cohort, slides, o, into)
-    if every:
-        capped = [n for n in slides if n not in failed and (t := tiling.tiles_of(into, n)[0]) and len(t["coords"]) < t["found"]]
-        if capped:
-            o.max_tiles, into = 10 ** 9, into / "all-tiles"
-            failed.update(tiling.make_features(cohort, slides, o, into))
-    return into, o.encoder, failed
+    return into, o.encoder, tiling.make_features(cohort, slides, o, into)
 
 
 def weights_name(o):
@@ -1135,6 +1341,89 @@ def predict(o):
     return tiling.report_failures(failed, total)
 
 
+def heatmap(o):
+    """Where on its slide a gene, or the mean of several, is predicted to be expressed; and whether the truth agrees."""
+    tiling.need_matplotlib()
+    run, device, results, failed, total = load_run(o.run), tiling.pick_device(o.device), [], {}, 0
+    chosen = pick_genes(o.genes, run["genes"])
+    genes = [run["genes"][j] for j in chosen]
+    label = o.name or ("-".join(genes) if len(genes) < 5 else f"{genes[0]}-and-{len(genes) - 1}-more")
+    if Path(label).name != label or label in (".", ".."):
+        raise InputError(f"--name {label}: the name of a folder, not a path")
+    if o.provenance and o.provenance not in genes:
+        raise InputError(f"--provenance {o.provenance}: not one of --genes {few(genes)}")
+    homes = slides_by_home(run, o.slide, o)
+    models = [model_of(saved, device, chosen).eval() for saved in run["folds"]]
+    rows = group_r(run, chosen)
+    group = [f"## {'Mean of the genes' if len(genes) > 1 else genes[0]} over the slides of the run", "", table(
+        ("cancer", "slides", "R of mean prediction and mean expression", "p"), rows), ""]
+    print("over the slides of the run: " + ", ".join(f"{name} R {r} (n {n})" for name, n, r, _ in rows))
+    for home, names in homes.items():
+        total += len(names)
+        into, source, bad = features_as(run, o, home, names)
+        for name in [n for n in names if n not in bad]:
+            try:
+                place = every_tile(o, home, into, source, name)
+                results.append(map_slide(run, o, models, home, place, source, name, label, chosen, group))
+            except (InputError, OSError) as e:
+                bad[name] = str(e)
+                continue
+            found = {kind: f"R {r:.3f} (p {p:.3f})" for kind, _, r, p, *_ in results[-1].get("cells", ())}
+            print(f"{name}: {results[-1]['tiles']:,} tiles, models of folds {', '.join(map(str, results[-1]['use']))}; "
+                  f"{o.provenance or genes[0]} {results[-1]['prediction']:.4f}"
+                  + (f"; {o.cells}: {found[o.cells]}" if found else "")
+                  + (f"; outline AUC {results[-1]['auc']:.3f}" if "auc" in results[-1] else "")
+                  + f" -> {run['folder'] / 'heatmaps' / label / name}", flush=True)
+        failed.update(bad)
+    if len(results) > 1:
+        write_summary(run, o, label, results, group)
+    return tiling.report_failures(failed, total)
+
+
+def every_tile(o, home, into, source, name):
+    """The folder with the features of *every* tissue tile of a slide: where they were limited, they are made without it."""
+    if isinstance(source, Path):
+        return into
+    tiles, _ = tiling.tiles_of(into, name)
+    if len(tiles["coords"]) == tiles["found"]:
+        return into
+    everywhere = argparse.Namespace(**{**vars(o), "max_tiles": 10 ** 9})
+    failed = tiling.make_features(home, [name], everywhere, into / "all-tiles")
+    if failed:
+        raise InputError(failed[name])
+    return into / "all-tiles"
+
+
+def write_summary(run, o, label, results, group):
+    """summary.md of several slides: cells slide by slide, spots of the slides of each fold together."""
+    text = [f"# {label}: {len(results)} slides", "", f"Run {run['folder']}. Each slide has its own folder and report beside this "
+            "file.", "", *group]
+    with_cells = [e for e in results if "cells" in e]
+    for kind in dict.fromkeys(row[0] for e in with_cells for row in e["cells"]):
+        rows = [(e["name"], e["project"], ", ".join(map(str, e["use"])), *row) for e in with_cells for row in e["cells"] if row[0] == kind]
+        r = np.array([row[5] for row in rows])
+        line = (f"{kind}: R per tile, mean over {(~np.isnan(r)).sum()} slides {np.nanmean(r):.3f}, median {np.nanmedian(r):.3f}; p < {ALPHA} "
+                f"in {sum(row[6] < ALPHA for row in rows)} of them")
+        text += [f"## {kind}", "", line, ""]
+        if kind == o.cells:
+            print(line)
+            text += [table(("slide", "project", "models", "cells", "R", "p", "Spearman", "median in the best", "in all"), [
+                (a, b, c, f"{n:,}", f"{r:.3f}", f"{p:.3f}", f"{rho:.3f}", f"{top:g}", f"{of_all:g}")
+                for a, b, c, _, n, r, p, rho, m, top, of_all in rows]), ""]
+    folds = sorted({tuple(e["use"]) for e in results if "spots" in e})
+    rows = []
+    for use in folds:
+        part = [e for e in results if "spots" in e and tuple(e["use"]) == use]
+        line = spot_summary(spot_table([e["spots"] for e in part], o.seed))
+        rows.append((", ".join(map(str, use)), len(part), sum(len(e["spots"][0]) for e in part), line))
+        print(f"spots of {len(part)} slides, models of folds {rows[-1][0]}: {rows[-1][2]} spots; {line}")
+    if rows:
+        text += ["## Spots", "", "R over the spots of all slides that the same models speak of; p against scores shifted within each "
+                 "slide.", "", table(("models", "slides", "spots", "found"), rows), ""]
+    save_file(run["folder"] / "heatmaps" / label / "summary.md", lambda f: f.write("\n".join(text).encode()))
+    print(f"report: {run['folder'] / 'heatmaps' / label / 'summary.md'}")
+
+
 def main(argv=None):
     parser = argparse.ArgumentParser(prog="he2rna.py", description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -1175,10 +1464,22 @@ def main(argv=None):
                    "to other labels")
     tiling.add_options(p, of_run=True)
 
+    p = verbs.add_parser("heatmap", help="where on the slide, and against the truth", description=heatmap.__doc__)
+    p.add_argument("run", help="a finished run, COHORT/runs/NAME")
+    p.add_argument("slide", nargs="+", help="slide files, names of the run's slides, or all of them")
+    p.add_argument("--genes", required=True, metavar="A,B|FILE", help="one gene, or several whose mean is drawn")
+    p.add_argument("--name", help="of the folder in RUN/heatmaps/ (default: the genes)")
+    p.add_argument("--cells", default="all cells", metavar="CLASS", help="class of points/ to draw and to count in the best tiles "
+                   "(default: all cells; the report has a row for each)")
+    p.add_argument("--provenance", metavar="GENE", help="the gene whose weight of every tile is written (default: the first)")
+    p.add_argument("--all-models", action="store_true", help="of a slide of the run's patients use all models, also those that "
+                   "learned from the patient")
+    tiling.add_options(p, of_run=True)
+
     o = parser.parse_args(argv)
     o.seed = o.seed or 0
     o.precision_of_selection = tiling.pick_precision(o.precision, tiling.pick_device(o.device)) if o.precision else "float32"
-    return dict(train=train, finetune=finetune, predict=predict)[o.verb](o)
+    return dict(train=train, finetune=finetune, predict=predict, heatmap=heatmap)[o.verb](o)
 
 
 if __name__ == "__main__":

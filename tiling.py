@@ -280,7 +280,10 @@ def best_level(slide, downsample):
 def read_rgba(slide, level, x, y, w, h):
     """w x h pixels of a level from its pixel (x, y), RGBA."""
     d = slide.level_downsamples[level]
-    return slide.read_region((round(x * d), round(y * d)), level, (w, h))
+    try:
+        return slide.read_region((round(x * d), round(y * d)), level, (w, h))
+    except openslide.OpenSlideError as e:
+        raise InputError(f"the slide can't be read to its end ({e})") from None
 
 
 def thumbnail(slide, mpp, um=THUMBNAIL_UM):
