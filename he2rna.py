@@ -775,6 +775,11 @@ def against_cells(scores, cells, coords, tile):
     return rows, counts
 
 
+def as_log(measured):
+    """Counts or FPKM of spots on the scale of the scores; what has negative values is on a scale of its own and stays."""
+    return log_expression(measured) if np.nanmin(measured, initial=0) >= 0 else measured
+
+
 def spot_table(spots, seed=0):
     """Scores against measured columns over the spots of several slides: (gene or column, R, p) rows, genes first.
 
@@ -852,7 +857,7 @@ def map_slide(run, o, models, home, into, source, name, label, chosen, group):
             all_genes = [model_of(run["folds"][f], device, [at[c] for c in own]).eval() for f in use] if own else []
             s = score_tiles(all_genes, features[which[held]]) if own else None
             result["spots"] = (spots[0][held], scores[which[held]],
-                               {c: (s[:, j], log_expression(spots[1][c][held])) for j, c in enumerate(own)},
+                               {c: (s[:, j], as_log(spots[1][c][held])) for j, c in enumerate(own)},
                                {c: v[held] for c, v in spots[1].items() if c not in at})
             spot_rows = spot_table([result["spots"]])
             text += ["## Spots", "", f"{held.sum()} of {len(held)} spots lie on a tile: {spot_summary(spot_rows)}. Each column: "

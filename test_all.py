@@ -1851,6 +1851,282 @@ def test_train_says_one_line(tmp_path, argv, words):
     assert done.returncode == 2 and words in done.stderr.splitlines()[-1] and "Traceback" not in done.stderr and not (tmp_path / "runs").exists()
 
 
+def tune(cohort, *argv):
+    return he2rna.main(["finetune", str(cohort), "he2rna", "--device", "cpu", "--epochs", "2", "--ks", "1,5,20", *argv])
+
+
+def test_fine_tuning_keeps_folds_and_output_rows_and_reads_from_disk_as_from_memory(tmp_path, capsys):
+    write_cohort(tmp_path, np.random.default_rng(0), patients=24, per_patient=2)
+    assert train(tmp_path, "--epochs", "3") == 0
+    assert tune(tmp_path, "--project", "X", "--genes", "G4,G1", "--lr", "1e-12") == 0
+    run, tuned = tmp_path / "runs" / "he2rna", tmp_path / "runs" / "he2rna-X-finetuned"
+    before, after = ({r["slide"]: r for r in read_csv(folder / "folds.csv")} for folder in (run, tuned))
+    assert set(after) == {s for s, r in before.items() if r["project"] == "X"}
+    assert all(r == before[s] for s, r in after.items())                       # test folds and those that choose the epoch
+    for f in range(3):
+        old, new = (torch.load(folder / f"fold{f}.pt", weights_only=True) for folder in (run, tuned))
+        assert new["genes"] == ["G4", "G1"] and new["ks"] == [1, 5, 20]
+        assert torch.allclose(new["model"]["layers.2.weight"], old["model"]["layers.2.weight"][[4, 1]], atol=1e-6)
+        assert torch.allclose(new["model"]["layers.0.weight"], old["model"]["layers.0.weight"], atol=1e-6)
+    z, want = np.load(tuned / "predictions.npz"), {}                           # all tiles, the direct way, slide by slide
+    for f in range(3):
+        model = he2rna.model_of(torch.load(tuned / f"fold{f}.pt", weights_only=True), "cpu").eval()
+        for slide in z["slide"][z["fold"] == f]:
+            features = torch.from_numpy(tiling.load_features(tmp_path, tmp_path / "h5", slide)[0]).float()[None]
+            mask = torch.ones(1, features.shape[1], dtype=torch.bool)
+            want[slide] = torch.stack([direct(model, features, mask, k) for k in (1, 5, 20)]).mean(0)[0].detach().numpy()
+    assert np.allclose(z["prediction"], [want[s] for s in z["slide"]], atol=1e-5)
+    assert "fine-tuned on all tiles" in (tuned / "report.md").read_text()
+    assert tune(tmp_path, "--name", "again", "--precision", "bfloat16") == 0
+    assert len(np.load(tmp_path / "runs" / "again" / "predictions.npz")["genes"]) == 6
+
+
+def test_fine_tuning_learns_and_an_interrupted_one_goes_on(tmp_path, monkeypatch):
+    write_cohort(tmp_path, np.random.default_rng(1), patients=30, tiles=60)
+    assert train(tmp_path, "--epochs", "2", "--lr", "1e-4") == 0
+    real_predict = he2rna.predict_slides
+    for name in ("a", "b"):
+        calls = []
+
+        def stop(*args, **kwargs):
+            calls.append(0)
+            if name == "b" and len(calls) == 9:
+                raise KeyboardInterrupt
+            return real_predict(*args, **kwargs)
+        monkeypatch.setattr(he2rna, "predict_slides", stop)
+        try:
+            tune(tmp_path, "--name", name, "--epochs", "12", "--lr", "3e-3")
+        except KeyboardInterrupt:
+            monkeypatch.setattr(he2rna, "predict_slides", real_predict)
+            tune(tmp_path, "--name", name, "--epochs", "12", "--lr", "3e-3")
+    monkeypatch.undo()
+    same_runs(tmp_path / "runs" / "a", tmp_path / "runs" / "b")
+    r = {name: np.mean([float(row["R"]) for row in read_csv(tmp_path / "runs" / name / "genes.csv") if row["gene"] in ("G0", "G1", "G2")])
+         for name in ("he2rna", "a")}
+    assert r["a"] > max(.5, r["he2rna"])
+
+
+def test_the_fast_head_trains_on_batches_read_ahead(tmp_path):
+    """Ragged slides in any order, float16 from disk: what comes is what was written, padded."""
+    write_cohort(tmp_path, np.random.default_rng(2), patients=7)
+    slides = [f"s{p:02d}_0" for p in range(7)]
+    bags, seen = he2rna.from_disk(tmp_path, tmp_path / "h5", slides), []
+    for rows, x, mask in bags(torch.tensor([5, 0, 6, 3, 2]).split(2)):
+        for r, bag, m in zip(rows.tolist(), x, mask):
+            features = tiling.load_features(tmp_path, tmp_path / "h5", slides[r])[0]
+            assert (bag[m].numpy() == features).all() and (bag[~m] == 0).all() and m.sum() == len(features)
+            seen.append(r)
+    assert seen == [5, 0, 6, 3, 2]
+    (tmp_path / "h5" / "s03_0.h5").unlink()
+    with pytest.raises(tiling.InputError, match="s03_0.h5"):
+        list(bags(torch.tensor([5, 3]).split(2)))
+
+
+def test_predict_gives_what_cross_validation_gave_and_knows_whom_the_models_saw(tmp_path, capsys):
+    write_cohort(tmp_path, np.random.default_rng(3), patients=12, per_patient=2)
+    assert train(tmp_path, "--epochs", "2") == 0 and tune(tmp_path, "--name", "tuned") == 0
+    for name in ("he2rna", "tuned"):
+        run = tmp_path / "runs" / name
+        assert he2rna.main(["predict", str(run), "all", "--device", "cpu", "--representation"]) == 0
+        z = np.load(run / "predictions.npz")
+        for slide, want, fold in zip(z["slide"], z["prediction"], z["fold"]):
+            rows = read_csv(run / "predict" / f"{slide}.csv")
+            assert [r["gene"] for r in rows] == z["genes"].tolist()
+            assert np.allclose([float(r["log10_1p_fpkm_uq"]) for r in rows], want, atol=2e-5)
+            assert np.allclose([float(r["fpkm_uq"]) for r in rows], np.maximum(10 ** want.astype(float) - 1, 0), rtol=1e-4)
+            h = np.load(run / "predict" / f"{slide}.representation.npz")
+            assert h["folds"].tolist() == [fold] and h["each"].shape == (1, 16)
+            model = he2rna.model_of(torch.load(run / f"fold{fold}.pt", weights_only=True), "cpu").eval()
+            x = torch.from_numpy(tiling.load_features(tmp_path, tmp_path / "h5", slide)[0]).float().mean(0)
+            for layer in model.layers[:-1]:
+                x = layer(x).relu()
+            assert np.allclose(h["mean"], x.detach().numpy(), atol=1e-4)
+    capsys.readouterr()
+    new = tmp_path / "new"                                                     # a slide of one tile, of nobody the run knows
+    new.mkdir()
+    with h5py.File(new / "stranger.h5", "w") as h:
+        h["features"], h["coords"] = np.ones((1, 8), np.float16), np.zeros((1, 2), np.int32)
+    shutil.copyfile(tmp_path / "h5" / "s00_0.h5", new / "s00_0.h5")
+    for run in ("he2rna", "tuned"):
+        assert he2rna.main(["predict", str(tmp_path / "runs" / run), str(new / "stranger.h5"), str(new / "s00_0.h5"), "--device", "cpu"]) == 0
+        out = capsys.readouterr().out
+        assert "stranger: 1 tiles, models of folds 0, 1, 2" in out and re.search(r"s00_0: 30 tiles, models of folds \d \(", out)
+        rows = read_csv(tmp_path / "runs" / run / "predict" / "stranger.csv")
+        models = [he2rna.model_of(torch.load(tmp_path / "runs" / run / f"fold{f}.pt", weights_only=True), "cpu").eval() for f in range(3)]
+        want = sum(m.tile_scores(torch.ones(1, 1, 8))[0, 0] for m in models).detach().numpy() / 3
+        assert np.allclose([float(r["log10_1p_fpkm_uq"]) for r in rows], want, atol=1e-4)
+
+
+@pytest.fixture(scope="module")
+def mapped(drawn, tmp_path_factory):
+    """A run on the simulated cohort (random encoder, few epochs), for what is done with a run."""
+    cohort = tmp_path_factory.mktemp("mapped") / "c"
+    shutil.copytree(drawn, cohort)
+    assert he2rna.main(["train", str(cohort), "--weights", "random", "--encoder", "resnet50-stage3", "--folds", "3", "--epochs", "2",
+                        "--hidden", "32", "--device", "cpu"]) == 0
+    return cohort
+
+
+def test_features_of_another_kind_are_refused_naming_both(mapped, tmp_path, capsys):
+    run, slide = mapped / "runs" / "he2rna", sorted((mapped / "slides").iterdir())[0]
+    predict = lambda *argv: he2rna.main(["predict", str(run), *map(str, argv), "--device", "cpu"])
+    for argv, words in (((slide, "--weights", "imagenet"), "imagenet.*random, seed 0"), ((slide, "--features", tmp_path), "leave --features out"),
+                        (("nobody",), "neither a slide file nor a slide of the run"), ((slide, slide), "asked for twice"),
+                        ((slide, slide.stem), "asked for twice")):
+        with pytest.raises(tiling.InputError, match=words):
+            predict(*argv)
+    other = tmp_path / "other"
+    (other / "slides").mkdir(parents=True)
+    shutil.copyfile(slide, other / "slides" / "x.tif")
+    o = options("--encoder", "resnet50-stage3", "--tile-um", "150")
+    assert tiling.make_features(other, ["x"], o) == {}
+    before = folder_bytes(other, ".npy")
+    with pytest.raises(tiling.InputError, match="x.*tile_um 150.0, the run has 112.0"):
+        predict(other / "slides" / "x.tif")
+    side = other / "features" / "resnet50-stage3" / "x.json"
+    side.write_text(side.read_text().replace("seed 0", "seed 7").replace("150.0", "112.0"))
+    with pytest.raises(tiling.InputError, match="weights random, seed 7, the run has random, seed 0"):
+        predict(other / "slides" / "x.tif")
+    assert folder_bytes(other, ".npy") == before and not (run / "predict").exists()
+    assert predict(other / "slides" / "x.tif", "--into", tmp_path / "into") == 0            # made elsewhere, as the run's
+    z, rows = np.load(run / "predictions.npz"), read_csv(run / "predict" / "x.csv")
+    models = he2rna.load_run(run)["folds"]
+    x, mask = he2rna.load_bags(tmp_path / "into", "resnet50-stage3", ["x"])
+    want = np.mean([he2rna.predict_slides(he2rna.model_of(m, "cpu"), he2rna.in_memory(x, mask), [0])[0] for m in models], 0)
+    assert np.allclose([float(r["log10_1p_fpkm_uq"]) for r in rows], want, atol=2e-5) and len(rows) == len(z["genes"])
+    config = json.loads((run / "config.json").read_text())
+    old = tmp_path / "old"
+    shutil.copytree(run, old)
+    (old / "config.json").write_text(json.dumps({**config, "version": 1}))
+    with pytest.raises(tiling.InputError, match="version 1 .* reads version 2"):
+        he2rna.load_run(old)
+    (old / "config.json").write_text(json.dumps(config))
+    (old / "fold1.pt").unlink()
+    with pytest.raises(tiling.InputError, match="fold1.pt is missing: the run is not finished"):
+        he2rna.load_run(old)
+
+
+def test_genes_are_named_by_list_or_file_and_near_names_are_suggested(tmp_path):
+    known = ["CD3D", "CD3E", "CD247", "MKI67"]
+    (tmp_path / "g.txt").write_text("\ufeffCD247\r\nCD3D\tx\n\n")
+    assert he2rna.pick_genes("MKI67, CD3D", known) == [3, 0] and he2rna.pick_genes("all", known) == [0, 1, 2, 3]
+    assert he2rna.pick_genes(str(tmp_path / "g.txt"), known) == [2, 0]
+    for text, words in (("CD3F", "no gene 'CD3F'; nearest: CD3"), ("cd3d", "nearest: CD3D"), (",", "no gene in it"), ("ZZZZ", "it has 4")):
+        with pytest.raises(tiling.InputError, match=words):
+            he2rna.pick_genes(text, known)
+
+
+def test_heatmap_of_simulated_slides(mapped, capsys):
+    run = mapped / "runs" / "he2rna"
+    folds = {r["slide"]: r for r in read_csv(run / "folds.csv")}
+    slide = sorted(folds)[0]
+    assert he2rna.main(["heatmap", str(run), slide, "--genes", "CD3D,CD3E", "--cells", "lymphocyte", "--device", "cpu"]) == 0
+    folder = run / "heatmaps" / "CD3D-CD3E" / slide
+    rows, coords = read_csv(folder / "tiles.csv"), tiling.tiles_of(mapped, slide)[0]["coords"]
+    model = he2rna.model_of(torch.load(run / f"fold{folds[slide]['test_fold']}.pt", weights_only=True), "cpu").eval()
+    genes = torch.load(run / "fold0.pt", weights_only=True)["genes"]
+    features = torch.from_numpy(np.load(mapped / "features" / "resnet50-stage3" / f"{slide}.npy")).float()
+    want = model.tile_scores(features)[:, [genes.index("CD3D"), genes.index("CD3E")]].detach().numpy()      # the one model held out
+    assert [(int(r["x"]), int(r["y"])) for r in rows] == list(map(tuple, coords.tolist()))
+    assert np.allclose([[float(r["CD3D"]), float(r["CD3E"])] for r in rows], want, atol=1e-4)
+    assert np.allclose([float(r["score"]) for r in rows], want.mean(1), atol=1e-4)
+    points = read_csv(mapped / "points" / f"{slide}.csv")
+    tile = float(tiling.tiles_of(mapped, slide)[0]["tile"])
+    for (x, y), r in list(zip(coords, rows))[:5]:
+        for kind in ("all cells", "lymphocyte"):                               # a pixel on the edge is one of two tiles'
+            low, high = (sum(x <= float(p["x"]) < x + t and y <= float(p["y"]) < y + t and kind in (p["cell"], "all cells") for p in points)
+                         for t in (int(tile), int(tile) + 1))
+            assert low <= int(r[f"cells: {kind}"]) <= high
+    ledger = read_csv(folder / "provenance.csv")
+    prediction = sum(float(r["weight"]) * float(r["score"]) for r in ledger)
+    z = np.load(run / "predictions.npz")
+    assert prediction == pytest.approx(z["prediction"][z["slide"].tolist().index(slide), genes.index("CD3D")], abs=1e-5)
+    assert sum(float(r["weight"]) for r in ledger) == pytest.approx(1, abs=1e-6)
+    report = (folder / "report.md").read_text()
+    assert f"{prediction:.5f}"[:-1] in report and f"fold {folds[slide]['test_fold']}, which did not learn from its patient" in report
+    counts = np.array([int(r["cells: lymphocyte"]) for r in rows])
+    r = scipy.stats.pearsonr(want.mean(1), counts)[0] if counts.std() else np.nan
+    assert f"| lymphocyte | {counts.sum()} | {r:.3f}" in report.replace(",", "") and "Mean of the genes over the slides" in report
+    shapes = json.loads((folder / "tiles.geojson").read_text())
+    assert len(shapes["features"]) == len(coords) and {p.name for p in folder.iterdir()} == {
+        "map.png", "gallery.png", "cells.png", "tiles.csv", "tiles.geojson", "provenance.csv", "report.md"}
+    capsys.readouterr()
+    assert he2rna.main(["heatmap", str(run), *sorted(folds)[:3], "--genes", "CD3D", "--all-models", "--device", "cpu"]) == 0
+    assert "models of folds 0, 1, 2" in capsys.readouterr().out and (run / "heatmaps" / "CD3D" / "summary.md").is_file()
+
+
+def test_the_map_takes_every_tile_where_training_took_a_sample(mapped):
+    slide = sorted(r["slide"] for r in read_csv(mapped / "runs" / "he2rna" / "folds.csv"))[1]
+    cohort, run = mapped.parent / "few", mapped.parent / "few" / "runs" / "he2rna"
+    shutil.copytree(mapped, cohort)
+    shutil.rmtree(run)
+    assert he2rna.main(["train", str(cohort), "--max-tiles", "3", "--encoder", "resnet50-stage3", "--folds", "3", "--epochs", "1",
+                        "--hidden", "8", "--device", "cpu"]) == 0
+    assert he2rna.main(["heatmap", str(run), slide, "--genes", "CD3D", "--device", "cpu"]) == 0
+    every, few = (tiling.tiles_of(c, slide)[0]["coords"] for c in (mapped, cohort))
+    assert len(few) == 3 < len(every) == len(read_csv(run / "heatmaps" / "CD3D" / slide / "tiles.csv"))
+
+
+def test_spots_and_outlines_as_truth(tmp_path, capsys):
+    """A run on .h5 features whose tiles lie on a painted slide; spots that follow the score, an outline around the best tiles."""
+    rng = np.random.default_rng(4)
+    write_cohort(tmp_path, rng, patients=9, tiles=64)
+    grid = np.stack(np.meshgrid(np.arange(8), np.arange(8)), -1).reshape(-1, 2) * 224
+    (tmp_path / "slides").mkdir()
+    for path in (tmp_path / "h5").iterdir():
+        with h5py.File(path, "a") as h:
+            x = h["features"][:64]
+            del h["coords"], h["features"]
+            x[:, :3] += .8 * np.sin(grid[:, :1] / 300)                         # a pattern on the slide
+            h["features"], h["coords"] = x, grid.astype(np.int32)
+            h["coords"].attrs["patch_size_level0"] = 224
+        write_pyramid(tmp_path / "slides" / f"{path.stem}.tif", np.full((1792, 1792, 3), (225, 150, 185), np.uint8))
+    assert train(tmp_path, "--epochs", "30", "--lr", "3e-3") == 0
+    run = tmp_path / "runs" / "he2rna"
+    heatmap = lambda *argv: he2rna.main(["heatmap", str(run), *argv, "--genes", "G0", "--device", "cpu"])
+    assert heatmap("s00_0") == 0
+    score = np.array([float(r["score"]) for r in read_csv(run / "heatmaps" / "G0" / "s00_0" / "tiles.csv")])
+    for d in ("spots", "regions"):
+        (tmp_path / d).mkdir()
+    for i, slide in enumerate(("s00_0", "s03_0")):
+        rows = [f"{x + 100:.1f},{y + 7},{10 ** s - 1:.5f},{10 ** rng.normal():.4f},{s + rng.normal() * .01}" for (x, y), s in zip(grid, score)]
+        (tmp_path / "spots" / f"{slide}.csv").write_text("\n".join(["x,y,G0,G5,T-cells", *rows, "9999,9999,1,1,1"]) + "\n")
+    best = [[[int(x), int(y)], [int(x) + 224, int(y)], [int(x) + 224, int(y) + 224], [int(x), int(y) + 224]] for x, y in grid[score > np.median(score)]]
+    (tmp_path / "regions" / "s00_0.geojson").write_text(json.dumps(dict(type="MultiPolygon", coordinates=[[ring] for ring in best])))
+    assert heatmap("s00_0", "s03_0") == 0
+    rows = {r["column"]: r for r in read_csv(run / "heatmaps" / "G0" / "s00_0" / "spots.csv")}
+    assert float(rows["G0"]["R"]) > .999 and float(rows["G0"]["p"]) < .05 and float(rows["T-cells"]["R"]) > .9 and float(rows["G5"]["p"]) > .01
+    report = (run / "heatmaps" / "G0" / "s00_0" / "report.md").read_text()
+    assert "64 of 65 spots lie on a tile: 2 genes" in report and "AUC of the scores 1.000" in report
+    out = capsys.readouterr().out
+    assert re.search(r"spots of [12] slides, models of folds \d: (64|128) spots; 2 genes", out) and "outline AUC 1.000" in out
+    for table, words in (("a,b\n1,2\n", "no columns x and y"), ("x,y,G0\n1,2,z\n", "no row of numbers")):
+        (tmp_path / "spots" / "s00_0.csv").write_text(table)
+        assert heatmap("s00_0") == 1 and words in capsys.readouterr().err
+    assert (run / "heatmaps" / "G0" / "s00_0" / "report.md").read_text() == report          # the earlier map stays
+
+
+@pytest.mark.parametrize("argv,words", [(["--genes", "CD3"], "no gene 'CD3'; nearest: .*CD3"), (["--genes", "CD3D", "--name", "a/b"], "not a path"),
+                                        (["--genes", "CD3D", "--provenance", "CD3E"], "not one of --genes CD3D")])
+def test_heatmap_says_one_line(mapped, argv, words):
+    run, slide = mapped / "runs" / "he2rna", sorted((mapped / "slides").iterdir())[0]
+    with pytest.raises(tiling.InputError, match=words):
+        he2rna.main(["heatmap", str(run), str(slide), *argv, "--device", "cpu"])
+
+
+def test_heatmap_of_a_truncated_or_empty_slide_writes_nothing(mapped, tmp_path, capsys):
+    source = sorted((mapped / "slides").iterdir())[2]
+    (tmp_path / "slides").mkdir()
+    (tmp_path / "slides" / "cut.tif").write_bytes(source.read_bytes()[:source.stat().st_size // 3])
+    write_pyramid(tmp_path / "slides" / "empty.tif", np.full((1500, 1500, 3), 243, np.uint8))
+    files = [str(tmp_path / "slides" / n) for n in ("cut.tif", "empty.tif")]
+    for command in (["heatmap", str(mapped / "runs" / "he2rna"), *files, "--genes", "CD3D", "--name", "bad"], ["predict", str(mapped / "runs" / "he2rna"), *files]):
+        assert he2rna.main([*command, "--device", "cpu"]) == 1
+        err = capsys.readouterr().err
+        assert "failed: cut" in err and "failed: empty: no 112 µm tile" in err and "2 of 2 slides failed" in err
+    assert not (mapped / "runs" / "he2rna" / "heatmaps" / "bad").exists() and not list(mapped.glob("runs/he2rna/predict/cut*"))
+
+
 def test_from_simulated_slides_to_report(tmp_path):
     """The main job, whole: slides, tiles, features, super-tiles, training, report; a second call adds nothing."""
     tiling.simulate_cohort(tmp_path / "c", patients=8, seed=1, edge_px=700)
