@@ -16,7 +16,10 @@ of scipy 1.17, followed so that the numbers can be checked against it; [ours] no
 "nan" always means "no value": it is never 0, never significant, and never counted as a test.
 """
 import functools
+import gzip
+import io
 import math
+import zlib
 
 import numpy as np
 from scipy import special
@@ -30,6 +33,25 @@ EXACT_RANK_SUM = 8          # size of the smaller group, at most, exact rank sum
 CONSTANT = 1e-13            # relative spread that is only rounding, in float64   [SciPy, where it warns]
 TIED = 1e-9                 # a null R this close below R is R: only rounding            [ours]
 GENE_BLOCK = 256            # genes at a time: 20 MB per float64 copy, n = 10,000 [ours]
+MIN_R = 3                   # samples, at least, behind an R that is tested           [ours, as he2rna.MIN_SLIDES_R]
+NULL_TAIL = 0.99            # quantile of the null the fit must not fall short of     [ours]
+N_LISTS = 10_000            # random lists per signature                              [HE2RNA Methods, Statistics]
+LIST_BLOCK = 1000           # of them at a time                                       [ours]
+EXPRESSION_BINS = 25        # of genes of like mean expression, for matched lists     [ours]
+N_DRAWS = 1000              # of a bootstrap                                          [ours]
+INTERVAL = (0.025, 0.975)   # percentiles of the bootstrap                            [ours]
+BASELINE_RANGE = (0.05, 0.95)   # of the truth, for random predictions                [HistCode Results, Fig. 4]
+SIGNATURES = {              # the genes in at least two of the sets           [HE2RNA Methods, GSEA signatures, Table 2]
+    # MSigDB v6.2: HALLMARK_ in h.all, GO_ in c5.bp, KEGG_, BIOCARTA_ and REACTOME_ in c2.cp (each also a file of its own).
+    # The paper prints ADAPTATIVE three times, and breaks long names; MSigDB has ADAPTIVE.
+    "angiogenesis": ("HALLMARK_ANGIOGENESIS", "BIOCARTA_VEGF_PATHWAY", "KEGG_VEGF_SIGNALING_PATHWAY", "GO_ANGIOGENESIS"),
+    "hypoxia": ("HALLMARK_HYPOXIA", "BIOCARTA_HIF_PATHWAY", "GO_REGULATION_OF_CELLULAR_RESPONSE_TO_HYPOXIA"),
+    "DNA repair": ("HALLMARK_DNA_REPAIR", "REACTOME_DNA_REPAIR", "GO_DNA_REPAIR"),
+    "cell cycle": ("BIOCARTA_CELLCYCLE_PATHWAY", "KEGG_CELL_CYCLE", "REACTOME_CELL_CYCLE", "GO_CELL_CYCLE"),
+    "B cell-mediated immunity": ("GO_B_CELL_MEDIATED_IMMUNITY",),
+    "T cell-mediated immunity": ("REACTOME_ADAPTIVE_IMMUNE_SYSTEM", "GO_ADAPTIVE_IMMUNE_RESPONSE",
+                                 "GO_REGULATION_OF_ADAPTIVE_IMMUNE_RESPONSE"),
+}
 
 # ----- Correlation ---------------------------------------------------------------------------
 
@@ -391,6 +413,360 @@ def read_rings(geojson):
     if not any(len(ring) > 2 for rings in polygons for ring in rings):
         raise ValueError("no Polygon or MultiPolygon in it: draw an outline, export it as GeoJSON")
     return polygons
+
+
+# ----- The null of a model that has learned nothing --------------------------------------------
+
+
+def null_fit(null_r):
+    """A null of many R, summed up as (mean, n): it scatters around its mean as one chance R over n samples does.
+
+    null_r: R of every gene under untrained models (M, G) [HE2RNA Methods, Statistics and reproducibility], or of
+    permuted slides (`permutation_null`), computed as the R it will judge: mean of the folds. nan does not count.
+    Why a fit: N null R can't show a p below 1 / (N + 1), and the first Šidák step over 30,839 genes asks for 1.7e-6;
+    correlated genes make N worth less than it is. Why this one: one chance R has variance 1 / (n - 1) and the law of
+    `pearson_p`, and a mean of folds comes close (folds of 9, 9, 9, 9, 8 at p = 1.7e-6, by convolution: R .671; this fit
+    .662; a normal fit of Fisher's z .644, its tail being too short for few samples; at five of 209 all three .143 to .144).
+    The SD is at least the one at which the fit reaches the null's own 99 % quantile, for nulls with heavy tails. Assumed:
+    all genes share one null. nan, nan without spread. An untrained model's n may be far below the number of slides:
+    random features of a slide already follow expression, so this null is wider than chance. [ours]
+    """
+    null_r = np.asarray(null_r, np.float64)
+    null_r = null_r[~np.isnan(null_r)]                                      # (N,)
+    if null_r.size < 2 or np.ptp(null_r) == 0:
+        return math.nan, math.nan
+    mean = null_r.mean()
+    tail = (np.quantile(null_r, NULL_TAIL) - mean) / special.ndtri(NULL_TAIL)
+    return float(mean), float(1 + 1 / max(null_r.std(), tail) ** 2)
+
+
+def null_p(r, mean, n):
+    """One-sided p of R against a null of `null_fit`: the t with the null's n, around the null's mean. r (G,) -> (G,).
+
+    nan for nan R, and for a null as wide as that of fewer than 3 samples (SD above .7), under which no R means anything.
+    """
+    return pearson_p(np.clip(np.asarray(r, np.float64) - mean, -1, 1), n)
+
+
+def null_threshold(p, mean, n):
+    """The smallest R whose `null_p` is at most p: R_sign of a cancer, for p of the first Šidák step. nan if none below 1.
+
+    The paper's .20 for LUNG is a null of n = 530 or so in this sense; it had 1,046 slides. [HE2RNA Results]
+    """
+    r = mean + r_threshold(p, n)
+    return np.where(r <= 1, r, np.nan)
+
+
+def permutation_null(prediction, truth, fold, n_permutations, rng):
+    """R of every gene when each slide is given another slide's prediction: (n_permutations, G), a null for `null_fit`.
+
+    prediction, truth (n, G) of one cancer; fold (n,). Slides change places within their fold (any finer label keeps
+    more fixed: fold and subtype, say), whole, so genes stay as correlated as they are; R is the mean of the folds, as in
+    the result; folds of fewer than 3 slides don't count. Slides are exchanged as if each had its own patient. A fold's R
+    over all orders has mean 0 and variance 1 / (n - 1) exactly, whatever the values: so without drawing any, `null_fit`
+    is 0 and 1 + 1 / (variance of their mean); what is drawn shows the tails. The genes of one permutation share its luck,
+    so few permutations err together, on the small side: take 50 or more. nan where R is nan. [ours]
+    """
+    folds = [rows for f in np.unique(fold) if len(rows := np.flatnonzero(fold == f)) >= MIN_R]
+    shuffles = [[rng.permutation(len(rows)) for rows in folds] for _ in range(n_permutations)]
+    r = np.full((n_permutations, truth.shape[1]), np.nan)
+    for j in range(0, truth.shape[1] if folds else 0, GENE_BLOCK):
+        total, count = 0, 0
+        for i, x, y, varies in _fold_blocks(prediction, truth, folds, j):
+            total = total + np.where(varies, [np.einsum("ng,ng->g", x[s[i]], y) for s in shuffles], 0)
+            count = count + varies
+        with np.errstate(invalid="ignore"):                                 # 0 / 0: no fold with a value
+            r[:, j:j + GENE_BLOCK] = total / count
+    return r
+
+
+def _fold_blocks(prediction, truth, folds, j):
+    """For each fold: (its number, x, y, varies): a block of genes from j on, columns centred and of length 1."""
+    for i, rows in enumerate(folds):
+        x, y = prediction[rows, j:j + GENE_BLOCK], truth[rows, j:j + GENE_BLOCK]        # (n of the fold, block)
+        with np.errstate(all="ignore"):                                     # columns that don't vary become nan
+            varies = _varies(x) & _varies(y)                                # (block,)
+            x, y = _unit(x), _unit(y)
+        yield i, np.where(varies, x, 0), np.where(varies, y, 0), varies
+
+
+def recurrent(significant):
+    """Genes significant in several cancers: (P, G) bool -> in how many each gene is (G,), and at_least (P,).
+
+    at_least[c - 1] counts the genes significant in at least c of the P cancers. [HE2RNA Fig. 2b]
+    """
+    cancers = np.count_nonzero(significant, axis=0)                         # (G,)
+    return cancers, (cancers >= np.arange(1, len(significant) + 1)[:, None]).sum(1)
+
+
+# ----- Gene sets -------------------------------------------------------------------------------
+
+
+def read_gmt(path):
+    """{set name: (gene, ...)} of a .gmt file, plain or gzip: a line per set, name, description, genes between tabs.
+
+    Any line ends, with or without a byte order mark. A gene that stands twice in a set counts once; a set may be empty.
+    A name that stands twice with the same genes counts once. ValueError, one line with file and line, for everything else.
+    """
+    try:
+        with open(path, "rb") as file:
+            data = file.read()
+        text = (gzip.decompress(data) if data[:2] == b"\x1f\x8b" else data).decode("utf-8-sig")
+    except (gzip.BadGzipFile, EOFError, zlib.error) as e:
+        raise ValueError(f"{path}: a damaged gzip file ({e})") from None
+    except UnicodeDecodeError:
+        raise ValueError(f"{path}: not a text file in UTF-8") from None
+    sets, places = {}, {}
+    for number, line in enumerate(io.StringIO(text, newline=None), 1):      # newline=None: \r\n and \r become \n
+        name, *fields = (field.strip() for field in line.split("\t"))
+        if not name and not any(fields):
+            continue
+        if not name or not fields:
+            raise ValueError(f"{path}, line {number}: wanted a name, a description and genes between tabs, "
+                             f"found {line.strip()[:40]!r}")
+        genes = tuple(dict.fromkeys(g for g in fields[1:] if g))
+        if set(genes) != set(sets.get(name, genes)):
+            raise ValueError(f"{path}: set {name!r} stands in lines {places[name]} and {number} with different genes")
+        sets.setdefault(name, genes)
+        places.setdefault(name, number)
+    if not sets:
+        raise ValueError(f"{path}: no gene set in it")
+    return sets
+
+
+def combine_sets(sets, at_least=2):
+    """The genes in at least two of several sets, in the order they come; of a single set, its genes. (sets) -> (gene, ...)
+
+    [HE2RNA Methods, GSEA signatures]; B cell-mediated immunity has a single set there.
+    """
+    sets = [dict.fromkeys(genes) for genes in sets]                         # once each, order kept
+    return tuple(g for g in dict.fromkeys(g for genes in sets for g in genes)
+                 if sum(g in genes for genes in sets) >= min(at_least, len(sets)))
+
+
+def fisher_enrichment(hits, gene_set, universe):
+    """One-sided p of Fisher's exact test: the chance that so many of the hits are in the set, if hits fall anywhere.
+
+    Three collections of names; universe: all tested genes. What is not in the universe does not count. 1.0 where the
+    overlap is forced: no hits, no gene of the set tested, everything a hit. As scipy.stats.fisher_exact(...,
+    alternative="greater"). [HE2RNA Methods, Statistics and reproducibility: "Fisher's exact tests"; one-sided: ours]
+    """
+    universe = set(universe)
+    hits, members = universe.intersection(hits), universe.intersection(gene_set)
+    return hypergeometric_tail(len(hits & members), len(members), len(hits), len(universe))
+
+
+def hypergeometric_tail(overlap, size, n_hits, n):
+    """P(at least `overlap` of `size` marked genes among n_hits drawn from n without replacement)."""
+    if overlap <= max(0, size + n_hits - n):                                # the least possible
+        return 1.0
+    k = np.arange(overlap, min(size, n_hits) + 1)                           # what counts as so many, or more
+    return float(min(1.0, np.exp(_log_ways(size, k) + _log_ways(n - size, n_hits - k) - _log_ways(n, n_hits)).sum()))
+
+
+def _log_ways(n, k):
+    """log of the number of ways to choose k of n."""
+    return special.gammaln(n + 1) - special.gammaln(k + 1) - special.gammaln(n - k + 1)
+
+
+def enrichment(hits, sets, universe):
+    """`fisher_enrichment` of many sets {name: genes}: dict of arrays, one entry per set in the order of `sets`.
+
+    size: genes of the set that were tested; overlap: those that are hits; expected: overlap by chance; fold: overlap over
+    expected; p; bh: p corrected over the sets. A set without a tested gene has no p and is not counted as a test, since no
+    outcome could have made it significant; p is 1 if there are no hits, or only hits. fold is nan without expectation.
+    [HE2RNA Fig. 2c-e, HistCode Fig. 9]
+    """
+    universe = set(universe)
+    hits = universe.intersection(hits)
+    members = [universe.intersection(genes) for genes in sets.values()]
+    size = np.array([len(m) for m in members], int)                         # (sets,)
+    overlap = np.array([len(m & hits) for m in members], int)
+    expected = size * (len(hits) / max(len(universe), 1))
+    p = np.array([hypergeometric_tail(o, s, len(hits), len(universe)) if s else np.nan
+                  for o, s in zip(overlap, size)], float)                   # (sets,)
+    fold = np.divide(overlap, expected, out=np.full(len(p), np.nan), where=expected > 0)
+    return dict(size=size, overlap=overlap, expected=expected, fold=fold, p=p, bh=benjamini_hochberg(p))
+
+
+# ----- Signatures against random lists -----------------------------------------------------------
+
+
+def expression_bins(level, n_bins=EXPRESSION_BINS):
+    """Bin of each gene, 0 to n_bins - 1, equally full, by its mean expression. level (m,) -> (m,) int. [ours]"""
+    assert not np.isnan(level).any(), "every gene has an expression level"
+    return (rankdata(level, method="ordinal").astype(int) - 1) * n_bins // max(len(level), 1)
+
+
+def random_lists(members, bins, n_lists, rng):
+    """Random gene lists like a signature: as long, with as many genes of each bin, no gene twice. (n_lists, s) int.
+
+    members (s,) gene numbers; bins (m,) int of all genes to draw from (`expression_bins`, or all equal: any gene).
+    Dealt like cards: a bin's genes are shuffled and cut into hands. Each list is a uniform draw; those of one shuffle have
+    no gene in common, which leaves the expected count of lists, and so p, as with independent ones. [ours]
+    """
+    hands = []
+    for b, s in zip(*np.unique(bins[members], return_counts=True)):
+        deck = np.flatnonzero(bins == b)
+        per_deck = len(deck) // s
+        decks = np.tile(deck, (-(-n_lists // per_deck), 1))
+        rng.permuted(decks, axis=1, out=decks)                              # each row shuffled by itself
+        hands.append(decks[:, :per_deck * s].reshape(-1, s)[:n_lists])
+    return np.hstack(hands)
+
+
+def random_list_test(r, significant, members, n_lists, rng, bins=None):
+    """Are a signature's genes better predicted than random lists of the same length? [HE2RNA Fig. 3]
+
+    r, significant (m, P) of m genes in P cancers, nan and False where a gene has no R; members (S, m) bool, a signature per
+    row; bins (m,): lists matched in `random_lists`, else of any genes. Returns a dict of (S, P): size, the signature's
+    genes with an R; r and share, their mean R and the share significant (the paper's R_p, f_p); r_random and share_random,
+    the same over the lists (R_o, f_o); p_r and p_share = (1 + lists that reach the signature) / (1 + n_lists), equality
+    counting as reached. Without a gene with an R: nan. Lists are drawn, at equal length, from the genes with an R in that
+    cancer; cancers with the same genes share their lists, so their p are correlated, each still right by itself.
+    (The paper counts the lists above the signature only; counting the signature itself keeps p above 0. [ours]) p_share
+    estimates `hypergeometric_tail`. The genes of a signature vary together, those of a random list do not: p tells whether
+    these genes stand out, not whether their pathway would again, for which it is too small. By chance alone p < .05 in
+    1.4 of 28 cancers.
+    """
+    r, significant = np.asarray(r, np.float64), np.asarray(significant, np.float64)
+    bins = np.zeros(len(r), int) if bins is None else np.asarray(bins)
+    names = "r", "share", "r_random", "share_random", "p_r", "p_share"
+    out = {name: np.full((len(members), r.shape[1]), np.nan) for name in names}
+    out["size"] = np.asarray(members, int) @ ~np.isnan(r)                   # (S, P)
+    patterns, which = np.unique(~np.isnan(r), axis=1, return_inverse=True)  # (m, patterns), (P,)
+    for k, pattern in enumerate(patterns.T):
+        genes, cancers = np.flatnonzero(pattern), np.flatnonzero(which == k)
+        table = np.vstack([r[np.ix_(genes, cancers)].T, significant[np.ix_(genes, cancers)].T])     # (2 cancers, genes)
+        for i in range(len(members)):
+            own = np.flatnonzero(np.asarray(members[i], bool)[genes])
+            if len(own):
+                results = _against_lists(table, own, bins[genes], n_lists, rng)
+                for name, value in zip(names, np.reshape(results, (6, -1))):
+                    out[name][i, cancers] = value
+    return out
+
+
+def _against_lists(table, own, bins, n_lists, rng):
+    """Mean of the columns `own` of each row of table (rows, m), that of random lists, and p: three of (rows,)."""
+    observed, total, reached = table[:, own].mean(1), 0, 0
+    for start in range(0, n_lists, LIST_BLOCK):
+        lists = random_lists(own, bins, min(LIST_BLOCK, n_lists - start), rng)              # (block, s)
+        means = np.stack([row[lists].mean(1) for row in table])                             # (rows, block)
+        total, reached = total + means.sum(1), reached + (means >= observed[:, None] - TIED).sum(1)     # equal: reached
+    return observed, total / n_lists, (1 + reached) / (1 + n_lists)
+
+
+# ----- Intervals ---------------------------------------------------------------------------------
+
+
+def patient_draws(patients, n_draws, rng):
+    """Bootstrap over patients: (n_draws, n) how often each sample's patient was drawn, with all samples. [ours]"""
+    names, which = np.unique(np.asarray(patients), return_inverse=True)
+    return rng.multinomial(len(names), np.full(len(names), 1 / max(len(names), 1)), n_draws)[:, which].astype(float)
+
+
+def bootstrap_r(prediction, truth, patients, fold, n_draws, rng):
+    """95 % interval of every gene's R (mean of the folds) over patients drawn with replacement: (low (G,), high (G,)).
+
+    prediction, truth (n, G) of one cancer; patients, fold (n,). R of a draw from five weighted sums, for all draws at once
+    as matrix products. The models stay as they are: the interval tells of other patients, not of another training.
+    Folds below 3 slides don't count; a fold whose draw does not vary gives that draw no R. nan where R is nan, and below 2
+    patients. Percentiles of few patients are too narrow: below about 20 take the interval as a lower bound. [ours]
+    """
+    folds = [rows for f in np.unique(fold) if len(rows := np.flatnonzero(fold == f)) >= MIN_R]
+    low, high = np.full((2, truth.shape[1]), np.nan)
+    if len(set(patients)) < 2 or not folds:
+        return low, high
+    weights = patient_draws(patients, n_draws, rng)                                         # (draws, n)
+    for j in range(0, truth.shape[1], GENE_BLOCK):
+        total, count = 0, 0
+        for i, x, y, varies in _fold_blocks(prediction, truth, folds, j):
+            r = _weighted_r(x, y, weights[:, folds[i]])                                     # (draws, block)
+            total, count = total + np.nan_to_num(r), count + ~np.isnan(r)
+        with np.errstate(invalid="ignore"):
+            low[j:j + GENE_BLOCK], high[j:j + GENE_BLOCK] = _interval(total / count)
+    return low, high
+
+
+def _weighted_r(x, y, weights):
+    """R of each column with each row of weights: x, y (n, G) centred, weights (draws, n) -> (draws, G); nan if constant."""
+    n = weights.sum(1)[:, None]                                                             # (draws, 1)
+    sx, sy, xx, yy, xy = (weights @ v for v in (x, y, x * x, y * y, x * y))                 # (draws, G)
+    varies = (n * xx - sx * sx > 1e-9 * n * xx) & (n * yy - sy * sy > 1e-9 * n * yy)        # else the same slide again
+    with np.errstate(all="ignore"):
+        r = (n * xy - sx * sy) / np.sqrt((n * xx - sx * sx) * (n * yy - sy * sy))
+    return np.where(varies, np.clip(r, -1, 1), np.nan)
+
+
+def bootstrap_auc(labels, scores, patients, n_draws, rng):
+    """95 % interval of `roc_auc` over patients drawn with replacement: (low, high).
+
+    labels, scores, patients (n,). Draws with one class only have no AUC and are left out. nan with one class only, with a
+    NaN, and below 2 patients. [ours]
+    """
+    labels, scores = np.asarray(labels, np.float64), np.asarray(scores, np.float64)
+    if len(set(patients)) < 2 or np.isnan(labels).any() or np.isnan(scores).any():
+        return math.nan, math.nan
+    level = np.unique(scores, return_inverse=True)[1]                                       # ties share a level
+    weights, order = patient_draws(patients, n_draws, rng), np.argsort(level, kind="stable")
+    starts = np.flatnonzero(np.diff(level[order], prepend=-1))
+    positive, negative = (np.add.reduceat((weights * v)[:, order], starts, axis=1) for v in (labels > 0, ~(labels > 0)))
+    won = (positive * (np.cumsum(negative, axis=1) - negative / 2)).sum(1)                  # (draws,) a tie is half won
+    with np.errstate(invalid="ignore"):
+        low, high = _interval((won / (positive.sum(1) * negative.sum(1)))[:, None])
+    return float(low[0]), float(high[0])
+
+
+def _interval(draws):
+    """Percentiles over the draws that have a value: (draws, G) -> (low (G,), high (G,)); nan where none has.
+
+    As np.nanquantile, linear between draws, which sorts gene by gene.
+    """
+    draws = np.sort(draws, axis=0)                                                          # NaN last
+    place = np.array(INTERVAL)[:, None] * np.maximum(np.count_nonzero(~np.isnan(draws), axis=0) - 1, 0)     # (2, G)
+    below, above = (np.take_along_axis(draws, f(place).astype(int), 0) for f in (np.floor, np.ceil))
+    return below + (place % 1) * (above - below)
+
+
+# ----- Prediction against chance, gene by gene [HistCode Results, Fig. 4] ------------------------
+
+
+def random_baseline(truth, rng):
+    """Random predictions: uniform between the 5 % and the 95 % quantile of each gene's truth. (n, G) -> (n, G).
+
+    A gene with a NaN has none. [HistCode Results, Fig. 4]. Their R with the truth has mean 0 and SD 1 / sqrt(n - 1); the
+    paper's SD of .15 is that of n = 45, not of its 153 patients (.08).
+    """
+    low, high = np.quantile(np.asarray(truth, np.float64), BASELINE_RANGE, axis=0)          # (G,), (G,)
+    return low + (high - low) * rng.random(truth.shape)
+
+
+def against_baseline(prediction, truth, baseline):
+    """Prediction against random baseline, gene by gene: dict of (G,) arrays. prediction, truth, baseline (n, G).
+
+    p, bh: two-sided signed-rank test of prediction against baseline, Benjamini-Hochberg over genes, as the paper words it
+    ("significantly different from random baseline" [HistCode Results]). It tests location, not skill: predicting the
+    mean of a skewed gene is "significantly different", and a perfect prediction of a symmetric gene is not.
+    error_p, error_bh: the same of |prediction - truth| against |baseline - truth|; better: True where the prediction's
+    errors are the smaller by that test's rank sums. [ours] nan (and not better) for a gene with a NaN.
+    """
+    errors = np.abs(prediction - truth), np.abs(baseline - truth)                           # 2 x (n, G)
+    p, error_p = (np.array([wilcoxon_signed_rank(a, b)[1] for a, b in zip(x.T, y.T)], float)
+                  for x, y in ((prediction, baseline), errors))
+    d = errors[0] - errors[1]
+    ranks = rankdata(np.abs(d), axis=0) - (d == 0).sum(0)                                   # of the pairs that differ
+    return dict(p=p, bh=benjamini_hochberg(p), error_p=error_p, error_bh=benjamini_hochberg(error_p),
+                better=(np.sign(d) * ranks).sum(0) < 0)
+
+
+def r_against_baseline(r, baseline_r):
+    """Rank-sum test of two distributions of R over genes, nan left out: (U, p), two-sided. [HistCode Results, Fig. 4]
+
+    Genes are correlated, so p is smaller than the evidence: it describes the two histograms. [ours]
+    """
+    r, baseline_r = np.asarray(r), np.asarray(baseline_r)
+    return wilcoxon_rank_sum(r[~np.isnan(r)], baseline_r[~np.isnan(baseline_r)])
 
 
 # ----- Folds ---------------------------------------------------------------------------------

@@ -21,6 +21,7 @@ import sys
 import threading
 import time
 import warnings
+from fractions import Fraction
 from pathlib import Path
 
 import h5py
@@ -28,6 +29,7 @@ import numpy as np
 import openslide
 import pytest
 import scipy.cluster
+import scipy.signal
 import scipy.stats
 import tifffile
 import torch
@@ -1198,6 +1200,438 @@ def test_authors_folds_equal_scikit_learn(n_patients):
             assert (index == np.flatnonzero(np.isin(patients, theirs))).all()
 
 
+# ----- The null of a model that has learned nothing
+
+def chance_r(rng, sizes, count):
+    """R of unrelated normal samples: (1 + R) / 2 is a Beta; the mean of one R per fold."""
+    return np.mean([2 * rng.beta(n / 2 - 1, n / 2 - 1, count) - 1 for n in sizes], 0)
+
+
+def exact_tail(sizes, r):
+    """P(mean of one chance R per fold >= r), by convolution on a fine grid."""
+    grid, law = np.linspace(-1, 1, 2**15 + 1), np.ones(1)
+    for n in sizes:
+        pdf = scipy.stats.beta.pdf((grid + 1) / 2, n / 2 - 1, n / 2 - 1)
+        law = scipy.signal.fftconvolve(law, pdf / pdf.sum())
+    return law[np.linspace(-1, 1, len(law)) >= r].sum() / law.sum()
+
+
+def test_null_fit_of_chance_is_the_analytic_t():
+    rng, first = np.random.default_rng(0), -np.expm1(np.log1p(-0.05) / 30839)
+    for n in (10, 44, 1046):
+        mean, fitted = stats.null_fit(chance_r(rng, [n], (10, 30839)))
+        assert abs(mean) < 4 / math.sqrt(n * 308390) and fitted == pytest.approx(n, rel=0.02)
+        assert stats.null_threshold(first, mean, fitted) == pytest.approx(stats.r_threshold(first, n), abs=0.01)
+    assert round(float(stats.null_threshold(first, 0, 535)), 2) == 0.20      # LUNG's printed R_sign: LUAD's 535 slides alone
+
+
+@pytest.mark.parametrize("sizes", [(9, 9, 9, 9, 8), (20,) * 5, (209,) * 5])
+def test_null_p_of_a_mean_of_folds_is_near_the_exact_one(sizes):
+    """Within a factor 2 at 1.7e-6, where counting N = 30,839 null R ends at 3e-5; a normal fit of Fisher's z is further off."""
+    null = chance_r(np.random.default_rng(1), sizes, 308390)
+    mean, n = stats.null_fit(null)
+    for r in np.arange(0.5, 5, 0.5) / math.sqrt(sum(sizes)):
+        exact = exact_tail(sizes, r)
+        p, z = stats.null_p(r, mean, n), scipy.stats.norm.sf(np.arctanh(r) / np.arctanh(null).std())
+        assert 0.5 < p / exact < 1.4 and (exact > 1e-3 or abs(math.log(p / exact)) < abs(math.log(z / exact)) + 0.1)
+        counted = np.mean(null >= r)
+        assert exact < 1e-4 or counted == pytest.approx(p, rel=0.3)
+
+
+def test_a_wide_or_shifted_null_raises_the_threshold():
+    rng = np.random.default_rng(2)
+    plain = rng.normal(size=20000) * 0.1
+    mean, n = stats.null_fit(plain)
+    same([mean, n], [plain.mean(), 1 + 1 / plain.var()], 0.02)               # the tail of a normal is where its SD says
+    same(stats.null_fit(plain + 0.2), [mean + 0.2, n], 1e-9)
+    mixed = np.where(rng.random(20000) < 0.1, 3, 1) * plain                  # one gene in ten scatters three times as much
+    mean, n = stats.null_fit(mixed)
+    assert n < 1 + 1 / mixed.var() - 5 and (mixed > stats.null_threshold(0.01, mean, n)).mean() <= 0.0105
+    r = np.array([0.1, 0.5, 0.9])
+    same(stats.null_threshold(stats.null_p(r, 0.05, 40), 0.05, 40), r, 1e-9)
+
+
+def test_null_edges():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for null in ([], [np.nan], [0.3], [0.3, 0.3, np.nan]):
+            assert np.isnan(stats.null_fit(np.array(null, float))).all()
+        same(stats.null_fit(np.array([[0.1, np.nan], [-0.1, 0.2]])), stats.null_fit(np.array([0.1, -0.1, 0.2])))
+        same(stats.null_p(np.array([1, -1, np.nan]), 0, 44), [0, 1, np.nan])
+        assert stats.null_p(-1, 0.1, 44) == 1 and 0 < stats.null_p(1, 0.1, 44) < 1e-15
+        assert np.isnan(stats.null_p([0.5], math.nan, math.nan)).all() and np.isnan(stats.null_p(0.5, *stats.null_fit([-1, 1])))
+        assert np.isnan(stats.null_threshold(1e-9, 0.9, 10)) and np.isnan(stats.null_threshold(0.05, 0, 2))
+
+
+def test_permutation_null_equals_the_loop():
+    rng = np.random.default_rng(3)
+    n, genes = 60, 300                                                       # more genes than one block
+    prediction, truth = rng.normal(size=(2, n, genes)).astype(np.float32)
+    fold = rng.permutation(np.r_[np.arange(58) % 4, 7, 7])                   # a fold of two does not count
+    prediction[:, 5] = 1
+    truth[fold == 1, 6] = 0
+    truth[3, 7] = np.nan
+    null = stats.permutation_null(prediction, truth, fold, 3, np.random.default_rng(4))
+    shuffle = np.random.default_rng(4)
+    for row in null:
+        r = []
+        for f in range(4):
+            rows = np.flatnonzero(fold == f)
+            r.append(stats.pearson(prediction[rows[shuffle.permutation(len(rows))]], truth[rows]))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            same(row, np.nanmean(r, 0), 1e-12)
+    assert np.isnan(null[:, 5]).all() and not np.isnan(null[:, 6:8]).any()
+    assert np.isnan(stats.permutation_null(prediction[:2], truth[:2], fold[:2], 2, rng)).all()
+
+
+def test_permutation_null_scatters_as_permutations_do_and_ignores_signal():
+    """Over permutations R has mean 0 and variance 1 / (n - 1), exactly, whatever the values: five slides, all 120 orders."""
+    rng = np.random.default_rng(5)
+    x, y = rng.exponential(size=(2, 5))
+    every = [stats.pearson(np.array(order), y) for order in itertools.permutations(x)]
+    same([np.mean(every), np.var(every)], [0, 1 / 4], 1e-12)
+    truth, fold = rng.exponential(size=(50, 60)), np.arange(50) % 5
+    null = stats.permutation_null(truth, truth, fold, 1500, rng)
+    same([null.mean(), null.var()], [0, 1 / 9 / 5], 0.003)
+    p = stats.null_p(stats.pearson(truth + 0.5 * rng.normal(size=truth.shape), truth), *stats.null_fit(null))
+    assert (stats.holm_sidak(p) < 0.05).mean() > 0.9
+
+
+def test_recurrent_counts():
+    significant = np.random.default_rng(6).random((5, 40)) < 0.4
+    per_gene, at_least = stats.recurrent(significant)
+    assert per_gene.tolist() == [sum(column) for column in significant.T.tolist()]
+    assert at_least.tolist() == [sum(g >= c for g in per_gene) for c in (1, 2, 3, 4, 5)]
+    per_gene, at_least = stats.recurrent(np.zeros((0, 3), bool))
+    assert per_gene.tolist() == [0, 0, 0] and at_least.tolist() == []
+
+
+# ----- Gene sets
+
+def test_fisher_enrichment_equals_scipy_and_the_lady_tasting_tea():
+    cups = range(8)
+    assert stats.fisher_enrichment([0, 1, 2, 3], [0, 1, 2, 3], cups) == pytest.approx(1 / 70, rel=1e-12)    # Fisher 1935
+    assert stats.fisher_enrichment([0, 1, 2, 3], [0, 1, 2, 7], cups) == pytest.approx(17 / 70, rel=1e-12)
+    rng = np.random.default_rng(7)
+    for n in (1, 2, 9, 60, 500):
+        for _ in range(15):
+            hits, members = (rng.choice(n, rng.integers(0, n + 1), replace=False).tolist() for _ in range(2))
+            a = len(set(hits) & set(members))
+            table = [[a, len(hits) - a], [len(members) - a, n - len(hits) - len(members) + a]]
+            ours = stats.fisher_enrichment(hits, members, range(n))
+            same(ours, scipy.stats.fisher_exact(table, alternative="greater")[1], 1e-9)
+
+
+def test_hypergeometric_tail_is_exact_far_out_and_near_one():
+    for overlap, size, n_hits, n in [(50, 100, 300, 2000), (120, 200, 156, 30839), (3, 200, 1500, 3000), (90, 200, 1500, 3000),
+                                     (200, 200, 1500, 3000), (1, 5, 1, 5), (8, 9, 9, 10), (9, 9, 9, 10), (0, 0, 3, 9)]:
+        exact = Fraction(sum(math.comb(size, k) * math.comb(n - size, n_hits - k) for k in range(overlap, min(size, n_hits) + 1)),
+                         math.comb(n, n_hits))
+        assert stats.hypergeometric_tail(overlap, size, n_hits, n) == pytest.approx(float(exact), rel=1e-8, abs=0)
+
+
+def test_fisher_enrichment_edges():
+    genes = ["a", "b", "c"]
+    for hits, members, universe in [([], ["a"], genes), (genes, ["a"], genes), (["a"], [], genes), (["a"], ["x"], genes),
+                                    ([], [], []), (["a"], genes, genes)]:
+        assert stats.fisher_enrichment(hits, members, universe) == 1.0
+    assert stats.fisher_enrichment(["a", "a", "x"], ["a", "y", "a"], iter(genes)) == pytest.approx(1 / 3)    # strangers, twice
+
+
+def test_enrichment_is_fisher_of_each_set_and_leaves_out_what_cannot_be_tested():
+    rng = np.random.default_rng(8)
+    universe = [f"g{i}" for i in range(400)]
+    sets = {f"s{i}": [f"g{j}" for j in rng.choice(600, rng.integers(1, 80), replace=False)] for i in range(50)}
+    sets |= {"empty": [], "not measured": ["x", "g599"], "planted": universe[:30]}
+    hits = universe[:25] + universe[200:240] + ["x"]
+    table = stats.enrichment(hits, sets, universe)
+    for i, (name, genes) in enumerate(sets.items()):
+        measured = set(genes) & set(universe)
+        if not measured:
+            assert np.isnan([table[k][i] for k in ("fold", "p", "bh")]).all() and table["size"][i] == table["expected"][i] == 0
+            continue
+        assert table["size"][i] == len(measured) and table["overlap"][i] == len(measured & set(hits))
+        same(table["expected"][i], len(measured) * 65 / 400)
+        same(table["fold"][i], table["overlap"][i] / table["expected"][i])
+        same(table["p"][i], stats.fisher_enrichment(hits, genes, universe))
+    tested = ~np.isnan(table["p"])
+    assert tested.sum() >= 49 and not tested[50] and not tested[51]
+    assert list(sets)[np.nanargmin(table["p"])] == "planted"
+    same(table["bh"][tested], scipy.stats.false_discovery_control(table["p"][tested]))
+    for hits in ([], universe):                                              # the overlap is forced
+        table = stats.enrichment(hits, sets, universe)
+        assert (table["p"][tested] == 1).all() and (table["bh"][tested] == 1).all()
+    assert np.isnan(stats.enrichment([], sets, universe)["fold"]).all()
+    assert stats.enrichment(["a"], {}, ["a"])["p"].shape == (0,) and np.isnan(stats.enrichment([], {"s": ["a"]}, [])["p"]).all()
+
+
+@pytest.mark.parametrize("end", [b"\n", b"\r\n", b"\r"])
+@pytest.mark.parametrize("pack", [bytes, gzip.compress, lambda text: b"\xef\xbb\xbf" + text])
+def test_read_gmt_reads_what_is_about(tmp_path, end, pack):
+    lines = [b"A\thttp://a\tTP53\tMYC\tTP53\t", b"", b"EMPTY\tna", b"  B \t\t CD3D\t\tCD3E ", b"A\tagain\tMYC\tTP53", b"\t\t", b"LAST\td\tx"]
+    path = tmp_path / "sets.gmt"
+    path.write_bytes(pack(end.join(lines)))
+    assert stats.read_gmt(path) == {"A": ("TP53", "MYC"), "EMPTY": (), "B": ("CD3D", "CD3E"), "LAST": ("x",)}
+    assert list(stats.read_gmt(path)) == ["A", "EMPTY", "B", "LAST"]
+
+
+@pytest.mark.parametrize("data,words", [
+    (b"A\td\tx\nB\td\ty\nA\td\tz\n", "set 'A' stands in lines 1 and 3 with different genes"),
+    (b"A\td\tx\nno tabs here\n", "line 2: wanted a name.*found 'no tabs here'"), (b"\td\tx\n", "line 1: wanted a name"),
+    (b"", "no gene set"), (b"\n\r\n", "no gene set"), ("A\td\tx\n".encode("utf-16"), "not a text file in UTF-8"),
+    (gzip.compress(b"A\td\tx\n" * 99)[:-9], "damaged gzip"), (b"\x1f\x8bnonsense", "damaged gzip")])
+def test_read_gmt_says_file_and_line(tmp_path, data, words):
+    path = tmp_path / "sets.gmt"
+    path.write_bytes(data)
+    with pytest.raises(ValueError, match=words) as e:
+        stats.read_gmt(path)
+    assert str(e.value).startswith(str(path)) and "\n" not in str(e.value)
+
+
+def test_combine_sets():
+    assert stats.combine_sets([("c", "a", "b"), ["b", "d", "b"], {"a", "e"}]) == ("a", "b")
+    assert stats.combine_sets([("c", "a")]) == ("c", "a") and stats.combine_sets([]) == () and stats.combine_sets([(), ()]) == ()
+    assert stats.combine_sets([("a", "a"), ("b",)]) == () and stats.combine_sets([("a", "b"), ("b", "c")], 1) == ("a", "b", "c")
+    assert stats.combine_sets([("a", "b"), ("b",), ("b", "a")], 3) == ("b",)
+
+
+def test_signatures_of_the_paper():
+    """Table 2: six pathways of 18 sets; those of MSigDB that are here have the printed names."""
+    assert len(stats.SIGNATURES) == 6 and sum(map(len, stats.SIGNATURES.values())) == 18
+    if not REAL_DATA:
+        pytest.skip("REAL_DATA is not set")
+    sets = {}
+    for file in ("h.all.v6.2", "c5.bp.v6.2", "c2.cp.kegg.v7.5.1"):
+        sets |= stats.read_gmt(os.path.join(REAL_DATA, "genesets", f"{file}.symbols.gmt"))
+    assert len(sets) == 50 + 4436 + 186
+    missing = {s for names in stats.SIGNATURES.values() for s in names} - set(sets)
+    assert {s.split("_")[0] for s in missing} == {"BIOCARTA", "REACTOME"} and len(missing) == 6
+    assert len(stats.combine_sets([sets[s] for s in stats.SIGNATURES["B cell-mediated immunity"]])) == len(sets["GO_B_CELL_MEDIATED_IMMUNITY"])
+
+
+# ----- Signatures against random lists
+
+def random_list_loop(r, significant, signature, n_lists, rng):
+    """The direct way, one cancer and one signature: (R_p, f_p, R_o, f_o, p of R, p of f)."""
+    genes = np.flatnonzero(~np.isnan(r))
+    own = np.intersect1d(genes, signature)
+    r_p, f_p, r_lists, f_lists = r[own].mean(), significant[own].mean(), [], []
+    for _ in range(n_lists):
+        chosen = rng.choice(genes, len(own), replace=False)
+        r_lists.append(r[chosen].mean())
+        f_lists.append(significant[chosen].mean())
+    reached = [(1 + np.sum(np.array(lists) >= value - 1e-9)) / (1 + n_lists) for lists, value in ((r_lists, r_p), (f_lists, f_p))]
+    return r_p, f_p, np.mean(r_lists), np.mean(f_lists), *reached
+
+
+def test_random_list_test_equals_the_loop_and_the_hypergeometric():
+    rng = np.random.default_rng(9)
+    m, cancers, n_lists = 500, 4, 4000
+    r = 0.2 + 0.1 * rng.normal(size=(m, cancers))
+    r[:40] += 0.02                                                           # a signature, weakly better
+    r[rng.random((m, cancers)) < [0, 0, 0.2, 0.5]] = np.nan                  # two cancers share their genes
+    significant = r > 0.25
+    members = np.zeros((3, m), bool)
+    members[0, :40], members[1, 100:400], members[2, 490:] = True, True, True
+    ours = stats.random_list_test(r, significant, members, n_lists, rng)
+    for i, c in itertools.product(range(3), range(cancers)):
+        genes = np.flatnonzero(~np.isnan(r[:, c]))
+        own = np.intersect1d(genes, np.flatnonzero(members[i]))
+        assert ours["size"][i, c] == len(own)
+        theirs = random_list_loop(r[:, c], significant[:, c], np.flatnonzero(members[i]), 300, rng)
+        same([ours["r"][i, c], ours["share"][i, c]], theirs[:2], 1e-12)
+        spread = r[genes, c].std() / math.sqrt(len(own)) * math.sqrt(1 - len(own) / len(genes)) + 1e-12
+        assert abs(ours["r_random"][i, c] - r[genes, c].mean()) < 5 * spread / math.sqrt(n_lists)
+        assert abs(theirs[2] - r[genes, c].mean()) < 5 * spread / math.sqrt(300)
+        assert abs(ours["share_random"][i, c] - significant[genes, c].mean()) < 0.01
+        for p, loop in ((ours["p_r"][i, c], theirs[4]), (ours["p_share"][i, c], theirs[5])):
+            assert abs(p - loop) < 5 * math.sqrt(p * (1 - p) / 300) + 1 / 300
+        exact = stats.hypergeometric_tail(significant[own, c].sum(), len(own), significant[genes, c].sum(), len(genes))
+        assert abs(ours["p_share"][i, c] - exact) < 5 * math.sqrt(exact * (1 - exact) / n_lists) + 1 / n_lists
+
+
+def test_random_list_p_equals_all_lists():
+    """Eight genes, lists of three: all 56."""
+    r = np.array([0.9, 0.1, 0.5, np.nan, 0.3, 0.7, 0.2, 0.4, 0.4])[:, None]
+    rest = np.delete(r[:, 0], 3)
+    every = np.array([np.mean(c) for c in itertools.combinations(rest, 3)])
+    members = np.zeros((2, 9), bool)
+    members[0, [0, 3, 4, 5]], members[1, [2, 7, 8]] = True, True             # one without R, and one with ties
+    ours = stats.random_list_test(r, r > 0.45, members, 20000, np.random.default_rng(10))
+    for i, own in enumerate(([0.9, 0.3, 0.7], [0.5, 0.4, 0.4])):
+        assert abs(ours["p_r"][i, 0] - np.mean(every >= np.mean(own) - 1e-12)) < 0.015
+
+
+def test_random_lists_are_uniform_without_repeats_and_matched():
+    rng = np.random.default_rng(11)
+    bins = stats.expression_bins(rng.exponential(size=100), 5)
+    assert np.bincount(bins).tolist() == [20] * 5
+    for members, b in ((np.arange(30), bins), (np.arange(30), np.zeros(100, int)), (np.flatnonzero(bins == 2)[:9], bins)):
+        lists = stats.random_lists(members, b, 3000, rng)
+        assert lists.shape == (3000, len(members)) and all(len(set(row)) == len(row) for row in lists.tolist())
+        assert (np.sort(b[lists], 1) == np.sort(b[members])).all()           # the same number of each bin
+        expected = (np.bincount(b[members], minlength=5) / np.maximum(np.bincount(b, minlength=5), 1))[b] * 3000
+        assert (np.abs(np.bincount(lists.ravel(), minlength=100) - expected) < 5 * np.sqrt(expected) + 1e-9).all()
+        assert len(np.unique(np.sort(lists, 1), axis=0)) > 2900
+    level = np.array([3.0, 1.0, 1.0, 2.0, 9.0])
+    assert stats.expression_bins(level, 5).tolist() == [3, 0, 1, 2, 4] and stats.expression_bins(level, 1).tolist() == [0] * 5
+
+
+def test_matched_lists_take_away_what_expression_explains():
+    rng = np.random.default_rng(12)
+    level = rng.random(2000)
+    r = (0.3 * level + 0.05 * rng.normal(size=2000))[:, None]                # R follows expression, and nothing else
+    members = (rng.random(2000) < 0.1 * level)[None]
+    plain = stats.random_list_test(r, r > 0.2, members, 2000, rng)
+    matched = stats.random_list_test(r, r > 0.2, members, 2000, rng, stats.expression_bins(level))
+    assert plain["p_r"] < 0.01 < matched["p_r"] and plain["r"] == matched["r"]
+    assert abs(matched["r_random"] - matched["r"]) < 0.3 * abs(plain["r_random"] - plain["r"])
+
+
+def test_random_list_edges():
+    rng = np.random.default_rng(13)
+    r = rng.random((20, 3))
+    r[:, 1] = np.nan                                                         # a cancer without any R
+    r[5:, 2] = np.nan
+    members = np.zeros((4, 20), bool)
+    members[1], members[2, :5], members[3, 10:] = True, True, True           # empty; every gene; five; not measured in cancer 2
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        ours = stats.random_list_test(r, r > 0.5, members, 50, rng)
+    assert ours["size"].tolist() == [[0, 0, 0], [20, 0, 5], [5, 0, 5], [10, 0, 0]]
+    for key in ("r", "share", "r_random", "share_random", "p_r", "p_share"):
+        assert (np.isnan(ours[key]) == (ours["size"] == 0)).all()
+    assert ours["p_r"][1, 0] == ours["p_r"][1, 2] == ours["p_r"][2, 2] == ours["p_share"][1, 0] == 1    # the list itself, always
+    same(ours["r"][1, 0], ours["r_random"][1, 0])
+    constant = stats.random_list_test(np.full((20, 1), 0.1), np.zeros((20, 1), bool), members[2:3], 50, rng)
+    assert constant["p_r"] == constant["p_share"] == 1
+    best = stats.random_list_test(np.arange(2000.0)[:, None], np.zeros((2000, 1), bool), (np.arange(2000) > 1990)[None], 999, rng)
+    assert best["p_r"] == 1 / 1000                                           # never 0
+    assert stats.random_list_test(r, r > 0.5, members[:0], 50, rng)["p_r"].shape == (0, 3)
+
+
+# ----- Intervals
+
+def test_bootstrap_r_equals_repeating_the_rows():
+    rng = np.random.default_rng(14)
+    who = rng.integers(0, 25, 60)
+    truth = rng.normal(size=(60, 270)) + rng.normal(size=(25, 270))[who]
+    prediction = (truth + rng.normal(size=truth.shape)).astype(np.float32)
+    prediction[:, 3], truth[who % 3 == 1, 4], fold = 2, 7, np.where(who == 24, 9, who % 3)
+    low, high = stats.bootstrap_r(prediction, truth, who, fold, 40, np.random.default_rng(15))
+    times = stats.patient_draws(who, 40, np.random.default_rng(15)).astype(int)
+    draws = []
+    for t in times:
+        r = []
+        for f in range(3):
+            rows = np.repeat(np.flatnonzero(fold == f), t[fold == f])
+            r.append(stats.pearson(prediction[rows], truth[rows]))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            draws.append(np.nanmean(r, 0))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        same([low, high], np.nanpercentile(draws, [2.5, 97.5], axis=0), 1e-9)
+    assert np.isnan([low[3], high[3]]).all() and not np.isnan(np.delete(low, 3)).any()
+
+
+def test_bootstrap_r_is_as_wide_as_theory_and_sees_patients():
+    rng = np.random.default_rng(16)
+    truth = rng.normal(size=(400, 100))
+    prediction = 0.5 * truth + math.sqrt(0.75) * rng.normal(size=truth.shape)
+    low, high = stats.bootstrap_r(prediction, truth, np.arange(400), np.arange(400) % 5, 500, rng)
+    theory = 2 * 1.96 * (1 - 0.5**2) / math.sqrt(400)
+    assert np.mean(high - low) == pytest.approx(theory, rel=0.08) and ((low < 0.5) & (0.5 < high)).mean() > 0.87
+    four = np.arange(400) // 4                                               # four slides of a patient, all alike
+    copies = stats.bootstrap_r(prediction[four], truth[four], four, four % 5, 500, rng)
+    assert np.mean(copies[1] - copies[0]) == pytest.approx(2 * theory, rel=0.15)
+
+
+def test_bootstrap_edges():
+    rng = np.random.default_rng(17)
+    x = rng.normal(size=(6, 2))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for patients, fold in ((["a"] * 6, np.zeros(6)), (list("abcdef"), np.arange(6))):     # one patient; folds of one slide
+            assert np.isnan(stats.bootstrap_r(x, x, patients, fold, 20, rng)).all()
+        low, high = stats.bootstrap_r(x, x, list("abcdef"), np.zeros(6), 200, rng)            # draws of one patient have no R
+        same(low, 1) and same(high, 1)
+        for labels, scores, patients in (([1, 1], [0.1, 0.2], "ab"), ([1, 0], [0.1, 0.2], "aa"), ([1, 0], [0.1, np.nan], "ab"), ([], [], "")):
+            assert np.isnan(stats.bootstrap_auc(labels, scores, list(patients), 20, rng)).all()
+
+
+def test_bootstrap_auc_equals_repeating_the_rows():
+    rng = np.random.default_rng(18)
+    who = rng.integers(0, 20, 50)
+    labels, scores = rng.random(50) < 0.4, rng.integers(0, 9, 50)            # with ties
+    times = stats.patient_draws(who, 60, np.random.default_rng(19)).astype(int)
+    aucs = [stats.roc_auc(np.repeat(labels, t), np.repeat(scores, t)) for t in times]
+    same(stats.bootstrap_auc(labels, scores, who, 60, np.random.default_rng(19)), np.nanpercentile(aucs, [2.5, 97.5]))
+    assert (times.sum(1) != 50).any() and all(len(set(t[who == p])) == 1 for t in times for p in set(who.tolist()))
+    few = [1, 0, 0], [3, 1, 2], ["a", "b", "c"]                              # many draws have one class only
+    same(stats.bootstrap_auc(*few, 200, rng), (1, 1))
+
+
+# ----- Prediction against chance
+
+def test_random_baseline_lies_in_the_range_and_correlates_with_nothing():
+    rng = np.random.default_rng(20)
+    truth = rng.exponential(size=(153, 2000))
+    truth[0, 3] = np.nan
+    baseline = stats.random_baseline(truth, rng)
+    low, high = np.nanpercentile(truth, [5, 95], axis=0)
+    genes = np.delete(np.arange(2000), 3)
+    assert np.isnan(baseline[:, 3]).all() and ((low <= baseline) & (baseline <= high))[:, genes].all()
+    position = ((baseline - low) / (high - low))[:, genes]
+    assert scipy.stats.kstest(position[::7].ravel(), "uniform").pvalue > 1e-4
+    r = stats.pearson(baseline, truth)[genes]
+    same([r.mean(), r.std()], [0, 1 / math.sqrt(152)], 0.005)                # .081; Fig. 4 prints .15: n = 45
+    assert (stats.random_baseline(np.ones((9, 2)), rng) == 1).all()          # a constant gene, a constant guess
+
+
+def test_against_baseline_equals_scipy_gene_by_gene():
+    rng = np.random.default_rng(21)
+    truth = rng.normal(size=(80, 60))
+    prediction = truth + rng.normal(size=60) + rng.normal(size=truth.shape)
+    baseline = stats.random_baseline(truth, rng)
+    prediction[:, 5], prediction[2, 6] = baseline[:, 5], np.nan
+    prediction[:3, 7] = baseline[:3, 7]                                      # pairs without a difference
+    ours = stats.against_baseline(prediction, truth, baseline)
+    errors = np.abs(prediction - truth), np.abs(baseline - truth)
+    for g in range(60):
+        if g == 5:
+            assert ours["p"][g] == ours["error_p"][g] == 1 and not ours["better"][g]
+        elif g == 6:
+            assert np.isnan([ours[k][g] for k in ("p", "bh", "error_p", "error_bh")]).all() and not ours["better"][g]
+        else:
+            how = dict(method="asymptotic", correction=True)
+            same(ours["p"][g], scipy.stats.wilcoxon(prediction[:, g], baseline[:, g], **how).pvalue)
+            same(ours["error_p"][g], scipy.stats.wilcoxon(errors[0][:, g], errors[1][:, g], **how).pvalue)
+            d = errors[0][:, g] - errors[1][:, g]
+            d, ranks = d[d != 0], scipy.stats.rankdata(abs(d[d != 0]))
+            assert ours["better"][g] == (ranks[d < 0].sum() > ranks[d > 0].sum())
+    real = np.arange(60) != 6
+    for p, bh in (("p", "bh"), ("error_p", "error_bh")):
+        same(ours[bh][real], scipy.stats.false_discovery_control(ours[p][real]))
+
+
+def test_the_papers_test_is_of_location_not_of_skill():
+    rng = np.random.default_rng(22)
+    even, skewed = rng.random((150, 40)), rng.exponential(size=(150, 40))
+    perfect = stats.against_baseline(even, even, stats.random_baseline(even, rng))
+    assert (perfect["bh"] > 0.05).mean() > 0.9 and (perfect["error_bh"] < 1e-10).all() and perfect["better"].all()
+    mean = np.broadcast_to(skewed.mean(0), skewed.shape)                     # predicts nothing
+    assert (stats.against_baseline(mean, skewed, stats.random_baseline(skewed, rng))["bh"] < 0.05).mean() > 0.9
+
+
+def test_r_against_baseline_equals_scipy():
+    rng = np.random.default_rng(23)
+    a, b = rng.normal(size=200), rng.normal(size=150) + 0.3
+    same(stats.r_against_baseline(np.insert(a, [0, 9], np.nan), np.append(b, np.nan)), scipy.stats.mannwhitneyu(a, b))
+    assert np.isnan(stats.r_against_baseline([np.nan], [0.1])).all()
+
+
 # ----- Points in tiles -----------------------------------------------------------------------
 def held_by_brute_force(points, coords, tile):
     """All tiles whose pixels hold the point's pixel, a list for each point."""
@@ -2292,6 +2726,23 @@ def bench_topk():
         fast, slow, ratio = pairs(lambda: evaluate(lambda: model(x, mask)),
                                   lambda: evaluate(lambda: torch.stack([direct(model, x, mask, k) for k in ks]).mean(0)), repeats=3)
         print(f"  all {len(ks)} k: {fast:.2f} s, direct {slow:.2f} s: {1 / ratio:.2f} of its time", flush=True)
+
+
+def bench_lists(cancers=28, m=30839, n_lists=10_000, missing=0.0):
+    """Seven signatures x 28 cancers x 10,000 lists: all at once, and the loop (on 20 lists, times 500)."""
+    rng = np.random.default_rng(0)
+    r = rng.normal(size=(m, cancers)).astype(np.float32)
+    r[rng.random(r.shape) < missing] = np.nan
+    sizes = (60, 80, 150, 250, 350, 500, 3400)
+    members = np.array([rng.permutation(m) < s for s in sizes])
+    start = time.perf_counter()
+    stats.random_list_test(r, r > 1, members, n_lists, rng)
+    ours = time.perf_counter() - start
+    start = time.perf_counter()
+    for row, c in itertools.product(members, range(cancers)):
+        random_list_loop(r[:, c], r[:, c] > 1, np.flatnonzero(row), 20, rng)
+    loop = (time.perf_counter() - start) * n_lists / 20
+    print(f"random lists, {len(sizes)} x {cancers} x {n_lists:,} of {m:,} genes: {ours:.1f} s, the loop about {loop:.0f} s: {loop / ours:.0f} times")
 
 
 def bench_kmeans():
