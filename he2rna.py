@@ -479,7 +479,7 @@ def train_fold(model, bags, y, projects, train, valid, o, fold, folder):
     lines = [as_entry(line) for line in log.read_text().splitlines()] if log.is_file() else []
     lines = [e for e in lines if e and (e["fold"], e["epoch"]) <= (fold, state["epoch"])]   # what was not saved runs again
     save_file(log, lambda f: f.writelines((json.dumps(e) + "\n").encode() for e in lines))
-    by_r = max(np.unique(projects[valid], return_counts=True)[1]) >= MIN_SLIDES_R  # else too few slides for an R
+    by_r = max(np.unique(projects[valid], return_counts=True)[1], default=0) >= MIN_SLIDES_R   # else too few slides for an R
     start, first, before = time.time(), state["epoch"], state["seconds"]
     for epoch in range(first + 1, o.epochs + 1):
         if epoch - 1 - state["best_epoch"] >= o.patience and state["best"] is not None:
@@ -498,9 +498,11 @@ def train_fold(model, bags, y, projects, train, valid, o, fold, folder):
         if not np.isfinite(loss_sum):
             raise InputError(f"fold {fold} epoch {epoch}: the loss is {loss_sum}; a lower --lr may help")
         rate = len(train) / (time.time() - tick)
-        p = predict_slides(model, bags, valid, o.batch)
-        r, valid_loss = mean_r(p, y[valid], projects[valid]), float(np.square(p - y[valid]).mean())
-        score = -valid_loss if not by_r else -1.0 if r is None else r
+        r, valid_loss, score = None, None, epoch                               # nobody to choose by: the last epoch is the best
+        if len(valid):
+            p = predict_slides(model, bags, valid, o.batch)
+            r, valid_loss = mean_r(p, y[valid], projects[valid]), float(np.square(p - y[valid]).mean())
+            score = -valid_loss if not by_r else -1.0 if r is None else r
         if score > state["best_score"]:
             state.update(best_score=score, best_epoch=epoch, best={k: v.clone() for k, v in model.state_dict().items()})
         state.update(epoch=epoch, model=model.state_dict(), optimizer=optimizer.state_dict(),
@@ -511,12 +513,13 @@ def train_fold(model, bags, y, projects, train, valid, o, fold, folder):
             f.write(json.dumps(entry) + "\n")
         save_file(state_file, lambda f: torch.save(state, f))
         left = (time.time() - start) / (epoch - first) * (o.epochs - epoch + o.epochs * (o.folds - 1 - fold))
-        print(f"fold{fold} epoch {epoch:3d}/{o.epochs}  loss {entry['loss']:.4f}  valid loss {valid_loss:.4f}  "
-              f"valid R {'  -  ' if r is None else f'{r:.3f}'}  best epoch {state['best_epoch']:3d}  {rate:6.1f} slides/s  "
+        show = lambda v, f: "  -  " if v is None else f"{v:{f}}"
+        print(f"fold{fold} epoch {epoch:3d}/{o.epochs}  loss {entry['loss']:.4f}  valid loss {show(valid_loss, '.4f')}  "
+              f"valid R {show(r, '.3f')}  best epoch {state['best_epoch']:3d}  {rate:6.1f} slides/s  "
               f"at most {clock(left)} left", flush=True)
     model.load_state_dict(state["best"])
     return dict(best_epoch=state["best_epoch"], epochs=state["epoch"], seconds=state["seconds"],
-                by="R" if by_r else f"loss ({len(valid)} validation slides are too few for R)")
+                by="R" if by_r else f"loss ({len(valid)} validation slides are too few for R)" if len(valid) else "none: the last")
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -928,8 +931,8 @@ def check_options(o):
                              ("--folds", o.folds, 2)):
         if value < low:
             raise InputError(f"{name} {value}: must be at least {low}")
-    if not (0 <= o.dropout < 1 and o.lr > 0 and 0 < o.valid < 1):
-        raise InputError(f"--dropout {o.dropout:g} must lie in [0, 1), --lr {o.lr:g} above 0, --valid {o.valid:g} in (0, 1)")
+    if not (0 <= o.dropout < 1 and o.lr > 0 and 0 <= o.valid < 1):
+        raise InputError(f"--dropout {o.dropout:g} must lie in [0, 1), --lr {o.lr:g} above 0, --valid {o.valid:g} in [0, 1)")
     if Path(o.name).name != o.name or o.name in ("", ".", ".."):
         raise InputError(f"--name {o.name}: the name of a folder in runs/, not a path")
 
@@ -1055,8 +1058,8 @@ def split_folds(data, o, folder, chooses=None):
     splits, validates = [], np.full(len(fold), "", dtype=object)
     for f in range(o.folds):
         rest = np.flatnonzero(fold != f)
-        inner = np.array([str(f) in chooses[s] for s in data["slides"][rest]]) if chooses else np.zeros(len(rest), bool)
-        if not inner.any() or inner.all():
+        inner = np.array([bool(chooses) and str(f) in chooses[s] for s in data["slides"][rest]])
+        if o.valid and (not inner.any() or inner.all()):
             inner = stats.inner_split(patients[rest], projects[rest], o.valid, [o.seed, f])
         splits.append((rest[~inner], rest[inner], np.flatnonzero(fold == f)))
         validates[rest[inner]] = [f"{v} {f}".strip() for v in validates[rest[inner]]]
@@ -1453,7 +1456,7 @@ def main(argv=None):
       "and LUSC)")
     a("--folds", type=int, default=FOLDS, help=f"of the cross-validation, patients whole (default {FOLDS})")
     a("--valid", type=float, help=f"share of the training patients that choose the epoch (default {VALID_SHARE}, {DEMO_VALID} "
-      "without a cohort); raise it for small cohorts, where R over a few slides is chance")
+      "without a cohort); raise it for small cohorts, where R over a few slides is chance; 0: train on all and keep the last epoch")
     a("--hidden", type=numbers, default=HIDDEN, help="neurons of the hidden layers (default 1024,1024)")
     a("--dropout", type=float, default=DROPOUT, help=f"between layers (default {DROPOUT})")
     training_options(a, EPOCHS, PATIENCE, BATCH_SLIDES, KS_SUPERTILES, f"; {DEMO_EPOCHS} without a cohort")

@@ -2022,6 +2022,17 @@ def test_training_finds_what_was_planted_and_only_that(tmp_path, capsys):
     assert "slides/s" in capsys.readouterr().out
 
 
+def test_without_validation_patients_the_last_epoch_is_kept(tmp_path):
+    write_cohort(tmp_path, np.random.default_rng(8))
+    assert train(tmp_path, "--epochs", "4", "--valid", "0") == 0 and tune(tmp_path, "--project", "Y", "--epochs", "3") == 0
+    for name, epochs in (("he2rna", 4), ("he2rna-Y-finetuned", 3)):
+        run = tmp_path / "runs" / name
+        assert {r["validates_folds"] for r in read_csv(run / "folds.csv")} == {""}
+        for f in range(3):
+            note = torch.load(run / f"fold{f}.pt", weights_only=True)["note"]
+            assert note["best_epoch"] == note["epochs"] == epochs and "none: the last" in (run / "report.md").read_text()
+
+
 def same_runs(a, b):
     for name in ("genes.csv", "folds.csv"):
         assert (a / name).read_bytes() == (b / name).read_bytes()
