@@ -11,6 +11,7 @@ reads in the order of the paper's Methods; the commands stand at its end.
     python he2rna.py train COHORT --features DIR     the same from features made elsewhere (CLAM/TRIDENT .h5)
     python he2rna.py finetune COHORT RUN --project LIHC --genes CD3D,CD3E,CD3G,CD247     all tiles, one cancer, chosen genes
     python he2rna.py predict RUN SLIDE...    expression of slides that have none -> RUN/predict/<slide>.csv
+    python he2rna.py signatures RUN --gmt F...   python he2rna.py enrich RUN --gmt F...     pathways of the well-predicted genes
     python he2rna.py heatmap RUN SLIDE... --genes CD3D,CD3E      where on the slide, best and worst tiles, against the truth
 
 COHORT holds samples.csv (slide,patient,project[,sample,...]), slides/ and expression.csv (.csv.gz, .npz). What comes out
@@ -28,8 +29,10 @@ import hashlib
 import importlib.metadata
 import io
 import json
+import math
 import os
 import platform
+import re
 import shutil
 import time
 import zlib
@@ -43,7 +46,7 @@ from torch.nn.functional import embedding_bag
 
 import stats
 import tiling
-from tiling import InputError, clock, few, save_csv, save_file, save_json
+from tiling import InputError, clock, few, progress, save_csv, save_file, save_json
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Constants
@@ -72,6 +75,8 @@ PRIMARY = ("primary tumor", "primary tumour", "tumor", "tumour", "01")  # sample
 #                              "samples from primary tumors only"       [HE2RNA Methods, TCGA Pan-Cancer Dataset]
 MERGED = {"LUNG": ("LUAD", "LUSC"), "KIDN": ("KICH", "KIRC", "KIRP"), "UTER": ("UCS", "UCEC")}  # [HE2RNA Table 1]
 MIN_SLIDES_R = 3             # slides of a project in a fold for an R   [ours]
+NULL_MODELS = 3              # untrained models behind the null         [ours; the paper has one]
+MIN_NULL = 2000              # their R, at least: few genes get more outputs [ours]
 SHIFTS = 199                 # random shifts behind a p over tiles; five times as many over spots [ours]
 VERSION = 2                  # of a run's files; another is refused     [ours]
 
@@ -553,31 +558,83 @@ def mean_of_values(r):
     return np.where(n > 0, np.nansum(r, 0) / np.maximum(n, 1), np.nan)
 
 
-def evaluate(prediction, y, fold, projects, k):
-    """Per cancer: a dict with its slides, R of each fold (k, G), R their mean (G,), one-sided p, and p corrected over genes.
+def evaluate(prediction, y, fold, projects, k, untrained=None, null="t"):
+    """Per cancer: a dict with its slides, R of each fold (k, G), R their mean (G,), and one-sided p under each null.
 
-    p is that of the analytic t: P(R >= r) with n slides and nothing correlated, n those of the folds that gave an R. [HE2RNA
-    Methods, Statistics: R against chance, Holm-Šidák and Benjamini-Hochberg over all genes; the t as null is ours] That takes
-    a mean of folds for one R. `strict` is the Holm-Šidák p with the n at which one R scatters as this mean of m folds does,
-    var = mean of 1 / (n_f - 1) over m: the difference shows how far small folds can be trusted. [ours]
+    t: one R of n slides, nothing correlated, n those of the folds that gave an R. permutation: slides change places within
+    their fold; over all orders a fold's R has mean 0 and variance 1 / (n_f - 1) exactly, so their mean scatters as one R
+    of 1 + 1 / variance slides: nothing needs to be drawn. untrained: stats.null_fit of the R of untrained models, given as
+    {cancer: (M, G)}. `null` names the one whose p, corrected over the genes, decides: hs, bh. [HE2RNA Methods, Statistics:
+    the untrained model, Holm-Šidák; Benjamini-Hochberg beside it; the other two nulls are ours]
     """
     results = {}
     for name, group in cancers(projects).items():
         r = fold_r(prediction, y, fold, group, k)                              # (k, G)
         size = np.array([(group & (fold == f)).sum() for f in range(k)])[:, None] * ~np.isnan(r)   # slides behind each R
         variance = mean_of_values(np.where(size > 0, 1 / np.maximum(size - 1, 1), np.nan)) / np.maximum((size > 0).sum(0), 1)
-        mean, n = mean_of_values(r), size.sum(0)                               # (G,), (G,)
-        p = stats.pearson_p(mean, n)                                           # (G,)
-        results[name] = dict(slides=int(group.sum()), folds=r, r=mean, n=n, p=p, hs=stats.holm_sidak(p),
-                             bh=stats.benjamini_hochberg(p), strict=stats.holm_sidak(stats.pearson_p(mean, 1 + 1 / variance)))
+        mean, n, m = mean_of_values(r), size.sum(0), 1 + 1 / variance          # (G,), (G,), (G,)
+        p = dict(t=stats.pearson_p(mean, n), permutation=stats.pearson_p(mean, m))
+        fits = dict(t=(0.0, n.max(initial=0)), permutation=(0.0, np.nan_to_num(m).max(initial=0)))
+        if untrained is not None:
+            fits["untrained"] = stats.null_fit(untrained[name])
+            p["untrained"] = stats.null_p(mean, *fits["untrained"])
+        results[name] = dict(slides=int(group.sum()), folds=r, r=mean, n=n, all_p=p, fits=fits, null=null, p=p[null],
+                             hs=stats.holm_sidak(p[null]), bh=stats.benjamini_hochberg(p[null]))
     return results
 
 
+def r_sign(e, null):
+    """The smallest R that is significant under a null: its p is the first Šidák step over the cancer's genes. [HE2RNA Fig. 2a]"""
+    tested = max(1, int((~np.isnan(e["r"])).sum()))
+    return float(stats.null_threshold(-np.expm1(np.log1p(-ALPHA) / tested), *e["fits"][null]))
+
+
+def separate(names):
+    """Cancers that no other one contains: a merged cancer stands for its subtypes. [HE2RNA Table 1: 28 cancers]"""
+    parts = {p for m in MERGED if m in names for p in MERGED[m]}
+    return [n for n in names if n not in parts]
+
+
+@torch.inference_mode()
+def untrained_r(config, data, bags, o, device, folder):
+    """{cancer: (M, G)} R of M models of the same architecture that learned nothing; kept in null.npz of the run.
+
+    Each predicts every held-out slide, a new one for each fold, as trained ones do. Few genes: more outputs, each judged
+    against a gene, so that there is a null to fit. [HE2RNA Methods, Statistics and reproducibility]
+    """
+    y, fold, groups = data["y"], data["fold"], cancers(data["projects"])
+    M, G = o.null_models, y.shape[1]
+    copies = -(-MIN_NULL // (M * G))
+    saved = tiling.load_arrays(folder / "null.npz")
+    if saved and saved.keys() == groups.keys() and all(v.shape == (M * copies, G) for v in saved.values()):
+        return saved
+    r, tick = {name: [] for name in groups}, progress("untrained models", M * config["folds"], "folds")
+    for m in range(M):
+        prediction = np.zeros((len(y), G * copies), np.float32)
+        for f in range(config["folds"]):
+            torch.manual_seed(int(np.random.default_rng([o.seed, f, 1 + m]).integers(2 ** 62)))
+            model = HE2RNA(config["n_features"], G * copies, config["hidden"], config["ks"]).to(device)
+            rows = np.flatnonzero(fold == f)
+            if len(rows):
+                prediction[rows] = predict_slides(model, bags, rows, o.batch)
+            tick()
+        for name, group in groups.items():
+            for c in range(copies):
+                r[name].append(mean_of_values(fold_r(prediction[:, c * G:(c + 1) * G], y, fold, group, config["folds"])))
+    r = {name: np.array(rows, np.float32) for name, rows in r.items()}
+    save_file(folder / "null.npz", lambda f: np.savez(f, **r))
+    return r
+
+
 def write_genes(path, genes, results):
-    """genes.csv: a row per cancer and gene, best first; an empty R means no value (the gene or its prediction is constant)."""
+    """genes.csv: a row per cancer and gene, best first, with p under each null; hs and bh correct the one that decides.
+
+    An empty R means no value (the gene or its prediction is constant).
+    """
     k = len(next(iter(results.values()))["folds"])
-    header = ["gene", "project", "n", "R", "p", "p_holm_sidak", "p_bh", "significant_hs", "significant_bh",
-              *(f"R_fold{f}" for f in range(k))]
+    nulls = sorted(next(iter(results.values()))["all_p"])
+    header = ["gene", "project", "n", "R", *(f"p_{null}" for null in nulls), "p_holm_sidak", "p_bh", "significant_hs",
+              "significant_bh", *(f"R_fold{f}" for f in range(k))]
 
     def quoted(cells):
         text = io.StringIO()
@@ -586,11 +643,11 @@ def write_genes(path, genes, results):
 
     def write(f):
         names = [quoted([g]) for g in genes]
-        row = "%d,%.6g,%.6g,%.6g,%.6g,%d,%d" + ",%.6g" * k + "\n"              # one formatting per row: 5 times as fast
+        row = "%d,%.6g" + ",%.6g" * len(nulls) + ",%.6g,%.6g,%d,%d" + ",%.6g" * k + "\n"   # one formatting per row: fast
         f.write((quoted(header) + "\n").encode())
         for name, e in results.items():
             order, project = np.lexsort((-np.nan_to_num(e["r"], nan=-2), e["p"])), quoted([name])
-            columns = e["n"], e["r"], e["p"], e["hs"], e["bh"], e["hs"] < ALPHA, e["bh"] < ALPHA, *e["folds"]
+            columns = e["n"], e["r"], *(e["all_p"][null] for null in nulls), e["hs"], e["bh"], e["hs"] < ALPHA, e["bh"] < ALPHA, *e["folds"]
             cells = zip(*(c[order].tolist() for c in columns))
             f.write("".join(f"{names[j]},{project}," + (row % c).replace("nan", "")         # no value: an empty cell
                             for j, c in zip(order.tolist(), cells)).encode())
@@ -600,23 +657,50 @@ def write_genes(path, genes, results):
 # ---------------------------------------------------------------------------------------------------------------------
 # Report
 # ---------------------------------------------------------------------------------------------------------------------
-def plot_r(results, path):
-    """Distribution of R per cancer, the smallest significant R (triangle) and the number of significant genes (Fig. 2a)."""
+def plot_r(results, path, coding=None):
+    """R per cancer, the smallest significant R (triangle) and the number of significant genes (Fig. 2a); beside it, how many
+    genes are significant in at least so many cancers (Fig. 2b)."""
     plt = tiling.need_matplotlib()
-    fig, ax = plt.subplots(figsize=(max(5, 1 + .8 * len(results)), 4), layout="constrained")
+    fig, (ax, many) = plt.subplots(1, 2, figsize=(max(8, 4 + .8 * len(results)), 4), layout="constrained",
+                                   width_ratios=(max(2, .4 * len(results)), 1))
     for i, (name, e) in enumerate(results.items()):
         r = e["r"][~np.isnan(e["r"])]
         if len(r) > 1 and np.ptp(r) > 0:
             for body in ax.violinplot(r, [i], widths=.8, showextrema=False, showmedians=True)["bodies"]:
-                body.set_facecolor("#0072B2")
-        first = stats.r_threshold(-np.expm1(np.log1p(-ALPHA) / max(1, len(r))), e["slides"])        # first Šidák step
-        ax.plot(i, first, "k^", ms=6, label="R for significance (Holm–Šidák)" if i == 0 else None)
-        ax.annotate(f"{(e['hs'] < ALPHA).sum():,}", (i, 1.02), ha="center", color="#D55E00", annotation_clip=False)
+                body.set_facecolor(tiling.BLUE)
+        ax.plot(i, r_sign(e, e["null"]), "k^", ms=6, label=f"R for significance (Holm–Šidák, {e['null']} null)" if i == 0 else None)
+        ax.annotate(f"{(e['hs'] < ALPHA).sum():,}", (i, 1.02), ha="center", color=tiling.ORANGE, annotation_clip=False)
     ax.axhline(0, color="grey", lw=.5)
     ax.set(xticks=range(len(results)), ylabel="R over slides, mean of the folds", ylim=(-1, 1.12))
     ax.set_xticklabels([f"{name}\nn = {e['slides']}" for name, e in results.items()], fontsize=8)
     ax.set_title("Prediction of each gene; number: significant genes", fontsize=10)
     ax.legend(loc="lower right", fontsize=8)
+    at_least = stats.recurrent(np.array([results[n]["hs"] < ALPHA for n in separate(results)]))[1]
+    many.bar(range(1, len(at_least) + 1), np.maximum(at_least, .5), color=tiling.BLUE)
+    many.set(xlabel="in at least so many cancers", ylabel="significant genes", yscale="log", ylim=(.5, None))
+    many.set_xticks(range(1, len(at_least) + 1))
+    save_file(path, lambda f: fig.savefig(f, dpi=130, format="png"))
+    plt.close(fig)
+
+
+def plot_null(results, untrained, path):
+    """R of untrained models and the law fitted to it, by cancer; and where R becomes significant under it."""
+    plt = tiling.need_matplotlib()
+    columns = min(4, len(results))
+    fig, axes = plt.subplots(-(-len(results) // columns), columns, figsize=(3.2 * columns, 2.6 * -(-len(results) // columns)),
+                             layout="constrained", squeeze=False)
+    grid = np.linspace(-1, 1, 801)
+    for ax in axes.flat[len(results):]:
+        ax.axis("off")
+    for ax, (name, e) in zip(axes.flat, results.items()):
+        ax.hist(untrained[name][~np.isnan(untrained[name])], 60, density=True, color=tiling.BLUE, alpha=.5, label="untrained models")
+        ax.hist(e["r"][~np.isnan(e["r"])], 60, density=True, histtype="step", color=tiling.ORANGE, label="trained")
+        for null, style in (("untrained", "k-"), ("permutation", "k:")):
+            tail = stats.null_p(grid, *e["fits"][null])
+            ax.plot((grid[1:] + grid[:-1]) / 2, -np.diff(tail) / np.diff(grid), style, lw=1, label=f"{null}: n = {e['fits'][null][1]:.0f}")
+        ax.set(xlim=(-1, 1), yticks=[], xlabel="R")
+        ax.set_title(f"{name}: {e['slides']} slides, R_sign {r_sign(e, 'untrained'):.2f}", fontsize=9)
+        ax.legend(fontsize=6)
     save_file(path, lambda f: fig.savefig(f, dpi=130, format="png"))
     plt.close(fig)
 
@@ -654,7 +738,7 @@ def summary(results):
     for name, e in results.items():
         r = e["r"][~np.isnan(e["r"])]
         mean, median = (f"{np.mean(r):.3f}", f"{np.median(r):.3f}") if len(r) else ("no value", "no value")
-        yield name, e["slides"], len(r), mean, median, *(int((e[c] < ALPHA).sum()) for c in ("hs", "bh", "strict"))
+        yield name, e["slides"], len(r), mean, median, *(int((e[c] < ALPHA).sum()) for c in ("hs", "bh"))
 
 
 def planted(cohort, genes, results):
@@ -670,7 +754,16 @@ def planted(cohort, genes, results):
             for p in dict.fromkeys(programme.values()) for name, e in results.items() if (of == p).any()]
 
 
-SUMMARY_HEADER = ("cancer", "slides", "genes", "mean R", "median R", "significant HS", "significant BH", "HS, strict")
+def nulls_table(results):
+    for name, e in results.items():
+        for null in ("t", "permutation", "untrained"):
+            p, n = e["all_p"][null], e["fits"][null][1]
+            yield (name, null, f"{n:.0f}", f"{r_sign(e, null):.3f}", *(int((f(p) < ALPHA).sum()) for f in
+                                                                       (stats.holm_sidak, stats.benjamini_hochberg)))
+
+
+NULLS_HEADER = ("cancer", "null", "n", "R_sign", "HS", "BH")
+SUMMARY_HEADER = ("cancer", "slides", "genes", "mean R", "median R", "significant HS", "significant BH")
 
 
 def write_report(folder, cohort, config, data, results, prediction, notes, seconds):
@@ -679,26 +772,49 @@ def write_report(folder, cohort, config, data, results, prediction, notes, secon
     best = best_genes(results)
     plot_r(results, folder / "r_distribution.png")
     plot_scatter(best, genes, prediction, y, fold, cancers(projects), folder / "scatter.png")
-    truth, text = planted(cohort, genes, results), []
+    truth, text, groups = planted(cohort, genes, results), [], cancers(projects)
+
+    def interval(j, name):
+        rows, rng = groups[name], np.random.default_rng(config["seed"])
+        return [v[0] for v in stats.bootstrap_r(prediction[rows, j:j + 1], y[rows, j:j + 1], data["patients"][rows], fold[rows],
+                                                stats.N_DRAWS, rng)]
     text += [f"# HE2RNA: {folder.name}", ""]
     if truth:
         text += ["**SIMULATED cohort: drawn slides and planted expression, no patient.**", ""]
     text += [f"{len(y)} slides of {len(set(data['patients']))} patients, {len(genes):,} genes "
              + (f"with a positive median (of {config['genes_in_table']:,})" if "genes_in_table" in config else
                 f"of the run {config['from_run']['name']}, its models fine-tuned on all tiles")
-             + f", {config['folds']} folds by patient. R is Pearson's over the slides of a cancer within "
-             "a fold's test part, never over several cancers, and the mean of the folds. p is one-sided, from the t distribution "
-             "at n slides; HS is Holm–Šidák, BH Benjamini–Hochberg, over all genes of the cancer, significant below "
-             f"{ALPHA}. In small folds a mean of R scatters more than one R: \"strict\" counts what stays significant when that "
-             "is allowed for.", "",
+             + f", {config['folds']} folds by patient. R is Pearson's over the slides of a cancer within a fold's test part, never over "
+             f"several cancers, and the mean of the folds. HS is Holm–Šidák, BH Benjamini–Hochberg, over all genes of the cancer, "
+             f"significant below {ALPHA}, of the one-sided p under the {next(iter(results.values()))['null']} null.", "",
              table(SUMMARY_HEADER, summary(results)), "", "![Distribution of R](r_distribution.png)", "",
-             "## Best genes", "",
-             table(("gene", "cancer", "n", "R", "p (HS)"), [(genes[j], name, results[name]["n"][j], f"{r:.3f}",
-                   f"{results[name]['hs'][j]:.2g}") for name, j, r in best_genes(results, 20)]), "",
+             "## The three nulls", "", "The smallest R that is significant (first Šidák step) and the genes significant by Holm–Šidák "
+             "and by Benjamini–Hochberg under each. t: one R of n slides. permutation: the mean of folds of so many slides. untrained: "
+             "R of models of the same architecture that learned nothing; n there is of how many slides one R scatters as theirs do.",
+             "", table(NULLS_HEADER, nulls_table(results)), "", "![Nulls](null.png)", "",
+             "## Best genes", "", "95 % interval: over patients drawn with replacement, the models as they are.", "",
+             table(("gene", "cancer", "n", "R", "95 %", "p (HS)"), [
+                 (genes[j], name, results[name]["n"][j], f"{r:.3f}", "{:.2f} to {:.2f}".format(*interval(j, name)),
+                  f"{results[name]['hs'][j]:.2g}") for name, j, r in best_genes(results, 20)]), "",
              "![Predicted against true](scatter.png)", ""]
     if truth:
         text += ["## Against what was planted", "", "Housekeeping and noise genes follow nothing on the slide.", "",
                  table(("programme", "cancer", "genes", "mean R", "significant HS", "significant BH"), truth), ""]
+    names = separate(results)
+    significant = np.array([results[n]["hs"] < ALPHA for n in names])                                # (P, G)
+    cancers_of, at_least = stats.recurrent(significant)
+    text += ["## Genes significant in several cancers", ""]
+    if data.get("coding") is None:
+        text += [table(("at least", "genes"), enumerate(at_least, 1)), ""]
+    else:
+        both = enumerate(zip(at_least, stats.recurrent(significant[:, data["coding"]])[1]), 1)
+        text += [table(("at least", "genes", "protein-coding"), [(c, *counts) for c, counts in both]), "", "## Protein-coding genes", "",
+                 table(("cancer", "HS", "BH"), [(name, *(int((e[c][data["coding"]] < ALPHA).sum()) for c in ("hs", "bh")))
+                                                for name, e in results.items()]), data["coding_note"], ""]
+    if len(names) > 1 and cancers_of.max(initial=0) > 1:
+        order = np.lexsort((-np.nan_to_num(mean_of_values(np.array([results[n]["r"] for n in names]))), -cancers_of))
+        text += ["First by number of cancers, then by mean R: " + ", ".join(f"{genes[j]} ({cancers_of[j]})" for j in order[:30]
+                                                                          if cancers_of[j] > 1) + ".", ""]
     text += ["## Folds", "", table(("fold", "test slides", "best epoch", "epochs run", "chosen by", "training time"),
              [(f, int((fold == f).sum()), n["best_epoch"], n["epochs"], n["by"], clock(n["seconds"]))
               for f, n in enumerate(notes)]), "", "## Left out", ""]
@@ -707,6 +823,198 @@ def write_report(folder, cohort, config, data, results, prediction, notes, secon
     text += ["", "## Settings", "", *(f"- {k}: {v}" for k, v in config.items()),
              f"- run time of this call: {clock(seconds)}", ""]
     save_file(folder / "report.md", lambda f: f.write("\n".join(text).encode()))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Signatures and enrichment  [HE2RNA Results; Methods, GSEA signatures, Statistics and reproducibility; Fig. 2c-e, 3]
+# ---------------------------------------------------------------------------------------------------------------------
+def read_results(folder):
+    """genes.csv of a run: (genes, {cancer: dict of r (G,), hs and bh (G,) bool}); a gene without R is nan and False."""
+    path, tables = Path(folder) / "genes.csv", {}
+    if not path.is_file():
+        raise InputError(f"{path} is missing: give the folder of a finished run, such as COHORT/runs/he2rna")
+    with open(path, newline="", encoding="utf-8") as f:
+        for row in csv.DictReader(f):
+            tables.setdefault(row["project"], {})[row["gene"]] = (number(row["R"] or "nan"), row["significant_hs"] == "1",
+                                                                  row["significant_bh"] == "1")
+    genes = sorted(next(iter(tables.values())))
+    return genes, {name: dict(zip(("r", "hs", "bh"), map(np.array, zip(*(table[g] for g in genes))))) for name, table in tables.items()}
+
+
+def read_gene_table(path):
+    """({id without version: symbol}, {symbol: biotype}) of a table with columns for id (gene_id, ensembl), name (symbol,
+    gene_name) and, if it has one, biotype (gene_type, gene_biotype): a csv or tsv, GENCODE's or BioMart's names."""
+    names = dict(id=("gene_id", "ensembl", "ensembl_gene_id", "gene stable id", "id"), symbol=("symbol", "gene_name", "hgnc_symbol",
+                 "gene name", "gene"), biotype=("biotype", "gene_type", "gene_biotype", "gene type"))
+    try:
+        with (gzip.open if str(path).endswith(".gz") else open)(path, "rt", newline="", encoding="utf-8-sig") as f:
+            first = f.readline()
+            split = "\t" if "\t" in first else ","
+            header = [c.strip().lower() for c in next(csv.reader([first], delimiter=split), [])]
+            column = {k: next((header.index(n) for n in options if n in header), None) for k, options in names.items()}
+            if column["symbol"] is None or column["id"] is None and column["biotype"] is None:
+                raise InputError(f"--gene-table {path}: wanted a column gene_id or biotype and a column symbol; it has {few(header)}")
+            rows = [row for row in csv.reader(f, delimiter=split) if len(row) == len(header)]
+    except (OSError, UnicodeDecodeError, csv.Error) as e:
+        raise InputError(f"--gene-table {path}: can't be read ({e})") from None
+    get = lambda row, k: row[column[k]].strip()
+    symbol = {get(row, "id").split(".")[0]: get(row, "symbol") for row in rows} if column["id"] is not None else {}
+    return symbol, {get(row, "symbol"): get(row, "biotype") for row in rows} if column["biotype"] is not None else {}
+
+
+def as_symbols(genes, symbol):
+    """Names as gene sets use them: Ensembl ids, whatever their version, by the table; '' where it has none. -> (names, a line)."""
+    names = [symbol.get(g.split(".")[0], "" if re.match(r"ENS[A-Z]*G\d+", g) else g) for g in genes]
+    lost = [g for g, n in zip(genes, names) if not n]
+    twice = len([n for n in names if n]) - len({n for n in names if n})
+    return names, "; ".join([f"{len(lost):,} of {len(genes):,} genes have no symbol and count in no set ({few(lost, 3)}): give --gene-table"]
+                            * bool(lost) + [f"{twice:,} genes share a symbol with another"] * bool(twice))
+
+
+def read_sets(paths):
+    sets = {}
+    for path in paths:
+        try:
+            new = stats.read_gmt(path)
+        except (ValueError, OSError) as e:
+            raise InputError(f"--gmt: {e}" if str(path) in str(e) else f"--gmt {path}: {e}") from None
+        for name, genes in new.items():
+            if set(sets.get(name, genes)) != set(genes):
+                raise InputError(f"--gmt {path}: set {name} stands in another file too, with other genes")
+            sets[name] = genes
+    return sets
+
+
+def pick_signatures(asked, sets):
+    """{name: (genes, line on what is missing)}: the paper's six and housekeeping genes, or 'NAME=SET,SET', or a set's name."""
+    wanted = {}
+    for text in asked or [*stats.SIGNATURES, *(n for n in sets if "HOUSEKEEPING" in n.upper())]:
+        name, _, parts = text.partition("=")
+        sources = [p.strip() for p in parts.split(",") if p.strip()] or stats.SIGNATURES.get(name.strip()) or [name.strip()]
+        there = [p for p in sources if p in sets]
+        if asked and not there:
+            near = difflib.get_close_matches(sources[0].upper(), list(sets), 3)
+            raise InputError(f"--signature {text}: the .gmt files have no set {', '.join(sources)}" + (f"; nearest: {', '.join(near)}" if
+                             near else "") + f"; built in: {', '.join(stats.SIGNATURES)}")
+        missing = [p for p in sources if p not in sets]
+        genes = stats.combine_sets([sets[p] for p in there]) if there else ()
+        wanted[name.strip()] = genes, f"without {', '.join(missing)}, in none of the .gmt files" if missing else ""
+    return wanted
+
+
+def plot_signatures(path, observed, chance, names, cancers_, label):
+    """Each signature in each cancer: its value against that of random lists, with the identity line (Fig. 3)."""
+    plt = tiling.need_matplotlib()
+    fig, ax = plt.subplots(figsize=(6.4, 5), layout="constrained")
+    for i, name in enumerate(names):
+        ax.scatter(chance[i], observed[i], s=16, label=name, color=plt.get_cmap("tab10")(i % 10))
+    ends = [np.nanmin([observed, chance]), np.nanmax([observed, chance])]
+    ax.plot(ends, ends, "k:", lw=.8)
+    ax.set(xlabel=f"{label} of random lists", ylabel=f"{label} of the signature")
+    ax.set_title(f"{len(cancers_)} cancer{'s' * (len(cancers_) > 1)}, a point each", fontsize=9)
+    ax.legend(fontsize=7)
+    save_file(path, lambda f: fig.savefig(f, dpi=130, format="png"))
+    plt.close(fig)
+
+
+def signatures(o):
+    """Are the genes of a pathway better predicted than random lists of as many genes? (Fig. 3)"""
+    tiling.need_matplotlib()
+    genes, results = read_results(o.run)
+    if o.lists < 1:
+        raise InputError(f"--lists {o.lists}: must be at least 1")
+    names, note = as_symbols(genes, read_gene_table(o.gene_table)[0] if o.gene_table else {})
+    wanted, projects = pick_signatures(o.signature, read_sets(o.gmt)), separate(results)
+    r = np.stack([results[p]["r"] for p in projects], 1)                                            # (G, P)
+    significant = np.stack([results[p][o.correction] for p in projects], 1)
+    members = np.array([np.isin(names, list(g)) if g else np.zeros(len(names), bool) for g, _ in wanted.values()])  # (S, G)
+    z, rng = tiling.load_arrays(Path(o.run) / "predictions.npz"), np.random.default_rng(o.seed)
+    if z is None:
+        raise InputError(f"{Path(o.run) / 'predictions.npz'} is missing or not whole: run train again")
+    level = dict(zip(z["genes"].tolist(), z["truth"].mean(0)))
+    bins = stats.expression_bins(np.array([level[g] for g in genes]))
+    plain, matched = (stats.random_list_test(r, significant, members, o.lists, rng, b) for b in (None, bins))
+    header = ("signature", "cancer", "genes in it", "with R", "R_p", "R_o", "p", "f_p", "f_o", "p (share)", "R_o matched", "p matched",
+              "f_o matched", "p (share) matched")
+    rows = [(name, p, len(g), plain["size"][i, c], *(f"{t[k][i, c]:.4g}" if not np.isnan(t[k][i, c]) else "" for t, k in (
+            (plain, "r"), (plain, "r_random"), (plain, "p_r"), (plain, "share"), (plain, "share_random"), (plain, "p_share"),
+            (matched, "r_random"), (matched, "p_r"), (matched, "share_random"), (matched, "p_share"))))
+            for i, (name, (g, _)) in enumerate(wanted.items()) for c, p in enumerate(projects)]
+    folder = Path(o.run) / "signatures"
+    save_csv(folder / "signatures.csv", header, rows)
+    for k, label in (("r", "mean R"), ("share", "share of significant genes")):
+        if np.isfinite(plain[k]).any():
+            plot_signatures(folder / f"{k}.png", plain[k], plain[k + "_random"], list(wanted), projects, label)
+    beaten = [(name, f"{(t['p_r'][i] < ALPHA).sum()} and {(t['p_share'][i] < ALPHA).sum()}", which)
+              for i, name in enumerate(wanted) for t, which in ((plain, "any genes"), (matched, "genes of like expression"))
+              if t["size"][i].any()]
+    empty = [name for i, name in enumerate(wanted) if not plain["size"][i].any()]
+    text = [f"# Signatures in {o.run}", "", f"{len(genes):,} genes, {len(projects)} cancers; {o.lists:,} random lists of the same length. "
+            "R_p, f_p: mean R and share of significant genes of the signature; R_o, f_o: of the lists; p: share of lists (and the "
+            "signature) that reach it, not corrected for the number of tests. matched: lists of genes of like mean expression. The genes of a "
+            "signature vary together, those of a list do not: p tells that these genes stand out, not that their pathway would again.", ""]
+    text += [f"- {name}: {line}" for name, (_, line) in wanted.items() if line] + [f"- {name}: no gene of it was measured; no test"
+                                                                                   for name in empty] + [f"- {note}"] * bool(note)
+    text += ["", table(header, rows), "", "![R](r.png) ![Share](share.png)", "", f"## In how many of {len(projects)} cancers p < {ALPHA} "
+             "(mean R and share)", "", table(("signature", "cancers", "against"), beaten), ""]
+    save_file(folder / "report.md", lambda f: f.write("\n".join(text).encode()))
+    print("\n".join([table(header, rows), *text[4:4 + len(empty) + sum(bool(line) for _, line in wanted.values()) + bool(note)]]))
+    print(f"report: {folder / 'report.md'}")
+    return 0
+
+
+def enrich(o):
+    """Which pathways the well-predicted genes belong to: Fisher's exact test of every set, Benjamini-Hochberg (Fig. 2c-e)."""
+    plt = tiling.need_matplotlib()
+    genes, results = read_results(o.run)
+    symbol, biotype = read_gene_table(o.gene_table) if o.gene_table else ({}, {})
+    (names, note), sets, projects = as_symbols(genes, symbol), read_sets(o.gmt), separate(results)
+    if o.at_least is not None and not 1 <= o.at_least <= len(projects):
+        raise InputError(f"--at-least {o.at_least}: the run has {len(projects)} cancer{'s' * (len(projects) > 1)}")
+    groups = {}
+    if o.at_least is not None:
+        counted, _ = stats.recurrent(np.array([results[p][o.correction] for p in projects]))
+        groups[f"at-least-{o.at_least}"] = (counted >= o.at_least, np.any([~np.isnan(results[p]["r"]) for p in projects], axis=0))
+    else:
+        if o.project and o.project not in results:
+            raise InputError(f"--project {o.project}: the run has {', '.join(results)}")
+        for p in [o.project] if o.project else projects:
+            e = results[p]
+            groups[p] = (np.nan_to_num(e["r"], nan=-2) > o.min_r if o.min_r is not None else e[o.correction], ~np.isnan(e["r"]))
+    what = (f"significant ({o.correction.upper()}) in at least {o.at_least} cancers" if o.at_least is not None else
+            f"R above {o.min_r:g}" if o.min_r is not None else f"significant ({o.correction.upper()})")
+    folder, text = Path(o.run) / "enrichment", [f"# Enrichment in {o.run}", "", f"Hits: genes {what}. Fisher's exact test, one-sided, of "
+                                                f"{len(sets):,} sets over the tested genes; BH over the sets. {note}", ""]
+    for name, (hit, tested) in groups.items():
+        universe = [n for n, t in zip(names, tested) if t and n]
+        hits = [n for n, h in zip(names, hit & tested) if h and n]
+        e = stats.enrichment(hits, sets, universe)
+        order = np.lexsort((-np.nan_to_num(e["fold"]), np.nan_to_num(e["p"], nan=2)))
+        keys, inside = list(sets), set(hits)
+        save_csv(folder / f"{name}.csv", ("set", "genes tested", "hits", "expected", "fold", "p", "p_bh", "hit genes"), (
+            (keys[i], e["size"][i], e["overlap"][i], f"{e['expected'][i]:.4g}", *("" if np.isnan(v) else f"{v:.4g}" for v in
+             (e["fold"][i], e["p"][i], e["bh"][i])), " ".join(g for g in sets[keys[i]] if g in inside)) for i in order))
+        best, found = [i for i in order[:15] if e["overlap"][i]], int((e["bh"] < ALPHA).sum())
+        coding = f", {sum(biotype.get(h) == 'protein_coding' for h in hits):,} of them protein-coding" if biotype else ""
+        line = (f"{name}: {len(hits):,} hits of {len(universe):,} tested genes{coding}; {found} of {(~np.isnan(e['p'])).sum():,} sets with a "
+                f"tested gene at BH < {ALPHA}" + (f"; first: {keys[best[0]]} ({e['overlap'][best[0]]} of {e['size'][best[0]]}, p (BH) "
+                                                   f"{e['bh'][best[0]]:.2g})" if best else ""))
+        print(line)
+        text += [f"## {name}", "", line + ".", "", table(("set", "hits", "tested", "expected", "p", "p (BH)"), [
+            (keys[i], e["overlap"][i], e["size"][i], f"{e['expected'][i]:.1f}", f"{e['p'][i]:.2g}", f"{e['bh'][i]:.2g}") for i in best]), ""]
+        if best:
+            fig, ax = plt.subplots(figsize=(8, .7 + .28 * len(best)), layout="constrained")
+            ax.barh(range(len(best)), -np.log10(np.maximum(e["bh"][best], 1e-300)), color=tiling.BLUE)
+            ax.axvline(-math.log10(ALPHA), color=tiling.ORANGE, lw=1)
+            ax.set_yticks(range(len(best)), [f"{keys[i][:60]} ({e['overlap'][i]}/{e['size'][i]})" for i in best], fontsize=7)
+            ax.invert_yaxis()
+            ax.set_xlabel("−log$_{10}$ p, Benjamini–Hochberg; line: .05")
+            save_file(folder / f"{name}.png", lambda f: fig.savefig(f, dpi=130, format="png"))
+            plt.close(fig)
+            text += [f"![{name}]({name}.png)", ""]
+    save_file(folder / "report.md", lambda f: f.write("\n".join(text).encode()))
+    print((f"{note}\n" if note else "") + f"report: {folder / 'report.md'}")
+    return 0
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -928,7 +1236,7 @@ def map_slide(run, o, models, home, into, source, name, label, chosen, group):
 # ---------------------------------------------------------------------------------------------------------------------
 def check_options(o):
     for name, value, low in (("--epochs", o.epochs, 1), ("--patience", o.patience, 1), ("--batch", o.batch, 1),
-                             ("--folds", o.folds, 2)):
+                             ("--folds", o.folds, 2), ("--null-models", o.null_models, 1)):
         if value < low:
             raise InputError(f"{name} {value}: must be at least {low}")
     if not (0 <= o.dropout < 1 and o.lr > 0 and 0 <= o.valid < 1):
@@ -943,6 +1251,9 @@ def training_options(a, epochs, patience, batch, ks, more):
       f"(default {patience})")
     a("--batch", type=int, default=batch, help=f"slides per iteration (default {batch})")
     a("--lr", type=float, default=LEARNING_RATE, help=f"of Adam (default {LEARNING_RATE:g}); lower if the loss jumps")
+    a("--null", choices=("untrained", "t", "permutation"), default="untrained", help="whose p decides what is significant: untrained "
+      "models (default, the paper's), the t of one R, or slides permuted; genes.csv has all three")
+    a("--null-models", type=int, default=NULL_MODELS, help=f"untrained models behind it (default {NULL_MODELS}; the paper has one)")
     a("--ks", type=numbers, default=ks, help="tiles kept, one number drawn per iteration, all averaged at test time "
       f"(default {','.join(map(str, ks))})")
 
@@ -1090,13 +1401,15 @@ def cross_validate(folder, config, o, data, bags, splits, first_model):
         notes.append(saved["note"])
         if len(test_rows):
             prediction[test_rows] = predict_slides(model, bags, test_rows, o.batch)
-    results = evaluate(prediction, y, data["fold"], data["projects"], len(splits))
+    untrained = untrained_r(config, data, bags, o, next(model.parameters()).device, folder)
+    results = evaluate(prediction, y, data["fold"], data["projects"], len(splits), untrained, o.null)
     save_file(folder / "predictions.npz", lambda f: np.savez_compressed(
         f, prediction=prediction, truth=y, genes=np.array(data["genes"]), slide=data["slides"], patient=data["patients"],
         project=data["projects"], fold=data["fold"]))
     write_genes(folder / "genes.csv", data["genes"], results)
+    plot_null(results, untrained, folder / "null.png")
     write_report(folder, Path(config["cohort"]), config, data, results, prediction, notes, time.time() - start)
-    print("\n" + "".join(f"{a:>12} {b:>7} {c:>7} {d:>9} {e:>9} {f:>15} {g:>15} {h:>11}\n" for a, b, c, d, e, f, g, h in
+    print("\n" + "".join(f"{a:>12} {b:>7} {c:>7} {d:>9} {e:>9} {f:>15} {g:>15}\n" for a, b, c, d, e, f, g in
                          [SUMMARY_HEADER, *summary(results)]))
     print("best: " + ", ".join(f"{data['genes'][j]} ({name}, R {r:.2f})" for name, j, r in best_genes(results)))
     print(f"report: {folder / 'report.md'}   ({clock(time.time() - start)})")
@@ -1116,7 +1429,11 @@ def train(o):
         tiling.simulate_cohort(cohort, seed=o.seed)
     if not cohort.is_dir():
         raise InputError(f"{cohort}: no such folder")
+    tables = read_gene_table(o.gene_table) if o.gene_table else None
     data, x, mask = prepare(cohort, o)
+    if tables:
+        names, data["coding_note"] = as_symbols(data["genes"], tables[0])
+        data["coding"] = np.array([tables[1].get(n) == "protein_coding" for n in names])
     config = dict(command="train", bags="super-tiles", project=o.project or "all", types=o.types or "primary tumours",
                   genes_in_table=data["genes_in_table"], features=tiling.provenance(cohort, o, data["slides"]),
                   tiles_per_slide=x.shape[1], n_features=x.shape[2], hidden=o.hidden, ks=o.ks, dropout=o.dropout, valid=o.valid,
@@ -1457,6 +1774,7 @@ def main(argv=None):
     a("--folds", type=int, default=FOLDS, help=f"of the cross-validation, patients whole (default {FOLDS})")
     a("--valid", type=float, help=f"share of the training patients that choose the epoch (default {VALID_SHARE}, {DEMO_VALID} "
       "without a cohort); raise it for small cohorts, where R over a few slides is chance; 0: train on all and keep the last epoch")
+    a("--gene-table", metavar="FILE", help="csv or tsv with gene_id, symbol, biotype: the report counts protein-coding genes apart")
     a("--hidden", type=numbers, default=HIDDEN, help="neurons of the hidden layers (default 1024,1024)")
     a("--dropout", type=float, default=DROPOUT, help=f"between layers (default {DROPOUT})")
     training_options(a, EPOCHS, PATIENCE, BATCH_SLIDES, KS_SUPERTILES, f"; {DEMO_EPOCHS} without a cohort")
@@ -1494,7 +1812,29 @@ def main(argv=None):
                    "learned from the patient")
     tiling.add_options(p, of_run=True)
 
+    for verb, function, what in (("signatures", signatures, "pathways against random lists of genes"),
+                                 ("enrich", enrich, "pathways of the well-predicted genes")):
+        p = verbs.add_parser(verb, help=what, description=function.__doc__)
+        p.add_argument("run", help="a finished run, COHORT/runs/NAME")
+        p.add_argument("--gmt", nargs="+", required=True, metavar="FILE", help="gene sets (MSigDB's .gmt, plain or gzip)")
+        p.add_argument("--correction", choices=("hs", "bh"), default="hs", help="which genes count as significant: Holm–Šidák (default, "
+                       "the paper's) or Benjamini–Hochberg")
+        p.add_argument("--gene-table", metavar="FILE", help="csv or tsv with gene_id, symbol, biotype: maps Ensembl ids to the symbols of "
+                       "the sets, counts protein-coding genes")
+        if verb == "signatures":
+            p.add_argument("--signature", action="append", metavar="NAME[=SET,SET..]", help="genes in at least two of the sets; a set's name; "
+                           f"or one of the paper's: {', '.join(stats.SIGNATURES)} (default: those and housekeeping sets); may be given again")
+            p.add_argument("--lists", type=int, default=stats.N_LISTS, help=f"random lists (default {stats.N_LISTS:,}, the paper's)")
+            p.add_argument("--seed", type=tiling.natural, default=0, help="of the random lists")
+        else:
+            p.add_argument("--project", metavar="P", help="one cancer (default: each)")
+            p.add_argument("--min-r", type=float, metavar="R", help="hits are the genes with an R above it instead (the paper: .4 where very "
+                           "many are significant)")
+            p.add_argument("--at-least", type=int, metavar="C", help="hits are the genes significant in at least C cancers")
+
     o = parser.parse_args(argv)
+    if o.verb in ("signatures", "enrich"):
+        return dict(signatures=signatures, enrich=enrich)[o.verb](o)
     o.seed = o.seed or 0
     o.precision_of_selection = tiling.pick_precision(o.precision, tiling.pick_device(o.device)) if o.precision else "float32"
     return dict(train=train, finetune=finetune, predict=predict, heatmap=heatmap)[o.verb](o)
