@@ -76,6 +76,7 @@ PRIMARY = ("primary tumor", "primary tumour", "tumor", "tumour", "01")  # sample
 MERGED = {"LUNG": ("LUAD", "LUSC"), "KIDN": ("KICH", "KIRC", "KIRP"), "UTER": ("UCS", "UCEC")}  # [HE2RNA Table 1]
 MIN_SLIDES_R = 3             # slides of a project in a fold for an R   [ours]
 NULL_MODELS = 3              # untrained models behind the null         [ours; the paper has one]
+SMALL_FOLD = 8               # test slides of a cancer; with fewer the report warns [ours]
 MIN_NULL = 2000              # their R, at least: few genes get more outputs [ours]
 SHIFTS = 199                 # random shifts behind a p over tiles; five times as many over spots [ours]
 VERSION = 2                  # of a run's files; another is refused     [ours]
@@ -161,6 +162,21 @@ def read_table(path):
         raise InputError(f"{path}: no rows")
     key = header[0].strip().lower()
     return key if key in ("slide", "sample") else "", ids, genes, np.stack(rows)
+
+
+def read_rows(path):
+    """(header, rows) of a table, comma- or tab-separated, plain or .gz; blank lines left out. InputError when it can't be read."""
+    try:
+        data = Path(path).read_bytes()
+        data = gzip.decompress(data) if data[:2] == b"\x1f\x8b" else data
+        try:
+            text = data.decode("utf-8-sig")
+        except UnicodeDecodeError:
+            text = data.decode("cp1252")                                       # the µ of programs on Windows
+        rows = [row for row in csv.reader(io.StringIO(text), delimiter="\t" if "\t" in text.partition("\n")[0] else ",") if row]
+    except (OSError, EOFError, zlib.error, csv.Error, UnicodeDecodeError) as e:
+        raise InputError(f"{path}: can't be read as a table ({e})") from None
+    return [c.strip() for c in rows[0]] if rows else [], rows[1:]
 
 
 def number(text):
@@ -564,7 +580,7 @@ def evaluate(prediction, y, fold, projects, k, untrained=None, null="t"):
     t: one R of n slides, nothing correlated, n those of the folds that gave an R. permutation: slides change places within
     their fold; over all orders a fold's R has mean 0 and variance 1 / (n_f - 1) exactly, so their mean scatters as one R
     of 1 + 1 / variance slides: nothing needs to be drawn. untrained: stats.null_fit of the R of untrained models, given as
-    {cancer: (M, G)}. `null` names the one whose p, corrected over the genes, decides: hs, bh. [HE2RNA Methods, Statistics:
+    {cancer: (null R of each gene, G)}. `null` names the one whose p, corrected over the genes, decides: hs, bh. [HE2RNA Methods, Statistics:
     the untrained model, Holm-Šidák; Benjamini-Hochberg beside it; the other two nulls are ours]
     """
     results = {}
@@ -597,7 +613,7 @@ def separate(names):
 
 @torch.inference_mode()
 def untrained_r(config, data, bags, o, device, folder):
-    """{cancer: (M, G)} R of M models of the same architecture that learned nothing; kept in null.npz of the run.
+    """{cancer: (M copies, G)} R of M models of the same architecture that learned nothing; kept in null.npz of the run.
 
     Each predicts every held-out slide, a new one for each fold, as trained ones do. Few genes: more outputs, each judged
     against a gene, so that there is a null to fit. [HE2RNA Methods, Statistics and reproducibility]
@@ -605,8 +621,8 @@ def untrained_r(config, data, bags, o, device, folder):
     y, fold, groups = data["y"], data["fold"], cancers(data["projects"])
     M, G = o.null_models, y.shape[1]
     copies = -(-MIN_NULL // (M * G))
-    saved = tiling.load_arrays(folder / "null.npz")
-    if saved and saved.keys() == groups.keys() and all(v.shape == (M * copies, G) for v in saved.values()):
+    saved = tiling.load_arrays(folder / "null.npz") or {}
+    if saved.pop("models", None) == M and saved.keys() == groups.keys():
         return saved
     r, tick = {name: [] for name in groups}, progress("untrained models", M * config["folds"], "folds")
     for m in range(M):
@@ -622,7 +638,7 @@ def untrained_r(config, data, bags, o, device, folder):
             for c in range(copies):
                 r[name].append(mean_of_values(fold_r(prediction[:, c * G:(c + 1) * G], y, fold, group, config["folds"])))
     r = {name: np.array(rows, np.float32) for name, rows in r.items()}
-    save_file(folder / "null.npz", lambda f: np.savez(f, **r))
+    save_file(folder / "null.npz", lambda f: np.savez(f, models=M, **r))
     return r
 
 
@@ -683,8 +699,8 @@ def plot_r(results, path, coding=None):
     plt.close(fig)
 
 
-def plot_null(results, untrained, path):
-    """R of untrained models and the law fitted to it, by cancer; and where R becomes significant under it."""
+def plot_null(results, untrained, permuted, path):
+    """R of untrained models, of permuted slides, and the laws fitted to them, by cancer; and where R becomes significant."""
     plt = tiling.need_matplotlib()
     columns = min(4, len(results))
     fig, axes = plt.subplots(-(-len(results) // columns), columns, figsize=(3.2 * columns, 2.6 * -(-len(results) // columns)),
@@ -693,12 +709,15 @@ def plot_null(results, untrained, path):
     for ax in axes.flat[len(results):]:
         ax.axis("off")
     for ax, (name, e) in zip(axes.flat, results.items()):
+        if np.isnan(e["r"]).all():
+            continue
         ax.hist(untrained[name][~np.isnan(untrained[name])], 60, density=True, color=tiling.BLUE, alpha=.5, label="untrained models")
-        ax.hist(e["r"][~np.isnan(e["r"])], 60, density=True, histtype="step", color=tiling.ORANGE, label="trained")
+        for r, color, what in ((permuted[name], "grey", "slides permuted"), (e["r"], tiling.ORANGE, "trained")):
+            ax.hist(r[~np.isnan(r)], 60, density=True, histtype="step", color=color, label=what)
         for null, style in (("untrained", "k-"), ("permutation", "k:")):
             tail = stats.null_p(grid, *e["fits"][null])
             ax.plot((grid[1:] + grid[:-1]) / 2, -np.diff(tail) / np.diff(grid), style, lw=1, label=f"{null}: n = {e['fits'][null][1]:.0f}")
-        ax.set(xlim=(-1, 1), yticks=[], xlabel="R")
+        ax.set(xlim=(-1, 1), ylim=(0, 1.6 * ax.get_ylim()[1]), yticks=[], xlabel="R")
         ax.set_title(f"{name}: {e['slides']} slides, R_sign {r_sign(e, 'untrained'):.2f}", fontsize=9)
         ax.legend(fontsize=6)
     save_file(path, lambda f: fig.savefig(f, dpi=130, format="png"))
@@ -774,6 +793,8 @@ def write_report(folder, cohort, config, data, results, prediction, notes, secon
     plot_scatter(best, genes, prediction, y, fold, cancers(projects), folder / "scatter.png")
     truth, text, groups = planted(cohort, genes, results), [], cancers(projects)
 
+    small = [name for name, rows in groups.items() if 0 < rows.sum() < SMALL_FOLD * config["folds"]]
+
     def interval(j, name):
         rows, rng = groups[name], np.random.default_rng(config["seed"])
         return [v[0] for v in stats.bootstrap_r(prediction[rows, j:j + 1], y[rows, j:j + 1], data["patients"][rows], fold[rows],
@@ -791,7 +812,10 @@ def write_report(folder, cohort, config, data, results, prediction, notes, secon
              "## The three nulls", "", "The smallest R that is significant (first Šidák step) and the genes significant by Holm–Šidák "
              "and by Benjamini–Hochberg under each. t: one R of n slides. permutation: the mean of folds of so many slides. untrained: "
              "R of models of the same architecture that learned nothing; n there is of how many slides one R scatters as theirs do.",
-             "", table(NULLS_HEADER, nulls_table(results)), "", "![Nulls](null.png)", "",
+             "", table(NULLS_HEADER, nulls_table(results)), "",
+             *([f"**Folds of fewer than {SMALL_FOLD} test slides ({', '.join(small)}): no null holds there**; of runs on noise with 5 folds "
+                "of 4 slides one in six has a false gene by Holm–Šidák, with 5 of 8 one in twenty.", ""] if small else []),
+             "![Nulls](null.png)", "",
              "## Best genes", "", "95 % interval: over patients drawn with replacement, the models as they are.", "",
              table(("gene", "cancer", "n", "R", "95 %", "p (HS)"), [
                  (genes[j], name, results[name]["n"][j], f"{r:.3f}", "{:.2f} to {:.2f}".format(*interval(j, name)),
@@ -811,9 +835,12 @@ def write_report(folder, cohort, config, data, results, prediction, notes, secon
         text += [table(("at least", "genes", "protein-coding"), [(c, *counts) for c, counts in both]), "", "## Protein-coding genes", "",
                  table(("cancer", "HS", "BH"), [(name, *(int((e[c][data["coding"]] < ALPHA).sum()) for c in ("hs", "bh")))
                                                 for name, e in results.items()]), data["coding_note"], ""]
+    mean = mean_of_values(np.array([results[n]["r"] for n in names]))                                # (G,)
+    by_bh, order = stats.recurrent(np.array([results[n]["bh"] < ALPHA for n in names]))[0], np.lexsort((-np.nan_to_num(mean), -cancers_of))
+    save_csv(folder / "recurrent.csv", ("gene", "cancers_hs", "cancers_bh", "mean_R"), (
+        (genes[j], cancers_of[j], by_bh[j], "" if np.isnan(mean[j]) else f"{mean[j]:.4g}") for j in order))
     if len(names) > 1 and cancers_of.max(initial=0) > 1:
-        order = np.lexsort((-np.nan_to_num(mean_of_values(np.array([results[n]["r"] for n in names]))), -cancers_of))
-        text += ["First by number of cancers, then by mean R: " + ", ".join(f"{genes[j]} ({cancers_of[j]})" for j in order[:30]
+        text += ["First (all in recurrent.csv) by number of cancers, then by mean R: " + ", ".join(f"{genes[j]} ({cancers_of[j]})" for j in order[:30]
                                                                           if cancers_of[j] > 1) + ".", ""]
     text += ["## Folds", "", table(("fold", "test slides", "best epoch", "epochs run", "chosen by", "training time"),
              [(f, int((fold == f).sum()), n["best_epoch"], n["epochs"], n["by"], clock(n["seconds"]))
@@ -833,42 +860,40 @@ def read_results(folder):
     path, tables = Path(folder) / "genes.csv", {}
     if not path.is_file():
         raise InputError(f"{path} is missing: give the folder of a finished run, such as COHORT/runs/he2rna")
-    with open(path, newline="", encoding="utf-8") as f:
-        for row in csv.DictReader(f):
-            tables.setdefault(row["project"], {})[row["gene"]] = (number(row["R"] or "nan"), row["significant_hs"] == "1",
-                                                                  row["significant_bh"] == "1")
+    header, rows = read_rows(path)
+    if not {"gene", "project", "R", "significant_hs", "significant_bh"} <= set(header) or not rows:
+        raise InputError(f"{path}: not the genes.csv of a run; it has the columns {few(header)}")
+    gene, project, r, hs, bh = (header.index(c) for c in ("gene", "project", "R", "significant_hs", "significant_bh"))
+    for row in rows:
+        tables.setdefault(row[project], {})[row[gene]] = number(row[r] or "nan"), row[hs] == "1", row[bh] == "1"
     genes = sorted(next(iter(tables.values())))
     return genes, {name: dict(zip(("r", "hs", "bh"), map(np.array, zip(*(table[g] for g in genes))))) for name, table in tables.items()}
 
 
 def read_gene_table(path):
-    """({id without version: symbol}, {symbol: biotype}) of a table with columns for id (gene_id, ensembl), name (symbol,
-    gene_name) and, if it has one, biotype (gene_type, gene_biotype): a csv or tsv, GENCODE's or BioMart's names."""
-    names = dict(id=("gene_id", "ensembl", "ensembl_gene_id", "gene stable id", "id"), symbol=("symbol", "gene_name", "hgnc_symbol",
-                 "gene name", "gene"), biotype=("biotype", "gene_type", "gene_biotype", "gene type"))
-    try:
-        with (gzip.open if str(path).endswith(".gz") else open)(path, "rt", newline="", encoding="utf-8-sig") as f:
-            first = f.readline()
-            split = "\t" if "\t" in first else ","
-            header = [c.strip().lower() for c in next(csv.reader([first], delimiter=split), [])]
-            column = {k: next((header.index(n) for n in options if n in header), None) for k, options in names.items()}
-            if column["symbol"] is None or column["id"] is None and column["biotype"] is None:
-                raise InputError(f"--gene-table {path}: wanted a column gene_id or biotype and a column symbol; it has {few(header)}")
-            rows = [row for row in csv.reader(f, delimiter=split) if len(row) == len(header)]
-    except (OSError, UnicodeDecodeError, csv.Error) as e:
-        raise InputError(f"--gene-table {path}: can't be read ({e})") from None
-    get = lambda row, k: row[column[k]].strip()
-    symbol = {get(row, "id").split(".")[0]: get(row, "symbol") for row in rows} if column["id"] is not None else {}
-    return symbol, {get(row, "symbol"): get(row, "biotype") for row in rows} if column["biotype"] is not None else {}
+    """({id without version: symbol}, ids and symbols that are protein-coding, or None) of a csv or tsv with columns for the id
+    (gene_id, ensembl), the name (symbol, gene_name) and, if it has one, the biotype (gene_type): GENCODE's or BioMart's names."""
+    options = dict(id=("gene_id", "ensembl", "ensembl_gene_id", "gene stable id", "id"), symbol=("symbol", "gene_name", "hgnc_symbol",
+                   "gene name", "gene"), biotype=("biotype", "gene_type", "gene_biotype", "gene type"))
+    header, rows = read_rows(path)
+    lower = [c.lower() for c in header]
+    column = {k: next((lower.index(n) for n in names if n in lower), None) for k, names in options.items()}
+    if (column["id"] is None and column["symbol"] is None) or (column["symbol"] is None and column["biotype"] is None):
+        raise InputError(f"--gene-table {path}: wanted two of the columns gene_id, symbol and biotype; it has {few(header)}")
+    table = [{k: row[j].strip() if j is not None else "" for k, j in column.items()} for row in rows if len(row) == len(header)]
+    for t in table:
+        t["id"] = t["id"].split(".")[0]                                        # without the version
+    coding = {t[k] for t in table for k in ("id", "symbol") if t["biotype"] == "protein_coding"}
+    return {t["id"]: t["symbol"] for t in table if t["id"] and t["symbol"]}, coding if column["biotype"] is not None else None
 
 
 def as_symbols(genes, symbol):
-    """Names as gene sets use them: Ensembl ids, whatever their version, by the table; '' where it has none. -> (names, a line)."""
-    names = [symbol.get(g.split(".")[0], "" if re.match(r"ENS[A-Z]*G\d+", g) else g) for g in genes]
-    lost = [g for g, n in zip(genes, names) if not n]
-    twice = len([n for n in names if n]) - len({n for n in names if n})
-    return names, "; ".join([f"{len(lost):,} of {len(genes):,} genes have no symbol and count in no set ({few(lost, 3)}): give --gene-table"]
-                            * bool(lost) + [f"{twice:,} genes share a symbol with another"] * bool(twice))
+    """Names as gene sets use them: Ensembl ids without version, by the table their symbols. -> (names, a line on what is lost)."""
+    ids = [re.match(r"(ENS[A-Z]*G\d+)?", g).group(1) for g in genes]
+    names = [symbol.get(i or g, i or g) for g, i in zip(genes, ids)]
+    lost, twice = [g for g, i in zip(genes, ids) if i and i not in symbol], len(names) - len(set(names))
+    return names, "; ".join([f"{len(lost):,} of {len(genes):,} genes have no symbol ({few(lost, 3)}) and count only in sets of Ensembl "
+                             "ids: give --gene-table"] * bool(lost) + [f"{twice:,} genes share a name with another"] * bool(twice))
 
 
 def read_sets(paths):
@@ -897,8 +922,9 @@ def pick_signatures(asked, sets):
             raise InputError(f"--signature {text}: the .gmt files have no set {', '.join(sources)}" + (f"; nearest: {', '.join(near)}" if
                              near else "") + f"; built in: {', '.join(stats.SIGNATURES)}")
         missing = [p for p in sources if p not in sets]
-        genes = stats.combine_sets([sets[p] for p in there]) if there else ()
-        wanted[name.strip()] = genes, f"without {', '.join(missing)}, in none of the .gmt files" if missing else ""
+        enough = len(there) >= min(2, len(sources))                            # a gene must stand in two of several sets
+        wanted[name.strip()] = stats.combine_sets([sets[p] for p in there]) if enough else (), (
+            f"without {', '.join(missing)}, in none of the .gmt files" + ("" if enough else ": two sets are needed")) if missing else ""
     return wanted
 
 
@@ -934,11 +960,11 @@ def signatures(o):
     level = dict(zip(z["genes"].tolist(), z["truth"].mean(0)))
     bins = stats.expression_bins(np.array([level[g] for g in genes]))
     plain, matched = (stats.random_list_test(r, significant, members, o.lists, rng, b) for b in (None, bins))
-    header = ("signature", "cancer", "genes in it", "with R", "R_p", "R_o", "p", "f_p", "f_o", "p (share)", "R_o matched", "p matched",
-              "f_o matched", "p (share) matched")
-    rows = [(name, p, len(g), plain["size"][i, c], *(f"{t[k][i, c]:.4g}" if not np.isnan(t[k][i, c]) else "" for t, k in (
-            (plain, "r"), (plain, "r_random"), (plain, "p_r"), (plain, "share"), (plain, "share_random"), (plain, "p_share"),
-            (matched, "r_random"), (matched, "p_r"), (matched, "share_random"), (matched, "p_share"))))
+    columns = [("R_p", plain, "r"), ("R_o", plain, "r_random"), ("p", plain, "p_r"), ("f_p", plain, "share"), ("f_o", plain, "share_random"),
+               ("p (share)", plain, "p_share"), ("R_o matched", matched, "r_random"), ("p matched", matched, "p_r"),
+               ("f_o matched", matched, "share_random"), ("p (share) matched", matched, "p_share")]
+    header = ("signature", "cancer", "genes in it", "with R", *(c for c, _, _ in columns))
+    rows = [(name, p, len(g), plain["size"][i, c], *("" if np.isnan(t[k][i, c]) else f"{t[k][i, c]:.4g}" for _, t, k in columns))
             for i, (name, (g, _)) in enumerate(wanted.items()) for c, p in enumerate(projects)]
     folder = Path(o.run) / "signatures"
     save_csv(folder / "signatures.csv", header, rows)
@@ -953,13 +979,13 @@ def signatures(o):
             "R_p, f_p: mean R and share of significant genes of the signature; R_o, f_o: of the lists; p: share of lists (and the "
             "signature) that reach it, not corrected for the number of tests. matched: lists of genes of like mean expression. The genes of a "
             "signature vary together, those of a list do not: p tells that these genes stand out, not that their pathway would again.", ""]
-    text += [f"- {name}: {line}" for name, (_, line) in wanted.items() if line] + [f"- {name}: no gene of it was measured; no test"
-                                                                                   for name in empty] + [f"- {note}"] * bool(note)
+    remarks = [f"- {name}: {line}" for name, (_, line) in wanted.items() if line] + [
+        f"- {name}: no gene of it was measured; no test" for name in empty] + [f"- {note}"] * bool(note)
+    text += remarks
     text += ["", table(header, rows), "", "![R](r.png) ![Share](share.png)", "", f"## In how many of {len(projects)} cancers p < {ALPHA} "
              "(mean R and share)", "", table(("signature", "cancers", "against"), beaten), ""]
     save_file(folder / "report.md", lambda f: f.write("\n".join(text).encode()))
-    print("\n".join([table(header, rows), *text[4:4 + len(empty) + sum(bool(line) for _, line in wanted.values()) + bool(note)]]))
-    print(f"report: {folder / 'report.md'}")
+    print("\n".join([table(header, rows), *remarks, f"report: {folder / 'report.md'}"]))
     return 0
 
 
@@ -967,18 +993,21 @@ def enrich(o):
     """Which pathways the well-predicted genes belong to: Fisher's exact test of every set, Benjamini-Hochberg (Fig. 2c-e)."""
     plt = tiling.need_matplotlib()
     genes, results = read_results(o.run)
-    symbol, biotype = read_gene_table(o.gene_table) if o.gene_table else ({}, {})
+    symbol, known_coding = read_gene_table(o.gene_table) if o.gene_table else ({}, None)
     (names, note), sets, projects = as_symbols(genes, symbol), read_sets(o.gmt), separate(results)
     if o.at_least is not None and not 1 <= o.at_least <= len(projects):
         raise InputError(f"--at-least {o.at_least}: the run has {len(projects)} cancer{'s' * (len(projects) > 1)}")
+    if o.at_least is not None and (o.project or o.min_r is not None):
+        raise InputError("--at-least counts over all cancers: leave --project and --min-r out")
     groups = {}
     if o.at_least is not None:
         counted, _ = stats.recurrent(np.array([results[p][o.correction] for p in projects]))
         groups[f"at-least-{o.at_least}"] = (counted >= o.at_least, np.any([~np.isnan(results[p]["r"]) for p in projects], axis=0))
     else:
-        if o.project and o.project not in results:
+        asked = [short(o.project)] if o.project else projects
+        if asked[0] not in results:
             raise InputError(f"--project {o.project}: the run has {', '.join(results)}")
-        for p in [o.project] if o.project else projects:
+        for p in asked:
             e = results[p]
             groups[p] = (np.nan_to_num(e["r"], nan=-2) > o.min_r if o.min_r is not None else e[o.correction], ~np.isnan(e["r"]))
     what = (f"significant ({o.correction.upper()}) in at least {o.at_least} cancers" if o.at_least is not None else
@@ -990,12 +1019,12 @@ def enrich(o):
         hits = [n for n, h in zip(names, hit & tested) if h and n]
         e = stats.enrichment(hits, sets, universe)
         order = np.lexsort((-np.nan_to_num(e["fold"]), np.nan_to_num(e["p"], nan=2)))
-        keys, inside = list(sets), set(hits)
-        save_csv(folder / f"{name}.csv", ("set", "genes tested", "hits", "expected", "fold", "p", "p_bh", "hit genes"), (
+        keys, inside, file = list(sets), set(hits), re.sub(r"[^\w.-]", "_", name)
+        save_csv(folder / f"{file}.csv", ("set", "genes tested", "hits", "expected", "fold", "p", "p_bh", "hit genes"), (
             (keys[i], e["size"][i], e["overlap"][i], f"{e['expected'][i]:.4g}", *("" if np.isnan(v) else f"{v:.4g}" for v in
              (e["fold"][i], e["p"][i], e["bh"][i])), " ".join(g for g in sets[keys[i]] if g in inside)) for i in order))
         best, found = [i for i in order[:15] if e["overlap"][i]], int((e["bh"] < ALPHA).sum())
-        coding = f", {sum(biotype.get(h) == 'protein_coding' for h in hits):,} of them protein-coding" if biotype else ""
+        coding = f", {sum(h in known_coding for h in hits):,} of them protein-coding" if known_coding is not None else ""
         line = (f"{name}: {len(hits):,} hits of {len(universe):,} tested genes{coding}; {found} of {(~np.isnan(e['p'])).sum():,} sets with a "
                 f"tested gene at BH < {ALPHA}" + (f"; first: {keys[best[0]]} ({e['overlap'][best[0]]} of {e['size'][best[0]]}, p (BH) "
                                                    f"{e['bh'][best[0]]:.2g})" if best else ""))
@@ -1009,9 +1038,9 @@ def enrich(o):
             ax.set_yticks(range(len(best)), [f"{keys[i][:60]} ({e['overlap'][i]}/{e['size'][i]})" for i in best], fontsize=7)
             ax.invert_yaxis()
             ax.set_xlabel("−log$_{10}$ p, Benjamini–Hochberg; line: .05")
-            save_file(folder / f"{name}.png", lambda f: fig.savefig(f, dpi=130, format="png"))
+            save_file(folder / f"{file}.png", lambda f: fig.savefig(f, dpi=130, format="png"))
             plt.close(fig)
-            text += [f"![{name}]({name}.png)", ""]
+            text += [f"![{name}]({file}.png)", ""]
     save_file(folder / "report.md", lambda f: f.write("\n".join(text).encode()))
     print((f"{note}\n" if note else "") + f"report: {folder / 'report.md'}")
     return 0
@@ -1051,31 +1080,26 @@ def read_truth(folder, slide, mpp):
         path = next((p for e in (".csv", ".csv.gz", ".tsv", ".txt") if (p := folder / what / f"{slide}{e}").is_file()), None)
         if path is None:
             continue
-        with (gzip.open if path.suffix == ".gz" else open)(path, "rt", newline="", encoding="utf-8-sig") as f:
-            header = f.readline()
-            split = "\t" if "\t" in header else ","
-            header = [c.strip() for c in next(csv.reader([header], delimiter=split), [])]
-            rows = [row for row in csv.reader(f, delimiter=split) if row]
+        header, rows = read_rows(path)
         at = {c.lower(): j for j, c in enumerate(header)}
-        places = next((([at[c + axis + u] for axis in "xy"], 1 / mpp if u else 1) for c, u in (("", ""), ("centroid ", " px"),
-                      ("centroid ", " µm")) if all(c + axis + u in at for axis in "xy")), None)
+        places = next((([at[c + axis + u] for axis in "xy"], 1 / mpp if "m" in u else 1) for c, u in (
+            ("", ""), ("centroid ", " px"), ("centroid ", " µm")) if all(c + axis + u in at for axis in "xy")), None)
         if places is None:
             raise InputError(f"{path}: no columns x and y (level-0 pixels); it has {few(header)}")
-        (columns, scale), measured = places, [j for j in range(len(header)) if j not in places[0]]
-        try:
-            xy = np.array([[float(row[j]) for j in columns] for row in rows], float).reshape(-1, 2) * scale
-            if what == "spots":
-                values = np.array([[float(row[j] or "nan") for j in measured] for row in rows]).reshape(len(rows), -1)
-        except (ValueError, IndexError) as e:
-            raise InputError(f"{path}: a row that is no row of numbers ({e})") from None
+        columns, scale = places
+        short_row = next((i for i, row in enumerate(rows) if len(row) != len(header)), None)
+        if short_row is not None:
+            raise InputError(f"{path}: row {short_row + 2} has {len(rows[short_row])} fields, the header has {len(header)}")
+        xy = np.array([[number(row[j]) for j in columns] for row in rows], float).reshape(-1, 2) * scale
         if not np.isfinite(xy).all():
-            raise InputError(f"{path}: a place that is no number")
+            raise InputError(f"{path}: row {2 + int(np.argmin(np.isfinite(xy).all(1)))}: x, y is no place")
         if what == "spots":
-            spots = xy, {header[j]: values[:, i] for i, j in enumerate(measured)}
+            values = {c: np.array([number(row[j] or "nan") for row in rows]) for j, c in enumerate(header) if j not in columns}
+            spots = xy, {c: v for c, v in values.items() if np.isfinite(v).any()}      # barcodes and the like measure nothing
             continue
         kind = next((at[c] for c in ("cell", "class", "classification") if c in at), None)
         kinds = np.array([row[kind] if kind is not None else "" for row in rows])
-        cells = {"all cells": xy, **({str(c): xy[kinds == c] for c in np.unique(kinds) if c} if kind is not None else {})}
+        cells = {"all cells": xy, **{str(c): xy[kinds == c] for c in np.unique(kinds) if c}}
     path = folder / "regions" / f"{slide}.geojson"
     if path.is_file():
         try:
@@ -1127,13 +1151,40 @@ def spot_summary(rows):
 
 
 def group_r(run, genes):
-    """R of the mean prediction against the mean expression of some genes, by cancer: [(cancer, n, R, p)] [HE2RNA: CD3, .43]."""
+    """R of the mean prediction against the mean expression of some genes, by cancer: [(cancer, n, R, interval, p)] [CD3 in LIHC: .43]."""
     z = tiling.load_arrays(run["folder"] / "predictions.npz")
     if z is None:
         raise InputError(f"{run['folder'] / 'predictions.npz'} is missing or not whole: run the command that made it again")
     mean = [z[k][:, genes].mean(1, keepdims=True) for k in ("prediction", "truth")]                 # (S, 1)
     results = evaluate(*mean, z["fold"], z["project"], run["config"]["folds"])
-    return [(name, e["slides"], f"{e['r'][0]:.3f}", f"{e['p'][0]:.2g}") for name, e in results.items()]
+    groups, rng = cancers(z["project"]), np.random.default_rng(run["config"]["seed"])
+    interval = lambda rows: "{:.2f} to {:.2f}".format(*(v[0] for v in stats.bootstrap_r(
+        *(m[rows] for m in mean), z["patient"][rows], z["fold"][rows], stats.N_DRAWS, rng)))
+    return [(name, e["slides"], f"{e['r'][0]:.3f}", interval(groups[name]), f"{e['p'][0]:.2g}") for name, e in results.items()]
+
+
+def bag_of(features, coords, config):
+    """What a run's models see of a slide: its tiles, or its super-tiles. -> (bag (T, D), the bag's row of each tile (n,))."""
+    if config["bags"] == "all tiles":
+        return np.array(features), np.arange(len(features))
+    made = config["features"]["supertiles"]
+    means, mask, cluster = tiling.supertiles(features, coords, made["k"], made["seed"])
+    return means[mask].astype(np.float16), (np.cumsum(mask) - 1)[cluster]
+
+
+def ledger_of(models, folds, features, coords, j, config):
+    """The account of a slide's prediction of gene j: rows (fold, x, y, tiles, weight, score), weight of each tile, a sum a model."""
+    bag, row = bag_of(features, coords, config)
+    size = np.bincount(row)                                                    # tiles of each super-tile
+    at = np.stack([np.bincount(row, axis) / size for axis in coords.T], 1)     # (T, 2) mean top-left
+    rows, weights, sums = [], np.zeros(len(features)), []
+    for f, model in zip(folds, models):
+        s = score_tiles([model], bag)[:, j].astype(np.float64)
+        w = provenance(s, model.ks)
+        weights += (w / size)[row] / len(models)
+        sums.append(w @ s)
+        rows += [(f, f"{x:.0f}", f"{y:.0f}", n, f"{a:.9g}", f"{b:.9g}") for (x, y), n, a, b in zip(at, size, w, s)]
+    return rows, weights, sums
 
 
 def map_slide(run, o, models, home, into, source, name, label, chosen, group):
@@ -1143,14 +1194,15 @@ def map_slide(run, o, models, home, into, source, name, label, chosen, group):
         raise InputError(f"no slide file {name}.* in {home}: a map is drawn over the slide")
     features, coords = tiling.load_features(into, source, name)
     tile, slide = tiling.tile_edge(into, source, name, coords), tiling.open_slide(found[name])
-    (W, H), (mpp, _) = slide.dimensions, tiling.slide_mpp(slide, tiling.table_mpp(home).get(name, o.mpp), name)
+    (W, H), ours = slide.dimensions, not isinstance(source, Path)
+    mpp = float(tiling.tiles_of(into, name)[0]["mpp"]) if ours else tiling.slide_mpp(slide, tiling.table_mpp(home).get(name, o.mpp), name)[0]
     if (coords < 0).any() or (coords + tile > (W + 1, H + 1)).any():
         raise InputError(f"tiles reach beyond the slide of {W:,} x {H:,} px: are these the features of another slide?")
     use = held_out(run, name, home, o.all_models)
     used = [models[f] for f in use]
     genes, each = [run["genes"][j] for j in chosen], score_tiles(used, features)                    # (n, genes)
     scores = each.mean(1).astype(np.float64)                                                        # (n,)
-    truth_in = home if any((home / d).is_dir() for d in ("points", "spots", "regions")) else Path(run["config"]["cohort"])
+    truth_in = home if any((home / d).is_dir() for d in ("points", "spots", "regions")) else run["cohort"]
     cells, spots, outlines = read_truth(truth_in, name, mpp)
     columns, text = {"score": scores, **({g: each[:, j] for j, g in enumerate(genes)} if len(genes) > 1 else {})}, []
     result = dict(name=name, use=use, tiles=len(coords), project={r["slide"]: r["project"] for r in run["rows"]}.get(name, "new"))
@@ -1160,13 +1212,14 @@ def map_slide(run, o, models, home, into, source, name, label, chosen, group):
                 if o.all_models else ", none of which knows the slide") + f". Run {run['folder']}.", "", "![Map](map.png)", "",
              "![Highest and lowest tiles](gallery.png)", ""]
     if cells:
-        rows, counts = against_cells(scores, cells, coords, tile)
         if o.cells not in cells:
-            raise InputError(f"--cells {o.cells}: points/{name} has {few(list(cells))}")
+            print(f"{name}: no {o.cells} among its cells ({few(list(cells))})")
+            cells[o.cells] = np.zeros((0, 2))
+        rows, counts = against_cells(scores, cells, coords, tile)
         columns.update({f"cells: {c}": n for c, n in counts.items()})
         result["cells"] = rows
         text += ["## Cells in each tile", "", f"p: a spatial shift of the scores ({SHIFTS} of them) gives an R as high.", "", table(
-            ("cells", "number", "R", "p", "Spearman", "median in the best tiles", "in all"),
+            ("cells", "on tiles", "R", "p", "Spearman", "median in the best tiles", "in all"),
             [(c, f"{n:,}", f"{r:.3f}", f"{p:.3f}", f"{rho:.3f}", f"{top:g} ({m} tiles)", f"{of_all:g}")
              for c, n, r, p, rho, m, top, of_all in rows]), "", "![Scores and cells](cells.png)", ""]
     if spots:
@@ -1189,24 +1242,14 @@ def map_slide(run, o, models, home, into, source, name, label, chosen, group):
         text += ["## Outline", "", f"{inside.sum():,} of {len(inside):,} tiles have their centre inside; AUC of the scores "
                  f"{result['auc']:.3f}", ""]
     text += group
-    # provenance: of the tiles here, or of the super-tiles the run predicts from
     gene = o.provenance or genes[0]
-    j, bag, at = genes.index(gene), features, coords
-    if run["config"]["bags"] == "super-tiles":
-        made = run["config"]["features"]["supertiles"]
-        means, mask, cluster = tiling.supertiles(features, coords, made["k"], made["seed"])
-        bag = means[mask].astype(np.float16)
-        at = np.stack([coords[cluster == c].mean(0) for c in np.flatnonzero(mask)])
-    ledger, sums = [], []
-    for f, model in zip(use, used):
-        s = score_tiles([model], bag)[:, j].astype(np.float64)
-        w = provenance(s, model.ks)
-        sums.append(w @ s)
-        ledger += [(f, f"{x:.0f}", f"{y:.0f}", f"{a:.9g}", f"{b:.9g}") for (x, y), a, b in zip(at, w, s)]
-    result["prediction"] = float(np.mean(sums))
+    ledger, weights, sums = ledger_of(used, use, features, coords, genes.index(gene), run["config"])
+    columns[f"weight: {gene}"], result["prediction"] = weights, float(np.mean(sums))
     text += ["## Where the prediction comes from", "", f"{gene}: {np.mean(sums):.6f} in log10(1 + FPKM-UQ), the sum of weight x score "
              f"over the {run['config']['bags']} in provenance.csv" + (f", mean of the folds' {few([f'{v:.6f}' for v in sums])}" if
-                                                                      len(sums) > 1 else "") + ".", ""]
+                                                                      len(sums) > 1 else "") + ". tiles.csv has each tile's weight"
+             + (" (its super-tile's, shared among its tiles)" if run["config"]["bags"] == "super-tiles" else "")
+             + (". This is of every tissue tile; predict uses the sample that training used" if into.name == "all-tiles" else "") + ".", ""]
     folder = run["folder"] / "heatmaps" / label / name
     work = folder.with_name(f".{name}.{os.getpid()}.tmp")
     try:
@@ -1219,7 +1262,7 @@ def map_slide(run, o, models, home, into, source, name, label, chosen, group):
             tiling.draw_scatter(work / "cells.png", scores, counted, "score", f"{o.cells} in a tile", f"{label} on {name}")
         save_csv(work / "tiles.csv", ("x", "y", *columns), ((x, y, *(f"{v:.6g}" for v in row)) for (x, y), row in
                                                             zip(coords, zip(*columns.values()))))
-        save_csv(work / "provenance.csv", ("fold", "x", "y", "weight", "score"), ledger)
+        save_csv(work / "provenance.csv", ("fold", "x", "y", "tiles", "weight", "score"), ledger)
         if "spots" in result:
             save_csv(work / "spots.csv", ("column", "R", "p"), ((c, f"{r:.4f}", f"{p:.4f}") for _, c, r, p in spot_rows))
         save_json(work / "tiles.geojson", tiling.tiles_geojson(coords, tile, np.stack(list(columns.values()), 1), list(columns)))
@@ -1395,7 +1438,7 @@ def cross_validate(folder, config, o, data, bags, splits, first_model):
             note = train_fold(model, bags, y, data["projects"], train_rows, valid_rows, o, f, folder)
             saved = dict(version=VERSION, model=model.state_dict(), note=note, genes=data["genes"], hidden=config["hidden"],
                          n_features=config["n_features"], ks=config["ks"], dropout=config["dropout"], features=config["features"],
-                         test_patients=sorted(set(data["patients"][test_rows].tolist())))
+                         test_patients=data["held_out"][f] if "held_out" in data else sorted(set(data["patients"][test_rows].tolist())))
             save_file(path, lambda file: torch.save(saved, file))
         (folder / f"fold{f}.state.pt").unlink(missing_ok=True)
         notes.append(saved["note"])
@@ -1407,7 +1450,10 @@ def cross_validate(folder, config, o, data, bags, splits, first_model):
         f, prediction=prediction, truth=y, genes=np.array(data["genes"]), slide=data["slides"], patient=data["patients"],
         project=data["projects"], fold=data["fold"]))
     write_genes(folder / "genes.csv", data["genes"], results)
-    plot_null(results, untrained, folder / "null.png")
+    some, rng = np.sort(np.random.default_rng(o.seed).permutation(y.shape[1])[:500]), np.random.default_rng([o.seed, len(y)])
+    permuted = {name: stats.permutation_null(prediction[rows][:, some], y[rows][:, some], data["fold"][rows], 20, rng)
+                for name, rows in cancers(data["projects"]).items()}
+    plot_null(results, untrained, permuted, folder / "null.png")
     write_report(folder, Path(config["cohort"]), config, data, results, prediction, notes, time.time() - start)
     print("\n" + "".join(f"{a:>12} {b:>7} {c:>7} {d:>9} {e:>9} {f:>15} {g:>15}\n" for a, b, c, d, e, f, g in
                          [SUMMARY_HEADER, *summary(results)]))
@@ -1433,7 +1479,9 @@ def train(o):
     data, x, mask = prepare(cohort, o)
     if tables:
         names, data["coding_note"] = as_symbols(data["genes"], tables[0])
-        data["coding"] = np.array([tables[1].get(n) == "protein_coding" for n in names])
+        if tables[1] is None:
+            raise InputError(f"--gene-table {o.gene_table}: it has no column biotype to count protein-coding genes by")
+        data["coding"] = np.array([n in tables[1] or g.split(".")[0] in tables[1] for n, g in zip(names, data["genes"])])
     config = dict(command="train", bags="super-tiles", project=o.project or "all", types=o.types or "primary tumours",
                   genes_in_table=data["genes_in_table"], features=tiling.provenance(cohort, o, data["slides"]),
                   tiles_per_slide=x.shape[1], n_features=x.shape[2], hidden=o.hidden, ks=o.ks, dropout=o.dropout, valid=o.valid,
@@ -1452,7 +1500,8 @@ def train(o):
 
 
 def load_run(path):
-    """A finished run: dict of its folder, config, fold checkpoints, genes and the rows of folds.csv."""
+    """A finished run: dict of its folder, config, fold checkpoints, genes, rows of folds.csv, cohort, and fold_of: the fold
+    whose model did not learn from a patient, also of those that only the run it was fine-tuned from knew."""
     folder = Path(path)
     config = tiling.load_json(folder / "config.json")
     if config is None:
@@ -1465,26 +1514,28 @@ def load_run(path):
     if missing or not (folder / "folds.csv").is_file():
         raise InputError(f"{folder}: {', '.join(missing) or 'folds.csv'} is missing: the run is not finished; the command that "
                          "began it goes on")
-    saved = [load_checkpoint(p, "cpu") for p in paths]
+    saved, cohort = [load_checkpoint(p, "cpu") for p in paths], folder.resolve().parents[1]
     with open(folder / "folds.csv", newline="") as f:
         rows = list(csv.DictReader(f))
-    return dict(folder=folder, config=config, folds=saved, genes=saved[0]["genes"], rows=rows)
+    return dict(folder=folder, config=config, folds=saved, genes=saved[0]["genes"], rows=rows,
+                cohort=cohort if (cohort / "samples.csv").is_file() else Path(config["cohort"]),        # it may have moved
+                fold_of={p: f for f, one in enumerate(saved) for p in one["test_patients"]})
 
 
 def pick_genes(text, known):
     """Indices of the genes of 'A,B,C', of a file (one a line, or its first column) or of 'all' in the list of known ones."""
     if text == "all":
         return list(range(len(known)))
-    path = Path(text)
-    if path.is_file():
-        names = [line.replace("\t", ",").split(",")[0].strip() for line in path.read_text(encoding="utf-8-sig").splitlines()]
+    if len(text) < 256 and Path(text).is_file():
+        header, rows = read_rows(text)
+        names = [row[0].split("\t")[0].strip() for row in (header, *rows) if row]
     else:
         names = [g.strip() for g in text.split(",")]
     at, names = {g: i for i, g in enumerate(known)}, list(dict.fromkeys(filter(None, names)))
     for g in names:
         if g not in at:
-            near = difflib.get_close_matches(g.upper(), {k.upper(): k for k in known}, 3) if len(known) < 10 ** 5 else []
             upper = {k.upper(): k for k in known}
+            near = difflib.get_close_matches(g.upper(), upper, 3)
             raise InputError(f"--genes: the run has no gene {g!r}" + (f"; nearest: {', '.join(upper[n] for n in near)}" if near else
                              f"; it has {len(known):,}, such as {', '.join(known[:3])}"))
     if not names:
@@ -1503,65 +1554,72 @@ def model_of(saved, device, genes=None, ks=None):
 
 
 def features_as(run, o, cohort, slides):
-    """Make (or find) the features of slides as those the run learned from. -> (folder, source, {slide: why it failed}).
+    """Find, or make where they are missing, features of slides as the run's. -> (options, folder, source, {slide: why it failed}).
 
-    Other encoder, weights, tile size or colours: an InputError that names both.
+    What is ready is used as it is. Other encoder, weights, tile size or colours: an InputError that names both.
     """
-    made, asked = run["config"]["features"], dict(source=o.encoder, tile_um=o.tile_um, weights=o.weights and weights_name(o))
-    into = Path(o.into or cohort)
-    if "made" in made:                                                         # elsewhere: only their width can be compared
-        o.features = o.features or run["config"]["features_folder"]
-        source, failed = tiling.features_of(o), {}
-        for name in slides:
-            try:
-                features, _ = tiling.load_features(cohort, source, name)
-                if features.shape[1] != run["config"]["n_features"]:
-                    failed[name] = (f"{features.shape[1]} features a tile, the run {run['folder']} learned from "
-                                    f"{run['config']['n_features']} ({made['source']})")
-            except InputError as e:
-                failed[name] = str(e)
-        return into, source, failed
-    if o.features:
-        raise InputError(f"--features {o.features}: the run {run['folder']} learned from this program's {made['source']} with weights "
-                         f"{made['weights']}; leave --features out")
+    made, o, into, failed = run["config"]["features"], argparse.Namespace(**vars(o)), Path(o.into or cohort), {}
 
     def compare(what, other):
         differ = [f"{k} {other[k]}, the run has {made[k]}" for k in ("source", "weights", "tile_um", "colour")
                   if other.get(k) is not None and other[k] != made[k]]
         if differ:
-            raise InputError(f"{what}: {'; '.join(differ)} ({run['folder']}); features of another kind mean nothing to it")
-    compare("options", asked)
-    o.encoder, seeds = made["source"], made["weights"].split("seed ")
-    ready = {name: tiling.load_json(into / "features" / o.encoder / f"{name}.json") for name in slides}
-    for name, side in ready.items():
-        if side:
+            raise InputError(f"{what}: {'; '.join(differ)} ({run['folder']}); features of another kind mean nothing to it. Give "
+                             "--into another folder to have them made there")
+    if "made" in made:                                                         # elsewhere: an .h5 file does not say by what
+        o.features = o.features or run["config"]["features_folder"]
+        source = tiling.features_of(o)
+        if tiling.source_name(o) != made["source"]:
+            raise InputError(f"--features {o.features}: the run {run['folder']} learned from features in a folder {made['source']}; if "
+                             "these are of the same encoder and tile size, give their folder that name")
+        for name in slides:
+            try:
+                width = tiling.load_features(cohort, source, name)[0].shape[1]
+                if width != run["config"]["n_features"]:
+                    failed[name] = f"{width} features a tile, the run learned from {run['config']['n_features']}"
+            except InputError as e:
+                failed[name] = str(e)
+        return o, into, source, failed
+    if o.features:
+        raise InputError(f"--features {o.features}: the run {run['folder']} learned from this program's {made['source']} with weights "
+                         f"{made['weights']}; leave --features out")
+    kind = made["weights"].split()[0].strip(",")                               # imagenet, random or a file's name
+    compare("options", dict(weights=o.weights and o.weights != kind and tiling.weights_identity(o.weights, o.seed)))
+    o.encoder = made["source"]
+    tiles, features = (tiling.load_json(into / d / "settings.json") or {} for d in ("tiles", f"features/{o.encoder}"))
+    compare(f"tiles in {into}", tiles)
+    found, ready = tiling.find_slides(cohort), []
+    for name in slides:
+        side = tiling.load_json(into / "features" / o.encoder / f"{name}.json")
+        if side and (into / "features" / o.encoder / f"{name}.npy").is_file() and tiling.tiles_of(into, name)[0]:
             compare(f"features of slide {name} in {into}", dict(side, source=side["encoder"], tile_um=side["tiles"]["tile_um"]))
-    known = {"imagenet": "imagenet", "random,": "random"}.get(made["weights"].split()[0])
-    if not (o.weights or known or all(ready.values())):
+            if name not in found or side["tiles"]["file"] in (False, tiling.fingerprint(found[name])):  # not of another file
+                ready.append(name)
+    o.weights = o.weights or features.get("weights") or (kind if kind in ("imagenet", "random") else None)
+    todo = [name for name in slides if name not in ready]
+    if todo and not o.weights:
         raise InputError(f"the run {run['folder']} learned with weights {made['weights']}: give that file with --weights FILE")
-    side = next(filter(None, ready.values()), None)
-    was = side["tiles"] if side else made
-    o.weights, o.tile_seed = o.weights or known, int(seeds[1]) if len(seeds) > 1 else was["seed"]
-    o.tile_um, o.min_tissue, o.max_tiles = made["tile_um"], was["min_tissue"], was["max_tiles"]
-    o.precision = o.precision or (side or made)["precision"]
-    if o.precision == "bfloat16" and not side:
-        o.precision = tiling.pick_precision("auto", tiling.pick_device(o.device))
-    return into, o.encoder, tiling.make_features(cohort, slides, o, into)
-
-
-def weights_name(o):
-    return tiling.weights_identity(o.weights, o.seed)
+    o.seed = int(made["weights"].split("seed ")[1]) if kind == "random" else made["seed"]
+    o.tile_seed = o.seed if kind == "random" else None
+    o.tile_um, o.min_tissue, o.max_tiles = made["tile_um"], *(tiles.get(k, made[k]) for k in ("min_tissue", "max_tiles"))
+    o.precision = features.get("precision", o.precision)
+    if todo:
+        compare("weights", dict(weights=tiling.weights_identity(o.weights, o.seed)))
+        failed = tiling.make_features(cohort, todo, o, into)
+    return o, into, o.encoder, failed
 
 
 def finetune(o):
     """Go on from a run's fold models with all tiles of one cancer's slides, for all or chosen genes, in the run's folds."""
-    start, cohort = time.time(), Path(o.cohort)
+    cohort = Path(o.cohort)
     tiling.need_matplotlib()
     run = load_run(o.run if Path(o.run).is_dir() else cohort / "runs" / o.run)
-    o.name = o.name or "-".join([run["folder"].resolve().name, *([o.project] if o.project else []), "finetuned"])
-    o.folds, o.valid, o.dropout = run["config"]["folds"], run["config"]["valid"], run["config"]["dropout"]
+    name, before, first = run["folder"].resolve().name, run["config"], run["folds"][0]
+    o.name = o.name or "-".join([name, *([o.project] if o.project else []), "finetuned"])
+    o.folds, o.valid, o.dropout = before["folds"], before["valid"], before["dropout"]
     check_options(o)
     device, chosen = tiling.pick_device(o.device), pick_genes(o.genes, run["genes"])
+    precision = tiling.pick_precision(o.precision, device) if o.precision else "float32"           # of choosing tiles
     genes, of_run = [run["genes"][j] for j in chosen], {row["slide"]: row for row in run["rows"]}
     everyone, left_out = select(tiling.read_samples(cohort), "all", o.project)
     samples = [s for s in everyone if s["slide"] in of_run]
@@ -1571,7 +1629,7 @@ def finetune(o):
         if s["patient"] != of_run[s["slide"]]["patient"]:
             raise InputError(f"slide {s['slide']} is patient {s['patient']}'s in {cohort / 'samples.csv'}, "
                              f"{of_run[s['slide']]['patient']}'s in the run: its fold would be wrong")
-    left_out[f"slides that are not of the run {run['folder'].name}"] = [s["slide"] for s in everyone if s["slide"] not in of_run]
+    left_out[f"slides that are not of the run {name}"] = [s["slide"] for s in everyone if s["slide"] not in of_run]
     key, ids, names, a = read_expression(cohort)
     column = {g: j for j, g in enumerate(names)}
     missing = [g for g in genes if g not in column]
@@ -1579,153 +1637,149 @@ def finetune(o):
         raise InputError(f"{cohort}: expression has no gene {few(missing)}, which the run has")
     samples, rows, unmatched = join(samples, key, ids, cohort / "expression")
     left_out = say_left_out({**left_out, **{k: v for k, v in unmatched.items() if k.startswith("slides")}})
-    into, source, failed = features_as(run, o, cohort, [s["slide"] for s in samples])
+    fold_of = lambda: np.array([int(of_run[s["slide"]]["test_fold"]) for s in samples])
+    check_folds(cohort, samples, fold_of(), o, {})                             # before hours of tiling, and after
+    ready, into, source, failed = features_as(run, o, cohort, [s["slide"] for s in samples])
+    o.features = ready.features
     keep = [i for i, s in enumerate(samples) if s["slide"] not in failed]
-    if not keep:
-        tiling.report_failures(failed, len(samples))
-        raise InputError(f"{cohort}: no slide is left to train on")
     samples = [samples[i] for i in keep]
-    fold = np.array([int(of_run[s["slide"]]["test_fold"]) for s in samples])
-    check_folds(cohort, samples, fold, o, failed)
+    check_folds(cohort, samples, fold_of(), o, failed)
     y = log_expression(a[np.ix_(rows[keep], [column[g] for g in genes])])
-    data = table_of(samples, fold, genes, y, left_out, failed)
-    first = run["folds"][0]
-    config = dict(command="finetune", bags="all tiles", project=o.project or "all", features=run["config"]["features"],
-                  from_run=dict(name=run["folder"].resolve().name, data=run["config"]["data"]), n_features=first["n_features"],
-                  hidden=first["hidden"], ks=o.ks, dropout=first["dropout"], valid=o.valid, selection=o.precision_of_selection,
+    data = dict(table_of(samples, fold_of(), genes, y, left_out, failed), held_out=[one["test_patients"] for one in run["folds"]])
+    weights = [hashlib.sha256((run["folder"] / f"fold{f}.pt").read_bytes()).hexdigest()[:16] for f in range(o.folds)]
+    config = dict(command="finetune", bags="all tiles", project=o.project or "all", features=before["features"],
+                  from_run=dict(name=name, weights=weights), n_features=first["n_features"],
+                  hidden=first["hidden"], ks=o.ks, dropout=first["dropout"], valid=o.valid, selection=precision,
                   data=digest([tiling.features_made_by(into, source, s["slide"]) for s in samples], *identity(data)))
     folder, config = open_run(cohort, o, config, data, device)
     splits = split_folds(data, o, folder, {s["slide"]: of_run[s["slide"]]["validates_folds"].split() for s in samples})
 
     def first_model(f, _):
         model = model_of(run["folds"][f], device, chosen, o.ks)
-        model.precision = o.precision_of_selection
+        model.precision = precision
         return model
     cross_validate(folder, config, o, data, from_disk(into, source, data["slides"]), splits, first_model)
-    print(f"in all {clock(time.time() - start)}")
     return tiling.report_failures(failed, len(samples) + len(failed))
 
 
 def held_out(run, slide, cohort, everyone):
     """Folds whose models may speak of a slide: those that did not learn from its patient; all when it is new to the run.
 
-    The patient stands in the run's folds.csv, else in the cohort's samples.csv, else is a TCGA slide's first 12 characters.
+    The patient stands in the run's folds.csv, else in samples.csv, else is a TCGA slide's first 12 characters.
     """
-    folds = {row["patient"]: int(row["test_fold"]) for row in run["rows"]}
-    patient = {row["slide"]: row["patient"] for row in run["rows"]}.get(slide)
-    if patient is None and (Path(cohort) / "samples.csv").is_file():
-        patient = {row["slide"]: row["patient"] for row in tiling.read_samples(cohort)}.get(slide)
-    patient = patient if patient in folds else slide[:12]
-    return [folds[patient]] if patient in folds and not everyone else list(range(len(run["folds"])))
+    patient = {row["slide"]: row["patient"] for row in run["rows"]}
+    for folder in (cohort, run["cohort"]):
+        if (folder / "samples.csv").is_file():
+            patient = {**{row["slide"]: row["patient"] for row in tiling.read_samples(folder)}, **patient}
+    fold = next((run["fold_of"][p] for p in (patient.get(slide), slide[:12]) if p in run["fold_of"]), None)
+    return list(range(len(run["folds"]))) if fold is None or everyone else [fold]
 
 
-def home_of(path):
-    """The cohort or folder whose tiles/ and features/ a slide's are: COHORT of COHORT/slides/, else the folder it lies in."""
-    return path.parent.parent if path.parent.name == "slides" else path.parent
+def each_slide(run, o, failed):
+    """(options, its cohort or folder, folder of its features, their source, name) of every slide asked for, features ready.
 
-
-def slides_by_home(run, given, o):
-    """{cohort or folder: [slide names]} of slide files (or .h5 features), of names of the run's slides, or of 'all' of them."""
-    homes, cohort = {}, Path(run["config"]["cohort"])
-    for text in [row["slide"] for row in run["rows"]] if given == ["all"] else given:
+    o.slide: slide files (or .h5 features), names of the run's slides, or ['all']. What fails is put into `failed`.
+    """
+    known, groups = {row["slide"] for row in run["rows"]}, {}
+    for text in sorted(known) if o.slide == ["all"] else o.slide:
         path = Path(text)
-        home = home_of(path.absolute()) if path.is_file() else cohort
-        name = path.stem if path.is_file() else text
-        if path.is_file() and path.suffix == ".h5":
-            home, o.features = run["folder"] / "predict", o.features or path.parent
-        if not path.is_file() and name not in {row["slide"] for row in run["rows"]}:
-            raise InputError(f"{text}: neither a slide file nor a slide of the run {run['folder']}")
-        twice = [h for h, names in homes.items() if name in names]
+        if len(text) > 255 or not path.is_file():
+            if text not in known:
+                raise InputError(f"{few([text])}: neither a slide file nor a slide of the run {run['folder']}")
+            name, home, features = text, run["cohort"], o.features
+        elif path.suffix == ".h5":
+            name, home, features = path.stem, run["folder"] / "predict", o.features or path.parent
+        else:                                                                  # COHORT/slides/x.svs is COHORT's
+            path = path.absolute()
+            name, home, features = path.stem, path.parent.parent if path.parent.name == "slides" else path.parent, o.features
+        twice = [place for (place, _), names in groups.items() if name in names]
         if twice:
             raise InputError(f"slide {name} is asked for twice, in {twice[0]} and {home}: what is written for one would overwrite "
                              "the other")
-        homes.setdefault(home, []).append(name)
-    return homes
+        groups.setdefault((home, features), []).append(name)
+    for (home, features), names in groups.items():
+        options = argparse.Namespace(**{**vars(o), "features": features})
+        options, into, source, bad = features_as(run, options, home, names)
+        failed.update(bad)
+        for name in [n for n in names if n not in bad]:
+            yield options, home, into, source, name
 
 
 @torch.inference_mode()
 def predict(o):
     """Predict the expression of slides that have none: the mean of the run's models, as a csv for each slide."""
-    run, device = load_run(o.run), tiling.pick_device(o.device)
-    config, failed, total = run["config"], {}, 0
-    folder = run["folder"] / "predict"
-    models = [model_of(saved, device).eval() for saved in run["folds"]]
-    for home, names in slides_by_home(run, o.slide, o).items():
-        total += len(names)
-        into, source, bad = features_as(run, o, home, names)
-        names = [n for n in names if n not in bad]
-        if config["bags"] == "super-tiles" and names:
-            o.tile_seed = config["features"]["supertiles"]["seed"]
-            bad.update(tiling.make_supertiles(home, names, o, into))
-        failed.update(bad)
-        for name in [n for n in names if n not in bad]:
-            features, _ = tiling.load_features(into, source, name)
-            x = torch.from_numpy(np.array(features)) if config["bags"] == "all tiles" else load_bags(
-                into, tiling.source_name(o), [name])[0][0]                                          # (T, D)
-            use = held_out(run, name, home, o.all_models)
-            mask = torch.ones(1, len(x), dtype=torch.bool)
-            p = np.mean([predict_slides(models[f], in_memory(x[None], mask), [0])[0] for f in use], axis=0)     # (G,)
-            save_csv(folder / f"{name}.csv", ("gene", "log10_1p_fpkm_uq", "fpkm_uq"),
-                     ((g, f"{v:.6g}", f"{max(0, 10.0 ** v - 1):.6g}") for g, v in zip(run["genes"], p.astype(float))))
-            if o.representation:
-                mean = torch.from_numpy(np.asarray(features, np.float32).mean(0)).to(device)        # one super-tile
-                last = np.stack([models[f].representation(mean).cpu().numpy() for f in use])        # (M, H)
-                save_file(folder / f"{name}.representation.npz", lambda f: np.savez(f, each=last, mean=last.mean(0), folds=use))
-            print(f"{name}: {len(features):,} tiles, models of folds {', '.join(map(str, use))}"
-                  + ("" if len(use) == len(models) else " (the others learned from its patient)") + f" -> {folder / name}.csv")
-    return tiling.report_failures(failed, total)
+    run, device, failed, done = load_run(o.run), tiling.pick_device(o.device), {}, 0
+    models, folder = [model_of(saved, device).eval() for saved in run["folds"]], run["folder"] / "predict"
+    for _, home, into, source, name in each_slide(run, o, failed):
+        try:
+            features, coords = tiling.load_features(into, source, name)
+        except InputError as e:
+            failed[name] = str(e)
+            continue
+        use, x = held_out(run, name, home, o.all_models), torch.from_numpy(bag_of(features, coords, run["config"])[0])[None]
+        bags = in_memory(x, torch.ones(x.shape[:2], dtype=torch.bool))
+        p = np.mean([predict_slides(models[f], bags, [0])[0] for f in use], axis=0)                 # (G,)
+        save_csv(folder / f"{name}.csv", ("gene", "log10_1p_fpkm_uq", "fpkm_uq"),
+                 ((g, f"{v:.6g}", f"{max(0, 10.0 ** v - 1):.6g}") for g, v in zip(run["genes"], p.astype(float))))
+        if o.representation:
+            mean = torch.from_numpy(np.asarray(features, np.float32).mean(0)).to(device)            # one super-tile
+            last = np.stack([models[f].representation(mean).cpu().numpy() for f in use])            # (M, H)
+            save_file(folder / f"{name}.representation.npz", lambda f: np.savez(f, each=last, mean=last.mean(0), folds=use))
+        print(f"{name}: {len(features):,} tiles, models of folds {', '.join(map(str, use))}"
+              + ("" if len(use) == len(models) else " (the others learned from its patient)") + f" -> {folder / name}.csv")
+        done += 1
+    return tiling.report_failures(failed, done + len(failed))
 
 
 def heatmap(o):
     """Where on its slide a gene, or the mean of several, is predicted to be expressed; and whether the truth agrees."""
     tiling.need_matplotlib()
-    run, device, results, failed, total = load_run(o.run), tiling.pick_device(o.device), [], {}, 0
+    run, device, results, failed = load_run(o.run), tiling.pick_device(o.device), [], {}
     chosen = pick_genes(o.genes, run["genes"])
     genes = [run["genes"][j] for j in chosen]
-    label = o.name or ("-".join(genes) if len(genes) < 5 else f"{genes[0]}-and-{len(genes) - 1}-more")
+    label = o.name or ("-".join(genes) if len(genes) < 5 else f"{genes[0]}-and-{len(genes) - 1}-more-{digest(genes)[:6]}")
     if Path(label).name != label or label in (".", ".."):
         raise InputError(f"--name {label}: the name of a folder, not a path")
     if o.provenance and o.provenance not in genes:
         raise InputError(f"--provenance {o.provenance}: not one of --genes {few(genes)}")
-    homes = slides_by_home(run, o.slide, o)
     models = [model_of(saved, device, chosen).eval() for saved in run["folds"]]
     rows = group_r(run, chosen)
     group = [f"## {'Mean of the genes' if len(genes) > 1 else genes[0]} over the slides of the run", "", table(
-        ("cancer", "slides", "R of mean prediction and mean expression", "p"), rows), ""]
-    print("over the slides of the run: " + ", ".join(f"{name} R {r} (n {n})" for name, n, r, _ in rows))
-    for home, names in homes.items():
-        total += len(names)
-        into, source, bad = features_as(run, o, home, names)
-        for name in [n for n in names if n not in bad]:
-            try:
-                place = every_tile(o, home, into, source, name)
-                results.append(map_slide(run, o, models, home, place, source, name, label, chosen, group))
-            except (InputError, OSError) as e:
-                bad[name] = str(e)
-                continue
-            found = {kind: f"R {r:.3f} (p {p:.3f})" for kind, _, r, p, *_ in results[-1].get("cells", ())}
-            print(f"{name}: {results[-1]['tiles']:,} tiles, models of folds {', '.join(map(str, results[-1]['use']))}; "
-                  f"{o.provenance or genes[0]} {results[-1]['prediction']:.4f}"
-                  + (f"; {o.cells}: {found[o.cells]}" if found else "")
-                  + (f"; outline AUC {results[-1]['auc']:.3f}" if "auc" in results[-1] else "")
-                  + f" -> {run['folder'] / 'heatmaps' / label / name}", flush=True)
-        failed.update(bad)
+        ("cancer", "slides", "R of mean prediction and mean expression", "95 %", "p"), rows), ""]
+    print("over the slides of the run: " + ", ".join(f"{name} R {r} ({ci}; n {n})" for name, n, r, ci, _ in rows))
+    for options, home, into, source, name in each_slide(run, o, failed):
+        try:
+            place = every_tile(run, options, home, into, source, name)
+            results.append(map_slide(run, options, models, home, place, source, name, label, chosen, group))
+        except (InputError, OSError) as e:
+            failed[name] = str(e)
+            continue
+        found = {kind: f"R {r:.3f} (p {p:.3f})" for kind, _, r, p, *_ in results[-1].get("cells", ())}
+        print(f"{name}: {results[-1]['tiles']:,} tiles, models of folds {', '.join(map(str, results[-1]['use']))}; "
+              f"{o.provenance or genes[0]} {results[-1]['prediction']:.4f}"
+              + (f"; {o.cells}: {found[o.cells]}" if found else "")
+              + (f"; outline AUC {results[-1]['auc']:.3f}" if "auc" in results[-1] else "")
+              + f" -> {run['folder'] / 'heatmaps' / label / name}", flush=True)
     if len(results) > 1:
         write_summary(run, o, label, results, group)
-    return tiling.report_failures(failed, total)
+    return tiling.report_failures(failed, len(results) + len(failed))
 
 
-def every_tile(o, home, into, source, name):
+def every_tile(run, o, home, into, source, name):
     """The folder with the features of *every* tissue tile of a slide: where they were limited, they are made without it."""
     if isinstance(source, Path):
         return into
-    tiles, _ = tiling.tiles_of(into, name)
+    tiles, settings = tiling.tiles_of(into, name)
     if len(tiles["coords"]) == tiles["found"]:
         return into
-    everywhere = argparse.Namespace(**{**vars(o), "max_tiles": 10 ** 9})
-    failed = tiling.make_features(home, [name], everywhere, into / "all-tiles")
-    if failed:
-        raise InputError(failed[name])
+    everywhere = argparse.Namespace(**{**vars(o), "max_tiles": 10 ** 9, "mpp": settings["mpp"]})
+    if not o.weights:
+        raise InputError(f"the run {run['folder']} learned with weights {run['config']['features']['weights']}: give that file with "
+                         "--weights FILE")
+    failed, wanted = tiling.make_features(home, [name], everywhere, into / "all-tiles"), run["config"]["features"]["weights"]
+    side = tiling.load_json(into / "all-tiles" / "features" / source / f"{name}.json") or {}
+    if failed or side.get("weights") != wanted:
+        raise InputError(failed.get(name) or f"--weights: {side.get('weights')}, the run has {wanted}")
     return into / "all-tiles"
 
 
@@ -1791,27 +1845,23 @@ def main(argv=None):
     training_options(a, FINE_EPOCHS, FINE_PATIENCE, FINE_BATCH, KS_TILES, "")
     tiling.add_options(p, of_run=True)
 
-    p = verbs.add_parser("predict", help="expression of new slides, as csv", description=predict.__doc__)
-    p.add_argument("run", help="a finished run, COHORT/runs/NAME")
-    p.add_argument("slide", nargs="+", help="slide files, names of the run's slides, or all of them")
-    p.add_argument("--all-models", action="store_true", help="of a slide of the run's patients use all models, also those that "
-                   "learned from the patient")
-    p.add_argument("--representation", action="store_true", help="write the last hidden layer of the mean tile too: what transfers "
-                   "to other labels")
-    tiling.add_options(p, of_run=True)
-
-    p = verbs.add_parser("heatmap", help="where on the slide, and against the truth", description=heatmap.__doc__)
-    p.add_argument("run", help="a finished run, COHORT/runs/NAME")
-    p.add_argument("slide", nargs="+", help="slide files, names of the run's slides, or all of them")
-    p.add_argument("--genes", required=True, metavar="A,B|FILE", help="one gene, or several whose mean is drawn")
-    p.add_argument("--name", help="of the folder in RUN/heatmaps/ (default: the genes)")
-    p.add_argument("--cells", default="all cells", metavar="CLASS", help="class of points/ to draw and to count in the best tiles "
-                   "(default: all cells; the report has a row for each)")
-    p.add_argument("--provenance", metavar="GENE", help="the gene whose weight of every tile is written (default: the first)")
-    p.add_argument("--all-models", action="store_true", help="of a slide of the run's patients use all models, also those that "
-                   "learned from the patient")
-    tiling.add_options(p, of_run=True)
-
+    for verb, function, what in (("predict", predict, "expression of new slides, as csv"),
+                                 ("heatmap", heatmap, "where on the slide, and against the truth")):
+        p = verbs.add_parser(verb, help=what, description=function.__doc__)
+        p.add_argument("run", help="a finished run, COHORT/runs/NAME")
+        p.add_argument("slide", nargs="+", help="slide files, names of the run's slides, or the word all for those")
+        p.add_argument("--all-models", action="store_true", help="of a slide of the run's patients use all models, also those that "
+                       "learned from the patient")
+        if verb == "predict":
+            p.add_argument("--representation", action="store_true", help="write the last hidden layer of the mean tile too: what "
+                           "transfers to other labels")
+        else:
+            p.add_argument("--genes", required=True, metavar="A,B|FILE", help="one gene, or several whose mean is drawn")
+            p.add_argument("--name", help="of the folder in RUN/heatmaps/ (default: the genes)")
+            p.add_argument("--cells", default="all cells", metavar="CLASS", help="class of points/ to draw and to count in the best tiles "
+                           "(default: all cells; the report has a row for each)")
+            p.add_argument("--provenance", metavar="GENE", help="the gene whose weight of every tile is written (default: the first)")
+        tiling.add_options(p, of_run=True)
     for verb, function, what in (("signatures", signatures, "pathways against random lists of genes"),
                                  ("enrich", enrich, "pathways of the well-predicted genes")):
         p = verbs.add_parser(verb, help=what, description=function.__doc__)
@@ -1833,11 +1883,8 @@ def main(argv=None):
             p.add_argument("--at-least", type=int, metavar="C", help="hits are the genes significant in at least C cancers")
 
     o = parser.parse_args(argv)
-    if o.verb in ("signatures", "enrich"):
-        return dict(signatures=signatures, enrich=enrich)[o.verb](o)
-    o.seed = o.seed or 0
-    o.precision_of_selection = tiling.pick_precision(o.precision, tiling.pick_device(o.device)) if o.precision else "float32"
-    return dict(train=train, finetune=finetune, predict=predict, heatmap=heatmap)[o.verb](o)
+    o.seed = getattr(o, "seed", 0) or 0
+    return dict(train=train, finetune=finetune, predict=predict, heatmap=heatmap, signatures=signatures, enrich=enrich)[o.verb](o)
 
 
 if __name__ == "__main__":

@@ -443,18 +443,21 @@ def null_fit(null_r):
 def null_p(r, mean, n):
     """One-sided p of R against a null of `null_fit`: the t with the null's n, around the null's mean. r (G,) -> (G,).
 
+    R is moved by the mean as Fisher's z is (tanh(z - z0)), so that it stays between -1 and 1.
+
     nan for nan R, and for a null as wide as that of fewer than 3 samples (SD above .7), under which no R means anything.
     """
-    return pearson_p(np.clip(np.asarray(r, np.float64) - mean, -1, 1), n)
+    r = np.asarray(r, np.float64)
+    return pearson_p((r - mean) / (1 - r * mean), n)
 
 
 def null_threshold(p, mean, n):
-    """The smallest R whose `null_p` is at most p: R_sign of a cancer, for p of the first Šidák step. nan if none below 1.
+    """The smallest R whose `null_p` is at most p: R_sign of a cancer, for p of the first Šidák step.
 
     The paper's .20 for LUNG is a null of n = 530 or so in this sense; it had 1,046 slides. [HE2RNA Results]
     """
-    r = mean + r_threshold(p, n)
-    return np.where(r <= 1, r, np.nan)
+    r = r_threshold(p, n)
+    return (r + mean) / (1 + r * mean)
 
 
 def permutation_null(prediction, truth, fold, n_permutations, rng):

@@ -1259,9 +1259,9 @@ def test_null_edges():
             assert np.isnan(stats.null_fit(np.array(null, float))).all()
         same(stats.null_fit(np.array([[0.1, np.nan], [-0.1, 0.2]])), stats.null_fit(np.array([0.1, -0.1, 0.2])))
         same(stats.null_p(np.array([1, -1, np.nan]), 0, 44), [0, 1, np.nan])
-        assert stats.null_p(-1, 0.1, 44) == 1 and 0 < stats.null_p(1, 0.1, 44) < 1e-15
+        assert stats.null_p(-1, 0.1, 44) == 1 and stats.null_p(1, 0.1, 44) == 0 and 0 < stats.null_p(.95, -.06, 3.4) < .1
         assert np.isnan(stats.null_p([0.5], math.nan, math.nan)).all() and np.isnan(stats.null_p(0.5, *stats.null_fit([-1, 1])))
-        assert np.isnan(stats.null_threshold(1e-9, 0.9, 10)) and np.isnan(stats.null_threshold(0.05, 0, 2))
+        assert .9 < stats.null_threshold(1e-9, 0.9, 10) < 1 and np.isnan(stats.null_threshold(0.05, 0, 2))
 
 
 def test_permutation_null_equals_the_loop():
@@ -2310,11 +2310,11 @@ def test_ensembl_ids_are_mapped_and_unmapped_ones_counted(tmp_path):
     (tmp_path / "t.tsv").write_text("gene_id\tgene_name\tgene_type\nENSG00000000003.14\tTSPAN6\tprotein_coding\nENSG00000000005.5\tTNMD\tlincRNA\n")
     symbol, biotype = he2rna.read_gene_table(tmp_path / "t.tsv")
     names, line = he2rna.as_symbols(["ENSG00000000003.10", "ENSG00000000005", "ENSG00000999999.1", "TP53", "ENSA"], symbol)
-    assert names == ["TSPAN6", "TNMD", "", "TP53", "ENSA"] and "1 of 5 genes have no symbol" in line
-    assert biotype == {"TSPAN6": "protein_coding", "TNMD": "lincRNA"}
+    assert names == ["TSPAN6", "TNMD", "ENSG00000999999", "TP53", "ENSA"] and "1 of 5 genes have no symbol" in line
+    assert biotype == {"TSPAN6", "ENSG00000000003"}
     assert he2rna.as_symbols(["A", "B"], {}) == (["A", "B"], "")
     (tmp_path / "bad.csv").write_text("a,b\n1,2\n")
-    with pytest.raises(tiling.InputError, match="wanted a column gene_id"):
+    with pytest.raises(tiling.InputError, match="wanted two of the columns gene_id"):
         he2rna.read_gene_table(tmp_path / "bad.csv")
 
 
@@ -2522,11 +2522,14 @@ def test_predict_gives_what_cross_validation_gave_and_knows_whom_the_models_saw(
                 x = layer(x).relu()
             assert np.allclose(h["mean"], x.detach().numpy(), atol=1e-4)
     capsys.readouterr()
-    new = tmp_path / "new"                                                     # a slide of one tile, of nobody the run knows
-    new.mkdir()
+    new = tmp_path / "new" / "h5"                                              # a slide of one tile, of nobody the run knows
+    new.mkdir(parents=True)
     with h5py.File(new / "stranger.h5", "w") as h:
         h["features"], h["coords"] = np.ones((1, 8), np.float16), np.zeros((1, 2), np.int32)
     shutil.copyfile(tmp_path / "h5" / "s00_0.h5", new / "s00_0.h5")
+    shutil.copytree(new, tmp_path / "other")                                   # as wide, but of whose encoder?
+    with pytest.raises(tiling.InputError, match="learned from features in a folder h5"):
+        he2rna.main(["predict", str(tmp_path / "runs" / "he2rna"), str(tmp_path / "other" / "stranger.h5"), "--device", "cpu"])
     for run in ("he2rna", "tuned"):
         assert he2rna.main(["predict", str(tmp_path / "runs" / run), str(new / "stranger.h5"), str(new / "s00_0.h5"), "--device", "cpu"]) == 0
         out = capsys.readouterr().out
@@ -2561,8 +2564,9 @@ def test_features_of_another_kind_are_refused_naming_both(mapped, tmp_path, caps
     o = options("--encoder", "resnet50-stage3", "--tile-um", "150")
     assert tiling.make_features(other, ["x"], o) == {}
     before = folder_bytes(other, ".npy")
-    with pytest.raises(tiling.InputError, match="x.*tile_um 150.0, the run has 112.0"):
+    with pytest.raises(tiling.InputError, match="tile_um 150.0, the run has 112.0"):
         predict(other / "slides" / "x.tif")
+    (other / "tiles" / "settings.json").unlink()
     side = other / "features" / "resnet50-stage3" / "x.json"
     side.write_text(side.read_text().replace("seed 0", "seed 7").replace("150.0", "112.0"))
     with pytest.raises(tiling.InputError, match="weights random, seed 7, the run has random, seed 0"):
@@ -2571,7 +2575,9 @@ def test_features_of_another_kind_are_refused_naming_both(mapped, tmp_path, caps
     assert predict(other / "slides" / "x.tif", "--into", tmp_path / "into") == 0            # made elsewhere, as the run's
     z, rows = np.load(run / "predictions.npz"), read_csv(run / "predict" / "x.csv")
     models = he2rna.load_run(run)["folds"]
-    x, mask = he2rna.load_bags(tmp_path / "into", "resnet50-stage3", ["x"])
+    features, coords = tiling.load_features(tmp_path / "into", "resnet50-stage3", "x")
+    means, mask, _ = tiling.supertiles(features, coords)
+    x, mask = torch.from_numpy(means.astype(np.float16))[None], torch.from_numpy(mask)[None]
     want = np.mean([he2rna.predict_slides(he2rna.model_of(m, "cpu"), he2rna.in_memory(x, mask), [0])[0] for m in models], 0)
     assert np.allclose([float(r["log10_1p_fpkm_uq"]) for r in rows], want, atol=2e-5) and len(rows) == len(z["genes"])
     config = json.loads((run / "config.json").read_text())
@@ -2584,6 +2590,42 @@ def test_features_of_another_kind_are_refused_naming_both(mapped, tmp_path, caps
     (old / "fold1.pt").unlink()
     with pytest.raises(tiling.InputError, match="fold1.pt is missing: the run is not finished"):
         he2rna.load_run(old)
+
+
+def test_what_is_ready_is_used_and_a_moved_cohort_is_found(mapped, tmp_path, capsys):
+    """Features made with another seed or precision than a command would choose stay as they are; the run goes with its cohort."""
+    cohort = tmp_path / "c"
+    shutil.copytree(mapped, cohort)
+    shutil.rmtree(cohort / "runs")
+    shutil.rmtree(cohort / "features")
+    o = options("--encoder", "resnet50-stage3", "--seed", "3", "--precision", "float32")
+    assert tiling.make_features(cohort, [r["slide"] for r in read_csv(cohort / "samples.csv")], o) == {}
+    assert he2rna.main(["train", str(cohort), "--encoder", "resnet50-stage3", "--folds", "3", "--epochs", "1", "--hidden", "8", "--device", "cpu"]) == 0
+    moved = tmp_path / "moved"
+    cohort.rename(moved)
+    run, before = moved / "runs" / "he2rna", {p: (p.read_bytes(), p.stat().st_mtime_ns) for p in moved.rglob("*") if p.is_file() and "runs" not in p.parts}
+    z = np.load(run / "predictions.npz")
+    slide, other = z["slide"][0], tmp_path / "slides" / "new.tif"
+    other.parent.mkdir()
+    shutil.copyfile(mapped / "slides" / f"{slide}.tif", other)
+    assert he2rna.main(["predict", str(run), slide, str(other), "--precision", "bfloat16", "--device", "cpu"]) == 0
+    rows = read_csv(run / "predict" / f"{slide}.csv")
+    assert np.allclose([float(r["log10_1p_fpkm_uq"]) for r in rows], z["prediction"][0], atol=2e-5)
+    assert he2rna.main(["finetune", str(moved), "he2rna", "--project", "SIM-COLO", "--genes", "CD3D", "--epochs", "1", "--precision", "bfloat16",
+                        "--device", "cpu"]) == 0
+    assert he2rna.main(["heatmap", str(run), slide, "--genes", "CD3D", "--device", "cpu"]) == 0
+    assert before == {p: (p.read_bytes(), p.stat().st_mtime_ns) for p in moved.rglob("*") if p.is_file() and "runs" not in p.parts}
+    weights = json.loads((tmp_path / "features" / "resnet50-stage3" / "new.json").read_text())["weights"]
+    assert weights == "random, seed 3" and not cohort.exists()
+    tuned = moved / "runs" / "he2rna-SIM-COLO-finetuned"                       # it never saw this project, but what it came from did
+    stranger = next(r for r in read_csv(run / "folds.csv") if r["project"] == "SIM-BRST")
+    capsys.readouterr()
+    assert he2rna.main(["predict", str(tuned), str(moved / "slides" / f"{stranger['slide']}.tif"), "--device", "cpu"]) == 0
+    assert f"models of folds {stranger['test_fold']} (the others learned from its patient)" in capsys.readouterr().out
+    shutil.rmtree(run)                                                         # trained otherwise: the old fine-tuning is another's
+    assert he2rna.main(["train", str(moved), "--encoder", "resnet50-stage3", "--folds", "3", "--epochs", "2", "--hidden", "8", "--device", "cpu"]) == 0
+    with pytest.raises(tiling.InputError, match="from_run"):
+        he2rna.main(["finetune", str(moved), "he2rna", "--project", "SIM-COLO", "--genes", "CD3D", "--epochs", "1", "--device", "cpu"])
 
 
 def test_genes_are_named_by_list_or_file_and_near_names_are_suggested(tmp_path):
@@ -2680,7 +2722,7 @@ def test_spots_and_outlines_as_truth(tmp_path, capsys):
     assert "64 of 65 spots lie on a tile: 2 genes" in report and "AUC of the scores 1.000" in report
     out = capsys.readouterr().out
     assert re.search(r"spots of [12] slides, models of folds \d: (64|128) spots; 2 genes", out) and "outline AUC 1.000" in out
-    for table, words in (("a,b\n1,2\n", "no columns x and y"), ("x,y,G0\n1,2,z\n", "no row of numbers")):
+    for table, words in (("a,b\n1,2\n", "no columns x and y"), ("x,y,G0\nz,2,1\n", "x, y is no place")):
         (tmp_path / "spots" / "s00_0.csv").write_text(table)
         assert heatmap("s00_0") == 1 and words in capsys.readouterr().err
     assert (run / "heatmaps" / "G0" / "s00_0" / "report.md").read_text() == report          # the earlier map stays
@@ -2833,7 +2875,7 @@ def bench_topk():
     """Whole steps (hidden layers, loss, backward, Adam) and evaluation, at full scale and on super-tiles, against the direct way."""
     genes, device = 30839, tiling.pick_device()
     synchronize = torch.cuda.synchronize if device.type == "cuda" else lambda: None
-    for B, T, ks in ((1, 8000, he2rna.KS_TILES), (16, 100, he2rna.KS_SUPERTILES)):
+    for B, T, ks in ((16, 100, he2rna.KS_SUPERTILES), (1, 8000, he2rna.KS_TILES)):
         torch.manual_seed(0)
         model = he2rna.HE2RNA(2048, genes, ks=ks).to(device)
         optimizer = torch.optim.Adam(model.parameters(), lr=0)                 # all of Adam's work, and the same step each time
