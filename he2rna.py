@@ -673,7 +673,7 @@ def write_genes(path, genes, results):
 # ---------------------------------------------------------------------------------------------------------------------
 # Report
 # ---------------------------------------------------------------------------------------------------------------------
-def plot_r(results, path, coding=None):
+def plot_r(results, path):
     """R per cancer, the smallest significant R (triangle) and the number of significant genes (Fig. 2a); beside it, how many
     genes are significant in at least so many cancers (Fig. 2b)."""
     plt = tiling.need_matplotlib()
@@ -682,8 +682,9 @@ def plot_r(results, path, coding=None):
     for i, (name, e) in enumerate(results.items()):
         r = e["r"][~np.isnan(e["r"])]
         if len(r) > 1 and np.ptp(r) > 0:
-            for body in ax.violinplot(r, [i], widths=.8, showextrema=False, showmedians=True)["bodies"]:
-                body.set_facecolor(tiling.BLUE)
+            drawn = ax.violinplot(r, [i], widths=.8, showextrema=False, showmedians=True)
+            drawn["cmedians"].set_color(tiling.BLUE)
+            drawn["bodies"][0].set_facecolor(tiling.BLUE)
         ax.plot(i, r_sign(e, e["null"]), "k^", ms=6, label=f"R for significance (Holm–Šidák, {e['null']} null)" if i == 0 else None)
         ax.annotate(f"{(e['hs'] < ALPHA).sum():,}", (i, 1.02), ha="center", color=tiling.ORANGE, annotation_clip=False)
     ax.axhline(0, color="grey", lw=.5)
@@ -1212,8 +1213,11 @@ def map_slide(run, o, models, home, into, source, name, label, chosen, group):
                 if o.all_models else ", none of which knows the slide") + f". Run {run['folder']}.", "", "![Map](map.png)", "",
              "![Highest and lowest tiles](gallery.png)", ""]
     if cells:
-        if o.cells not in cells:
-            print(f"{name}: no {o.cells} among its cells ({few(list(cells))})")
+        if o.cells not in cells:                                               # none on this slide, or nowhere?
+            raw = (p.read_bytes() for p in (truth_in / "points").iterdir())
+            field = re.compile(rb'[,\t"]' + re.escape(o.cells.encode()) + rb'[,\t"\r\n]')
+            if not any(field.search(gzip.decompress(b) if b[:2] == b"\x1f\x8b" else b) for b in raw):
+                raise InputError(f"--cells {o.cells}: no such class in {truth_in / 'points'}; this slide has {few(list(cells))}")
             cells[o.cells] = np.zeros((0, 2))
         rows, counts = against_cells(scores, cells, coords, tile)
         columns.update({f"cells: {c}": n for c, n in counts.items()})

@@ -2673,6 +2673,8 @@ def test_heatmap_of_simulated_slides(mapped, capsys):
     assert len(shapes["features"]) == len(coords) and {p.name for p in folder.iterdir()} == {
         "map.png", "gallery.png", "cells.png", "tiles.csv", "tiles.geojson", "provenance.csv", "report.md"}
     capsys.readouterr()
+    assert he2rna.main(["heatmap", str(run), slide, "--genes", "CD3D", "--cells", "lymphocyt", "--device", "cpu"]) == 1
+    assert "no such class" in capsys.readouterr().err
     assert he2rna.main(["heatmap", str(run), *sorted(folds)[:3], "--genes", "CD3D", "--all-models", "--device", "cpu"]) == 0
     assert "models of folds 0, 1, 2" in capsys.readouterr().out and (run / "heatmaps" / "CD3D" / "summary.md").is_file()
 
