@@ -11,7 +11,7 @@ reads in the order of the paper's Methods; the commands stand at its end.
     python he2rna.py train COHORT --features DIR     the same from features made elsewhere (CLAM/TRIDENT .h5)
     python he2rna.py finetune COHORT RUN --project LIHC --genes CD3D,CD3E,CD3G,CD247     all tiles, one cancer, chosen genes
     python he2rna.py predict RUN SLIDE...    expression of slides that have none -> RUN/predict/<slide>.csv
-    python he2rna.py signatures RUN --gmt F...   python he2rna.py enrich RUN --gmt F...     pathways of the well-predicted genes
+    python he2rna.py signatures RUN --gmt F...   python he2rna.py enrich RUN --gmt F...  pathways of the well-predicted genes
     python he2rna.py heatmap RUN SLIDE... --genes CD3D,CD3E      where on the slide, best and worst tiles, against the truth
 
 COHORT holds samples.csv (slide,patient,project[,sample,...]), slides/ and expression.csv (.csv.gz, .npz). What comes out
@@ -46,7 +46,7 @@ from torch.nn.functional import embedding_bag
 
 import stats
 import tiling
-from tiling import InputError, clock, few, progress, save_csv, save_file, save_json
+from tiling import InputError, clock, few, progress, save_csv, save_file, save_json, save_text
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Constants
@@ -57,9 +57,9 @@ FINE_BATCH = 4               # slides per iteration, all tiles          [HE2RNA 
 KS_SUPERTILES = (1, 2, 5, 10, 20, 50, 100)                        #     [HE2RNA Methods, Model architecture]
 KS_TILES = (10, 20, 50, 100, 200, 500, 1000, 2000, 5000)          # all tiles   [HE2RNA Methods, Model architecture]
 BLOCK_SCORES = 2 ** 23       # scores held at a time, 32 MB: 2 ** 22 to 24 take the same time [ours]
-GATHER = {"cpu": 1 / 3, "cuda": 1 / 50}    # gradients by gathering tiles where k < this share of T, else by matrix products; [ours]
-#                              on 2 cores both take 8.6 s at k = 2,700 of 8,000; the GPU's is reckoned from its bandwidth
-RESCORE = (36, 1 / 5)        # bfloat16 chooses tiles where k + 36 < T / 5: they are scored again, which must cost less [ours]
+GATHER = {"cpu": 1 / 3, "cuda": 1 / 50}  # gradients by gathering tiles where k < this share of T, else by matrix products;
+#                    on 2 cores both take 8.6 s at k = 2,700 of 8,000; the GPU's is reckoned from its bandwidth [ours]
+RESCORE = (36, 1 / 5)       # bfloat16 chooses tiles where k + 36 < T / 5: they are scored again, which must cost less [ours]
 HIDDEN = (1024, 1024)        # neurons of the hidden layers             [HE2RNA code]
 DROPOUT = 0.25               # between consecutive layers               [HE2RNA code]
 LEARNING_RATE = 3e-4         # Adam                                     [HE2RNA code]
@@ -74,7 +74,6 @@ DEMO_VALID = 0.3             # there: R over the 7 slides of a tenth is chance, 
 PRIMARY = ("primary tumor", "primary tumour", "tumor", "tumour", "01")  # sample_type values meant by the
 #                              "samples from primary tumors only"       [HE2RNA Methods, TCGA Pan-Cancer Dataset]
 MERGED = {"LUNG": ("LUAD", "LUSC"), "KIDN": ("KICH", "KIRC", "KIRP"), "UTER": ("UCS", "UCEC")}  # [HE2RNA Table 1]
-MIN_SLIDES_R = 3             # slides of a project in a fold for an R   [ours]
 NULL_MODELS = 3              # untrained models behind the null         [ours; the paper has one]
 SMALL_FOLD = 8               # test slides of a cancer; with fewer the report warns [ours]
 MIN_NULL = 2000              # their R, at least: few genes get more outputs [ours]
@@ -114,10 +113,10 @@ def read_expression(cohort):
     if path.suffix == ".npz":
         z = tiling.load_arrays(path) or {}
         key = next((k for k in ("slide", "slides", "sample", "samples") if k in z), None)
-        if key is None or "expression" not in z or "genes" not in z or z["expression"].shape != (len(z[key]), len(z["genes"])):
-            raise InputError(f"{path}: wanted arrays expression (n, G), genes (G,) and slide or sample (n,); "
-                             f"it has {', '.join(f'{k} {v.shape}' for k, v in z.items()) or 'none that can be read'} (object arrays "
-                             "are pickles and not read: save names as str)")
+        if key is None or not {"expression", "genes"} <= set(z) or z["expression"].shape != (len(z[key]), len(z["genes"])):
+            shapes = ", ".join(f"{k} {v.shape}" for k, v in z.items()) or "none that can be read"
+            raise InputError(f"{path}: wanted arrays expression (n, G), genes (G,) and slide or sample (n,); it has "
+                             f"{shapes} (object arrays are pickles and not read: save names as str)")
         ids, genes = [str(i) for i in z[key]], [str(g) for g in z["genes"]]
         if z["expression"].dtype.kind not in "fiu":
             raise InputError(f"{path}: expression is {z['expression'].dtype}, not numbers")
@@ -165,7 +164,8 @@ def read_table(path):
 
 
 def read_rows(path):
-    """(header, rows) of a table, comma- or tab-separated, plain or .gz; blank lines left out. InputError when it can't be read."""
+    """(header, rows) of a table, comma- or tab-separated, plain or .gz; blank lines left out. InputError when it can't be
+    read."""
     try:
         data = Path(path).read_bytes()
         data = gzip.decompress(data) if data[:2] == b"\x1f\x8b" else data
@@ -173,7 +173,8 @@ def read_rows(path):
             text = data.decode("utf-8-sig")
         except UnicodeDecodeError:
             text = data.decode("cp1252")                                       # the µ of programs on Windows
-        rows = [row for row in csv.reader(io.StringIO(text), delimiter="\t" if "\t" in text.partition("\n")[0] else ",") if row]
+        tab = "\t" in text.partition("\n")[0]
+        rows = list(filter(None, csv.reader(io.StringIO(text), delimiter="\t" if tab else ",")))
     except (OSError, EOFError, zlib.error, csv.Error, UnicodeDecodeError) as e:
         raise InputError(f"{path}: can't be read as a table ({e})") from None
     return [c.strip() for c in rows[0]] if rows else [], rows[1:]
@@ -210,8 +211,7 @@ def join(samples, key, ids, path="expression"):
         if owner.setdefault(s[key], s["patient"]) != s["patient"]:
             raise InputError(f"samples.csv: sample {s[key]} is of two patients, {owner[s[key]]} and {s['patient']}: its "
                              "expression would stand on both sides of a fold")
-    used = {s[key] for s in kept}
-    unused = [i for i in ids if i not in used]
+    unused = [i for i in ids if i not in owner]
     if not kept:
         raise InputError(f"{path}: none of its {len(ids)} rows (the first is {ids[0]!r}) is a {key} of samples.csv (the "
                          f"first is {samples[0][key]!r}); are genes the rows and {key}s the columns, "
@@ -227,11 +227,11 @@ def select(samples, types, project):
         wanted = [t.strip().lower() for t in types.split(",")] if types else PRIMARY
         kept = [s for s in samples if s["sample_type"].lower() in wanted]
         if not kept or types and set(wanted) - {s["sample_type"].lower() for s in kept}:
-            raise InputError(f"no slide has sample_type {', '.join(wanted)}; samples.csv has "
-                             f"{', '.join(sorted({s['sample_type'] for s in samples}))}: choose with --types, or --types all")
-        chosen = {s["slide"] for s in kept}
+            there = ", ".join(sorted({s["sample_type"] for s in samples}))
+            raise InputError(f"no slide has sample_type {', '.join(wanted)}; samples.csv has {there}: choose with --types, "
+                             "or --types all")
         left["slides of other sample types than " + (types or "primary tumour")] = [
-            s["slide"] for s in samples if s["slide"] not in chosen]
+            s["slide"] for s in samples if s["sample_type"].lower() not in wanted]
         samples = kept
     if project:
         names = sorted({s["project"] for s in samples})
@@ -248,17 +248,19 @@ def short(project):
 
 def load_bags(cohort, source, slides):
     """Super-tiles of all slides, read once: x (S, T, D) float16 tensor, mask (S, T) bool; T of the longest slide."""
-    first = tiling.load_arrays(Path(cohort) / "supertiles" / source / f"{slides[0]}.npz")["means"].shape
-    x, mask = torch.zeros((len(slides), *first), dtype=torch.float16), torch.zeros((len(slides), first[0]), dtype=torch.bool)
+    folder = Path(cohort) / "supertiles" / source
+    S, T, D = len(slides), *tiling.load_arrays(folder / f"{slides[0]}.npz")["means"].shape
+    x, mask = torch.zeros((S, T, D), dtype=torch.float16), torch.zeros((S, T), dtype=torch.bool)
     for i, slide in enumerate(slides):
-        z = tiling.load_arrays(Path(cohort) / "supertiles" / source / f"{slide}.npz")
+        z = tiling.load_arrays(folder / f"{slide}.npz")
         x[i], mask[i] = torch.from_numpy(z["means"]), torch.from_numpy(z["mask"])
     longest = int(mask.sum(1).max())                                           # small slides have fewer than 100
     return x[:, :longest].contiguous(), mask[:, :longest].contiguous()
 
 
 def in_memory(x, mask):
-    """Batches of super-tiles: a function of [rows (b,), ...] that yields rows, x (b, T, D) float16 and mask (b, T) of each."""
+    """Batches of super-tiles: a function of [rows (b,), ...] that yields rows, x (b, T, D) float16 and mask (b, T) of
+    each."""
     return lambda parts: ((rows, x[rows], mask[rows]) for rows in parts)
 
 
@@ -297,9 +299,11 @@ def top_k_mean(scores, mask, k):
 
 
 def rank_weights(n, ks):
-    """(n,) weight of the tile of rank 1..n in the test-time prediction of a slide of n tiles: mean over ks of [rank <= k] / k.
+    """(n,) weight of the tile of rank 1..n in the test-time prediction of a slide of n tiles: mean over ks of
+    [rank <= k] / k.
 
-    A k beyond n is n; the weights sum to 1. [HE2RNA Methods, Model architecture: "equivalent to calculating a weighted mean"]
+    A k beyond n is n; the weights sum to 1. [HE2RNA Methods, Model architecture: "equivalent to calculating a weighted
+    mean"]
     """
     k = torch.tensor(ks).clamp(max=n)[:, None]                                                      # (K, 1)
     return ((torch.arange(n) < k) / k).mean(0)
@@ -334,8 +338,8 @@ def gene_blocks(n_genes, n_tiles):
 class TopKHead(torch.autograd.Function):
     """top_k_mean(h @ weight.T + bias, k) of the slides' tiles laid end to end: h (N, H), weight (G, H), bias (G,) -> (B, G).
 
-    sizes: tiles of each slide, summing to N. Value and gradients are those of the direct way; between tiles of exactly equal
-    score either may be chosen. precision "bfloat16": tiles are chosen by rounded scores, their mean stays float32.
+    sizes: tiles of each slide, summing to N. Value and gradients are those of the direct way; between tiles of exactly
+    equal score either may be chosen. precision "bfloat16": tiles are chosen by rounded scores, their mean stays float32.
     """
 
     @staticmethod
@@ -344,13 +348,13 @@ class TopKHead(torch.autograd.Function):
         half = precision == "bfloat16" and k + RESCORE[0] < max(sizes) * RESCORE[1]
         if half:                                                               # what all tiles share does not rank them
             rounded = (h - h.mean(0)).bfloat16()
-        for g in gene_blocks(len(weight), len(h)):
-            scores = (weight[g].bfloat16() @ rounded.T).float() if half else torch.addmm(bias[g, None], weight[g], h.T)  # (g, N)
+        for g in gene_blocks(len(weight), len(h)):                             # scores (g, N)
+            scores = (weight[g].bfloat16() @ rounded.T).float() if half else torch.addmm(bias[g, None], weight[g], h.T)
             first = 0
-            for b, n in enumerate(sizes):
-                part, tiles = scores[:, first:first + n], top_k_tiles(scores[:, first:first + n], min(k, n))        # (g, k)
+            for b, (n, part) in enumerate(zip(sizes, scores.split(sizes, 1))):
+                tiles = top_k_tiles(part, min(k, n))                                                # (g, k)
                 if half:                                                       # float32 again, of the chosen alone
-                    chosen = embedding_bag(tiles, h[first:first + n], mode="mean")                                  # (g, H)
+                    chosen = embedding_bag(tiles, h[first:first + n], mode="mean")                  # (g, H)
                     prediction[b, g] = (chosen * weight[g]).sum(1) + bias[g]
                 else:
                     prediction[b, g] = part.gather(1, tiles.long()).mean(1)
@@ -369,7 +373,7 @@ class TopKHead(torch.autograd.Function):
         for g in gene_blocks(len(weight), len(h)):
             blocks = [next(kept) for _ in slides]
             share = torch.cat([(grad[b, g, None] / t.shape[1]).expand(t.shape) for b, t in zip(slides, blocks)], 1)
-            tiles = torch.cat(blocks, 1).int()                                 # (g, K), the non-zeros of M; share their values
+            tiles = torch.cat(blocks, 1).int()                               # (g, K), the non-zeros of M; share their values
             if ctx.k < max(ctx.sizes) * GATHER[h.device.type]:
                 dweight[g] = embedding_bag(tiles, h, per_sample_weights=share, mode="sum")          # of each gene, its tiles
                 tile, order = tiles.flatten().sort(stable=True)
@@ -462,7 +466,7 @@ def mean_r(prediction, y, projects):
     [HE2RNA code; the paper is silent on stopping]"""
     per_project = []
     for p in np.unique(projects):
-        if (projects == p).sum() >= MIN_SLIDES_R:
+        if (projects == p).sum() >= stats.MIN_R:
             r = stats.pearson(prediction[projects == p], y[projects == p])                          # (G,)
             per_project += [r[~np.isnan(r)].mean()] if not np.isnan(r).all() else []
     return float(np.mean(per_project)) if per_project else None
@@ -481,7 +485,8 @@ def load_checkpoint(path, device):
     try:
         return torch.load(path, map_location=device, weights_only=True)
     except Exception as e:      # torch's, zip's and pickle's errors share no class
-        raise InputError(f"{path}: not a whole checkpoint ({type(e).__name__}); delete it to train this fold again") from None
+        raise InputError(f"{path}: not a whole checkpoint ({type(e).__name__}); delete it to train this fold "
+                         "again") from None
 
 
 def train_fold(model, bags, y, projects, train, valid, o, fold, folder):
@@ -500,7 +505,7 @@ def train_fold(model, bags, y, projects, train, valid, o, fold, folder):
     lines = [as_entry(line) for line in log.read_text().splitlines()] if log.is_file() else []
     lines = [e for e in lines if e and (e["fold"], e["epoch"]) <= (fold, state["epoch"])]   # what was not saved runs again
     save_file(log, lambda f: f.writelines((json.dumps(e) + "\n").encode() for e in lines))
-    by_r = max(np.unique(projects[valid], return_counts=True)[1], default=0) >= MIN_SLIDES_R   # else too few slides for an R
+    by_r = max(np.unique(projects[valid], return_counts=True)[1], default=0) >= stats.MIN_R   # else too few slides for an R
     start, first, before = time.time(), state["epoch"], state["seconds"]
     for epoch in range(first + 1, o.epochs + 1):
         if epoch - 1 - state["best_epoch"] >= o.patience and state["best"] is not None:
@@ -519,7 +524,7 @@ def train_fold(model, bags, y, projects, train, valid, o, fold, folder):
         if not np.isfinite(loss_sum):
             raise InputError(f"fold {fold} epoch {epoch}: the loss is {loss_sum}; a lower --lr may help")
         rate = len(train) / (time.time() - tick)
-        r, valid_loss, score = None, None, epoch                               # nobody to choose by: the last epoch is the best
+        r, valid_loss, score = None, None, epoch                           # nobody to choose by: the last epoch is the best
         if len(valid):
             p = predict_slides(model, bags, valid, o.batch)
             r, valid_loss = mean_r(p, y[valid], projects[valid]), float(np.square(p - y[valid]).mean())
@@ -539,8 +544,8 @@ def train_fold(model, bags, y, projects, train, valid, o, fold, folder):
               f"valid R {show(r, '.3f')}  best epoch {state['best_epoch']:3d}  {rate:6.1f} slides/s  "
               f"at most {clock(left)} left", flush=True)
     model.load_state_dict(state["best"])
-    return dict(best_epoch=state["best_epoch"], epochs=state["epoch"], seconds=state["seconds"],
-                by="R" if by_r else f"loss ({len(valid)} validation slides are too few for R)" if len(valid) else "none: the last")
+    by = "R" if by_r else f"loss ({len(valid)} validation slides are too few for R)" if len(valid) else "none: the last"
+    return dict(best_epoch=state["best_epoch"], epochs=state["epoch"], seconds=state["seconds"], by=by)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -563,7 +568,7 @@ def fold_r(prediction, y, fold, group, k):
     r = np.full((k, y.shape[1]), np.nan)
     for f in range(k):
         rows = group & (fold == f)
-        if rows.sum() >= MIN_SLIDES_R:
+        if rows.sum() >= stats.MIN_R:
             r[f] = stats.pearson(prediction[rows], y[rows])
     return r
 
@@ -580,8 +585,8 @@ def evaluate(prediction, y, fold, projects, k, untrained=None, null="t"):
     t: one R of n slides, nothing correlated, n those of the folds that gave an R. permutation: slides change places within
     their fold; over all orders a fold's R has mean 0 and variance 1 / (n_f - 1) exactly, so their mean scatters as one R
     of 1 + 1 / variance slides: nothing needs to be drawn. untrained: stats.null_fit of the R of untrained models, given as
-    {cancer: (null R of each gene, G)}. `null` names the one whose p, corrected over the genes, decides: hs, bh. [HE2RNA Methods, Statistics:
-    the untrained model, Holm-Šidák; Benjamini-Hochberg beside it; the other two nulls are ours]
+    {cancer: (null R of each gene, G)}. `null` names the one whose p, corrected over the genes, decides: hs, bh. [HE2RNA
+    Methods, Statistics: the untrained model, Holm-Šidák; Benjamini-Hochberg beside it; the other two nulls are ours]
     """
     results = {}
     for name, group in cancers(projects).items():
@@ -600,7 +605,8 @@ def evaluate(prediction, y, fold, projects, k, untrained=None, null="t"):
 
 
 def r_sign(e, null):
-    """The smallest R that is significant under a null: its p is the first Šidák step over the cancer's genes. [HE2RNA Fig. 2a]"""
+    """The smallest R that is significant under a null: its p is the first Šidák step over the cancer's genes. [HE2RNA Fig.
+    2a]"""
     tested = max(1, int((~np.isnan(e["r"])).sum()))
     return float(stats.null_threshold(-np.expm1(np.log1p(-ALPHA) / tested), *e["fits"][null]))
 
@@ -647,8 +653,8 @@ def write_genes(path, genes, results):
 
     An empty R means no value (the gene or its prediction is constant).
     """
-    k = len(next(iter(results.values()))["folds"])
-    nulls = sorted(next(iter(results.values()))["all_p"])
+    one = next(iter(results.values()))
+    nulls, k = sorted(one["all_p"]), len(one["folds"])
     header = ["gene", "project", "n", "R", *(f"p_{null}" for null in nulls), "p_holm_sidak", "p_bh", "significant_hs",
               "significant_bh", *(f"R_fold{f}" for f in range(k))]
 
@@ -663,7 +669,8 @@ def write_genes(path, genes, results):
         f.write((quoted(header) + "\n").encode())
         for name, e in results.items():
             order, project = np.lexsort((-np.nan_to_num(e["r"], nan=-2), e["p"])), quoted([name])
-            columns = e["n"], e["r"], *(e["all_p"][null] for null in nulls), e["hs"], e["bh"], e["hs"] < ALPHA, e["bh"] < ALPHA, *e["folds"]
+            columns = (e["n"], e["r"], *(e["all_p"][null] for null in nulls), e["hs"], e["bh"],
+                       e["hs"] < ALPHA, e["bh"] < ALPHA, *e["folds"])
             cells = zip(*(c[order].tolist() for c in columns))
             f.write("".join(f"{names[j]},{project}," + (row % c).replace("nan", "")         # no value: an empty cell
                             for j, c in zip(order.tolist(), cells)).encode())
@@ -674,55 +681,50 @@ def write_genes(path, genes, results):
 # Report
 # ---------------------------------------------------------------------------------------------------------------------
 def plot_r(results, path):
-    """R per cancer, the smallest significant R (triangle) and the number of significant genes (Fig. 2a); beside it, how many
-    genes are significant in at least so many cancers (Fig. 2b)."""
-    plt = tiling.need_matplotlib()
-    fig, (ax, many) = plt.subplots(1, 2, figsize=(max(8, 4 + .8 * len(results)), 4), layout="constrained",
-                                   width_ratios=(max(2, .4 * len(results)), 1))
-    for i, (name, e) in enumerate(results.items()):
-        r = e["r"][~np.isnan(e["r"])]
-        if len(r) > 1 and np.ptp(r) > 0:
-            drawn = ax.violinplot(r, [i], widths=.8, showextrema=False, showmedians=True)
-            drawn["cmedians"].set_color(tiling.BLUE)
-            drawn["bodies"][0].set_facecolor(tiling.BLUE)
-        ax.plot(i, r_sign(e, e["null"]), "k^", ms=6, label=f"R for significance (Holm–Šidák, {e['null']} null)" if i == 0 else None)
-        ax.annotate(f"{(e['hs'] < ALPHA).sum():,}", (i, 1.02), ha="center", color=tiling.ORANGE, annotation_clip=False)
-    ax.axhline(0, color="grey", lw=.5)
-    ax.set(xticks=range(len(results)), ylabel="R over slides, mean of the folds", ylim=(-1, 1.12))
-    ax.set_xticklabels([f"{name}\nn = {e['slides']}" for name, e in results.items()], fontsize=8)
-    ax.set_title("Prediction of each gene; number: significant genes", fontsize=10)
-    ax.legend(loc="lower right", fontsize=8)
+    """R per cancer, the smallest significant R (triangle) and the number of significant genes (Fig. 2a); beside it, how
+    many genes are significant in at least so many cancers (Fig. 2b)."""
     at_least = stats.recurrent(np.array([results[n]["hs"] < ALPHA for n in separate(results)]))[1]
-    many.bar(range(1, len(at_least) + 1), np.maximum(at_least, .5), color=tiling.BLUE)
-    many.set(xlabel="in at least so many cancers", ylabel="significant genes", yscale="log", ylim=(.5, None))
-    many.set_xticks(range(1, len(at_least) + 1))
-    save_file(path, lambda f: fig.savefig(f, dpi=130, format="png"))
-    plt.close(fig)
+    with tiling.figure(path, 1, 2, figsize=(max(8, 4 + .8 * len(results)), 4),
+                       width_ratios=(max(2, .4 * len(results)), 1)) as (ax, many):
+        for i, (name, e) in enumerate(results.items()):
+            r = e["r"][~np.isnan(e["r"])]
+            if len(r) > 1 and np.ptp(r) > 0:
+                drawn = ax.violinplot(r, [i], widths=.8, showextrema=False, showmedians=True)
+                drawn["cmedians"].set_color(tiling.BLUE)
+                drawn["bodies"][0].set_facecolor(tiling.BLUE)
+            label = f"R for significance (Holm–Šidák, {e['null']} null)" if i == 0 else None
+            ax.plot(i, r_sign(e, e["null"]), "k^", ms=6, label=label)
+            ax.annotate(f"{(e['hs'] < ALPHA).sum():,}", (i, 1.02), ha="center", color=tiling.ORANGE, annotation_clip=False)
+        ax.axhline(0, color="grey", lw=.5)
+        ax.set(xticks=range(len(results)), ylabel="R over slides, mean of the folds", ylim=(-1, 1.12))
+        ax.set_xticklabels([f"{name}\nn = {e['slides']}" for name, e in results.items()], fontsize=8)
+        ax.set_title("Prediction of each gene; number: significant genes", fontsize=10)
+        ax.legend(loc="lower right", fontsize=8)
+        many.bar(range(1, len(at_least) + 1), np.maximum(at_least, .5), color=tiling.BLUE)
+        many.set(xlabel="in at least so many cancers", ylabel="significant genes", yscale="log", ylim=(.5, None))
+        many.set_xticks(range(1, len(at_least) + 1))
 
 
 def plot_null(results, untrained, permuted, path):
     """R of untrained models, of permuted slides, and the laws fitted to them, by cancer; and where R becomes significant."""
-    plt = tiling.need_matplotlib()
-    columns = min(4, len(results))
-    fig, axes = plt.subplots(-(-len(results) // columns), columns, figsize=(3.2 * columns, 2.6 * -(-len(results) // columns)),
-                             layout="constrained", squeeze=False)
-    grid = np.linspace(-1, 1, 801)
-    for ax in axes.flat[len(results):]:
-        ax.axis("off")
-    for ax, (name, e) in zip(axes.flat, results.items()):
-        if np.isnan(e["r"]).all():
-            continue
-        ax.hist(untrained[name][~np.isnan(untrained[name])], 60, density=True, color=tiling.BLUE, alpha=.5, label="untrained models")
-        for r, color, what in ((permuted[name], "grey", "slides permuted"), (e["r"], tiling.ORANGE, "trained")):
-            ax.hist(r[~np.isnan(r)], 60, density=True, histtype="step", color=color, label=what)
-        for null, style in (("untrained", "k-"), ("permutation", "k:")):
-            tail = stats.null_p(grid, *e["fits"][null])
-            ax.plot((grid[1:] + grid[:-1]) / 2, -np.diff(tail) / np.diff(grid), style, lw=1, label=f"{null}: n = {e['fits'][null][1]:.0f}")
-        ax.set(xlim=(-1, 1), ylim=(0, 1.6 * ax.get_ylim()[1]), yticks=[], xlabel="R")
-        ax.set_title(f"{name}: {e['slides']} slides, R_sign {r_sign(e, 'untrained'):.2f}", fontsize=9)
-        ax.legend(fontsize=6)
-    save_file(path, lambda f: fig.savefig(f, dpi=130, format="png"))
-    plt.close(fig)
+    columns, rows, grid = min(4, len(results)), -(-len(results) // 4), np.linspace(-1, 1, 801)
+    with tiling.figure(path, rows, columns, figsize=(3.2 * columns, 2.6 * rows), squeeze=False) as axes:
+        for ax in axes.flat[len(results):]:
+            ax.axis("off")
+        for ax, (name, e) in zip(axes.flat, results.items()):
+            if np.isnan(e["r"]).all():
+                continue
+            for r, what, look in ((untrained[name], "untrained models", dict(color=tiling.BLUE, alpha=.5)),
+                                  (permuted[name], "slides permuted", dict(color="grey", histtype="step")),
+                                  (e["r"], "trained", dict(color=tiling.ORANGE, histtype="step"))):
+                ax.hist(r[~np.isnan(r)], 60, density=True, label=what, **look)
+            for null, style in (("untrained", "k-"), ("permutation", "k:")):
+                tail = stats.null_p(grid, *e["fits"][null])
+                ax.plot((grid[1:] + grid[:-1]) / 2, -np.diff(tail) / np.diff(grid), style, lw=1,
+                        label=f"{null}: n = {e['fits'][null][1]:.0f}")
+            ax.set(xlim=(-1, 1), ylim=(0, 1.6 * ax.get_ylim()[1]), yticks=[], xlabel="R")
+            ax.set_title(f"{name}: {e['slides']} slides, R_sign {r_sign(e, 'untrained'):.2f}", fontsize=9)
+            ax.legend(fontsize=6)
 
 
 def best_genes(results, n=6):
@@ -735,17 +737,14 @@ def best_genes(results, n=6):
 
 def plot_scatter(best, genes, prediction, y, fold, groups, path):
     """Predicted against true expression of six genes; colours are folds, each predicted by the model that never saw it."""
-    plt = tiling.need_matplotlib()
-    fig, axes = plt.subplots(2, 3, figsize=(9, 6), layout="constrained", squeeze=False)
-    for ax, (name, j, r) in zip(axes.flat, best):
-        rows = groups[name]
-        ax.scatter(y[rows, j], prediction[rows, j], c=fold[rows], cmap="viridis", s=14)
-        ax.set_title(f"{genes[j]} in {name}: R = {r:.2f}", fontsize=9)
-        ax.set(xlabel="true log10(1 + FPKM-UQ)", ylabel="predicted")
-    for ax in list(axes.flat)[len(best):]:
-        ax.axis("off")
-    save_file(path, lambda f: fig.savefig(f, dpi=130, format="png"))
-    plt.close(fig)
+    with tiling.figure(path, 2, 3, figsize=(9, 6)) as axes:
+        for ax, (name, j, r) in zip(axes.flat, best):
+            rows = groups[name]
+            ax.scatter(y[rows, j], prediction[rows, j], c=fold[rows], cmap="viridis", s=14)
+            ax.set_title(f"{genes[j]} in {name}: R = {r:.2f}", fontsize=9)
+            ax.set(xlabel="true log10(1 + FPKM-UQ)", ylabel="predicted")
+        for ax in axes.flat[len(best):]:
+            ax.axis("off")
 
 
 def table(header, rows):
@@ -768,10 +767,10 @@ def planted(cohort, genes, results):
         return None
     with open(path, newline="") as f:
         programme = {row["gene"]: row["programme"] for row in csv.DictReader(f)}
-    of = np.array([programme.get(g, "") for g in genes])
-    return [(p, name, int((of == p).sum()), f"{mean_of_values(e['r'][of == p]):.3f}", int((e["hs"][of == p] < ALPHA).sum()),
-             int((e["bh"][of == p] < ALPHA).sum()))
-            for p in dict.fromkeys(programme.values()) for name, e in results.items() if (of == p).any()]
+    own = {p: np.array([programme.get(g) == p for g in genes]) for p in programme.values()}
+    return [(p, name, int(of.sum()), f"{mean_of_values(e['r'][of]):.3f}",
+             *(int((e[c][of] < ALPHA).sum()) for c in ("hs", "bh")))
+            for p, of in own.items() if of.any() for name, e in results.items()]
 
 
 def nulls_table(results):
@@ -788,69 +787,68 @@ SUMMARY_HEADER = ("cancer", "slides", "genes", "mean R", "median R", "significan
 
 def write_report(folder, cohort, config, data, results, prediction, notes, seconds):
     """report.md and its pictures; genes.csv, predictions.npz and folds.csv stand beside it."""
-    genes, y, fold, projects = data["genes"], data["y"], data["fold"], data["projects"]
-    best = best_genes(results)
+    genes, y, fold, coding, names = data["genes"], data["y"], data["fold"], data.get("coding"), separate(results)
+    groups, truth = cancers(data["projects"]), planted(cohort, genes, results)
     plot_r(results, folder / "r_distribution.png")
-    plot_scatter(best, genes, prediction, y, fold, cancers(projects), folder / "scatter.png")
-    truth, text, groups = planted(cohort, genes, results), [], cancers(projects)
-
+    plot_scatter(best_genes(results), genes, prediction, y, fold, groups, folder / "scatter.png")
     small = [name for name, rows in groups.items() if 0 < rows.sum() < SMALL_FOLD * config["folds"]]
+    significant = {c: np.array([results[n][c] < ALPHA for n in names]) for c in ("hs", "bh")}       # (P, G)
+    (in_hs, at_least), (in_bh, _) = (stats.recurrent(s) for s in significant.values())
+    mean = mean_of_values(np.array([results[n]["r"] for n in names]))                               # (G,)
+    order = np.lexsort((-np.nan_to_num(mean), -in_hs))
+    save_csv(folder / "recurrent.csv", ("gene", "cancers_hs", "cancers_bh", "mean_R"), (
+        (genes[j], in_hs[j], in_bh[j], "" if np.isnan(mean[j]) else f"{mean[j]:.4g}") for j in order))
 
     def interval(j, name):
         rows, rng = groups[name], np.random.default_rng(config["seed"])
-        return [v[0] for v in stats.bootstrap_r(prediction[rows, j:j + 1], y[rows, j:j + 1], data["patients"][rows], fold[rows],
-                                                stats.N_DRAWS, rng)]
-    text += [f"# HE2RNA: {folder.name}", ""]
-    if truth:
-        text += ["**SIMULATED cohort: drawn slides and planted expression, no patient.**", ""]
-    text += [f"{len(y)} slides of {len(set(data['patients']))} patients, {len(genes):,} genes "
-             + (f"with a positive median (of {config['genes_in_table']:,})" if "genes_in_table" in config else
-                f"of the run {config['from_run']['name']}, its models fine-tuned on all tiles")
-             + f", {config['folds']} folds by patient. R is Pearson's over the slides of a cancer within a fold's test part, never over "
-             f"several cancers, and the mean of the folds. HS is Holm–Šidák, BH Benjamini–Hochberg, over all genes of the cancer, "
-             f"significant below {ALPHA}, of the one-sided p under the {next(iter(results.values()))['null']} null.", "",
-             table(SUMMARY_HEADER, summary(results)), "", "![Distribution of R](r_distribution.png)", "",
-             "## The three nulls", "", "The smallest R that is significant (first Šidák step) and the genes significant by Holm–Šidák "
-             "and by Benjamini–Hochberg under each. t: one R of n slides. permutation: the mean of folds of so many slides. untrained: "
-             "R of models of the same architecture that learned nothing; n there is of how many slides one R scatters as theirs do.",
-             "", table(NULLS_HEADER, nulls_table(results)), "",
-             *([f"**Folds of fewer than {SMALL_FOLD} test slides ({', '.join(small)}): no null holds there**; of runs on noise with 5 folds "
-                "of 4 slides one in six has a false gene by Holm–Šidák, with 5 of 8 one in twenty.", ""] if small else []),
-             "![Nulls](null.png)", "",
-             "## Best genes", "", "95 % interval: over patients drawn with replacement, the models as they are.", "",
-             table(("gene", "cancer", "n", "R", "95 %", "p (HS)"), [
-                 (genes[j], name, results[name]["n"][j], f"{r:.3f}", "{:.2f} to {:.2f}".format(*interval(j, name)),
-                  f"{results[name]['hs'][j]:.2g}") for name, j, r in best_genes(results, 20)]), "",
-             "![Predicted against true](scatter.png)", ""]
+        low_high = stats.bootstrap_r(prediction[rows, j:j + 1], y[rows, j:j + 1], data["patients"][rows], fold[rows],
+                                     stats.N_DRAWS, rng)
+        return "{:.2f} to {:.2f}".format(*(v[0] for v in low_high))
+
+    text = [
+        f"# HE2RNA: {folder.name}", "",
+        *(["**SIMULATED cohort: drawn slides and planted expression, no patient.**", ""] if truth else []),
+        f"{len(y)} slides of {len(set(data['patients']))} patients, {len(genes):,} genes "
+        + (f"with a positive median (of {config['genes_in_table']:,})" if "genes_in_table" in config else
+           f"of the run {config['from_run']['name']}, its models fine-tuned on all tiles")
+        + f", {config['folds']} folds by patient. R is Pearson's over the slides of a cancer within a fold's test part, "
+        "never over several cancers, and the mean of the folds. HS is Holm–Šidák, BH Benjamini–Hochberg, over all genes of "
+        f"the cancer, significant below {ALPHA}, of the one-sided p under the {results[names[0]]['null']} null.", "",
+        table(SUMMARY_HEADER, summary(results)), "", "![Distribution of R](r_distribution.png)", "",
+        "## The three nulls", "", "The smallest R that is significant (first Šidák step) and the genes significant by "
+        "Holm–Šidák and by Benjamini–Hochberg under each. t: one R of n slides. permutation: the mean of folds of so many "
+        "slides. untrained: R of models of the same architecture that learned nothing; n there is of how many slides one R "
+        "scatters as theirs do.", "", table(NULLS_HEADER, nulls_table(results)), "",
+        *([f"**Folds of fewer than {SMALL_FOLD} test slides ({', '.join(small)}): no null holds there**; of runs on noise "
+           "with 5 folds of 4 slides one in six has a false gene by Holm–Šidák, with 5 of 8 one in twenty.", ""]
+          if small else []),
+        "![Nulls](null.png)", "",
+        "## Best genes", "", "95 % interval: over patients drawn with replacement, the models as they are.", "",
+        table(("gene", "cancer", "n", "R", "95 %", "p (HS)"), [
+            (genes[j], name, results[name]["n"][j], f"{r:.3f}", interval(j, name), f"{results[name]['hs'][j]:.2g}")
+            for name, j, r in best_genes(results, 20)]), "", "![Predicted against true](scatter.png)", ""]
     if truth:
         text += ["## Against what was planted", "", "Housekeeping and noise genes follow nothing on the slide.", "",
                  table(("programme", "cancer", "genes", "mean R", "significant HS", "significant BH"), truth), ""]
-    names = separate(results)
-    significant = np.array([results[n]["hs"] < ALPHA for n in names])                                # (P, G)
-    cancers_of, at_least = stats.recurrent(significant)
     text += ["## Genes significant in several cancers", ""]
-    if data.get("coding") is None:
+    if coding is None:
         text += [table(("at least", "genes"), enumerate(at_least, 1)), ""]
     else:
-        both = enumerate(zip(at_least, stats.recurrent(significant[:, data["coding"]])[1]), 1)
-        text += [table(("at least", "genes", "protein-coding"), [(c, *counts) for c, counts in both]), "", "## Protein-coding genes", "",
-                 table(("cancer", "HS", "BH"), [(name, *(int((e[c][data["coding"]] < ALPHA).sum()) for c in ("hs", "bh")))
+        both = zip(range(1, len(at_least) + 1), at_least, stats.recurrent(significant["hs"][:, coding])[1])
+        text += [table(("at least", "genes", "protein-coding"), both), "", "## Protein-coding genes", "",
+                 table(("cancer", "HS", "BH"), [(name, *(int((e[c][coding] < ALPHA).sum()) for c in ("hs", "bh")))
                                                 for name, e in results.items()]), data["coding_note"], ""]
-    mean = mean_of_values(np.array([results[n]["r"] for n in names]))                                # (G,)
-    by_bh, order = stats.recurrent(np.array([results[n]["bh"] < ALPHA for n in names]))[0], np.lexsort((-np.nan_to_num(mean), -cancers_of))
-    save_csv(folder / "recurrent.csv", ("gene", "cancers_hs", "cancers_bh", "mean_R"), (
-        (genes[j], cancers_of[j], by_bh[j], "" if np.isnan(mean[j]) else f"{mean[j]:.4g}") for j in order))
-    if len(names) > 1 and cancers_of.max(initial=0) > 1:
-        text += ["First (all in recurrent.csv) by number of cancers, then by mean R: " + ", ".join(f"{genes[j]} ({cancers_of[j]})" for j in order[:30]
-                                                                          if cancers_of[j] > 1) + ".", ""]
+    if len(names) > 1 and in_hs.max(initial=0) > 1:
+        text += ["First (all in recurrent.csv) by number of cancers, then by mean R: "
+                 + ", ".join(f"{genes[j]} ({in_hs[j]})" for j in order[:30] if in_hs[j] > 1) + ".", ""]
     text += ["## Folds", "", table(("fold", "test slides", "best epoch", "epochs run", "chosen by", "training time"),
              [(f, int((fold == f).sum()), n["best_epoch"], n["epochs"], n["by"], clock(n["seconds"]))
-              for f, n in enumerate(notes)]), "", "## Left out", ""]
-    text += ([f"- {len(names)} {what}: {', '.join(names)}" for what, names in data["left_out"].items() if names]
-             + [f"- slide {name} failed: {why}" for name, why in data["failed"].items()] or ["Nothing."])
-    text += ["", "## Settings", "", *(f"- {k}: {v}" for k, v in config.items()),
+              for f, n in enumerate(notes)]), "", "## Left out", "",
+             *([f"- {len(names)} {what}: {', '.join(names)}" for what, names in data["left_out"].items() if names]
+               + [f"- slide {name} failed: {why}" for name, why in data["failed"].items()] or ["Nothing."]),
+             "", "## Settings", "", *(f"- {k}: {v}" for k, v in config.items()),
              f"- run time of this call: {clock(seconds)}", ""]
-    save_file(folder / "report.md", lambda f: f.write("\n".join(text).encode()))
+    save_text(folder / "report.md", text)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -866,35 +864,39 @@ def read_results(folder):
         raise InputError(f"{path}: not the genes.csv of a run; it has the columns {few(header)}")
     gene, project, r, hs, bh = (header.index(c) for c in ("gene", "project", "R", "significant_hs", "significant_bh"))
     for row in rows:
-        tables.setdefault(row[project], {})[row[gene]] = number(row[r] or "nan"), row[hs] == "1", row[bh] == "1"
+        tables.setdefault(row[project], {})[row[gene]] = number(row[r]), row[hs] == "1", row[bh] == "1"
     genes = sorted(next(iter(tables.values())))
-    return genes, {name: dict(zip(("r", "hs", "bh"), map(np.array, zip(*(table[g] for g in genes))))) for name, table in tables.items()}
+    return genes, {name: dict(zip(("r", "hs", "bh"), map(np.array, zip(*(table[g] for g in genes)))))
+                   for name, table in tables.items()}
 
 
 def read_gene_table(path):
-    """({id without version: symbol}, ids and symbols that are protein-coding, or None) of a csv or tsv with columns for the id
-    (gene_id, ensembl), the name (symbol, gene_name) and, if it has one, the biotype (gene_type): GENCODE's or BioMart's names."""
-    options = dict(id=("gene_id", "ensembl", "ensembl_gene_id", "gene stable id", "id"), symbol=("symbol", "gene_name", "hgnc_symbol",
-                   "gene name", "gene"), biotype=("biotype", "gene_type", "gene_biotype", "gene type"))
+    """({id without version: symbol}, ids and symbols that are protein-coding, or None) of a csv or tsv with columns for the
+    id (gene_id, ensembl), the name (symbol, gene_name) and, if it has one, the biotype (gene_type): GENCODE's or BioMart's
+    names."""
+    options = dict(id=("gene_id", "ensembl", "ensembl_gene_id", "gene stable id", "id"),
+                   symbol=("symbol", "gene_name", "hgnc_symbol", "gene name", "gene"),
+                   biotype=("biotype", "gene_type", "gene_biotype", "gene type"))
     header, rows = read_rows(path)
     lower = [c.lower() for c in header]
     column = {k: next((lower.index(n) for n in names if n in lower), None) for k, names in options.items()}
     if (column["id"] is None and column["symbol"] is None) or (column["symbol"] is None and column["biotype"] is None):
         raise InputError(f"--gene-table {path}: wanted two of the columns gene_id, symbol and biotype; it has {few(header)}")
-    table = [{k: row[j].strip() if j is not None else "" for k, j in column.items()} for row in rows if len(row) == len(header)]
-    for t in table:
-        t["id"] = t["id"].split(".")[0]                                        # without the version
-    coding = {t[k] for t in table for k in ("id", "symbol") if t["biotype"] == "protein_coding"}
-    return {t["id"]: t["symbol"] for t in table if t["id"] and t["symbol"]}, coding if column["biotype"] is not None else None
+    rows = [[row[j].strip() if j is not None else "" for j in column.values()] for row in rows if len(row) == len(header)]
+    rows = [(i.split(".")[0], symbol, biotype) for i, symbol, biotype in rows]                      # without the version
+    coding = {name for *names, biotype in rows if biotype == "protein_coding" for name in names}
+    return {i: symbol for i, symbol, _ in rows if i and symbol}, coding if column["biotype"] is not None else None
 
 
 def as_symbols(genes, symbol):
-    """Names as gene sets use them: Ensembl ids without version, by the table their symbols. -> (names, a line on what is lost)."""
+    """Names as gene sets use them: Ensembl ids without version, by the table their symbols. -> (names, a line on what is
+    lost)."""
     ids = [re.match(r"(ENS[A-Z]*G\d+)?", g).group(1) for g in genes]
     names = [symbol.get(i or g, i or g) for g, i in zip(genes, ids)]
     lost, twice = [g for g, i in zip(genes, ids) if i and i not in symbol], len(names) - len(set(names))
-    return names, "; ".join([f"{len(lost):,} of {len(genes):,} genes have no symbol ({few(lost, 3)}) and count only in sets of Ensembl "
-                             "ids: give --gene-table"] * bool(lost) + [f"{twice:,} genes share a name with another"] * bool(twice))
+    said = [f"{len(lost):,} of {len(genes):,} genes have no symbol ({few(lost, 3)}) and count only in sets of Ensembl ids: "
+            "give --gene-table"] * bool(lost) + [f"{twice:,} genes share a name with another"] * bool(twice)
+    return names, "; ".join(said)
 
 
 def read_sets(paths):
@@ -912,7 +914,8 @@ def read_sets(paths):
 
 
 def pick_signatures(asked, sets):
-    """{name: (genes, line on what is missing)}: the paper's six and housekeeping genes, or 'NAME=SET,SET', or a set's name."""
+    """{name: (genes, line on what is missing)}: the paper's six and housekeeping genes, or 'NAME=SET,SET', or a set's
+    name."""
     wanted = {}
     for text in asked or [*stats.SIGNATURES, *(n for n in sets if "HOUSEKEEPING" in n.upper())]:
         name, _, parts = text.partition("=")
@@ -920,28 +923,26 @@ def pick_signatures(asked, sets):
         there = [p for p in sources if p in sets]
         if asked and not there:
             near = difflib.get_close_matches(sources[0].upper(), list(sets), 3)
-            raise InputError(f"--signature {text}: the .gmt files have no set {', '.join(sources)}" + (f"; nearest: {', '.join(near)}" if
-                             near else "") + f"; built in: {', '.join(stats.SIGNATURES)}")
+            nearest = f"; nearest: {', '.join(near)}" if near else ""
+            raise InputError(f"--signature {text}: the .gmt files have no set {', '.join(sources)}{nearest}; built in: "
+                             + ", ".join(stats.SIGNATURES))
         missing = [p for p in sources if p not in sets]
         enough = len(there) >= min(2, len(sources))                            # a gene must stand in two of several sets
-        wanted[name.strip()] = stats.combine_sets([sets[p] for p in there]) if enough else (), (
-            f"without {', '.join(missing)}, in none of the .gmt files" + ("" if enough else ": two sets are needed")) if missing else ""
+        line = f"without {', '.join(missing)}, in none of the .gmt files" + ("" if enough else ": two sets are needed")
+        wanted[name.strip()] = stats.combine_sets([sets[p] for p in there]) if enough else (), line if missing else ""
     return wanted
 
 
-def plot_signatures(path, observed, chance, names, cancers_, label):
+def plot_signatures(path, observed, chance, names, n_cancers, label):
     """Each signature in each cancer: its value against that of random lists, with the identity line (Fig. 3)."""
-    plt = tiling.need_matplotlib()
-    fig, ax = plt.subplots(figsize=(6.4, 5), layout="constrained")
-    for i, name in enumerate(names):
-        ax.scatter(chance[i], observed[i], s=16, label=name, color=plt.get_cmap("tab10")(i % 10))
     ends = [np.nanmin([observed, chance]), np.nanmax([observed, chance])]
-    ax.plot(ends, ends, "k:", lw=.8)
-    ax.set(xlabel=f"{label} of random lists", ylabel=f"{label} of the signature")
-    ax.set_title(f"{len(cancers_)} cancer{'s' * (len(cancers_) > 1)}, a point each", fontsize=9)
-    ax.legend(fontsize=7)
-    save_file(path, lambda f: fig.savefig(f, dpi=130, format="png"))
-    plt.close(fig)
+    with tiling.figure(path, figsize=(6.4, 5)) as ax:
+        for i, name in enumerate(names):
+            ax.scatter(chance[i], observed[i], s=16, label=name, color=f"C{i % 10}")
+        ax.plot(ends, ends, "k:", lw=.8)
+        ax.set(xlabel=f"{label} of random lists", ylabel=f"{label} of the signature")
+        ax.set_title(f"{n_cancers} cancer{'s' * (n_cancers > 1)}, a point each", fontsize=9)
+        ax.legend(fontsize=7)
 
 
 def signatures(o):
@@ -961,38 +962,42 @@ def signatures(o):
     level = dict(zip(z["genes"].tolist(), z["truth"].mean(0)))
     bins = stats.expression_bins(np.array([level[g] for g in genes]))
     plain, matched = (stats.random_list_test(r, significant, members, o.lists, rng, b) for b in (None, bins))
-    columns = [("R_p", plain, "r"), ("R_o", plain, "r_random"), ("p", plain, "p_r"), ("f_p", plain, "share"), ("f_o", plain, "share_random"),
-               ("p (share)", plain, "p_share"), ("R_o matched", matched, "r_random"), ("p matched", matched, "p_r"),
-               ("f_o matched", matched, "share_random"), ("p (share) matched", matched, "p_share")]
-    header = ("signature", "cancer", "genes in it", "with R", *(c for c, _, _ in columns))
-    rows = [(name, p, len(g), plain["size"][i, c], *("" if np.isnan(t[k][i, c]) else f"{t[k][i, c]:.4g}" for _, t, k in columns))
+    columns = {"R_p": plain["r"], "R_o": plain["r_random"], "p": plain["p_r"],                      # each (S, P)
+               "f_p": plain["share"], "f_o": plain["share_random"], "p (share)": plain["p_share"],
+               "R_o matched": matched["r_random"], "p matched": matched["p_r"],
+               "f_o matched": matched["share_random"], "p (share) matched": matched["p_share"]}
+    header = ("signature", "cancer", "genes in it", "with R", *columns)
+    rows = [(name, p, len(g), plain["size"][i, c],
+             *("" if np.isnan(v[i, c]) else f"{v[i, c]:.4g}" for v in columns.values()))
             for i, (name, (g, _)) in enumerate(wanted.items()) for c, p in enumerate(projects)]
     folder = Path(o.run) / "signatures"
     save_csv(folder / "signatures.csv", header, rows)
     for k, label in (("r", "mean R"), ("share", "share of significant genes")):
         if np.isfinite(plain[k]).any():
-            plot_signatures(folder / f"{k}.png", plain[k], plain[k + "_random"], list(wanted), projects, label)
+            plot_signatures(folder / f"{k}.png", plain[k], plain[k + "_random"], list(wanted), len(projects), label)
     beaten = [(name, f"{(t['p_r'][i] < ALPHA).sum()} and {(t['p_share'][i] < ALPHA).sum()}", which)
               for i, name in enumerate(wanted) for t, which in ((plain, "any genes"), (matched, "genes of like expression"))
               if t["size"][i].any()]
     empty = [name for i, name in enumerate(wanted) if not plain["size"][i].any()]
-    text = [f"# Signatures in {o.run}", "", f"{len(genes):,} genes, {len(projects)} cancers; {o.lists:,} random lists of the same length. "
-            "R_p, f_p: mean R and share of significant genes of the signature; R_o, f_o: of the lists; p: share of lists (and the "
-            "signature) that reach it, not corrected for the number of tests. matched: lists of genes of like mean expression. The genes of a "
-            "signature vary together, those of a list do not: p tells that these genes stand out, not that their pathway would again.", ""]
     remarks = [f"- {name}: {line}" for name, (_, line) in wanted.items() if line] + [
         f"- {name}: no gene of it was measured; no test" for name in empty] + [f"- {note}"] * bool(note)
-    text += remarks
-    text += ["", table(header, rows), "", "![R](r.png) ![Share](share.png)", "", f"## In how many of {len(projects)} cancers p < {ALPHA} "
-             "(mean R and share)", "", table(("signature", "cancers", "against"), beaten), ""]
-    save_file(folder / "report.md", lambda f: f.write("\n".join(text).encode()))
+    save_text(folder / "report.md", [
+        f"# Signatures in {o.run}", "", f"{len(genes):,} genes, {len(projects)} cancers; {o.lists:,} random lists of the "
+        "same length. R_p, f_p: mean R and share of significant genes of the signature; R_o, f_o: of the lists; p: share of "
+        "lists (and the signature) that reach it, not corrected for the number of tests. matched: lists of genes of like "
+        "mean expression. The genes of a signature vary together, those of a list do not: p tells that these genes stand out, "
+        "not that their pathway would again.", "", *remarks, "", table(header, rows), "",
+        "![R](r.png) ![Share](share.png)", "",
+        f"## In how many of {len(projects)} cancers p < {ALPHA} (mean R and share)", "",
+        table(("signature", "cancers", "against"), beaten), ""])
     print("\n".join([table(header, rows), *remarks, f"report: {folder / 'report.md'}"]))
     return 0
 
 
 def enrich(o):
-    """Which pathways the well-predicted genes belong to: Fisher's exact test of every set, Benjamini-Hochberg (Fig. 2c-e)."""
-    plt = tiling.need_matplotlib()
+    """Which pathways the well-predicted genes belong to: Fisher's exact test of every set, Benjamini-Hochberg (Fig. 2c-e).
+    """
+    tiling.need_matplotlib()
     genes, results = read_results(o.run)
     symbol, known_coding = read_gene_table(o.gene_table) if o.gene_table else ({}, None)
     (names, note), sets, projects = as_symbols(genes, symbol), read_sets(o.gmt), separate(results)
@@ -1003,18 +1008,20 @@ def enrich(o):
     groups = {}
     if o.at_least is not None:
         counted, _ = stats.recurrent(np.array([results[p][o.correction] for p in projects]))
-        groups[f"at-least-{o.at_least}"] = (counted >= o.at_least, np.any([~np.isnan(results[p]["r"]) for p in projects], axis=0))
+        measured = np.any([~np.isnan(results[p]["r"]) for p in projects], axis=0)
+        groups[f"at-least-{o.at_least}"] = counted >= o.at_least, measured
     else:
         asked = [short(o.project)] if o.project else projects
         if asked[0] not in results:
             raise InputError(f"--project {o.project}: the run has {', '.join(results)}")
         for p in asked:
-            e = results[p]
-            groups[p] = (np.nan_to_num(e["r"], nan=-2) > o.min_r if o.min_r is not None else e[o.correction], ~np.isnan(e["r"]))
+            r, significant = results[p]["r"], results[p][o.correction]
+            groups[p] = np.nan_to_num(r, nan=-2) > o.min_r if o.min_r is not None else significant, ~np.isnan(r)
     what = (f"significant ({o.correction.upper()}) in at least {o.at_least} cancers" if o.at_least is not None else
             f"R above {o.min_r:g}" if o.min_r is not None else f"significant ({o.correction.upper()})")
-    folder, text = Path(o.run) / "enrichment", [f"# Enrichment in {o.run}", "", f"Hits: genes {what}. Fisher's exact test, one-sided, of "
-                                                f"{len(sets):,} sets over the tested genes; BH over the sets. {note}", ""]
+    folder = Path(o.run) / "enrichment"
+    text = [f"# Enrichment in {o.run}", "", f"Hits: genes {what}. Fisher's exact test, one-sided, of {len(sets):,} sets "
+            f"over the tested genes; BH over the sets. {note}", ""]
     for name, (hit, tested) in groups.items():
         universe = [n for n, t in zip(names, tested) if t and n]
         hits = [n for n, h in zip(names, hit & tested) if h and n]
@@ -1026,23 +1033,24 @@ def enrich(o):
              (e["fold"][i], e["p"][i], e["bh"][i])), " ".join(g for g in sets[keys[i]] if g in inside)) for i in order))
         best, found = [i for i in order[:15] if e["overlap"][i]], int((e["bh"] < ALPHA).sum())
         coding = f", {sum(h in known_coding for h in hits):,} of them protein-coding" if known_coding is not None else ""
-        line = (f"{name}: {len(hits):,} hits of {len(universe):,} tested genes{coding}; {found} of {(~np.isnan(e['p'])).sum():,} sets with a "
-                f"tested gene at BH < {ALPHA}" + (f"; first: {keys[best[0]]} ({e['overlap'][best[0]]} of {e['size'][best[0]]}, p (BH) "
-                                                   f"{e['bh'][best[0]]:.2g})" if best else ""))
+        line = (f"{name}: {len(hits):,} hits of {len(universe):,} tested genes{coding}; {found} of "
+                f"{(~np.isnan(e['p'])).sum():,} sets with a tested gene at BH < {ALPHA}")
+        for i in best[:1]:
+            line += f"; first: {keys[i]} ({e['overlap'][i]} of {e['size'][i]}, p (BH) {e['bh'][i]:.2g})"
         print(line)
         text += [f"## {name}", "", line + ".", "", table(("set", "hits", "tested", "expected", "p", "p (BH)"), [
-            (keys[i], e["overlap"][i], e["size"][i], f"{e['expected'][i]:.1f}", f"{e['p'][i]:.2g}", f"{e['bh'][i]:.2g}") for i in best]), ""]
+            (keys[i], e["overlap"][i], e["size"][i], f"{e['expected'][i]:.1f}", f"{e['p'][i]:.2g}", f"{e['bh'][i]:.2g}")
+            for i in best]), ""]
         if best:
-            fig, ax = plt.subplots(figsize=(8, .7 + .28 * len(best)), layout="constrained")
-            ax.barh(range(len(best)), -np.log10(np.maximum(e["bh"][best], 1e-300)), color=tiling.BLUE)
-            ax.axvline(-math.log10(ALPHA), color=tiling.ORANGE, lw=1)
-            ax.set_yticks(range(len(best)), [f"{keys[i][:60]} ({e['overlap'][i]}/{e['size'][i]})" for i in best], fontsize=7)
-            ax.invert_yaxis()
-            ax.set_xlabel("−log$_{10}$ p, Benjamini–Hochberg; line: .05")
-            save_file(folder / f"{file}.png", lambda f: fig.savefig(f, dpi=130, format="png"))
-            plt.close(fig)
+            with tiling.figure(folder / f"{file}.png", figsize=(8, .7 + .28 * len(best))) as ax:
+                ax.barh(range(len(best)), -np.log10(np.maximum(e["bh"][best], 1e-300)), color=tiling.BLUE)
+                ax.axvline(-math.log10(ALPHA), color=tiling.ORANGE, lw=1)
+                labels = [f"{keys[i][:60]} ({e['overlap'][i]}/{e['size'][i]})" for i in best]
+                ax.set_yticks(range(len(best)), labels, fontsize=7)
+                ax.invert_yaxis()
+                ax.set_xlabel("−log$_{10}$ p, Benjamini–Hochberg; line: .05")
             text += [f"![{name}]({file}.png)", ""]
-    save_file(folder / "report.md", lambda f: f.write("\n".join(text).encode()))
+    save_text(folder / "report.md", text)
     print((f"{note}\n" if note else "") + f"report: {folder / 'report.md'}")
     return 0
 
@@ -1095,8 +1103,8 @@ def read_truth(folder, slide, mpp):
         if not np.isfinite(xy).all():
             raise InputError(f"{path}: row {2 + int(np.argmin(np.isfinite(xy).all(1)))}: x, y is no place")
         if what == "spots":
-            values = {c: np.array([number(row[j] or "nan") for row in rows]) for j, c in enumerate(header) if j not in columns}
-            spots = xy, {c: v for c, v in values.items() if np.isfinite(v).any()}      # barcodes and the like measure nothing
+            values = {c: np.array([number(row[j]) for row in rows]) for j, c in enumerate(header) if j not in columns}
+            spots = xy, {c: v for c, v in values.items() if np.isfinite(v).any()}     # barcodes and the like measure nothing
             continue
         kind = next((at[c] for c in ("cell", "class", "classification") if c in at), None)
         kinds = np.array([row[kind] if kind is not None else "" for row in rows])
@@ -1117,7 +1125,8 @@ def against_cells(scores, cells, coords, tile):
     for kind, points in cells.items():
         counts[kind] = n = stats.count_points(points, coords, tile)
         r, p = stats.shift_p(scores, n, [coords], SHIFTS)
-        rows.append((kind, int(n.sum()), r[0], p[0], stats.spearman(scores, n.astype(float)), len(best), np.median(n[best]), np.median(n)))
+        rho = stats.spearman(scores, n.astype(float))
+        rows.append((kind, int(n.sum()), r[0], p[0], rho, len(best), np.median(n[best]), np.median(n)))
     return rows, counts
 
 
@@ -1152,7 +1161,8 @@ def spot_summary(rows):
 
 
 def group_r(run, genes):
-    """R of the mean prediction against the mean expression of some genes, by cancer: [(cancer, n, R, interval, p)] [CD3 in LIHC: .43]."""
+    """R of the mean prediction against the mean expression of some genes, by cancer: [(cancer, n, R, interval, p)] [CD3 in
+    LIHC: .43]."""
     z = tiling.load_arrays(run["folder"] / "predictions.npz")
     if z is None:
         raise InputError(f"{run['folder'] / 'predictions.npz'} is missing or not whole: run the command that made it again")
@@ -1161,11 +1171,13 @@ def group_r(run, genes):
     groups, rng = cancers(z["project"]), np.random.default_rng(run["config"]["seed"])
     interval = lambda rows: "{:.2f} to {:.2f}".format(*(v[0] for v in stats.bootstrap_r(
         *(m[rows] for m in mean), z["patient"][rows], z["fold"][rows], stats.N_DRAWS, rng)))
-    return [(name, e["slides"], f"{e['r'][0]:.3f}", interval(groups[name]), f"{e['p'][0]:.2g}") for name, e in results.items()]
+    return [(name, e["slides"], f"{e['r'][0]:.3f}", interval(groups[name]), f"{e['p'][0]:.2g}")
+            for name, e in results.items()]
 
 
 def bag_of(features, coords, config):
-    """What a run's models see of a slide: its tiles, or its super-tiles. -> (bag (T, D), the bag's row of each tile (n,))."""
+    """What a run's models see of a slide: its tiles, or its super-tiles. -> (bag (T, D), the bag's row of each tile (n,)).
+    """
     if config["bags"] == "all tiles":
         return np.array(features), np.arange(len(features))
     made = config["features"]["supertiles"]
@@ -1174,7 +1186,8 @@ def bag_of(features, coords, config):
 
 
 def ledger_of(models, folds, features, coords, j, config):
-    """The account of a slide's prediction of gene j: rows (fold, x, y, tiles, weight, score), weight of each tile, a sum a model."""
+    """The account of a slide's prediction of gene j: rows (fold, x, y, tiles, weight, score), weight of each tile, a sum a
+    model."""
     bag, row = bag_of(features, coords, config)
     size = np.bincount(row)                                                    # tiles of each super-tile
     at = np.stack([np.bincount(row, axis) / size for axis in coords.T], 1)     # (T, 2) mean top-left
@@ -1188,89 +1201,107 @@ def ledger_of(models, folds, features, coords, j, config):
     return rows, weights, sums
 
 
+def cells_on_map(o, name, folder, cells, scores, coords, tile):
+    """A slide's scores against its cells -> (rows and counts of against_cells, lines of the report)."""
+    if o.cells not in cells:                                                   # none on this slide, or nowhere?
+        raw = (p.read_bytes() for p in folder.iterdir())
+        field = re.compile(rb'[,\t"]' + re.escape(o.cells.encode()) + rb'[,\t"\r\n]')
+        if not any(field.search(gzip.decompress(b) if b[:2] == b"\x1f\x8b" else b) for b in raw):
+            raise InputError(f"--cells {o.cells}: no such class in {folder}; this slide has {few(list(cells))}")
+        cells[o.cells] = np.zeros((0, 2))
+    rows, counts = against_cells(scores, cells, coords, tile)
+    return rows, counts, [
+        "## Cells in each tile", "", f"p: a spatial shift of the scores ({SHIFTS} of them) gives an R as high.", "",
+        table(("cells", "on tiles", "R", "p", "Spearman", "median in the best tiles", "in all"),
+              [(c, f"{n:,}", f"{r:.3f}", f"{p:.3f}", f"{rho:.3f}", f"{top:g} ({m} tiles)", f"{of_all:g}")
+               for c, n, r, p, rho, m, top, of_all in rows]), "", "![Scores and cells](cells.png)", ""]
+
+
+def spots_on_map(run, use, device, spots, features, scores, coords, tile):
+    """Spots that lie on a slide's tiles -> (what spot_table takes of the slide, its rows, lines of the report), or Nones."""
+    (places, measured), at = spots, {g: j for j, g in enumerate(run["genes"])}
+    which = stats.holder(places, coords, tile)                                                      # (m,) -1: on no tile
+    held, own = which >= 0, [c for c in measured if c in at]
+    if held.sum() < 2:
+        return None, [], []
+    models = [model_of(run["folds"][f], device, [at[c] for c in own]).eval() for f in use] if own else []
+    s = score_tiles(models, features[which[held]]) if own else None
+    spots = (places[held], scores[which[held]], {c: (s[:, j], as_log(measured[c][held])) for j, c in enumerate(own)},
+             {c: v[held] for c, v in measured.items() if c not in at})
+    rows = spot_table([spots])
+    line = f"{held.sum()} of {len(held)} spots lie on a tile: {spot_summary(rows)}. Each column: spots.csv"
+    return spots, rows, ["## Spots", "", line, ""]
+
+
 def map_slide(run, o, models, home, into, source, name, label, chosen, group):
     """Everything of one slide's map, written into RUN/heatmaps/LABEL/SLIDE/ at once. -> dict for the summary."""
-    found = tiling.find_slides(home)
+    found, bags = tiling.find_slides(home), run["config"]["bags"]
     if name not in found:
         raise InputError(f"no slide file {name}.* in {home}: a map is drawn over the slide")
     features, coords = tiling.load_features(into, source, name)
     tile, slide = tiling.tile_edge(into, source, name, coords), tiling.open_slide(found[name])
-    (W, H), ours = slide.dimensions, not isinstance(source, Path)
-    mpp = float(tiling.tiles_of(into, name)[0]["mpp"]) if ours else tiling.slide_mpp(slide, tiling.table_mpp(home).get(name, o.mpp), name)[0]
+    (W, H), elsewhere = slide.dimensions, isinstance(source, Path)
+    mpp = (tiling.slide_mpp(slide, tiling.table_mpp(home).get(name, o.mpp), name)[0] if elsewhere else
+           float(tiling.tiles_of(into, name)[0]["mpp"]))
     if (coords < 0).any() or (coords + tile > (W + 1, H + 1)).any():
         raise InputError(f"tiles reach beyond the slide of {W:,} x {H:,} px: are these the features of another slide?")
     use = held_out(run, name, home, o.all_models)
-    used = [models[f] for f in use]
-    genes, each = [run["genes"][j] for j in chosen], score_tiles(used, features)                    # (n, genes)
+    used, genes = [models[f] for f in use], [run["genes"][j] for j in chosen]
+    each = score_tiles(used, features)                                                              # (n, genes)
     scores = each.mean(1).astype(np.float64)                                                        # (n,)
     truth_in = home if any((home / d).is_dir() for d in ("points", "spots", "regions")) else run["cohort"]
     cells, spots, outlines = read_truth(truth_in, name, mpp)
-    columns, text = {"score": scores, **({g: each[:, j] for j, g in enumerate(genes)} if len(genes) > 1 else {})}, []
-    result = dict(name=name, use=use, tiles=len(coords), project={r["slide"]: r["project"] for r in run["rows"]}.get(name, "new"))
-    text += [f"# {label} on {name}", "", f"{len(coords):,} tiles of {tile * mpp:.0f} µm; score: mean of {few(genes)} in log10(1 + FPKM-UQ), "
-             f"of the models of fold{'s' * (len(use) > 1)} {', '.join(map(str, use))}"
-             + (", which did not learn from its patient" if len(use) < len(models) else ", also those that learned from its patient"
-                if o.all_models else ", none of which knows the slide") + f". Run {run['folder']}.", "", "![Map](map.png)", "",
-             "![Highest and lowest tiles](gallery.png)", ""]
+    columns = {"score": scores, **({g: each[:, j] for j, g in enumerate(genes)} if len(genes) > 1 else {})}
+    result = dict(name=name, use=use, tiles=len(coords),
+                  project={r["slide"]: r["project"] for r in run["rows"]}.get(name, "new"))
+    text = [f"# {label} on {name}", "", f"{len(coords):,} tiles of {tile * mpp:.0f} µm; score: mean of {few(genes)} in "
+            f"log10(1 + FPKM-UQ), of the models of fold{'s' * (len(use) > 1)} {', '.join(map(str, use))}"
+            + (", which did not learn from its patient" if len(use) < len(models) else
+               ", also those that learned from its patient" if o.all_models else ", none of which knows the slide")
+            + f". Run {run['folder']}.", "", "![Map](map.png)", "", "![Highest and lowest tiles](gallery.png)", ""]
     if cells:
-        if o.cells not in cells:                                               # none on this slide, or nowhere?
-            raw = (p.read_bytes() for p in (truth_in / "points").iterdir())
-            field = re.compile(rb'[,\t"]' + re.escape(o.cells.encode()) + rb'[,\t"\r\n]')
-            if not any(field.search(gzip.decompress(b) if b[:2] == b"\x1f\x8b" else b) for b in raw):
-                raise InputError(f"--cells {o.cells}: no such class in {truth_in / 'points'}; this slide has {few(list(cells))}")
-            cells[o.cells] = np.zeros((0, 2))
-        rows, counts = against_cells(scores, cells, coords, tile)
+        result["cells"], counts, lines = cells_on_map(o, name, truth_in / "points", cells, scores, coords, tile)
         columns.update({f"cells: {c}": n for c, n in counts.items()})
-        result["cells"] = rows
-        text += ["## Cells in each tile", "", f"p: a spatial shift of the scores ({SHIFTS} of them) gives an R as high.", "", table(
-            ("cells", "on tiles", "R", "p", "Spearman", "median in the best tiles", "in all"),
-            [(c, f"{n:,}", f"{r:.3f}", f"{p:.3f}", f"{rho:.3f}", f"{top:g} ({m} tiles)", f"{of_all:g}")
-             for c, n, r, p, rho, m, top, of_all in rows]), "", "![Scores and cells](cells.png)", ""]
+        text += lines
     if spots:
-        which = stats.holder(spots[0], coords, tile)                                                # (m,) -1: on no tile
-        held, at = which >= 0, {g: j for j, g in enumerate(run["genes"])}
-        own = [c for c in spots[1] if c in at]
-        if held.sum() > 1:
-            device = next(used[0].parameters()).device
-            all_genes = [model_of(run["folds"][f], device, [at[c] for c in own]).eval() for f in use] if own else []
-            s = score_tiles(all_genes, features[which[held]]) if own else None
-            result["spots"] = (spots[0][held], scores[which[held]],
-                               {c: (s[:, j], as_log(spots[1][c][held])) for j, c in enumerate(own)},
-                               {c: v[held] for c, v in spots[1].items() if c not in at})
-            spot_rows = spot_table([result["spots"]])
-            text += ["## Spots", "", f"{held.sum()} of {len(held)} spots lie on a tile: {spot_summary(spot_rows)}. Each column: "
-                     "spots.csv", ""]
+        device = next(used[0].parameters()).device
+        on_tiles, spot_rows, lines = spots_on_map(run, use, device, spots, features, scores, coords, tile)
+        result.update(dict(spots=on_tiles) if on_tiles else {})
+        text += lines
     if outlines:
         inside = stats.inside(coords + tile / 2, outlines)
         columns["inside"], result["auc"] = inside.astype(int), stats.roc_auc(inside, scores)
         text += ["## Outline", "", f"{inside.sum():,} of {len(inside):,} tiles have their centre inside; AUC of the scores "
                  f"{result['auc']:.3f}", ""]
-    text += group
     gene = o.provenance or genes[0]
     ledger, weights, sums = ledger_of(used, use, features, coords, genes.index(gene), run["config"])
     columns[f"weight: {gene}"], result["prediction"] = weights, float(np.mean(sums))
-    text += ["## Where the prediction comes from", "", f"{gene}: {np.mean(sums):.6f} in log10(1 + FPKM-UQ), the sum of weight x score "
-             f"over the {run['config']['bags']} in provenance.csv" + (f", mean of the folds' {few([f'{v:.6f}' for v in sums])}" if
-                                                                      len(sums) > 1 else "") + ". tiles.csv has each tile's weight"
-             + (" (its super-tile's, shared among its tiles)" if run["config"]["bags"] == "super-tiles" else "")
-             + (". This is of every tissue tile; predict uses the sample that training used" if into.name == "all-tiles" else "") + ".", ""]
+    text += [*group, "## Where the prediction comes from", "", f"{gene}: {np.mean(sums):.6f} in log10(1 + FPKM-UQ), the sum "
+             f"of weight x score over the {bags} in provenance.csv"
+             + (f", mean of the folds' {few([f'{v:.6f}' for v in sums])}" if len(sums) > 1 else "")
+             + ". tiles.csv has each tile's weight" + " (its super-tile's, shared among its tiles)" * (bags == "super-tiles")
+             + ". This is of every tissue tile; predict uses the sample that training used" * (into.name == "all-tiles")
+             + ".", ""]
     folder = run["folder"] / "heatmaps" / label / name
     work = folder.with_name(f".{name}.{os.getpid()}.tmp")
     try:
         rgb, _ = tiling.thumbnail(slide, mpp, max(W, H) * mpp / 1500)
         counted = counts[o.cells] if cells else None
-        tiling.draw_heatmap(work / "map.png", rgb, (W, H), mpp, coords, tile, scores, f"{label} on {name}", "score, log$_{10}$(1 + FPKM-UQ)",
-                            cells[o.cells] if cells else None)
-        tiling.draw_gallery(work / "gallery.png", slide, coords, tile, scores, f"{label} on {name}: highest and lowest tiles", counted, o.cells)
+        title = f"{label} on {name}"
+        tiling.draw_heatmap(work / "map.png", rgb, (W, H), mpp, coords, tile, scores, title,
+                            "score, log$_{10}$(1 + FPKM-UQ)", cells[o.cells] if cells else None)
+        tiling.draw_gallery(work / "gallery.png", slide, coords, tile, scores, f"{title}: highest and lowest tiles", counted,
+                            o.cells)
         if cells:
-            tiling.draw_scatter(work / "cells.png", scores, counted, "score", f"{o.cells} in a tile", f"{label} on {name}")
-        save_csv(work / "tiles.csv", ("x", "y", *columns), ((x, y, *(f"{v:.6g}" for v in row)) for (x, y), row in
-                                                            zip(coords, zip(*columns.values()))))
+            tiling.draw_scatter(work / "cells.png", scores, counted, "score", f"{o.cells} in a tile", title)
+        save_csv(work / "tiles.csv", ("x", "y", *columns), (
+            (*xy, *(f"{v:.6g}" for v in row)) for xy, row in zip(coords, zip(*columns.values()))))
         save_csv(work / "provenance.csv", ("fold", "x", "y", "tiles", "weight", "score"), ledger)
         if "spots" in result:
             save_csv(work / "spots.csv", ("column", "R", "p"), ((c, f"{r:.4f}", f"{p:.4f}") for _, c, r, p in spot_rows))
-        save_json(work / "tiles.geojson", tiling.tiles_geojson(coords, tile, np.stack(list(columns.values()), 1), list(columns)))
-        save_file(work / "report.md", lambda f: f.write("\n".join(text).encode()))
+        measured = np.stack(list(columns.values()), 1)
+        save_json(work / "tiles.geojson", tiling.tiles_geojson(coords, tile, measured, list(columns)))
+        save_text(work / "report.md", text)
         shutil.rmtree(folder, ignore_errors=True)
         os.replace(work, folder)
     finally:
@@ -1298,9 +1329,10 @@ def training_options(a, epochs, patience, batch, ks, more):
       f"(default {patience})")
     a("--batch", type=int, default=batch, help=f"slides per iteration (default {batch})")
     a("--lr", type=float, default=LEARNING_RATE, help=f"of Adam (default {LEARNING_RATE:g}); lower if the loss jumps")
-    a("--null", choices=("untrained", "t", "permutation"), default="untrained", help="whose p decides what is significant: untrained "
-      "models (default, the paper's), the t of one R, or slides permuted; genes.csv has all three")
-    a("--null-models", type=int, default=NULL_MODELS, help=f"untrained models behind it (default {NULL_MODELS}; the paper has one)")
+    a("--null", choices=("untrained", "t", "permutation"), default="untrained", help="whose p decides what is significant: "
+      "untrained models (default, the paper's), the t of one R, or slides permuted; genes.csv has all three")
+    a("--null-models", type=int, default=NULL_MODELS, help=f"untrained models behind it (default {NULL_MODELS}; the paper "
+      "has one)")
     a("--ks", type=numbers, default=ks, help="tiles kept, one number drawn per iteration, all averaged at test time "
       f"(default {','.join(map(str, ks))})")
 
@@ -1342,8 +1374,8 @@ def prepare(cohort, o):
 def check_folds(cohort, samples, fold, o, failed):
     for f in range(o.folds):
         if len({s["patient"] for s, g in zip(samples, fold) if g != f}) < 2:
-            raise InputError(f"{cohort}: fold {f} has fewer than 2 patients left to train and validate on, of {len(samples)} "
-                             f"slides of project {o.project or 'all'}; {len(failed)} slides failed")
+            raise InputError(f"{cohort}: fold {f} has fewer than 2 patients left to train and validate on, of "
+                             f"{len(samples)} slides of project {o.project or 'all'}; {len(failed)} slides failed")
 
 
 def say_left_out(left_out):
@@ -1378,39 +1410,39 @@ def digest(*parts):
     return h.hexdigest()[:16]
 
 
-def identity(data):
-    """What of the data tells one run from another, for digest."""
-    return data["y"], data["fold"], *(data[k].tolist() for k in ("slides", "patients", "projects")), data["genes"]
+def open_run(cohort, o, config, data, device, *seen):
+    """Make or reopen COHORT/runs/NAME -> (folder, its settings for the report). A folder of other settings is refused.
 
-
-def open_run(cohort, o, config, data, device):
-    """Make or reopen COHORT/runs/NAME -> (folder, its settings for the report). A folder of other settings is refused."""
-    config = dict(config, version=VERSION, slides=len(data["y"]), genes=len(data["genes"]), lr=o.lr, batch=o.batch, epochs=o.epochs,
-                  patience=o.patience, folds=o.folds, seed=o.seed)
+    seen: what tells the slides' features from others, for digest.
+    """
+    columns = (data[k].tolist() for k in ("slides", "patients", "projects"))
+    config = dict(config, data=digest(*seen, data["y"], data["fold"], *columns, data["genes"]), version=VERSION,
+                  slides=len(data["y"]), genes=len(data["genes"]),
+                  **{k: getattr(o, k) for k in ("lr", "batch", "epochs", "patience", "folds", "seed")})
     folder = cohort / "runs" / o.name
     before, config = tiling.load_json(folder / "config.json"), json.loads(json.dumps(config))
     if before is None and any(folder.glob("fold*.pt")):
-        raise InputError(f"{folder} has trained folds but no config.json that says with which settings: choose another --name, "
-                         "or delete it")
+        raise InputError(f"{folder} has trained folds but no config.json that says with which settings: choose another "
+                         "--name, or delete it")
     if before and {k: before.get(k) for k in config} != config:
-        raise InputError(f"{folder} is a run with other settings ({tiling.differences(before, config)}): choose another --name, "
-                         "or delete it")
+        raise InputError(f"{folder} is a run with other settings ({tiling.differences(before, config)}): choose another "
+                         "--name, or delete it")
     packages = ("numpy", "scipy", "torch", "openslide-python", "openslide-bin", "Pillow")
     config.update(cohort=str(cohort.resolve()), features_folder=o.features and str(Path(o.features).resolve()),
                   device=str(device), threads=torch.get_num_threads(), python=platform.python_version(),
                   **{p: importlib.metadata.version(p) for p in packages})
     save_json(folder / "config.json", config)
-    print(f"{config['slides']} slides of {len(set(data['patients']))} patients, {config['genes']:,} genes, {config['bags']}, "
-          f"{config['n_features']} features ("
-          + ", ".join(str(v) for k, v in config["features"].items() if k in ("source", "made", "weights", "precision"))
-          + f"), {o.folds} folds, on {device}")
+    made = ", ".join(str(v) for k, v in config["features"].items() if k in ("source", "made", "weights", "precision"))
+    print(f"{config['slides']} slides of {len(set(data['patients']))} patients, {config['genes']:,} genes, "
+          f"{config['bags']}, {config['n_features']} features ({made}), {o.folds} folds, on {device}")
     return folder, config
 
 
 def split_folds(data, o, folder, chooses=None):
     """[(train, valid, test) rows] of each fold, and folds.csv: each slide's test fold and the folds whose epoch it chooses.
 
-    chooses: {slide: [folds]} keeps an earlier run's choice, whose patients the models did not learn from, where there is one.
+    chooses: {slide: [folds]} keeps an earlier run's choice, whose patients the models did not learn from, where there is
+    one.
     """
     fold, patients, projects = data["fold"], data["patients"], data["projects"]
     splits, validates = [], np.full(len(fold), "", dtype=object)
@@ -1440,9 +1472,9 @@ def cross_validate(folder, config, o, data, bags, splits, first_model):
             model.load_state_dict(saved["model"])
         else:
             note = train_fold(model, bags, y, data["projects"], train_rows, valid_rows, o, f, folder)
-            saved = dict(version=VERSION, model=model.state_dict(), note=note, genes=data["genes"], hidden=config["hidden"],
-                         n_features=config["n_features"], ks=config["ks"], dropout=config["dropout"], features=config["features"],
-                         test_patients=data["held_out"][f] if "held_out" in data else sorted(set(data["patients"][test_rows].tolist())))
+            tested = data["held_out"][f] if "held_out" in data else sorted(set(data["patients"][test_rows].tolist()))
+            saved = dict(version=VERSION, model=model.state_dict(), note=note, genes=data["genes"],
+                         **{k: config[k] for k in ("hidden", "n_features", "ks", "dropout", "features")}, test_patients=tested)
             save_file(path, lambda file: torch.save(saved, file))
         (folder / f"fold{f}.state.pt").unlink(missing_ok=True)
         notes.append(saved["note"])
@@ -1459,8 +1491,8 @@ def cross_validate(folder, config, o, data, bags, splits, first_model):
                 for name, rows in cancers(data["projects"]).items()}
     plot_null(results, untrained, permuted, folder / "null.png")
     write_report(folder, Path(config["cohort"]), config, data, results, prediction, notes, time.time() - start)
-    print("\n" + "".join(f"{a:>12} {b:>7} {c:>7} {d:>9} {e:>9} {f:>15} {g:>15}\n" for a, b, c, d, e, f, g in
-                         [SUMMARY_HEADER, *summary(results)]))
+    print("\n" + "".join("{:>12} {:>7} {:>7} {:>9} {:>9} {:>15} {:>15}\n".format(*row)
+                         for row in [SUMMARY_HEADER, *summary(results)]))
     print("best: " + ", ".join(f"{data['genes'][j]} ({name}, R {r:.2f})" for name, j, r in best_genes(results)))
     print(f"report: {folder / 'report.md'}   ({clock(time.time() - start)})")
 
@@ -1488,9 +1520,9 @@ def train(o):
         data["coding"] = np.array([n in tables[1] or g.split(".")[0] in tables[1] for n, g in zip(names, data["genes"])])
     config = dict(command="train", bags="super-tiles", project=o.project or "all", types=o.types or "primary tumours",
                   genes_in_table=data["genes_in_table"], features=tiling.provenance(cohort, o, data["slides"]),
-                  tiles_per_slide=x.shape[1], n_features=x.shape[2], hidden=o.hidden, ks=o.ks, dropout=o.dropout, valid=o.valid,
-                  data=digest(x.numpy(), mask.numpy(), *identity(data)))
-    folder, config = open_run(cohort, o, config, data, device)
+                  tiles_per_slide=x.shape[1], n_features=x.shape[2], hidden=o.hidden, ks=o.ks, dropout=o.dropout,
+                  valid=o.valid)
+    folder, config = open_run(cohort, o, config, data, device, x.numpy(), mask.numpy())
     splits = split_folds(data, o, folder)
 
     def first_model(f, rows):
@@ -1511,13 +1543,13 @@ def load_run(path):
     if config is None:
         raise InputError(f"{folder}: not a run (no config.json); give a folder such as COHORT/runs/he2rna")
     if config.get("version") != VERSION:
-        raise InputError(f"{folder} is a run of version {config.get('version')} of this program's files, this one reads version "
-                         f"{VERSION}: train it again, or use the program that made it")
+        raise InputError(f"{folder} is a run of version {config.get('version')} of this program's files, this one reads "
+                         f"version {VERSION}: train it again, or use the program that made it")
     paths = [folder / f"fold{f}.pt" for f in range(config["folds"])]
     missing = [p.name for p in paths if not p.is_file()]
     if missing or not (folder / "folds.csv").is_file():
-        raise InputError(f"{folder}: {', '.join(missing) or 'folds.csv'} is missing: the run is not finished; the command that "
-                         "began it goes on")
+        raise InputError(f"{folder}: {', '.join(missing) or 'folds.csv'} is missing: the run is not finished; the command "
+                         "that began it goes on")
     saved, cohort = [load_checkpoint(p, "cpu") for p in paths], folder.resolve().parents[1]
     with open(folder / "folds.csv", newline="") as f:
         rows = list(csv.DictReader(f))
@@ -1539,9 +1571,9 @@ def pick_genes(text, known):
     for g in names:
         if g not in at:
             upper = {k.upper(): k for k in known}
-            near = difflib.get_close_matches(g.upper(), upper, 3)
-            raise InputError(f"--genes: the run has no gene {g!r}" + (f"; nearest: {', '.join(upper[n] for n in near)}" if near else
-                             f"; it has {len(known):,}, such as {', '.join(known[:3])}"))
+            near = ", ".join(upper[n] for n in difflib.get_close_matches(g.upper(), upper, 3))
+            raise InputError(f"--genes: the run has no gene {g!r}; " + (f"nearest: {near}" if near else
+                             f"it has {len(known):,}, such as {', '.join(known[:3])}"))
     if not names:
         raise InputError(f"--genes {text}: no gene in it")
     return [at[g] for g in names]
@@ -1558,7 +1590,8 @@ def model_of(saved, device, genes=None, ks=None):
 
 
 def features_as(run, o, cohort, slides):
-    """Find, or make where they are missing, features of slides as the run's. -> (options, folder, source, {slide: why it failed}).
+    """Find, or make where they are missing, features of slides as the run's. -> (options, folder, source, {slide: why it
+    failed}).
 
     What is ready is used as it is. Other encoder, weights, tile size or colours: an InputError that names both.
     """
@@ -1568,14 +1601,15 @@ def features_as(run, o, cohort, slides):
         differ = [f"{k} {other[k]}, the run has {made[k]}" for k in ("source", "weights", "tile_um", "colour")
                   if other.get(k) is not None and other[k] != made[k]]
         if differ:
-            raise InputError(f"{what}: {'; '.join(differ)} ({run['folder']}); features of another kind mean nothing to it. Give "
-                             "--into another folder to have them made there")
+            raise InputError(f"{what}: {'; '.join(differ)} ({run['folder']}); features of another kind mean nothing to it. "
+                             "Give --into another folder to have them made there")
     if "made" in made:                                                         # elsewhere: an .h5 file does not say by what
         o.features = o.features or run["config"]["features_folder"]
         source = tiling.features_of(o)
         if tiling.source_name(o) != made["source"]:
-            raise InputError(f"--features {o.features}: the run {run['folder']} learned from features in a folder {made['source']}; if "
-                             "these are of the same encoder and tile size, give their folder that name")
+            raise InputError(f"--features {o.features}: the run {run['folder']} learned from features in a folder "
+                             f"{made['source']}; if these are of the same encoder and tile size, give their folder that "
+                             "name")
         for name in slides:
             try:
                 width = tiling.load_features(cohort, source, name)[0].shape[1]
@@ -1585,24 +1619,26 @@ def features_as(run, o, cohort, slides):
                 failed[name] = str(e)
         return o, into, source, failed
     if o.features:
-        raise InputError(f"--features {o.features}: the run {run['folder']} learned from this program's {made['source']} with weights "
-                         f"{made['weights']}; leave --features out")
+        raise InputError(f"--features {o.features}: the run {run['folder']} learned from this program's {made['source']} "
+                         f"with weights {made['weights']}; leave --features out")
     kind = made["weights"].split()[0].strip(",")                               # imagenet, random or a file's name
     compare("options", dict(weights=o.weights and o.weights != kind and tiling.weights_identity(o.weights, o.seed)))
     o.encoder = made["source"]
     tiles, features = (tiling.load_json(into / d / "settings.json") or {} for d in ("tiles", f"features/{o.encoder}"))
     compare(f"tiles in {into}", tiles)
-    found, ready = tiling.find_slides(cohort), []
+    found, ready, folder = tiling.find_slides(cohort), [], into / "features" / o.encoder
     for name in slides:
-        side = tiling.load_json(into / "features" / o.encoder / f"{name}.json")
-        if side and (into / "features" / o.encoder / f"{name}.npy").is_file() and tiling.tiles_of(into, name)[0]:
-            compare(f"features of slide {name} in {into}", dict(side, source=side["encoder"], tile_um=side["tiles"]["tile_um"]))
+        side = tiling.load_json(folder / f"{name}.json")
+        if side and (folder / f"{name}.npy").is_file() and tiling.tiles_of(into, name)[0]:
+            side.update(source=side["encoder"], tile_um=side["tiles"]["tile_um"])
+            compare(f"features of slide {name} in {into}", side)
             if name not in found or side["tiles"]["file"] in (False, tiling.fingerprint(found[name])):  # not of another file
                 ready.append(name)
     o.weights = o.weights or features.get("weights") or (kind if kind in ("imagenet", "random") else None)
     todo = [name for name in slides if name not in ready]
     if todo and not o.weights:
-        raise InputError(f"the run {run['folder']} learned with weights {made['weights']}: give that file with --weights FILE")
+        raise InputError(f"the run {run['folder']} learned with weights {made['weights']}: give that file with --weights "
+                         "FILE")
     o.seed = int(made["weights"].split("seed ")[1]) if kind == "random" else made["seed"]
     o.tile_seed = o.seed if kind == "random" else None
     o.tile_um, o.min_tissue, o.max_tiles = made["tile_um"], *(tiles.get(k, made[k]) for k in ("min_tissue", "max_tiles"))
@@ -1628,7 +1664,8 @@ def finetune(o):
     everyone, left_out = select(tiling.read_samples(cohort), "all", o.project)
     samples = [s for s in everyone if s["slide"] in of_run]
     if not samples:
-        raise InputError(f"{cohort}: none of its {len(everyone)} slides of project {o.project or 'all'} is of the run {run['folder']}")
+        raise InputError(f"{cohort}: none of its {len(everyone)} slides of project {o.project or 'all'} is of the run "
+                         f"{run['folder']}")
     for s in samples:
         if s["patient"] != of_run[s["slide"]]["patient"]:
             raise InputError(f"slide {s['slide']} is patient {s['patient']}'s in {cohort / 'samples.csv'}, "
@@ -1649,13 +1686,14 @@ def finetune(o):
     samples = [samples[i] for i in keep]
     check_folds(cohort, samples, fold_of(), o, failed)
     y = log_expression(a[np.ix_(rows[keep], [column[g] for g in genes])])
-    data = dict(table_of(samples, fold_of(), genes, y, left_out, failed), held_out=[one["test_patients"] for one in run["folds"]])
+    data = table_of(samples, fold_of(), genes, y, left_out, failed)
+    data["held_out"] = [one["test_patients"] for one in run["folds"]]
     weights = [hashlib.sha256((run["folder"] / f"fold{f}.pt").read_bytes()).hexdigest()[:16] for f in range(o.folds)]
     config = dict(command="finetune", bags="all tiles", project=o.project or "all", features=before["features"],
                   from_run=dict(name=name, weights=weights), n_features=first["n_features"],
-                  hidden=first["hidden"], ks=o.ks, dropout=first["dropout"], valid=o.valid, selection=precision,
-                  data=digest([tiling.features_made_by(into, source, s["slide"]) for s in samples], *identity(data)))
-    folder, config = open_run(cohort, o, config, data, device)
+                  hidden=first["hidden"], ks=o.ks, dropout=first["dropout"], valid=o.valid, selection=precision)
+    made_by = [tiling.features_made_by(into, source, s["slide"]) for s in samples]
+    folder, config = open_run(cohort, o, config, data, device, made_by)
     splits = split_folds(data, o, folder, {s["slide"]: of_run[s["slide"]]["validates_folds"].split() for s in samples})
 
     def first_model(f, _):
@@ -1698,8 +1736,8 @@ def each_slide(run, o, failed):
             name, home, features = path.stem, path.parent.parent if path.parent.name == "slides" else path.parent, o.features
         twice = [place for (place, _), names in groups.items() if name in names]
         if twice:
-            raise InputError(f"slide {name} is asked for twice, in {twice[0]} and {home}: what is written for one would overwrite "
-                             "the other")
+            raise InputError(f"slide {name} is asked for twice, in {twice[0]} and {home}: what is written for one would "
+                             "overwrite the other")
         groups.setdefault((home, features), []).append(name)
     for (home, features), names in groups.items():
         options = argparse.Namespace(**{**vars(o), "features": features})
@@ -1777,10 +1815,10 @@ def every_tile(run, o, home, into, source, name):
     if len(tiles["coords"]) == tiles["found"]:
         return into
     everywhere = argparse.Namespace(**{**vars(o), "max_tiles": 10 ** 9, "mpp": settings["mpp"]})
+    wanted = run["config"]["features"]["weights"]
     if not o.weights:
-        raise InputError(f"the run {run['folder']} learned with weights {run['config']['features']['weights']}: give that file with "
-                         "--weights FILE")
-    failed, wanted = tiling.make_features(home, [name], everywhere, into / "all-tiles"), run["config"]["features"]["weights"]
+        raise InputError(f"the run {run['folder']} learned with weights {wanted}: give that file with --weights FILE")
+    failed = tiling.make_features(home, [name], everywhere, into / "all-tiles")
     side = tiling.load_json(into / "all-tiles" / "features" / source / f"{name}.json") or {}
     if failed or side.get("weights") != wanted:
         raise InputError(failed.get(name) or f"--weights: {side.get('weights')}, the run has {wanted}")
@@ -1789,40 +1827,46 @@ def every_tile(run, o, home, into, source, name):
 
 def write_summary(run, o, label, results, group):
     """summary.md of several slides: cells slide by slide, spots of the slides of each fold together."""
-    text = [f"# {label}: {len(results)} slides", "", f"Run {run['folder']}. Each slide has its own folder and report beside this "
-            "file.", "", *group]
-    with_cells = [e for e in results if "cells" in e]
-    for kind in dict.fromkeys(row[0] for e in with_cells for row in e["cells"]):
-        rows = [(e["name"], e["project"], ", ".join(map(str, e["use"])), *row) for e in with_cells for row in e["cells"] if row[0] == kind]
+    path = run["folder"] / "heatmaps" / label / "summary.md"
+    text = [f"# {label}: {len(results)} slides", "", f"Run {run['folder']}. Each slide has its own folder and report beside "
+            "this file.", "", *group]
+    cells = [(e["name"], e["project"], ", ".join(map(str, e["use"])), *row) for e in results for row in e.get("cells", ())]
+    for kind in dict.fromkeys(row[3] for row in cells):
+        rows = [row for row in cells if row[3] == kind]
         r = np.array([row[5] for row in rows])
-        line = (f"{kind}: R per tile, mean over {(~np.isnan(r)).sum()} slides {np.nanmean(r):.3f}, median {np.nanmedian(r):.3f}; p < {ALPHA} "
-                f"in {sum(row[6] < ALPHA for row in rows)} of them")
+        line = (f"{kind}: R per tile, mean over {(~np.isnan(r)).sum()} slides {np.nanmean(r):.3f}, median "
+                f"{np.nanmedian(r):.3f}; p < {ALPHA} in {sum(row[6] < ALPHA for row in rows)} of them")
         text += [f"## {kind}", "", line, ""]
         if kind == o.cells:
             print(line)
             text += [table(("slide", "project", "models", "cells", "R", "p", "Spearman", "median in the best", "in all"), [
                 (a, b, c, f"{n:,}", f"{r:.3f}", f"{p:.3f}", f"{rho:.3f}", f"{top:g}", f"{of_all:g}")
                 for a, b, c, _, n, r, p, rho, m, top, of_all in rows]), ""]
-    folds = sorted({tuple(e["use"]) for e in results if "spots" in e})
-    rows = []
-    for use in folds:
-        part = [e for e in results if "spots" in e and tuple(e["use"]) == use]
-        line = spot_summary(spot_table([e["spots"] for e in part], o.seed))
-        rows.append((", ".join(map(str, use)), len(part), sum(len(e["spots"][0]) for e in part), line))
+    with_spots, rows = [e for e in results if "spots" in e], []
+    for use in sorted({tuple(e["use"]) for e in with_spots}):
+        part = [e["spots"] for e in with_spots if tuple(e["use"]) == use]
+        line = spot_summary(spot_table(part, o.seed))
+        rows.append((", ".join(map(str, use)), len(part), sum(len(s[0]) for s in part), line))
         print(f"spots of {len(part)} slides, models of folds {rows[-1][0]}: {rows[-1][2]} spots; {line}")
     if rows:
-        text += ["## Spots", "", "R over the spots of all slides that the same models speak of; p against scores shifted within each "
-                 "slide.", "", table(("models", "slides", "spots", "found"), rows), ""]
-    save_file(run["folder"] / "heatmaps" / label / "summary.md", lambda f: f.write("\n".join(text).encode()))
-    print(f"report: {run['folder'] / 'heatmaps' / label / 'summary.md'}")
+        text += ["## Spots", "", "R over the spots of all slides that the same models speak of; p against scores shifted "
+                 "within each slide.", "", table(("models", "slides", "spots", "found"), rows), ""]
+    save_text(path, text)
+    print(f"report: {path}")
 
 
 def main(argv=None):
     parser = argparse.ArgumentParser(prog="he2rna.py", description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     verbs = parser.add_subparsers(dest="verb", required=True)
-    p = verbs.add_parser("train", help="cross-validate, test significance, write the report", description=train.__doc__)
-    p.add_argument("cohort", nargs="?", help="a cohort folder; without one a simulated cohort is drawn into demo/")
+
+    def verb(function, what):
+        p = verbs.add_parser(function.__name__, help=what, description=function.__doc__)
+        p.set_defaults(function=function)
+        return p, p.add_argument
+
+    p, a = verb(train, "cross-validate, test significance, write the report")
+    a("cohort", nargs="?", help="a cohort folder; without one a simulated cohort is drawn into demo/")
     a = p.add_argument_group("training").add_argument
     a("--name", default="he2rna", help="of the run, COHORT/runs/NAME (default he2rna); an interrupted run goes on")
     a("--types", metavar="TYPE,..", help="sample_type values to use, or all (default: primary tumours, as the paper, where "
@@ -1830,65 +1874,70 @@ def main(argv=None):
     a("--project", metavar="P,..", help="train on these projects alone, in the folds of the whole cohort (LUNG is LUAD "
       "and LUSC)")
     a("--folds", type=int, default=FOLDS, help=f"of the cross-validation, patients whole (default {FOLDS})")
-    a("--valid", type=float, help=f"share of the training patients that choose the epoch (default {VALID_SHARE}, {DEMO_VALID} "
-      "without a cohort); raise it for small cohorts, where R over a few slides is chance; 0: train on all and keep the last epoch")
-    a("--gene-table", metavar="FILE", help="csv or tsv with gene_id, symbol, biotype: the report counts protein-coding genes apart")
+    a("--valid", type=float, help=f"share of the training patients that choose the epoch (default {VALID_SHARE}, "
+      f"{DEMO_VALID} without a cohort); raise it for small cohorts, where R over a few slides is chance; 0: train on all "
+      "and keep the last epoch")
+    a("--gene-table", metavar="FILE", help="csv or tsv with gene_id, symbol, biotype: the report counts protein-coding "
+      "genes apart")
     a("--hidden", type=numbers, default=HIDDEN, help="neurons of the hidden layers (default 1024,1024)")
     a("--dropout", type=float, default=DROPOUT, help=f"between layers (default {DROPOUT})")
     training_options(a, EPOCHS, PATIENCE, BATCH_SLIDES, KS_SUPERTILES, f"; {DEMO_EPOCHS} without a cohort")
     p.set_defaults(epochs=None)
     tiling.add_options(p)
 
-    p = verbs.add_parser("finetune", help="go on with all tiles, for all or chosen genes", description=finetune.__doc__)
-    p.add_argument("cohort", help="the cohort folder")
-    p.add_argument("run", help="the run to start from: its name in COHORT/runs, or its folder")
+    p, a = verb(finetune, "go on with all tiles, for all or chosen genes")
+    a("cohort", help="the cohort folder")
+    a("run", help="the run to start from: its name in COHORT/runs, or its folder")
     a = p.add_argument_group("training").add_argument
-    a("--genes", default="all", metavar="A,B|FILE|all", help="genes to go on with; they keep their output rows (default all)")
+    a("--genes", default="all", metavar="A,B|FILE|all", help="genes to go on with; they keep their output rows (default "
+      "all)")
     a("--project", metavar="P,..", help="the cancer to fine-tune on, in the run's folds (default: all of the run)")
     a("--name", help="of the new run in COHORT/runs (default RUN-PROJECT-finetuned)")
     training_options(a, FINE_EPOCHS, FINE_PATIENCE, FINE_BATCH, KS_TILES, "")
     tiling.add_options(p, of_run=True)
 
-    for verb, function, what in (("predict", predict, "expression of new slides, as csv"),
-                                 ("heatmap", heatmap, "where on the slide, and against the truth")):
-        p = verbs.add_parser(verb, help=what, description=function.__doc__)
-        p.add_argument("run", help="a finished run, COHORT/runs/NAME")
-        p.add_argument("slide", nargs="+", help="slide files, names of the run's slides, or the word all for those")
-        p.add_argument("--all-models", action="store_true", help="of a slide of the run's patients use all models, also those that "
-                       "learned from the patient")
-        if verb == "predict":
-            p.add_argument("--representation", action="store_true", help="write the last hidden layer of the mean tile too: what "
-                           "transfers to other labels")
+    for function, what in ((predict, "expression of new slides, as csv"),
+                           (heatmap, "where on the slide, and against the truth")):
+        p, a = verb(function, what)
+        a("run", help="a finished run, COHORT/runs/NAME")
+        a("slide", nargs="+", help="slide files, names of the run's slides, or the word all for those")
+        a("--all-models", action="store_true", help="of a slide of the run's patients use all models, also those that "
+          "learned from the patient")
+        if function is predict:
+            a("--representation", action="store_true", help="write the last hidden layer of the mean tile too: what "
+              "transfers to other labels")
         else:
-            p.add_argument("--genes", required=True, metavar="A,B|FILE", help="one gene, or several whose mean is drawn")
-            p.add_argument("--name", help="of the folder in RUN/heatmaps/ (default: the genes)")
-            p.add_argument("--cells", default="all cells", metavar="CLASS", help="class of points/ to draw and to count in the best tiles "
-                           "(default: all cells; the report has a row for each)")
-            p.add_argument("--provenance", metavar="GENE", help="the gene whose weight of every tile is written (default: the first)")
+            a("--genes", required=True, metavar="A,B|FILE", help="one gene, or several whose mean is drawn")
+            a("--name", help="of the folder in RUN/heatmaps/ (default: the genes)")
+            a("--cells", default="all cells", metavar="CLASS", help="class of points/ to draw and to count in the best "
+              "tiles (default: all cells; the report has a row for each)")
+            a("--provenance", metavar="GENE", help="the gene whose weight of every tile is written (default: the first)")
         tiling.add_options(p, of_run=True)
-    for verb, function, what in (("signatures", signatures, "pathways against random lists of genes"),
-                                 ("enrich", enrich, "pathways of the well-predicted genes")):
-        p = verbs.add_parser(verb, help=what, description=function.__doc__)
-        p.add_argument("run", help="a finished run, COHORT/runs/NAME")
-        p.add_argument("--gmt", nargs="+", required=True, metavar="FILE", help="gene sets (MSigDB's .gmt, plain or gzip)")
-        p.add_argument("--correction", choices=("hs", "bh"), default="hs", help="which genes count as significant: Holm–Šidák (default, "
-                       "the paper's) or Benjamini–Hochberg")
-        p.add_argument("--gene-table", metavar="FILE", help="csv or tsv with gene_id, symbol, biotype: maps Ensembl ids to the symbols of "
-                       "the sets, counts protein-coding genes")
-        if verb == "signatures":
-            p.add_argument("--signature", action="append", metavar="NAME[=SET,SET..]", help="genes in at least two of the sets; a set's name; "
-                           f"or one of the paper's: {', '.join(stats.SIGNATURES)} (default: those and housekeeping sets); may be given again")
-            p.add_argument("--lists", type=int, default=stats.N_LISTS, help=f"random lists (default {stats.N_LISTS:,}, the paper's)")
-            p.add_argument("--seed", type=tiling.natural, default=0, help="of the random lists")
+
+    for function, what in ((signatures, "pathways against random lists of genes"),
+                           (enrich, "pathways of the well-predicted genes")):
+        p, a = verb(function, what)
+        a("run", help="a finished run, COHORT/runs/NAME")
+        a("--gmt", nargs="+", required=True, metavar="FILE", help="gene sets (MSigDB's .gmt, plain or gzip)")
+        a("--correction", choices=("hs", "bh"), default="hs", help="which genes count as significant: Holm–Šidák (default, "
+          "the paper's) or Benjamini–Hochberg")
+        a("--gene-table", metavar="FILE", help="csv or tsv with gene_id, symbol, biotype: maps Ensembl ids to the symbols "
+          "of the sets, counts protein-coding genes")
+        if function is signatures:
+            a("--signature", action="append", metavar="NAME[=SET,SET..]", help="genes in at least two of the sets; a set's "
+              f"name; or one of the paper's: {', '.join(stats.SIGNATURES)} (default: those and housekeeping sets); may be "
+              "given again")
+            a("--lists", type=int, default=stats.N_LISTS, help=f"random lists (default {stats.N_LISTS:,}, the paper's)")
+            a("--seed", type=tiling.natural, default=0, help="of the random lists")
         else:
-            p.add_argument("--project", metavar="P", help="one cancer (default: each)")
-            p.add_argument("--min-r", type=float, metavar="R", help="hits are the genes with an R above it instead (the paper: .4 where very "
-                           "many are significant)")
-            p.add_argument("--at-least", type=int, metavar="C", help="hits are the genes significant in at least C cancers")
+            a("--project", metavar="P", help="one cancer (default: each)")
+            a("--min-r", type=float, metavar="R", help="hits are the genes with an R above it instead (the paper: .4 where "
+              "very many are significant)")
+            a("--at-least", type=int, metavar="C", help="hits are the genes significant in at least C cancers")
 
     o = parser.parse_args(argv)
     o.seed = getattr(o, "seed", 0) or 0
-    return dict(train=train, finetune=finetune, predict=predict, heatmap=heatmap, signatures=signatures, enrich=enrich)[o.verb](o)
+    return o.function(o)
 
 
 if __name__ == "__main__":

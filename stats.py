@@ -33,7 +33,7 @@ EXACT_RANK_SUM = 8          # size of the smaller group, at most, exact rank sum
 CONSTANT = 1e-13            # relative spread that is only rounding, in float64   [SciPy, where it warns]
 TIED = 1e-9                 # a null R this close below R is R: only rounding            [ours]
 GENE_BLOCK = 256            # genes at a time: 20 MB per float64 copy, n = 10,000 [ours]
-MIN_R = 3                   # samples, at least, behind an R that is tested           [ours, as he2rna.MIN_SLIDES_R]
+MIN_R = 3                   # samples, at least, behind an R: slides of a project in a fold                   [ours]
 NULL_TAIL = 0.99            # quantile of the null the fit must not fall short of     [ours]
 N_LISTS = 10_000            # random lists per signature                              [HE2RNA Methods, Statistics]
 LIST_BLOCK = 1000           # of them at a time                                       [ours]

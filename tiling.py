@@ -36,6 +36,7 @@ import zipfile
 import zlib
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from itertools import groupby
 from pathlib import Path
 
@@ -106,6 +107,10 @@ def save_file(path, write):
 
 def save_json(path, value):
     save_file(path, lambda f: f.write(json.dumps(value, indent=1).encode()))
+
+
+def save_text(path, lines):
+    save_file(path, lambda f: f.write("\n".join(lines).encode()))
 
 
 def save_csv(path, header, rows):
@@ -585,8 +590,8 @@ def load_weights(stages, weights, seed):
     except Exception as e:      # the network's, torch's and pickle's errors share no class
         why = str(e).splitlines()[0] if str(e) else type(e).__name__
         place = Path(torch.hub.get_dir()) / "checkpoints" / Path(IMAGENET_URL).name
-        raise InputError(f"--weights imagenet: {IMAGENET_URL} can't be had ({why}); fetch it elsewhere and put it at "
-                         f"{place}, or pass --weights FILE, or --weights random to try the program out" if weights == "imagenet"
+        raise InputError(f"--weights imagenet: {IMAGENET_URL} can't be had ({why}); fetch it elsewhere and put it at {place}, "
+                         "or pass --weights FILE, or --weights random to try the program out" if weights == "imagenet"
                          else f"--weights {weights}: not a file of weights ({why}); give a torchvision resnet50 state_dict"
                          ) from None
     # torchvision's oldest files lack num_batches_tracked, which only training uses; fc is not needed for features
@@ -823,8 +828,8 @@ def table_mpp(cohort):
         try:
             given.update({row["slide"]: float(row["mpp"])} if row.get("mpp") else {})
         except ValueError:
-            raise InputError(f"{Path(cohort) / 'samples.csv'}: mpp {row['mpp']!r} of slide {row['slide']} is not a number (µm "
-                             "per pixel, such as 0.25)") from None
+            raise InputError(f"{Path(cohort) / 'samples.csv'}: mpp {row['mpp']!r} of slide {row['slide']} is not a number "
+                             "(µm per pixel, such as 0.25)") from None
     return given
 
 
@@ -880,7 +885,8 @@ def make_tiles(cohort, slides, o, into=None):
 
 
 def make_features(cohort, slides, o, into=None):
-    """features/<encoder>/<slide>.npy (n, D) float16; the .json beside it says which settings made it. `into` as make_tiles."""
+    """features/<encoder>/<slide>.npy (n, D) float16; the .json beside it says which settings made it. `into` as make_tiles.
+    """
     slides_in, cohort = Path(cohort), Path(into or cohort)
     folder, found, device = cohort / "features" / o.encoder, find_slides(slides_in), pick_device(o.device)
     settings = settle(folder / "settings.json",
@@ -996,7 +1002,8 @@ def tile_edge(cohort, source, name, coords):
             return float(said["patch_size"]) * float(np.ravel(said.get("downsample", 1))[0])
     steps = np.diff(np.unique(coords[:, 0])), np.diff(np.unique(coords[:, 1]))
     if not len(np.concatenate(steps)):
-        raise InputError(f"{source / name}.h5: nothing says how large its one tile is; coords needs an attribute patch_size_level0")
+        raise InputError(f"{source / name}.h5: nothing says how large its one tile is; coords needs an attribute "
+                         "patch_size_level0")
     return float(np.concatenate(steps).min())
 
 
@@ -1012,8 +1019,8 @@ def provenance(cohort, o, slides):
     if o.features:
         return dict(source=source_name(o), made="elsewhere (.h5)", supertiles=kmeans)
     side = load_json(Path(cohort) / "features" / o.encoder / f"{slides[0]}.json")
-    return dict(source=o.encoder, weights=side["weights"], precision=side["precision"], colour=side["colour"], supertiles=kmeans,
-                **{k: side["tiles"][k] for k in ("tile_um", "min_tissue", "max_tiles", "seed")}, tile_px=TILE_PX)
+    return dict(source=o.encoder, weights=side["weights"], precision=side["precision"], colour=side["colour"],
+                supertiles=kmeans, **{k: side["tiles"][k] for k in ("tile_um", "min_tissue", "max_tiles", "seed")}, tile_px=TILE_PX)
 
 
 def features_of(o):
@@ -1024,7 +1031,8 @@ def features_of(o):
 
 
 def make_supertiles(cohort, slides, o, into=None):
-    """supertiles/<encoder>/<slide>.npz: means (100, D) float16, mask (100,), cluster of each tile (n,). `into` as make_tiles."""
+    """supertiles/<encoder>/<slide>.npz: means (100, D) float16, mask (100,), cluster of each tile (n,). `into` as
+    make_tiles."""
     slides_in, cohort = cohort, Path(into or cohort)
     folder, source = cohort / "supertiles" / source_name(o), features_of(o)
     failed = {} if o.features else make_features(slides_in, slides, o, cohort)
@@ -1069,6 +1077,16 @@ def need_matplotlib():
         return plt
     except ImportError:
         raise InputError("the report's pictures need the package matplotlib: pip install matplotlib") from None
+
+
+@contextmanager
+def figure(path, *grid, **options):
+    """Axes to draw a plot on, saved as a png at the end; grid and options are those of pyplot's subplots."""
+    plt = need_matplotlib()
+    fig, axes = plt.subplots(*grid, layout="constrained", **options)
+    yield axes
+    save_file(path, lambda f: fig.savefig(f, dpi=130, format="png"))
+    plt.close(fig)
 
 
 def tile_corners(coords, tile):
@@ -1587,7 +1605,8 @@ def simulate_cohort(folder, patients=64, seed=0, edge_px=1800, workers=None):
     if patients < 4 or edge_px < 400 or seed < 0:
         raise InputError(f"patients {patients}, edge_px {edge_px}, seed {seed}: at least 4 patients, 400 px and seed 0")
     folder, slides, truth = Path(folder), plan_cohort(patients, seed), []
-    readme, text = folder / "README.md", SIM_README.format(patients=patients, seed=seed, edge_px=edge_px, floor=DENSITY_FLOOR)
+    readme = folder / "README.md"
+    text = SIM_README.format(patients=patients, seed=seed, edge_px=edge_px, floor=DENSITY_FLOOR)
     there = readme.read_text() if readme.is_file() else ""
     if folder.exists() and any(folder.iterdir()) and there != text:
         raise InputError(f"{folder} is " + ("a simulated cohort of other settings" if "SIMULATED" in there else
@@ -1668,20 +1687,23 @@ def add_options(parser, of_run=False):
     a("--mpp", type=float, help="µm per pixel at level 0 for slides whose file and samples.csv have none; never a guess, "
       "since a tile must be the same size of tissue on every slide")
     if of_run:
-        a("--into", metavar="DIR", help="where tiles and features of the slides are kept (default: the cohort or folder they lie in)")
+        a("--into", metavar="DIR", help="where tiles and features of the slides are kept (default: the cohort or folder "
+          "they lie in)")
         a("--weights", help="the file of encoder weights that the run was made with, if it was a file")
         parser.set_defaults(tile_um=None, min_tissue=None, max_tiles=None, encoder=None)
     else:
         a("--tile-um", type=float, help=f"edge of a tile, µm (default {TILE_UM:g}, the paper's; it is always {TILE_PX} px)")
-        a("--min-tissue", type=float, help=f"share of a tile that must be tissue (default {MIN_TISSUE}); lower keeps fat and edges")
-        a("--max-tiles", type=int, help=f"tiles per slide, a random sample beyond (default {MAX_TILES}, the paper's): bounds time")
+        a("--min-tissue", type=float, help=f"share of a tile that must be tissue (default {MIN_TISSUE}); lower keeps "
+          "fat and edges")
+        a("--max-tiles", type=int, help=f"tiles per slide, a random sample beyond (default {MAX_TILES}, the paper's): bounds "
+          "time")
         a("--encoder", choices=ENCODERS, default="resnet50", help="resnet50: 2,048 features (the default, HE2RNA's); "
           "resnet50-stage3: 1,024 (HistCode's)")
         a("--weights", help="imagenet (default; downloaded once, hash checked), a torchvision state_dict file, or random "
           "(seeded; to try the program without weights)")
     a("--features", metavar="DIR", help="use these CLAM/TRIDENT .h5 features (<slide>.h5) instead of slides and encoder")
-    a("--precision", choices=("auto", "bfloat16", "float32"), help="of the encoder; auto: bfloat16 where the hardware has it "
-      "(within 1 %% of float32, several times as fast)")
+    a("--precision", choices=("auto", "bfloat16", "float32"), help="of the encoder; auto: bfloat16 where the hardware has "
+      "it (within 1 %% of float32, several times as fast)")
     a("--device", default="auto", help="auto, cpu, cuda, cuda:1 ... (default auto: the GPU when there is one)")
     a("--workers", type=natural, default=min(8, os.cpu_count() or 1), help="threads that read slides ahead; no effect on "
       "results")
