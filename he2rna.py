@@ -735,6 +735,12 @@ def best_genes(results, n=6):
     return [(name, j, -r) for _, r, name, j in rows if not (j in seen or seen.add(j))][:n]
 
 
+def interval(prediction, y, patients, fold, rows, rng):
+    """'low to high' of R of one gene, prediction and y (S, 1), over the patients of some rows."""
+    low_high = stats.bootstrap_r(*(v[rows] for v in (prediction, y, patients, fold)), stats.N_DRAWS, rng)
+    return "{:.2f} to {:.2f}".format(*(v[0] for v in low_high))
+
+
 def plot_scatter(best, genes, prediction, y, fold, groups, path):
     """Predicted against true expression of six genes; colours are folds, each predicted by the model that never saw it."""
     with tiling.figure(path, 2, 3, figsize=(9, 6)) as axes:
@@ -799,12 +805,8 @@ def write_report(folder, cohort, config, data, results, prediction, notes, secon
     save_csv(folder / "recurrent.csv", ("gene", "cancers_hs", "cancers_bh", "mean_R"), (
         (genes[j], in_hs[j], in_bh[j], "" if np.isnan(mean[j]) else f"{mean[j]:.4g}") for j in order))
 
-    def interval(j, name):
-        rows, rng = groups[name], np.random.default_rng(config["seed"])
-        low_high = stats.bootstrap_r(prediction[rows, j:j + 1], y[rows, j:j + 1], data["patients"][rows], fold[rows],
-                                     stats.N_DRAWS, rng)
-        return "{:.2f} to {:.2f}".format(*(v[0] for v in low_high))
-
+    interval_of = lambda j, name: interval(prediction[:, j:j + 1], y[:, j:j + 1], data["patients"], fold, groups[name],
+                                           np.random.default_rng(config["seed"]))
     text = [
         f"# HE2RNA: {folder.name}", "",
         *(["**SIMULATED cohort: drawn slides and planted expression, no patient.**", ""] if truth else []),
@@ -825,7 +827,7 @@ def write_report(folder, cohort, config, data, results, prediction, notes, secon
         "![Nulls](null.png)", "",
         "## Best genes", "", "95 % interval: over patients drawn with replacement, the models as they are.", "",
         table(("gene", "cancer", "n", "R", "95 %", "p (HS)"), [
-            (genes[j], name, results[name]["n"][j], f"{r:.3f}", interval(j, name), f"{results[name]['hs'][j]:.2g}")
+            (genes[j], name, results[name]["n"][j], f"{r:.3f}", interval_of(j, name), f"{results[name]['hs'][j]:.2g}")
             for name, j, r in best_genes(results, 20)]), "", "![Predicted against true](scatter.png)", ""]
     if truth:
         text += ["## Against what was planted", "", "Housekeeping and noise genes follow nothing on the slide.", "",
@@ -985,8 +987,8 @@ def signatures(o):
         f"# Signatures in {o.run}", "", f"{len(genes):,} genes, {len(projects)} cancers; {o.lists:,} random lists of the "
         "same length. R_p, f_p: mean R and share of significant genes of the signature; R_o, f_o: of the lists; p: share of "
         "lists (and the signature) that reach it, not corrected for the number of tests. matched: lists of genes of like "
-        "mean expression. The genes of a signature vary together, those of a list do not: p tells that these genes stand out, "
-        "not that their pathway would again.", "", *remarks, "", table(header, rows), "",
+        "mean expression. The genes of a signature vary together, those of a list do not: p tells that these genes stand "
+        "out, not that their pathway would again.", "", *remarks, "", table(header, rows), "",
         "![R](r.png) ![Share](share.png)", "",
         f"## In how many of {len(projects)} cancers p < {ALPHA} (mean R and share)", "",
         table(("signature", "cancers", "against"), beaten), ""])
@@ -1169,10 +1171,8 @@ def group_r(run, genes):
     mean = [z[k][:, genes].mean(1, keepdims=True) for k in ("prediction", "truth")]                 # (S, 1)
     results = evaluate(*mean, z["fold"], z["project"], run["config"]["folds"])
     groups, rng = cancers(z["project"]), np.random.default_rng(run["config"]["seed"])
-    interval = lambda rows: "{:.2f} to {:.2f}".format(*(v[0] for v in stats.bootstrap_r(
-        *(m[rows] for m in mean), z["patient"][rows], z["fold"][rows], stats.N_DRAWS, rng)))
-    return [(name, e["slides"], f"{e['r'][0]:.3f}", interval(groups[name]), f"{e['p'][0]:.2g}")
-            for name, e in results.items()]
+    return [(name, e["slides"], f"{e['r'][0]:.3f}", interval(*mean, z["patient"], z["fold"], groups[name], rng),
+             f"{e['p'][0]:.2g}") for name, e in results.items()]
 
 
 def bag_of(features, coords, config):
@@ -1201,7 +1201,7 @@ def ledger_of(models, folds, features, coords, j, config):
     return rows, weights, sums
 
 
-def cells_on_map(o, name, folder, cells, scores, coords, tile):
+def cells_on_map(o, folder, cells, scores, coords, tile):
     """A slide's scores against its cells -> (rows and counts of against_cells, lines of the report)."""
     if o.cells not in cells:                                                   # none on this slide, or nowhere?
         raw = (p.read_bytes() for p in folder.iterdir())
@@ -1218,7 +1218,7 @@ def cells_on_map(o, name, folder, cells, scores, coords, tile):
 
 
 def spots_on_map(run, use, device, spots, features, scores, coords, tile):
-    """Spots that lie on a slide's tiles -> (what spot_table takes of the slide, its rows, lines of the report), or Nones."""
+    """Spots that lie on a slide's tiles -> (what spot_table takes of the slide, or None; its rows; lines of the report)."""
     (places, measured), at = spots, {g: j for j, g in enumerate(run["genes"])}
     which = stats.holder(places, coords, tile)                                                      # (m,) -1: on no tile
     held, own = which >= 0, [c for c in measured if c in at]
@@ -1260,13 +1260,13 @@ def map_slide(run, o, models, home, into, source, name, label, chosen, group):
                ", also those that learned from its patient" if o.all_models else ", none of which knows the slide")
             + f". Run {run['folder']}.", "", "![Map](map.png)", "", "![Highest and lowest tiles](gallery.png)", ""]
     if cells:
-        result["cells"], counts, lines = cells_on_map(o, name, truth_in / "points", cells, scores, coords, tile)
+        result["cells"], counts, lines = cells_on_map(o, truth_in / "points", cells, scores, coords, tile)
         columns.update({f"cells: {c}": n for c, n in counts.items()})
         text += lines
     if spots:
         device = next(used[0].parameters()).device
         on_tiles, spot_rows, lines = spots_on_map(run, use, device, spots, features, scores, coords, tile)
-        result.update(dict(spots=on_tiles) if on_tiles else {})
+        result |= dict(spots=on_tiles) if on_tiles else {}
         text += lines
     if outlines:
         inside = stats.inside(coords + tile / 2, outlines)
@@ -1286,8 +1286,7 @@ def map_slide(run, o, models, home, into, source, name, label, chosen, group):
     work = folder.with_name(f".{name}.{os.getpid()}.tmp")
     try:
         rgb, _ = tiling.thumbnail(slide, mpp, max(W, H) * mpp / 1500)
-        counted = counts[o.cells] if cells else None
-        title = f"{label} on {name}"
+        counted, title = counts[o.cells] if cells else None, f"{label} on {name}"
         tiling.draw_heatmap(work / "map.png", rgb, (W, H), mpp, coords, tile, scores, title,
                             "score, log$_{10}$(1 + FPKM-UQ)", cells[o.cells] if cells else None)
         tiling.draw_gallery(work / "gallery.png", slide, coords, tile, scores, f"{title}: highest and lowest tiles", counted,
@@ -1473,8 +1472,9 @@ def cross_validate(folder, config, o, data, bags, splits, first_model):
         else:
             note = train_fold(model, bags, y, data["projects"], train_rows, valid_rows, o, f, folder)
             tested = data["held_out"][f] if "held_out" in data else sorted(set(data["patients"][test_rows].tolist()))
-            saved = dict(version=VERSION, model=model.state_dict(), note=note, genes=data["genes"],
-                         **{k: config[k] for k in ("hidden", "n_features", "ks", "dropout", "features")}, test_patients=tested)
+            settings = {k: config[k] for k in ("hidden", "n_features", "ks", "dropout", "features")}
+            saved = dict(version=VERSION, model=model.state_dict(), note=note, genes=data["genes"], **settings,
+                         test_patients=tested)
             save_file(path, lambda file: torch.save(saved, file))
         (folder / f"fold{f}.state.pt").unlink(missing_ok=True)
         notes.append(saved["note"])

@@ -590,9 +590,10 @@ def load_weights(stages, weights, seed):
     except Exception as e:      # the network's, torch's and pickle's errors share no class
         why = str(e).splitlines()[0] if str(e) else type(e).__name__
         place = Path(torch.hub.get_dir()) / "checkpoints" / Path(IMAGENET_URL).name
-        raise InputError(f"--weights imagenet: {IMAGENET_URL} can't be had ({why}); fetch it elsewhere and put it at {place}, "
-                         "or pass --weights FILE, or --weights random to try the program out" if weights == "imagenet"
-                         else f"--weights {weights}: not a file of weights ({why}); give a torchvision resnet50 state_dict"
+        raise InputError(f"--weights imagenet: {IMAGENET_URL} can't be had ({why}); fetch it elsewhere and put it at "
+                         f"{place}, or pass --weights FILE, or --weights random to try the program out"
+                         if weights == "imagenet" else
+                         f"--weights {weights}: not a file of weights ({why}); give a torchvision resnet50 state_dict"
                          ) from None
     # torchvision's oldest files lack num_batches_tracked, which only training uses; fc is not needed for features
     wanted = {k: v for k, v in net.state_dict().items() if not k.startswith("fc.") and not k.endswith("num_batches_tracked")}
@@ -890,7 +891,8 @@ def make_features(cohort, slides, o, into=None):
     slides_in, cohort = Path(cohort), Path(into or cohort)
     folder, found, device = cohort / "features" / o.encoder, find_slides(slides_in), pick_device(o.device)
     settings = settle(folder / "settings.json",
-                      dict(weights=o.weights, precision=o.precision and pick_precision(o.precision, device), seed=o.tile_seed),
+                      dict(weights=o.weights, precision=o.precision and pick_precision(o.precision, device),
+                           seed=o.tile_seed),
                       dict(weights="imagenet", precision=pick_precision("auto", device), seed=o.seed))
     identity, jobs, made_by, anew = weights_identity(settings["weights"], settings["seed"]), [], {}, []
     get = lambda: load_weights(ENCODERS[o.encoder], settings["weights"], settings["seed"])
@@ -989,8 +991,8 @@ def load_features(cohort, source, name):
 
 
 def tile_edge(cohort, source, name, coords):
-    """Edge of a slide's tiles in level-0 pixels: ours say; an .h5 does in its attributes (TRIDENT's patch_size_level0, CLAM's
-    patch_size and downsample), else it is the grid's pitch."""
+    """Edge of a slide's tiles in level-0 pixels: ours say; an .h5 does in its attributes (TRIDENT's patch_size_level0,
+    CLAM's patch_size and downsample), else it is the grid's pitch."""
     if not isinstance(source, Path):
         return float(tiles_of(cohort, name)[0]["tile"])
     import h5py
@@ -1020,7 +1022,8 @@ def provenance(cohort, o, slides):
         return dict(source=source_name(o), made="elsewhere (.h5)", supertiles=kmeans)
     side = load_json(Path(cohort) / "features" / o.encoder / f"{slides[0]}.json")
     return dict(source=o.encoder, weights=side["weights"], precision=side["precision"], colour=side["colour"],
-                supertiles=kmeans, **{k: side["tiles"][k] for k in ("tile_um", "min_tissue", "max_tiles", "seed")}, tile_px=TILE_PX)
+                supertiles=kmeans, **{k: side["tiles"][k] for k in ("tile_um", "min_tissue", "max_tiles", "seed")},
+                tile_px=TILE_PX)
 
 
 def features_of(o):
@@ -1695,8 +1698,8 @@ def add_options(parser, of_run=False):
         a("--tile-um", type=float, help=f"edge of a tile, µm (default {TILE_UM:g}, the paper's; it is always {TILE_PX} px)")
         a("--min-tissue", type=float, help=f"share of a tile that must be tissue (default {MIN_TISSUE}); lower keeps "
           "fat and edges")
-        a("--max-tiles", type=int, help=f"tiles per slide, a random sample beyond (default {MAX_TILES}, the paper's): bounds "
-          "time")
+        a("--max-tiles", type=int, help=f"tiles per slide, a random sample beyond (default {MAX_TILES}, the paper's): "
+          "bounds time")
         a("--encoder", choices=ENCODERS, default="resnet50", help="resnet50: 2,048 features (the default, HE2RNA's); "
           "resnet50-stage3: 1,024 (HistCode's)")
         a("--weights", help="imagenet (default; downloaded once, hash checked), a torchvision state_dict file, or random "
