@@ -17,7 +17,8 @@ reads in the order of the paper's Methods; the commands stand at its end.
 COHORT holds samples.csv (slide,patient,project[,sample,...]), slides/ and expression.csv (.csv.gz, .npz). What comes out
 stands in COHORT/runs/<name>/: report.md and its pictures, genes.csv, predictions.npz, folds.csv, fold*.pt, log.jsonl.
 
-Glossary: B slides of a batch, S all slides, T (super-)tiles of a slide, D features, G genes, k tiles kept, a FPKM-UQ.
+Glossary: B slides of a batch, S all slides, T (super-)tiles of a slide, N tiles of several slides end to end, D features, H
+neurons of the last hidden layer, G genes, P cancers, M models, k tiles kept, a FPKM-UQ.
 Tags: [HE2RNA ...] the paper, [HE2RNA code] only the authors' released code, [ours] our choice.
 """
 
@@ -58,7 +59,7 @@ KS_SUPERTILES = (1, 2, 5, 10, 20, 50, 100)                        #     [HE2RNA 
 KS_TILES = (10, 20, 50, 100, 200, 500, 1000, 2000, 5000)          # all tiles   [HE2RNA Methods, Model architecture]
 BLOCK_SCORES = 2 ** 23       # scores held at a time, 32 MB: 2 ** 22 to 24 take the same time [ours]
 GATHER = {"cpu": 1 / 3, "cuda": 1 / 50}  # gradients by gathering tiles where k < this share of T, else by matrix products;
-#   steps on 2 cores: k = 2,000 of 8,000 8.4 s and 9.3 s, k = 50 of 100 3.0 s and 2.3 s; the GPU's is reckoned from bandwidth [ours]
+#   steps on 2 cores: k = 2,000 of 8,000 8.4 and 9.3 s, k = 50 of 100 3.0 and 2.3 s; the GPU's reckoned from bandwidth [ours]
 RESCORE = (36, 1 / 5)       # bfloat16 chooses tiles where k + 36 < T / 5: they are scored again, which must cost less [ours]
 HIDDEN = (1024, 1024)        # neurons of the hidden layers             [HE2RNA code]
 DROPOUT = 0.25               # between consecutive layers               [HE2RNA code]
@@ -1122,13 +1123,11 @@ def read_truth(folder, slide, mpp):
 
 def against_cells(scores, cells, coords, tile):
     """[(class, cells, R, p, rho, tiles called best, their median count, median of all)], and counts (n,) of each class."""
-    rows, counts = [], {}
+    counts = {kind: stats.count_points(points, coords, tile) for kind, points in cells.items()}
     best = np.argsort(-scores, kind="stable")[:max(1, min(tiling.BEST_TILES, len(scores) // 2))]
-    for kind, points in cells.items():
-        counts[kind] = n = stats.count_points(points, coords, tile)
-        r, p = stats.shift_p(scores, n, [coords], SHIFTS)
-        rho = stats.spearman(scores, n.astype(float))
-        rows.append((kind, int(n.sum()), r[0], p[0], rho, len(best), np.median(n[best]), np.median(n)))
+    r, p = stats.shift_p(scores, np.stack(list(counts.values()), 1), [coords], SHIFTS)              # one set of shifts for all
+    rows = [(kind, int(n.sum()), r[i], p[i], stats.spearman(scores, n.astype(float)), len(best), np.median(n[best]),
+             np.median(n)) for i, (kind, n) in enumerate(counts.items())]
     return rows, counts
 
 
@@ -1457,12 +1456,12 @@ def split_folds(data, o, folder, chooses=None):
     return splits
 
 
-def cross_validate(folder, config, o, data, bags, splits, first_model):
+def cross_validate(folder, config, o, data, bags, splits, first_model, start):
     """Train every fold that is not there yet, predict its test slides, test significance, write the report.
 
-    first_model(fold, training rows) -> the model training starts from. Returns (results, prediction (S, G)).
+    first_model(fold, training rows) -> the model training starts from; start: when the command began.
     """
-    y, start = data["y"], time.time()
+    y = data["y"]
     prediction, notes = np.zeros(y.shape, np.float32), []
     for f, (train_rows, valid_rows, test_rows) in enumerate(splits):
         model, path = first_model(f, train_rows), folder / f"fold{f}.pt"
@@ -1499,12 +1498,12 @@ def cross_validate(folder, config, o, data, bags, splits, first_model):
 
 def train(o):
     """Cross-validate, test significance, write the report."""
-    demo = o.cohort is None
+    start, demo = time.time(), o.cohort is None
     o.cohort, o.weights = (o.cohort, o.weights) if not demo else ("demo", o.weights or "random")
     o.epochs = (DEMO_EPOCHS if demo else EPOCHS) if o.epochs is None else o.epochs
     o.valid = (DEMO_VALID if demo else VALID_SHARE) if o.valid is None else o.valid
     check_options(o)
-    tiling.need_matplotlib()                                                          # better now than after a day
+    tiling.need_matplotlib()                                                   # better now than after a day
     device, cohort = tiling.pick_device(o.device), Path(o.cohort)
     if demo and not (cohort / "samples.csv").is_file():
         print("no cohort given: drawing a SIMULATED one into demo/")
@@ -1512,11 +1511,11 @@ def train(o):
     if not cohort.is_dir():
         raise InputError(f"{cohort}: no such folder")
     tables = read_gene_table(o.gene_table) if o.gene_table else None
+    if tables and tables[1] is None:
+        raise InputError(f"--gene-table {o.gene_table}: it has no column biotype to count protein-coding genes by")
     data, x, mask = prepare(cohort, o)
     if tables:
         names, data["coding_note"] = as_symbols(data["genes"], tables[0])
-        if tables[1] is None:
-            raise InputError(f"--gene-table {o.gene_table}: it has no column biotype to count protein-coding genes by")
         data["coding"] = np.array([n in tables[1] or g.split(".")[0] in tables[1] for n, g in zip(names, data["genes"])])
     config = dict(command="train", bags="super-tiles", project=o.project or "all", types=o.types or "primary tumours",
                   genes_in_table=data["genes_in_table"], features=tiling.provenance(cohort, o, data["slides"]),
@@ -1531,7 +1530,7 @@ def train(o):
         with torch.no_grad():
             model.layers[-1].bias.copy_(torch.from_numpy(data["y"][rows].mean(0)))                  # [HE2RNA code]
         return model.to(device)
-    cross_validate(folder, config, o, data, in_memory(x, mask), splits, first_model)
+    cross_validate(folder, config, o, data, in_memory(x, mask), splits, first_model, start)
     return tiling.report_failures(data["failed"], len(data["slides"]) + len(data["failed"]))
 
 
@@ -1651,7 +1650,7 @@ def features_as(run, o, cohort, slides):
 
 def finetune(o):
     """Go on from a run's fold models with all tiles of one cancer's slides, for all or chosen genes, in the run's folds."""
-    cohort = Path(o.cohort)
+    start, cohort = time.time(), Path(o.cohort)
     tiling.need_matplotlib()
     run = load_run(o.run if Path(o.run).is_dir() else cohort / "runs" / o.run)
     name, before, first = run["folder"].resolve().name, run["config"], run["folds"][0]
@@ -1700,7 +1699,7 @@ def finetune(o):
         model = model_of(run["folds"][f], device, chosen, o.ks)
         model.precision = precision
         return model
-    cross_validate(folder, config, o, data, from_disk(into, source, data["slides"]), splits, first_model)
+    cross_validate(folder, config, o, data, from_disk(into, source, data["slides"]), splits, first_model, start)
     return tiling.report_failures(failed, len(samples) + len(failed))
 
 
@@ -1709,11 +1708,11 @@ def held_out(run, slide, cohort, everyone):
 
     The patient stands in the run's folds.csv, else in samples.csv, else is a TCGA slide's first 12 characters.
     """
-    patient = {row["slide"]: row["patient"] for row in run["rows"]}
-    for folder in (cohort, run["cohort"]):
+    patient = next((row["patient"] for row in run["rows"] if row["slide"] == slide), None)
+    for folder in (cohort, run["cohort"]) if patient is None else ():
         if (folder / "samples.csv").is_file():
-            patient = {**{row["slide"]: row["patient"] for row in tiling.read_samples(folder)}, **patient}
-    fold = next((run["fold_of"][p] for p in (patient.get(slide), slide[:12]) if p in run["fold_of"]), None)
+            patient = patient or {row["slide"]: row["patient"] for row in tiling.read_samples(folder)}.get(slide)
+    fold = next((run["fold_of"][p] for p in (patient, slide[:12]) if p in run["fold_of"]), None)
     return list(range(len(run["folds"]))) if fold is None or everyone else [fold]
 
 
