@@ -13,6 +13,7 @@ reads in the order of the paper's Methods; the commands stand at its end.
     python he2rna.py predict RUN SLIDE...    expression of slides that have none -> RUN/predict/<slide>.csv
     python he2rna.py signatures RUN --gmt F...   python he2rna.py enrich RUN --gmt F...  pathways of the well-predicted genes
     python he2rna.py heatmap RUN SLIDE... --genes CD3D,CD3E      where on the slide, best and worst tiles, against the truth
+    python he2rna.py msi COHORT|FILE.npz     hospital A's transcriptome for MSI in hospital B: what it is worth
 
 COHORT holds samples.csv (slide,patient,project[,sample,...]), slides/ and expression.csv (.csv.gz, .npz). What comes out
 stands in COHORT/runs/<name>/: report.md and its pictures, genes.csv, predictions.npz, folds.csv, fold*.pt, log.jsonl.
@@ -38,6 +39,7 @@ import shutil
 import time
 import zlib
 from concurrent.futures import ThreadPoolExecutor
+from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
@@ -79,6 +81,31 @@ NULL_MODELS = 3              # untrained models behind the null         [ours; t
 SMALL_FOLD = 8               # test slides of a cancer; with fewer the report warns [ours]
 MIN_NULL = 2000              # their R, at least: few genes get more outputs [ours]
 SHIFTS = 199                 # random shifts behind a p over tiles; five times as many over spots [ours]
+MSI_HIDDEN = (1024, 256)     # A: 2048-1024-256-G, the autoencoders 2048-1024-256-1024-2048   [HE2RNA Methods, MSI status]
+MSI_CLASSIFIER = (256, 128)  # B, direct; on a 256-d representation the 128 alone             [HE2RNA Methods, MSI status]
+MSI_EPOCHS = 50              #                                          [HE2RNA Methods, MSI status]
+MSI_EPOCHS_CODE = 100        # of the autoencoders                      [HE2RNA code]
+MSI_RATE = 1e-3              # Adam                                     [HE2RNA code]
+MSI_BATCH = 10               # slides per iteration, classifiers        [HE2RNA code]
+MSI_GENE_BATCH = 32          # genes [HE2RNA code]; autoencoders        [ours]
+MSI_FOLDS = 3                # in A and in B                            [HE2RNA Methods, MSI status]
+MSI_REPEATS = 10             # of the cross-validation in B             [HE2RNA Results, MSI status prediction]
+MSI_SPLITS = 50              # of the patients into A and B             [HE2RNA Methods, MSI status]
+MSI_SHARES = tuple(map(Fraction, ("1/6", "1/3", "1/2", "2/3", "3/4", "5/6")))     # of the patients in A [HE2RNA Fig. 5b]
+MSI_MEMBERS = 3              # networks of the ensembled direct arm, as many as behind the representation [ours]
+MSI_INTERVAL = (0.16, 0.84)  # 68 %                                     [HE2RNA Fig. 5b]
+MSI_BLOCK = {"cpu": 2 ** 20, "cuda": 2 ** 28}  # parameters trained at a time: a CPU's cache holds them, and Adam's moments;
+#   two direct classifiers at least: 90 of them take 13.6 s in twos, 16 in fours, 22.5 in eights      [ours]
+MSI_ARMS = {"transcriptome": "transcriptome of A", "direct": "direct, one network", "ensemble": "direct, mean of 3",
+            "autoencoder-a": "autoencoder of A", "autoencoder-b": "autoencoder of B"}
+MSI_LINES = {"transcriptome": ("tab:blue", "-"), "direct": ("tab:red", "-"), "ensemble": ("tab:red", "--"),
+             "autoencoder-a": ("tab:grey", "-"), "autoencoder-b": ("tab:grey", "--")}
+MSI_CODE = {  # what the authors' code does otherwise [HE2RNA code], each a name for --code
+    "scaling": "features scaled over the whole cohort, its test patients too",
+    "genes": "genes chosen by their median over the whole cohort",
+    "autoencoder": "autoencoder B learns from all of hospital B, its test patients too",
+    "epochs": "autoencoders trained for 100 epochs",
+    "msi-l": "MSI-L left out"}
 VERSION = 2                  # of a run's files; another is refused     [ours]
 
 
@@ -1125,7 +1152,7 @@ def against_cells(scores, cells, coords, tile):
     """[(class, cells, R, p, rho, tiles called best, their median count, median of all)], and counts (n,) of each class."""
     counts = {kind: stats.count_points(points, coords, tile) for kind, points in cells.items()}
     best = np.argsort(-scores, kind="stable")[:max(1, min(tiling.BEST_TILES, len(scores) // 2))]
-    r, p = stats.shift_p(scores, np.stack(list(counts.values()), 1), [coords], SHIFTS)              # one set of shifts for all
+    r, p = stats.shift_p(scores, np.stack(list(counts.values()), 1), [coords], SHIFTS)           # the same shifts for all
     rows = [(kind, int(n.sum()), r[i], p[i], stats.spearman(scores, n.astype(float)), len(best), np.median(n[best]),
              np.median(n)) for i, (kind, n) in enumerate(counts.items())]
     return rows, counts
@@ -1308,6 +1335,172 @@ def map_slide(run, o, models, home, into, source, name, label, chosen, group):
 
 
 # ---------------------------------------------------------------------------------------------------------------------
+# Hospital A, hospital B: MSI from few patients  [HE2RNA Results, MSI status prediction; Methods, MSI status; Fig. 5]
+# ---------------------------------------------------------------------------------------------------------------------
+# M small networks of one shape as one network with a leading model dimension: weights a list of (M, in, out), biases of
+# (M, 1, out). Gradients by hand, three products a layer, into buffers that stay: a graph and an optimiser for each network
+# would cost more than its arithmetic. [ours]
+ACTIVATION = {"sigmoid": torch.sigmoid, "relu": torch.relu, "linear": lambda z: z}
+SLOPE = {"sigmoid": lambda h: h * (1 - h), "relu": lambda h: (h > 0).to(h)}    # of the activation, from its value
+
+
+def draw_networks(sizes, seeds):
+    """Networks each drawn from its own seed, uniform within 1 / sqrt(in) as torch's Linear [ours] -> (weights, biases)."""
+    weights = [torch.empty(len(seeds), a, b) for a, b in zip(sizes, sizes[1:])]
+    biases = [torch.empty(len(seeds), 1, b) for b in sizes[1:]]
+    for m, seed in enumerate(seeds):
+        generator = torch.Generator().manual_seed(seed)
+        for w, b in zip(weights, biases):
+            for p in (w, b):
+                p[m].uniform_(-w.shape[1] ** -0.5, w.shape[1] ** -0.5, generator=generator)
+    return weights, biases
+
+
+def layers_of(weights, biases, activations, x):
+    """x (M, n, D) and the output (M, n, width) of every layer after it: a list."""
+    out = [x]
+    for w, b, name in zip(weights, biases, activations):
+        out.append(ACTIVATION[name](torch.baddbmm(b, out[-1], w)))
+    return out
+
+
+def write_gradients(weights, biases, activations, x, target, share):
+    """d/dw of the sum over rows of share x loss, into .grad. x (M, b, D), target (M, b, K), share (M, b, 1).
+
+    The loss is cross-entropy after a last sigmoid, half the squared error after a linear layer: d loss / d z = output -
+    target in both.
+    """
+    out = layers_of(weights, biases, activations, x)
+    delta = (out[-1] - target) * share                                         # (M, b, K)
+    for l in reversed(range(len(weights))):
+        torch.bmm(out[l].mT, delta, out=weights[l].grad)
+        torch.sum(delta, 1, keepdim=True, out=biases[l].grad)
+        if l:
+            delta = torch.bmm(delta, weights[l].mT) * SLOPE[activations[l - 1]](out[l])
+
+
+def train_networks(sizes, activations, inputs, trains, seeds, epochs, batch, device):
+    """Train networks of one shape, each from its own seed, on its own rows, in its own order: as one after another.
+
+    inputs(m) -> (x (n, D), target (n, K)) of network m, of which rows trains[m] are learned from, in mini-batches drawn
+    anew each epoch (the last one smaller); Adam. Yields (m, outputs of its layers for all rows, [(n, width)]).
+    Networks of one block make as many steps an epoch; rows beyond a network's own count nothing.
+    """
+    steps = np.array([-(-len(rows) // batch) for rows in trains])
+    size = max(2, MSI_BLOCK[device.type] // sum((a + 1) * b for a, b in zip(sizes, sizes[1:])))
+    alike = [np.flatnonzero(steps == s) for s in np.unique(steps)]
+    for block in (members[i:i + size] for members in alike for i in range(0, len(members), size)):
+        n, longest = [len(trains[m]) for m in block], max(len(trains[m]) for m in block)
+        x, target = torch.zeros(len(block), longest, sizes[0]), torch.zeros(len(block), longest, sizes[-1])
+        share = torch.zeros(len(block), longest, 1)                            # of a row in its mini-batch's mean
+        for j, m in enumerate(block):
+            x[j, :n[j]], target[j, :n[j]] = (torch.from_numpy(v[trains[m]]) for v in inputs(m))
+            for s in range(0, n[j], batch):
+                share[j, s:min(s + batch, n[j])] = 1 / (min(s + batch, n[j]) - s)
+        share *= 1 if activations[-1] == "sigmoid" else 2 / sizes[-1]          # the mean of squares, not half their sum
+        x, target, share = x.flatten(0, 1).to(device), target.flatten(0, 1).to(device), share.to(device)
+        weights, biases = ([p.to(device) for p in part] for part in draw_networks(sizes, [seeds[m] for m in block]))
+        for p in weights + biases:
+            p.grad = torch.empty_like(p)
+        optimizer = torch.optim.Adam(weights + biases, lr=MSI_RATE, fused=True)     # one pass over memory, not seven
+        draws, rows = [np.random.default_rng(seeds[m]) for m in block], np.zeros((len(block), longest), int)
+        for _ in range(epochs):
+            for j, draw in enumerate(draws):
+                rows[j, :n[j]] = draw.permutation(n[j]) + j * longest
+            order = torch.from_numpy(rows).to(device)
+            for s in range(0, longest, batch):
+                at = order[:, s:s + batch]                                     # (M, b)
+                write_gradients(weights, biases, activations, x[at], target[at], share[:, s:s + batch])
+                optimizer.step()
+        for j, m in enumerate(block):
+            own = torch.from_numpy(inputs(m)[0])[None].to(device)
+            network = ([p[j:j + 1] for p in part] for part in (weights, biases))
+            yield m, [out[0] for out in layers_of(*network, activations, own)[1:]]
+
+def standardise(x, rows):
+    """x (n, D) less the mean, over the SD, of some of its rows; a column that is constant there is only shifted."""
+    sd = np.where(np.ptp(x[rows], axis=0) > 0, x[rows].std(0, dtype=np.float64), 1)
+    return ((x - x[rows].mean(0, dtype=np.float64)) / sd).astype(np.float32)
+
+
+def above_floor(y):
+    """`expressed` of a log table y (n, G): above 0, or above the lowest value of log2(small + a), in half of the samples."""
+    return np.median(y, axis=0) > min(0, y.min())
+
+
+def hospital_a(high, share, rng):
+    """Which of P patients are hospital A's: (P,) bool, share P of them, MSI-H in both hospitals alike.
+
+    From the same rng a larger share holds the smaller one, so that shares are compared on one draw. [ours; the paper draws
+    without regard to MSI, which in a small B can leave a fold without MSI-H]
+    """
+    place = np.empty(len(high))
+    for kind in (True, False):
+        members = rng.permutation(np.flatnonzero(high == kind))
+        place[members] = (np.arange(len(members)) + 0.5) / max(len(members), 1)
+    in_a = np.zeros(len(high), bool)
+    in_a[np.argsort(place, kind="stable")[:int(share * len(high))]] = True
+    return in_a
+
+
+def compare_arms(d, in_a, arms, o, key, device):
+    """One split: what the arms need is trained in hospital A, the classifiers in B -> ({arm: AUC (repeats, folds)}, note).
+
+    d: of read_study; in_a (S,) the slides of hospital A; key: numbers that with --seed decide every draw.
+    """
+    x, every, folds, z, note = d["x"], np.arange(len(in_a)), range(o.folds), {}, {}
+    D, H = x.shape[1], MSI_HIDDEN[-1]
+    names, who = np.unique(d["patients"][~in_a], return_inverse=True)
+    high = np.zeros(len(names), bool)
+    high[who] = d["high"][~in_a]                                                                    # (P,) of hospital B
+    fold = np.stack([stats.patient_folds(names, high.astype(str), o.folds, [o.seed, *key, r]) for r in range(o.repeats)])
+    a, b = np.flatnonzero(in_a), np.flatnonzero(~in_a)
+    fold_a = stats.patient_folds(d["patients"][a], d["projects"][a], o.folds, [o.seed, *key])
+    trains_a, trains_b = [a[fold_a != f] for f in folds], [b[fold[r, who] != f] for r in range(o.repeats) for f in folds]
+
+    def networks(kind, sizes, activations, trains, epochs, batch, source=lambda m: x, target=None):
+        known = lambda m: every if "scaling" in o.code else trains[m]          # what the inputs' mean and SD learn from
+        inputs = lambda m: (scaled := standardise(source(m), known(m)), scaled if target is None else target(m))
+        seeds = np.random.default_rng([o.seed, *key, kind]).integers(2 ** 62, size=len(trains)).tolist()
+        return train_networks(sizes, activations, inputs, trains, seeds, epochs, batch, device)
+
+    if "transcriptome" in arms:                                                # 2048-1024-256-G
+        y = d["y"][:, above_floor(d["y"][d["has_y"] if "genes" in o.code else a])]
+        r, z["transcriptome"] = np.full((o.folds, y.shape[1]), np.nan), np.zeros((len(x), H), np.float32)
+        for f, layers in networks(0, (D, *MSI_HIDDEN, y.shape[1]), ("sigmoid", "sigmoid", "linear"), trains_a, MSI_EPOCHS,
+                                  MSI_GENE_BATCH, target=lambda f: standardise(y, trains_a[f])):
+            z["transcriptome"] += layers[1].cpu().numpy() / o.folds
+            test = a[fold_a == f]
+            if len(test) >= stats.MIN_R:
+                r[f] = stats.pearson(layers[2][test].cpu().numpy(), y[test])
+        note = dict(genes=y.shape[1], r_in_a=float(np.nanmean(r)) if not np.isnan(r).all() else None)
+    whole_b = "autoencoder" in o.code                                          # one of all of B, its test patients too
+    for arm, trains in (("autoencoder-a", trains_a), ("autoencoder-b", [b] if whole_b else trains_b)):
+        if arm in arms:                                                        # 2048-1024-256-1024-2048
+            code = [layers[1].cpu().numpy() for _, layers in sorted(networks(
+                1, (D, *MSI_HIDDEN, MSI_HIDDEN[0], D), ("relu", "relu", "relu", "linear"), trains,
+                MSI_EPOCHS_CODE if "epochs" in o.code else MSI_EPOCHS, MSI_GENE_BATCH), key=lambda item: item[0])]
+            z[arm] = sum(code) / len(code) if arm == "autoencoder-a" else code
+    if {"direct", "ensemble"} & set(arms):
+        z["direct"] = x
+    aucs, label = {}, d["high"][:, None].astype(np.float32)
+    for arm, of in z.items():
+        members, n = MSI_MEMBERS if arm == "direct" and "ensemble" in arms else 1, len(trains_b)
+        p = np.zeros((members, n, len(b)))
+        sizes = (D, *MSI_CLASSIFIER, 1) if arm == "direct" else (H, *MSI_CLASSIFIER[1:], 1)
+        for m, layers in networks(2, sizes, ("sigmoid",) * (len(sizes) - 1), trains_b * members, MSI_EPOCHS, MSI_BATCH,
+                                  lambda m: of[m % len(of)] if isinstance(of, list) else of, lambda m: label):
+            p[m // n, m % n] = layers[-1][b, 0].cpu().numpy()
+        for name, scores in {arm: p[0], **({"ensemble": p.mean(0)} if members > 1 else {})}.items():
+            if name in arms:
+                each = np.stack([np.bincount(who, s, len(names)) for s in scores]) / np.bincount(who)       # (n, P)
+                aucs[name] = np.array([stats.roc_auc(high[fold[m // o.folds] == m % o.folds],
+                                                     each[m, fold[m // o.folds] == m % o.folds])
+                                       for m in range(n)]).reshape(o.repeats, o.folds)
+    return aucs, note
+
+
+# ---------------------------------------------------------------------------------------------------------------------
 # Commands
 # ---------------------------------------------------------------------------------------------------------------------
 def check_options(o):
@@ -1341,6 +1534,24 @@ def numbers(text):
     if min(values) < 1:
         raise ValueError
     return values
+
+
+def fractions(text):
+    """'1/6,0.5' -> fractions between 0 and 1, for argparse."""
+    values = tuple(dict.fromkeys(map(Fraction, text.split(","))))
+    if not all(0 < v < 1 for v in values):
+        raise ValueError
+    return values
+
+
+def chosen_of(known):
+    """A type for argparse: names of `known`, separated by commas, in its order."""
+    def names(text):
+        asked = [t.strip() for t in text.split(",")]
+        if set(asked) - set(known):
+            raise argparse.ArgumentTypeError(f"{few(sorted(set(asked) - set(known)))}: choose from {', '.join(known)}")
+        return tuple(k for k in known if k in asked)
+    return names
 
 
 def prepare(cohort, o):
@@ -1408,6 +1619,22 @@ def digest(*parts):
     return h.hexdigest()[:16]
 
 
+def claim_folder(folder, config, results, **more):
+    """Write a run's config.json -> its settings. Refused where the folder has results of others; `more` may change."""
+    before, config = tiling.load_json(folder / "config.json"), json.loads(json.dumps(config))
+    if before is None and any(folder.glob(results)):
+        raise InputError(f"{folder} has {results} but no config.json that says with which settings: choose another --name, "
+                         "or delete it")
+    if before and {k: before.get(k) for k in config} != config:
+        raise InputError(f"{folder} is a run with other settings ({tiling.differences(before, config)}): choose another "
+                         "--name, or delete it")
+    packages = ("numpy", "scipy", "torch", "openslide-python", "openslide-bin", "Pillow")
+    config.update(more, threads=torch.get_num_threads(), python=platform.python_version(),
+                  **{p: importlib.metadata.version(p) for p in packages})
+    save_json(folder / "config.json", config)
+    return config
+
+
 def open_run(cohort, o, config, data, device, *seen):
     """Make or reopen COHORT/runs/NAME -> (folder, its settings for the report). A folder of other settings is refused.
 
@@ -1418,18 +1645,8 @@ def open_run(cohort, o, config, data, device, *seen):
                   slides=len(data["y"]), genes=len(data["genes"]),
                   **{k: getattr(o, k) for k in ("lr", "batch", "epochs", "patience", "folds", "seed")})
     folder = cohort / "runs" / o.name
-    before, config = tiling.load_json(folder / "config.json"), json.loads(json.dumps(config))
-    if before is None and any(folder.glob("fold*.pt")):
-        raise InputError(f"{folder} has trained folds but no config.json that says with which settings: choose another "
-                         "--name, or delete it")
-    if before and {k: before.get(k) for k in config} != config:
-        raise InputError(f"{folder} is a run with other settings ({tiling.differences(before, config)}): choose another "
-                         "--name, or delete it")
-    packages = ("numpy", "scipy", "torch", "openslide-python", "openslide-bin", "Pillow")
-    config.update(cohort=str(cohort.resolve()), features_folder=o.features and str(Path(o.features).resolve()),
-                  device=str(device), threads=torch.get_num_threads(), python=platform.python_version(),
-                  **{p: importlib.metadata.version(p) for p in packages})
-    save_json(folder / "config.json", config)
+    config = claim_folder(folder, config, "fold*.pt", cohort=str(cohort.resolve()),
+                          features_folder=o.features and str(Path(o.features).resolve()), device=str(device))
     made = ", ".join(str(v) for k, v in config["features"].items() if k in ("source", "made", "weights", "precision"))
     print(f"{config['slides']} slides of {len(set(data['patients']))} patients, {config['genes']:,} genes, "
           f"{config['bags']}, {config['n_features']} features ({made}), {o.folds} folds, on {device}")
@@ -1854,6 +2071,326 @@ def write_summary(run, o, label, results, group):
     print(f"report: {path}")
 
 
+def msi_labels(labels, where):
+    """'MSI-H', 'MSI-L', 'MSS' or '' (Indeterminate, or empty) for each label, in any case. InputError on other spellings."""
+    known = {"msi-h": "MSI-H", "msi-l": "MSI-L", "mss": "MSS", "indeterminate": "", "": ""}
+    odd = sorted({v for v in labels if v.strip().lower() not in known})
+    if odd:
+        raise InputError(f"{where}: " + ", ".join(f"{labels.count(v)} of {v!r}" for v in odd[:10]) + f", of {len(labels)} "
+                         "labels, are none of MSI-H, MSI-L, MSS, Indeterminate or empty: write them so")
+    return np.array([known[v.strip().lower()] for v in labels])
+
+
+def study_of_cohort(o):
+    """The slides of a cohort folder for read_study: a dict of arrays, a row each, and what is missing."""
+    cohort, samples = Path(o.study), tiling.read_samples(o.study)
+    if "msi" not in samples[0]:
+        raise InputError(f"{cohort / 'samples.csv'}: no column msi (MSI-H, MSI-L, MSS, Indeterminate); it has "
+                         f"{few(list(samples[0]))}")
+    samples, left_out = select(samples, o.types, o.project)
+    labels = msi_labels([s["msi"] for s in samples], cohort / "samples.csv")
+    key, ids, genes, a = read_expression(cohort)
+    kept, rows, missing = join(samples, key, ids, cohort / "expression")
+    row_of = dict(zip((s["slide"] for s in kept), rows))
+    hospital = [s["hospital"].upper() for s in samples] if "hospital" in samples[0] else None
+    has_y = np.array([s["slide"] in row_of for s in samples])
+    say_left_out({**left_out, **missing})
+    use = needed(labels, has_y, hospital)
+    failed = {} if o.features else tiling.make_features(cohort, [s["slide"] for s, u in zip(samples, use) if u], o)
+    x, ready, source = [], [], tiling.features_of(o)
+    for i in np.flatnonzero(use):
+        slide = samples[i]["slide"]
+        try:
+            if slide not in failed:
+                x.append(tiling.load_features(cohort, source, slide)[0].mean(0, dtype=np.float64))
+                ready.append(i)
+        except InputError as e:
+            failed[slide] = str(e)
+    widths = sorted({len(v) for v in x})
+    if len(widths) != 1:
+        tiling.report_failures(failed, int(use.sum()))
+        raise InputError(f"{cohort}: " + (f"slides have features of {few(widths)} numbers: one encoder for all is needed"
+                                          if x else "no slide has features and what its hospital needs"))
+    y = np.zeros((len(ready), len(genes)), np.float32)
+    for j, i in enumerate(ready):
+        if has_y[i]:
+            y[j] = log_expression(a[row_of[samples[i]["slide"]]])
+    of = lambda column: np.array([samples[i][column] for i in ready])
+    features = {k: v for k, v in tiling.provenance(cohort, o, of("slide")).items() if k != "supertiles"}
+    return dict(x=np.stack(x).astype(np.float32), y=y, has_y=has_y[ready], genes=genes, patients=of("patient"),
+                projects=of("project"), labels=labels[ready], hospital=hospital and np.array(hospital)[ready],
+                dropped=int(((labels == "") & ~use).sum()), failed=failed, features=features)
+
+
+def study_of_file(o):
+    """The rows of an .npz for read_study: features (n, D), expression (n, G), genes, patients, msi[, hospital]."""
+    path, wanted = Path(o.study), ("features", "expression", "genes", "patients", "msi")
+    z = tiling.load_arrays(path)
+    if z is None or set(wanted) - set(z):
+        raise InputError(f"{path}: " + (f"no array {few([w for w in wanted if w not in z])}; it has {few(list(z))}" if z else
+                         "no such cohort folder, and no .npz that can be read (object arrays are pickles and not read: save "
+                         "names as str)"))
+    n = len(z["patients"])
+    wrong = [f"{k} {z[k].shape}" for k, shape in (
+        ("features", (n, *z["features"].shape[1:2])), ("expression", (n, len(z["genes"]))), ("msi", (n,)),
+        ("patients", (n,)), ("genes", (len(z["genes"]),)), *([("hospital", (n,))] if "hospital" in z else []))
+        if z[k].shape != shape or k == "features" and z[k].ndim != 2]
+    if wrong:
+        raise InputError(f"{path}: {few(wrong)} for {n} patients and {len(z['genes'])} genes; wanted features (n, D), "
+                         "expression (n, G), genes (G,), patients (n,), msi (n,)")
+    for k in ("features", "expression"):
+        if z[k].dtype.kind not in "fiu":
+            raise InputError(f"{path}: {k} are {z[k].dtype}, not numbers")
+    x, y = (z[k].astype(np.float32) for k in ("features", "expression"))
+    patients, labels = z["patients"].astype(str), msi_labels([str(v) for v in z["msi"]], path)
+    hospital = np.char.upper(z["hospital"].astype(str)) if "hospital" in z else None
+    has_y = ~np.isnan(y).all(1)
+    use = needed(labels, has_y, hospital)
+    for what, v, rows in (("features", x, use), ("expression", y, use & has_y)):
+        bad = rows & ~np.isfinite(v).all(1)
+        if bad.any():
+            raise InputError(f"{path}: {what} of {bad.sum()} rows are NaN or infinite, the first of patient "
+                             f"{patients[bad.argmax()]}")
+    low, high = (f(y[use & has_y], initial=0) for f in (np.min, np.max))
+    scale = o.scale or ("log" if low < 0 or high < 30 else "linear")           # log2 of a count is below 30
+    if scale == "linear" and low < 0:
+        raise InputError(f"{path}: --scale linear, but expression has {low:g}: linear FPKM-UQ is at least 0")
+    print(f"expression from {low:g} to {high:g}: taken as " + ("logarithms, as it is" if scale == "log" else
+          "linear FPKM-UQ, learned as log10(1 + a)") + ("" if o.scale else " (--scale to say otherwise)"))
+    y = np.where(has_y[:, None], log_expression(y) if scale == "linear" else y, 0).astype(np.float32)
+    return dict(x=x[use], y=y[use], has_y=has_y[use], genes=[str(g) for g in z["genes"]], patients=patients[use],
+                projects=np.full(use.sum(), "all"), labels=labels[use], hospital=None if hospital is None else hospital[use],
+                dropped=int(((labels == "") & ~use).sum()), failed={}, features=x.shape[1])
+
+
+def needed(labels, has_y, hospital):
+    """(S,) bool: rows with what their hospital needs, expression in A and a label in B; both where the hospital is drawn."""
+    if hospital is None:
+        return (labels != "") & has_y
+    odd = sorted(set(hospital) - {"A", "B"})
+    if odd:
+        raise InputError(f"hospital: {few(odd)} in {sum(h in odd for h in hospital)} rows; A has expression, B has msi")
+    return np.where(np.array(hospital) == "A", has_y, labels != "")
+
+
+def read_study(o):
+    """What the MSI study learns from, checked: a dict of x (S, D) mean feature of each slide, y (S, G) log expression, has_y
+    (S,), high (S,) MSI-H, patients, projects, hospital (S,) of 'A', 'B' or None, genes, and a line on the patients."""
+    if not Path(o.study).exists():
+        raise InputError(f"{o.study}: no such cohort folder or .npz file")
+    d = study_of_cohort(o) if Path(o.study).is_dir() else study_of_file(o)
+    keep = d["labels"] != "MSI-L" if "msi-l" in o.code else np.ones(len(d["labels"]), bool)
+    keep |= d["hospital"] == "A" if d["hospital"] is not None else False       # A's labels are not used
+    d = {k: v[keep] if isinstance(v, np.ndarray) and len(v) == len(keep) else v for k, v in d.items()}
+    in_b = d["hospital"] == "B" if d["hospital"] is not None else np.ones(len(d["x"]), bool)
+    for what, values, rows in (("labelled", d["labels"], in_b), ("of hospital", d["hospital"], slice(None))):
+        if values is not None:
+            pairs = sorted(set(zip(d["patients"][rows].tolist(), values[rows].tolist())))
+            twice = sorted({p for (p, _), (q, _) in zip(pairs, pairs[1:]) if p == q})
+            if twice:
+                raise InputError(f"{len(twice)} of {len(set(d['patients']))} patients are {what} two kinds: "
+                                 + few([f"{p} ({', '.join(v for q, v in pairs if q == p)})" for p in twice])
+                                 + "; a patient's slides must agree")
+    labels = dict(zip(d["patients"][in_b].tolist(), d["labels"][in_b].tolist()))
+    count = {k: list(labels.values()).count(k) for k in ("MSI-H", "MSI-L", "MSS")}
+    d["line"] = (f"{len(set(d['patients']))} patients, {len(d['x'])} slides" + (
+        "" if d["hospital"] is None else f", {len(labels)} patients in hospital B") + ": " + ", ".join(
+        f"{n} {k}" for k, n in count.items()) + f"; dropped: {d['dropped']} slides Indeterminate or without a label"
+        + (", all MSI-L" if "msi-l" in o.code else ""))
+    d["high"] = d["labels"] == "MSI-H"
+    print(d["line"])
+    if min(count["MSI-H"], len(labels) - count["MSI-H"]) < o.folds:
+        raise InputError(f"{o.study}: {count['MSI-H']} MSI-H and {len(labels) - count['MSI-H']} other patients"
+                         + (" in hospital B" if d["hospital"] is not None else "")
+                         + f"; --folds {o.folds} needs as many of each")
+    return d
+
+
+def shares_of(o, d):
+    """[(name, share of the patients in A)] that leave both hospitals enough; those asked for by --ratios must."""
+    if d["hospital"] is not None:
+        n = len(set(d["patients"][d["hospital"] == "A"].tolist()))
+        if n < o.folds:
+            raise InputError(f"{o.study}: hospital A has {n} patients with expression; --folds {o.folds} needs as many")
+        return [("given", None)]
+    names, first = np.unique(d["patients"], return_index=True)
+    shares, short_of = [], []
+    for share in o.ratios or MSI_SHARES:
+        in_a = hospital_a(d["high"][first], share, np.random.default_rng(0))
+        there = int((d["high"][first] & ~in_a).sum()), int((~d["high"][first] & ~in_a).sum())
+        if min(*there, in_a.sum()) < o.folds:
+            short_of.append(f"{share} in A leaves B {there[0]} MSI-H and {there[1]} other patients")
+        else:
+            shares.append((str(share), share))
+    text = f"{few(short_of)}; --folds {o.folds} needs as many of each (and as many patients in A)"
+    if short_of and (o.ratios or not shares):
+        raise InputError(f"{o.study}: {text}: " + (f"--ratios {','.join(n for n, _ in shares)} would work" if shares else
+                                                  "more patients are needed"))
+    if short_of:
+        print(f"left out: {text}")
+    return shares
+
+
+def msi(o):
+    """What the transcriptomic representation of hospital A is worth for predicting MSI from few patients in hospital B."""
+    o.code = sorted(set(MSI_CODE if o.follow == "code" else []) | set(o.code))
+    for name, value, low in (("--splits", o.splits, 1), ("--repeats", o.repeats, 1), ("--folds", o.folds, 2)):
+        if value < low:
+            raise InputError(f"{name} {value}: must be at least {low}")
+    tiling.need_matplotlib()
+    device, start = tiling.pick_device(o.device), time.time()
+    d = read_study(o)
+    ratios, in_cohort = shares_of(o, d), Path(o.study).is_dir()
+    folder = Path(o.study) / "runs" / (o.name or "msi") if in_cohort else Path(o.name or Path(o.study).stem + "-msi")
+    columns = (d[k].tolist() for k in ("patients", "high", "has_y"))
+    config = dict(command="msi", version=VERSION, code=o.code, repeats=o.repeats, folds=o.folds, seed=o.seed,
+                  features=d["features"], data=digest(d["x"], d["y"], *columns))
+    config = claim_folder(folder, config, "results.csv", study=str(Path(o.study).resolve()), device=str(device))
+    path, results = folder / "results.csv", {}
+    for row in read_rows(path)[1] if path.is_file() else []:
+        results.setdefault((int(row[0]), row[1], row[2]), []).append(row)
+    whole = o.repeats * o.folds
+    jobs = [(s, ratio, [arm for arm in o.arms if len(results.get((s, ratio[0], arm), ())) != whole])
+            for s in range(o.splits) for ratio in ratios]
+    jobs = [job for job in jobs if job[2]]
+    names, first, who = np.unique(d["patients"], return_index=True, return_inverse=True)
+    print(f"{o.splits} splits x {len(ratios)} ratios ({len(jobs)} to do), {o.repeats} x {o.folds} folds, arms "
+          f"{', '.join(o.arms)}, on {device}" + (f"; the authors' {', '.join(o.code)}" if o.code else ""), flush=True)
+    for i, (s, (name, share), missing) in enumerate(jobs):
+        tick = time.time()
+        in_a = (d["hospital"] == "A" if share is None else
+                hospital_a(d["high"][first], share, np.random.default_rng([o.seed, s]))[who])
+        key = (s, *(share.as_integer_ratio() if share else (0, 1)))
+        aucs, note = compare_arms(d, in_a, missing, o, key, device)
+        in_b = np.unique(d["patients"][~in_a], return_index=True)[1]
+        sizes = len(in_b), int(d["high"][~in_a][in_b].sum())
+        for arm, auc in aucs.items():
+            results[s, name, arm] = [[s, name, arm, r, f, f"{auc[r, f]:.6f}", *sizes] for r, f in np.ndindex(*auc.shape)]
+        order = sorted(results, key=lambda k: (k[0], Fraction(k[1]) if "/" in k[1] else 0, list(MSI_ARMS).index(k[2])))
+        save_csv(path, ("split", "ratio", "arm", "repeat", "fold", "auc", "patients_b", "msi_h_b"),
+                 (row for k in order for row in results[k]))
+        with open(folder / "log.jsonl", "a") as f:
+            mean = {arm: round(float(auc.mean()), 4) for arm, auc in aucs.items()}
+            f.write(json.dumps(dict(split=s, ratio=name, patients_b=sizes[0], msi_h_b=sizes[1], **note, **mean,
+                                    seconds=round(time.time() - tick, 1))) + "\n")
+        left = (time.time() - start) / (i + 1) * (len(jobs) - 1 - i)
+        print(f"split {s:2d}  {name} in A, {sizes[0]} patients ({sizes[1]} MSI-H) in B  AUC "
+              + "  ".join(f"{arm} {v:.3f}" for arm, v in mean.items()) + f"  {clock(left)} left", flush=True)
+    write_msi_report(folder, config, d, {k: np.array([float(row[5]) for row in v]).mean() for k, v in results.items()},
+                     {k[1]: v[0][6:8] for k, v in results.items()})
+    return tiling.report_failures(d["failed"], len(d["x"]) + len(d["failed"]))
+
+
+def compare_to(results, ratio, arm, other="transcriptome"):
+    """(AUC of an arm, of the other) over the splits that have both, two-sided p of their paired Wilcoxon test."""
+    pairs = [(v, results[s, r, other]) for (s, r, a), v in sorted(results.items()) if (r, a) == (ratio, arm)
+             and (s, r, other) in results]
+    a, b = np.array(pairs, float).reshape(-1, 2).T
+    return a, b, stats.wilcoxon_signed_rank(b, a)[1] if len(a) and arm != other else np.nan
+
+
+def verdict(results, ratios, arms, folds):
+    """One paragraph: where the transcriptomic representation wins and where it does not, against each other arm."""
+    text = []
+    for arm in arms:
+        kinds = {"wins at": [], "loses at": [], "cannot be told apart at": []}
+        for ratio in ratios:
+            a, b, p = compare_to(results, ratio, arm)
+            if len(a):
+                kind = "cannot be told apart at" if not p < ALPHA else "wins at" if b.mean() > a.mean() else "loses at"
+                kinds[kind].append(f"{ratio} ({b.mean() - a.mean():+.3f})")
+        said = [f"{kind} {', '.join(v)}" for kind, v in kinds.items() if v]
+        if said:
+            text.append(f"Against {MSI_ARMS[arm]} it {'; '.join(said)}.")
+    return ("The transcriptomic representation, by the share of the patients in hospital A (difference of mean AUC; told "
+            f"apart: two-tailed Wilcoxon over paired splits, p < {ALPHA}, not corrected over ratios and arms). " + " ".join(text)
+            + f" It is the mean of the last hidden layers of A's {folds} networks, an advantage of ensembling that the one "
+            f"direct network lacks: the fair comparison is with the mean of {MSI_MEMBERS}. Splits divide the same patients "
+            "again and again: p and the 68 % range tell whether another split of *these* patients would agree, not other patients.")
+
+
+def plot_shares(path, results, ratios, arms):
+    """AUC against the fraction of the patients in B, mean and 68 % range over the splits (Fig. 5b)."""
+    x = [1 - float(Fraction(r)) for r in ratios]
+    with tiling.figure(path, figsize=(6.4, 4.4)) as ax:
+        for arm in arms:
+            each = [[v for (_, r, a), v in results.items() if (r, a) == (ratio, arm)] for ratio in ratios]
+            some = [i for i, v in enumerate(each) if v]
+            line = [np.mean(each[i]) for i in some]
+            color, style = MSI_LINES[arm]
+            ax.plot([x[i] for i in some], line, style, color=color, marker="o", ms=3, label=MSI_ARMS[arm])
+            if arm in ("transcriptome", "direct"):
+                low_high = np.array([np.quantile(each[i], MSI_INTERVAL) for i in some]).T
+                ax.fill_between([x[i] for i in some], *low_high, color=color, alpha=.2, lw=0)
+        ax.set(xlabel="fraction of the patients in hospital B", ylabel="AUC for MSI-H in hospital B")
+        ax.set_xticks(x, [f"{Fraction(1) - Fraction(r)}" for r in ratios])
+        ax.legend(fontsize=8)
+
+
+def plot_arms(path, results, ratio, arms):
+    """Each arm's AUC over the splits of one ratio: quartiles, median, mean, p against the transcriptome (Fig. 5c)."""
+    with tiling.figure(path, figsize=(1.5 + 1.5 * len(arms), 4.4)) as ax:
+        for i, arm in enumerate(arms):
+            a = np.array([v for (_, r, k), v in results.items() if (r, k) == (ratio, arm)])
+            if len(a) > 1 and np.ptp(a) > 0:
+                body = ax.violinplot(a, [i], widths=.8, showextrema=False)["bodies"][0]
+                body.set_facecolor(MSI_LINES[arm][0])
+            ax.vlines(i, *np.quantile(a, (.25, .75)), color="black", lw=5)
+            ax.plot(i, np.median(a), "o", color="white", ms=5, mec="black", zorder=3, label="median" if i == 0 else None)
+            ax.plot(i, a.mean(), "^", color="red", ms=6, zorder=3, label="mean" if i == 0 else None)
+            p = compare_to(results, ratio, arm)[2]
+            if not np.isnan(p):
+                stars = "*" * sum(p < level for level in (.05, .01, .001, .0001))
+                ax.annotate(f"p = {p:.2g} {stars}", (i, 1.01), xycoords=("data", "axes fraction"), ha="center", fontsize=8)
+        ax.set_xticks(range(len(arms)), [MSI_ARMS[arm].replace(" ", "\n", 1) for arm in arms], fontsize=8)
+        ax.set_ylabel(f"AUC for MSI-H in hospital B, {ratio} of the patients in A")
+        ax.legend(fontsize=8, loc="lower left")
+
+
+def write_msi_report(folder, config, d, results, sizes):
+    """report.md, table.csv and the two figures from the mean AUC of each (split, ratio, arm). sizes: ratio -> (B, MSI-H)."""
+    arms = [a for a in MSI_ARMS if any(k[2] == a for k in results)]
+    ratios = sorted({k[1] for k in results}, key=lambda r: Fraction(r) if "/" in r else 0)
+    rows, cells = [], []
+    for ratio in ratios:
+        cells.append([ratio, f"{sizes[ratio][0]} ({sizes[ratio][1]})"])
+        for arm in arms:
+            a = np.array([v for (_, r, k), v in results.items() if (r, k) == (ratio, arm)])
+            if not len(a):
+                cells[-1].append("")
+                continue
+            (low, high), (own, other, p) = np.quantile(a, MSI_INTERVAL), compare_to(results, ratio, arm)
+            rows.append((ratio, arm, len(a), f"{a.mean():.4f}", f"{a.std(ddof=1) if len(a) > 1 else 0:.4f}", f"{low:.4f}",
+                         f"{high:.4f}", "" if np.isnan(p) else f"{p:.3g}", "" if np.isnan(p) else int((other > own).sum())))
+            cells[-1].append(f"{a.mean():.3f} ({low:.3f}–{high:.3f})" + ("" if np.isnan(p) else f", p {p:.2g}"))
+    save_csv(folder / "table.csv", ("ratio", "arm", "splits", "auc", "sd", "low_68", "high_68", "p",
+                                    "transcriptome_better"), rows)
+    n = sorted({row[2] for row in rows})
+    text = [f"# MSI: what hospital A's transcriptome is worth in hospital B, {config['study']}", "", d["line"] + ".", "",
+            f"{n[0]}{f' to {n[-1]}' if len(n) > 1 else ''} splits, {config['repeats']} x {config['folds']} folds in B by "
+            "patient; AUC over a test fold's patients, its mean over folds and repeats, then over splits (68 % range over "
+            "splits); p: "
+            f"two-tailed Wilcoxon against transcriptome, paired, over the splits. With {n[0]} splits p can't be below "
+            f"{2 / 2 ** n[0]:.2g}." + (f" As the authors' code: {', '.join(MSI_CODE[c] for c in config['code'])}."
+                                       if config["code"] else ""), "",
+            table(("in A", "patients in B (MSI-H)", *arms), cells), ""]
+    log = [as_entry(line) or {} for line in (folder / "log.jsonl").read_text().splitlines()]
+    r = [e["r_in_a"] for e in log if e.get("r_in_a") is not None]
+    if r:
+        text += [f"R of expression in A's own test folds, mean over genes and splits: {np.mean(r):.3f}.", ""]
+    if "transcriptome" in arms and len(arms) > 1:
+        text += [verdict(results, ratios, [a for a in arms if a != "transcriptome"], config["folds"]), ""]
+        print(text[-2])
+    if ratios != ["given"]:
+        plot_shares(folder / "shares.png", results, ratios, arms)
+        text += ["![AUC against the fraction in B](shares.png)", ""]
+    at = min(ratios, key=lambda r: abs(float(Fraction(r)) - .75) if "/" in r else 0)
+    plot_arms(folder / "arms.png", results, at, [a for a in arms if any(k[1:] == (at, a) for k in results)])
+    text += ["![AUC of each arm](arms.png)", ""]
+    save_text(folder / "report.md", text)
+    print(f"report: {folder / 'report.md'}")
+
+
 def main(argv=None):
     parser = argparse.ArgumentParser(prog="he2rna.py", description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -1933,6 +2470,29 @@ def main(argv=None):
             a("--min-r", type=float, metavar="R", help="hits are the genes with an R above it instead (the paper: .4 where "
               "very many are significant)")
             a("--at-least", type=int, metavar="C", help="hits are the genes significant in at least C cancers")
+
+    p, a = verb(msi, "hospital A, hospital B: what A's transcriptome is worth for MSI in B")
+    a("study", metavar="COHORT|FILE.npz", help="a cohort whose samples.csv has a column msi, or a file of arrays features (n, "
+      "D), expression (n, G), genes, patients, msi; a column or array hospital (A, B) divides them, else they are drawn")
+    a = p.add_argument_group("study").add_argument
+    a("--name", help="of the run in COHORT/runs (default msi); with FILE.npz the folder to write (default FILE-msi, here); "
+      "an interrupted run goes on, and more --splits, --ratios or --arms are added to it")
+    a("--splits", type=int, default=MSI_SPLITS, help=f"divisions of the patients into A and B (default {MSI_SPLITS}, the "
+      "paper's; 10 show the curve)")
+    a("--ratios", type=fractions, metavar="1/2,..", help="shares of the patients in A (default "
+      f"{','.join(map(str, MSI_SHARES))}, those that leave B enough MSI-H)")
+    a("--arms", type=chosen_of(MSI_ARMS), default=tuple(MSI_ARMS), metavar="A,B", help="what to compare (default all: "
+      f"{','.join(MSI_ARMS)}); the autoencoders take most of the time")
+    a("--folds", type=int, default=MSI_FOLDS, help=f"in A and in B (default {MSI_FOLDS}, the paper's)")
+    a("--repeats", type=int, default=MSI_REPEATS, help=f"of the cross-validation in B (default {MSI_REPEATS}, the paper's)")
+    a("--follow", choices=("paper", "code"), default="paper", help="code: all of --code's")
+    a("--code", type=chosen_of(MSI_CODE), default=(), metavar="A,B", help="do as the authors' code where it differs, to "
+      "measure what that is worth: " + "; ".join(f"{k}: {v}" for k, v in MSI_CODE.items()))
+    a("--scale", choices=("log", "linear"), help="of FILE.npz's expression (default: linear where it is never negative and "
+      "reaches 30, which no logarithm does)")
+    a("--types", metavar="TYPE,..", help="sample_type values to use, or all (default: primary tumours)")
+    a("--project", metavar="P,..", help="these projects alone, pooled (the paper: COAD; the authors' code: COAD,READ)")
+    tiling.add_options(p)
 
     o = parser.parse_args(argv)
     o.seed = getattr(o, "seed", 0) or 0
