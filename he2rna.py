@@ -94,8 +94,8 @@ MSI_SPLITS = 50              # of the patients into A and B             [HE2RNA 
 MSI_SHARES = tuple(map(Fraction, ("1/6", "1/3", "1/2", "2/3", "3/4", "5/6")))     # of the patients in A [HE2RNA Fig. 5b]
 MSI_MEMBERS = 3              # networks of the ensembled direct arm, as many as behind the representation [ours]
 MSI_INTERVAL = (0.16, 0.84)  # 68 %                                     [HE2RNA Fig. 5b]
-MSI_BLOCK = {"cpu": 2 ** 20, "cuda": 2 ** 28}  # parameters trained at a time: a CPU's cache holds them, and Adam's moments;
-#   two direct classifiers at least: 90 of them take 13.6 s in twos, 16 in fours, 22.5 in eights      [ours]
+MSI_BLOCK = {"cpu": 2 ** 20, "cuda": 2 ** 28}  # parameters trained at a time, at least one network: a CPU's cache holds
+#   them and Adam's moments; 90 direct classifiers take 12.7 s by ones, 14.1 by twos, 17.6 by fours     [ours]
 MSI_ARMS = {"transcriptome": "transcriptome of A", "direct": "direct, one network", "ensemble": "direct, mean of 3",
             "autoencoder-a": "autoencoder of A", "autoencoder-b": "autoencoder of B"}
 MSI_LINES = {"transcriptome": ("tab:blue", "-"), "direct": ("tab:red", "-"), "ensemble": ("tab:red", "--"),
@@ -1344,16 +1344,23 @@ ACTIVATION = {"sigmoid": torch.sigmoid, "relu": torch.relu, "linear": lambda z: 
 SLOPE = {"sigmoid": lambda h: h * (1 - h), "relu": lambda h: (h > 0).to(h)}    # of the activation, from its value
 
 
-def draw_networks(sizes, seeds):
-    """Networks each drawn from its own seed, uniform within 1 / sqrt(in) as torch's Linear [ours] -> (weights, biases)."""
-    weights = [torch.empty(len(seeds), a, b) for a, b in zip(sizes, sizes[1:])]
-    biases = [torch.empty(len(seeds), 1, b) for b in sizes[1:]]
+def draw_networks(sizes, seeds, device="cpu"):
+    """Networks each drawn from its own seed, uniform within 1 / sqrt(in) as torch's Linear [ours] -> (weights, biases, all).
+
+    weights and biases, and their .grad, are views into one tensor of all parameters and its .grad: one for the optimiser.
+    """
+    shapes = [(len(seeds), a, b) for a, b in zip(sizes, sizes[1:])] + [(len(seeds), 1, b) for b in sizes[1:]]
+    every = torch.empty(sum(map(math.prod, shapes)))
+    views = lambda flat: [v.view(shape) for v, shape in zip(flat.split(list(map(math.prod, shapes))), shapes)]
     for m, seed in enumerate(seeds):
         generator = torch.Generator().manual_seed(seed)
-        for w, b in zip(weights, biases):
-            for p in (w, b):
-                p[m].uniform_(-w.shape[1] ** -0.5, w.shape[1] ** -0.5, generator=generator)
-    return weights, biases
+        for p, inputs in zip(views(every), sizes[:-1] * 2):
+            p[m].uniform_(-inputs ** -0.5, inputs ** -0.5, generator=generator)
+    every = every.to(device)
+    every.grad = torch.zeros_like(every)
+    for p, grad in zip(parameters := views(every), views(every.grad)):
+        p.grad = grad
+    return parameters[:len(sizes) - 1], parameters[len(sizes) - 1:], every
 
 
 def layers_of(weights, biases, activations, x):
@@ -1379,17 +1386,19 @@ def write_gradients(weights, biases, activations, x, target, share):
             delta = torch.bmm(delta, weights[l].mT) * SLOPE[activations[l - 1]](out[l])
 
 
-def train_networks(sizes, activations, inputs, trains, seeds, epochs, batch, device):
+def train_networks(pool, sizes, activations, inputs, trains, seeds, epochs, batch, device, take):
     """Train networks of one shape, each from its own seed, on its own rows, in its own order: as one after another.
 
     inputs(m) -> (x (n, D), target (n, K)) of network m, of which rows trains[m] are learned from, in mini-batches drawn
-    anew each epoch (the last one smaller); Adam. Yields (m, outputs of its layers for all rows, [(n, width)]).
-    Networks of one block make as many steps an epoch; rows beyond a network's own count nothing.
+    anew each epoch (the last one smaller); Adam. Yields (m, take(outputs of its layers for all rows, [(n, width)])).
+    The networks of a block make as many steps an epoch; rows beyond a network's own count nothing. pool: its threads train
+    a block each, on a core each, so that no core waits for another and results don't depend on their number. [ours]
     """
     steps = np.array([-(-len(rows) // batch) for rows in trains])
-    size = max(2, MSI_BLOCK[device.type] // sum((a + 1) * b for a, b in zip(sizes, sizes[1:])))
-    alike = [np.flatnonzero(steps == s) for s in np.unique(steps)]
-    for block in (members[i:i + size] for members in alike for i in range(0, len(members), size)):
+    size = max(1, MSI_BLOCK[device.type] // sum((a + 1) * b for a, b in zip(sizes, sizes[1:])))
+    size = min(size, max(1, len(trains) // torch.get_num_threads()))
+
+    def train_block(block):
         n, longest = [len(trains[m]) for m in block], max(len(trains[m]) for m in block)
         x, target = torch.zeros(len(block), longest, sizes[0]), torch.zeros(len(block), longest, sizes[-1])
         share = torch.zeros(len(block), longest, 1)                            # of a row in its mini-batch's mean
@@ -1399,23 +1408,27 @@ def train_networks(sizes, activations, inputs, trains, seeds, epochs, batch, dev
                 share[j, s:min(s + batch, n[j])] = 1 / (min(s + batch, n[j]) - s)
         share *= 1 if activations[-1] == "sigmoid" else 2 / sizes[-1]          # the mean of squares, not half their sum
         x, target, share = x.flatten(0, 1).to(device), target.flatten(0, 1).to(device), share.to(device)
-        weights, biases = ([p.to(device) for p in part] for part in draw_networks(sizes, [seeds[m] for m in block]))
-        for p in weights + biases:
-            p.grad = torch.empty_like(p)
-        optimizer = torch.optim.Adam(weights + biases, lr=MSI_RATE, fused=True)     # one pass over memory, not seven
+        weights, biases, every = draw_networks(sizes, [seeds[m] for m in block], device)
+        optimizer = torch.optim.Adam([every], lr=MSI_RATE, fused=True)         # one pass over memory, not seven
         draws, rows = [np.random.default_rng(seeds[m]) for m in block], np.zeros((len(block), longest), int)
         for _ in range(epochs):
             for j, draw in enumerate(draws):
                 rows[j, :n[j]] = draw.permutation(n[j]) + j * longest
             order = torch.from_numpy(rows).to(device)
-            for s in range(0, longest, batch):
-                at = order[:, s:s + batch]                                     # (M, b)
-                write_gradients(weights, biases, activations, x[at], target[at], share[:, s:s + batch])
+            for part in zip(*(v.split(batch, 1) for v in (x[order], target[order], share))):       # (M, b, ...)
+                write_gradients(weights, biases, activations, *part)
                 optimizer.step()
+        done = []
         for j, m in enumerate(block):
             own = torch.from_numpy(inputs(m)[0])[None].to(device)
-            network = ([p[j:j + 1] for p in part] for part in (weights, biases))
-            yield m, [out[0] for out in layers_of(*network, activations, own)[1:]]
+            layers = layers_of(*([p[j:j + 1] for p in part] for part in (weights, biases)), activations, own)[1:]
+            done.append((m, take([out[0].cpu().numpy() for out in layers])))
+        return done
+
+    alike = [np.flatnonzero(steps == s).tolist() for s in np.unique(steps)]
+    jobs = [pool.submit(train_block, members[i:i + size]) for members in alike for i in range(0, len(members), size)]
+    return (pair for job in jobs for pair in job.result())
+
 
 def standardise(x, rows):
     """x (n, D) less the mean, over the SD, of some of its rows; a column that is constant there is only shifted."""
@@ -1448,8 +1461,7 @@ def compare_arms(d, in_a, arms, o, key, device):
 
     d: of read_study; in_a (S,) the slides of hospital A; key: numbers that with --seed decide every draw.
     """
-    x, every, folds, z, note = d["x"], np.arange(len(in_a)), range(o.folds), {}, {}
-    D, H = x.shape[1], MSI_HIDDEN[-1]
+    x, every, folds, y, note = d["x"], np.arange(len(in_a)), range(o.folds), None, {}
     names, who = np.unique(d["patients"][~in_a], return_inverse=True)
     high = np.zeros(len(names), bool)
     high[who] = d["high"][~in_a]                                                                    # (P,) of hospital B
@@ -1457,46 +1469,62 @@ def compare_arms(d, in_a, arms, o, key, device):
     a, b = np.flatnonzero(in_a), np.flatnonzero(~in_a)
     fold_a = stats.patient_folds(d["patients"][a], d["projects"][a], o.folds, [o.seed, *key])
     trains_a, trains_b = [a[fold_a != f] for f in folds], [b[fold[r, who] != f] for r in range(o.repeats) for f in folds]
+    cores = torch.get_num_threads() if device.type == "cpu" else 1
+    pool = ThreadPoolExecutor(cores, initializer=torch.set_num_threads, initargs=(1,))             # of each thread alone
 
-    def networks(kind, sizes, activations, trains, epochs, batch, source=lambda m: x, target=None):
+    def networks(kind, hidden, activations, trains, epochs, batch, take, source=lambda m: x, target=None, outputs=None):
         known = lambda m: every if "scaling" in o.code else trains[m]          # what the inputs' mean and SD learn from
         inputs = lambda m: (scaled := standardise(source(m), known(m)), scaled if target is None else target(m))
         seeds = np.random.default_rng([o.seed, *key, kind]).integers(2 ** 62, size=len(trains)).tolist()
-        return train_networks(sizes, activations, inputs, trains, seeds, epochs, batch, device)
+        D = source(0).shape[1]
+        return train_networks(pool, (D, *hidden, outputs or D), activations, inputs, trains, seeds, epochs, batch, device,
+                              take)
 
-    if "transcriptome" in arms:                                                # 2048-1024-256-G
-        y = d["y"][:, above_floor(d["y"][d["has_y"] if "genes" in o.code else a])]
-        r, z["transcriptome"] = np.full((o.folds, y.shape[1]), np.nan), np.zeros((len(x), H), np.float32)
-        for f, layers in networks(0, (D, *MSI_HIDDEN, y.shape[1]), ("sigmoid", "sigmoid", "linear"), trains_a, MSI_EPOCHS,
-                                  MSI_GENE_BATCH, target=lambda f: standardise(y, trains_a[f])):
-            z["transcriptome"] += layers[1].cpu().numpy() / o.folds
-            test = a[fold_a == f]
-            if len(test) >= stats.MIN_R:
-                r[f] = stats.pearson(layers[2][test].cpu().numpy(), y[test])
-        note = dict(genes=y.shape[1], r_in_a=float(np.nanmean(r)) if not np.isnan(r).all() else None)
-    whole_b = "autoencoder" in o.code                                          # one of all of B, its test patients too
-    for arm, trains in (("autoencoder-a", trains_a), ("autoencoder-b", [b] if whole_b else trains_b)):
-        if arm in arms:                                                        # 2048-1024-256-1024-2048
-            code = [layers[1].cpu().numpy() for _, layers in sorted(networks(
-                1, (D, *MSI_HIDDEN, MSI_HIDDEN[0], D), ("relu", "relu", "relu", "linear"), trains,
-                MSI_EPOCHS_CODE if "epochs" in o.code else MSI_EPOCHS, MSI_GENE_BATCH), key=lambda item: item[0])]
-            z[arm] = sum(code) / len(code) if arm == "autoencoder-a" else code
-    if {"direct", "ensemble"} & set(arms):
-        z["direct"] = x
-    aucs, label = {}, d["high"][:, None].astype(np.float32)
-    for arm, of in z.items():
-        members, n = MSI_MEMBERS if arm == "direct" and "ensemble" in arms else 1, len(trains_b)
-        p = np.zeros((members, n, len(b)))
-        sizes = (D, *MSI_CLASSIFIER, 1) if arm == "direct" else (H, *MSI_CLASSIFIER[1:], 1)
-        for m, layers in networks(2, sizes, ("sigmoid",) * (len(sizes) - 1), trains_b * members, MSI_EPOCHS, MSI_BATCH,
-                                  lambda m: of[m % len(of)] if isinstance(of, list) else of, lambda m: label):
-            p[m // n, m % n] = layers[-1][b, 0].cpu().numpy()
-        for name, scores in {arm: p[0], **({"ensemble": p.mean(0)} if members > 1 else {})}.items():
-            if name in arms:
-                each = np.stack([np.bincount(who, s, len(names)) for s in scores]) / np.bincount(who)       # (n, P)
-                aucs[name] = np.array([stats.roc_auc(high[fold[m // o.folds] == m % o.folds],
-                                                     each[m, fold[m // o.folds] == m % o.folds])
-                                       for m in range(n)]).reshape(o.repeats, o.folds)
+    def autoencoders(trains):                                                  # 2048-1024-256-1024-2048
+        return networks(1, (*MSI_HIDDEN, MSI_HIDDEN[0]), ("relu", "relu", "relu", "linear"), trains,
+                        MSI_EPOCHS_CODE if "epochs" in o.code else MSI_EPOCHS, MSI_GENE_BATCH, lambda layers: layers[1])
+
+    def classifiers(source, hidden, members=1):                                # 2048-256-128-1 or 256-128-1
+        label = d["high"][:, None].astype(np.float32)
+        return networks(2, hidden, ("sigmoid",) * (len(hidden) + 1), trains_b * members, MSI_EPOCHS, MSI_BATCH,
+                        lambda layers: layers[-1][b, 0], source, lambda m: label, 1)
+
+    try:                                                                       # the long ones first; all at once
+        if "transcriptome" in arms:                                            # 2048-1024-256-G
+            y = d["y"][:, above_floor(d["y"][d["has_y"] if "genes" in o.code else a])]
+            of_a = networks(0, MSI_HIDDEN, ("sigmoid", "sigmoid", "linear"), trains_a, MSI_EPOCHS, MSI_GENE_BATCH,
+                            lambda layers: (layers[1], layers[2][a]), target=lambda f: standardise(y, trains_a[f]),
+                            outputs=y.shape[1])
+        coder_a = autoencoders(trains_a) if "autoencoder-a" in arms else ()
+        whole_b = "autoencoder" in o.code                                      # one of all of B, its test patients too
+        coder_b = autoencoders([b] if whole_b else trains_b) if "autoencoder-b" in arms else ()
+        scores = {}
+        if {"direct", "ensemble"} & set(arms):
+            scores["direct"] = classifiers(lambda m: x, MSI_CLASSIFIER, MSI_MEMBERS if "ensemble" in arms else 1)
+        if y is not None:
+            r, code = np.full((o.folds, y.shape[1]), np.nan), 0
+            for f, (own, predicted) in of_a:
+                code, test = code + own / o.folds, fold_a == f
+                if test.sum() >= stats.MIN_R:
+                    r[f] = stats.pearson(predicted[test], y[a[test]])
+            note = dict(genes=y.shape[1], r_in_a=float(np.nanmean(r)) if not np.isnan(r).all() else None)
+            scores["transcriptome"] = classifiers(lambda m: code, MSI_CLASSIFIER[1:])
+        if coder_a:
+            code_a = sum(own for _, own in coder_a) / o.folds
+            scores["autoencoder-a"] = classifiers(lambda m: code_a, MSI_CLASSIFIER[1:])
+        if coder_b:
+            code_b = dict(coder_b)
+            scores["autoencoder-b"] = classifiers(lambda m: code_b[0 if whole_b else m], MSI_CLASSIFIER[1:])
+        scores = {arm: np.stack([s for _, s in sorted(of, key=lambda pair: pair[0])]) for arm, of in scores.items()}
+    finally:
+        pool.shutdown(cancel_futures=True)
+    n, aucs = len(trains_b), {}
+    if "ensemble" in arms:
+        scores["ensemble"] = scores["direct"].reshape(MSI_MEMBERS, n, -1).mean(0)
+    for arm in arms:
+        each = np.stack([np.bincount(who, s, len(names)) for s in scores[arm][:n]]) / np.bincount(who)              # (n, P)
+        test = [fold[m // o.folds] == m % o.folds for m in range(n)]
+        aucs[arm] = np.reshape([stats.roc_auc(high[t], e[t]) for e, t in zip(each, test)], (o.repeats, o.folds))
     return aucs, note
 
 

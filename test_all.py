@@ -22,6 +22,7 @@ import sys
 import threading
 import time
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 from fractions import Fraction
 from pathlib import Path
 
@@ -2789,7 +2790,7 @@ def test_real_breast_cohort_from_features_made_elsewhere(tmp_path):
 # ----- Hospital A, hospital B
 def one_by_one(sizes, activations, x, target, train, seed, epochs, batch):
     """The direct way: torch's layers, losses, autograd and Adam, one network. -> outputs of its layers."""
-    layers, (weights, biases) = [], he2rna.draw_networks(sizes, [seed])
+    layers, (weights, biases, _) = [], he2rna.draw_networks(sizes, [seed])
     for w, b, name in zip(weights, biases, activations):
         layers += [torch.nn.Linear(*w.shape[1:]), {"sigmoid": torch.nn.Sigmoid, "relu": torch.nn.ReLU, "linear": torch.nn.Identity}[name]()]
         layers[-2].weight.data, layers[-2].bias.data = w[0].T.clone(), b[0, 0].clone()
@@ -2819,13 +2820,13 @@ def test_networks_in_a_batch_are_those_trained_one_by_one(monkeypatch, sizes, ac
     target = (rng.random((60, 1)) < .3).astype(np.float32) if sizes[-1] == 1 else rng.normal(size=(60, sizes[-1])).astype(np.float32)
     trains = [rng.permutation(60)[:n] for n in (31, 38, 40, 41, 40, 9, 10)]
     inputs = lambda m: (x * np.float32(1 + m / 10), target)
-    done = dict(he2rna.train_networks(sizes, activations, inputs, trains, list(range(90, 97)), 50, 10, torch.device("cpu")))
+    done = dict(he2rna.train_networks(ThreadPoolExecutor(2), sizes, activations, inputs, trains, list(range(90, 97)), 50, 10, torch.device("cpu"), list))
     assert sorted(done) == list(range(7))
     for m, rows in enumerate(trains):
-        for ours, theirs in zip(done[m], one_by_one(sizes, activations, *inputs(m), rows, 90 + m, 50, 10), strict=True):
+        for ours, theirs in zip(map(torch.from_numpy, done[m]), one_by_one(sizes, activations, *inputs(m), rows, 90 + m, 50, 10), strict=True):
             assert (ours - theirs).abs().max() < 1e-4
-        first = he2rna.layers_of(*he2rna.draw_networks(sizes, [90 + m]), activations, torch.from_numpy(inputs(m)[0])[None])
-        assert (done[m][-1] - first[-1][0]).abs().max() > .05                       # from where they began, a long way
+        first = he2rna.layers_of(*he2rna.draw_networks(sizes, [90 + m])[:2], activations, torch.from_numpy(inputs(m)[0])[None])
+        assert np.abs(done[m][-1] - first[-1][0].numpy()).max() > .05                       # from where they began, a long way
 
 
 def study(rng, patients=45, d=24, genes=20, slides=1):
@@ -2876,10 +2877,10 @@ def test_nothing_learns_from_test_patients_unless_the_authors_switch_says_so(mon
     z["expression"][:, 3] = np.where(np.arange(45) % 9 < 5, 1, 0)                     # near the median's threshold
     plain = he2rna.train_networks
 
-    def spy(sizes, activations, inputs, trains, *rest):
+    def spy(pool, sizes, activations, inputs, trains, *rest):
         for m, rows in enumerate(trains):
             seen.append((sizes, rows, *(v[rows].copy() for v in inputs(m))))
-        return plain(sizes, activations, inputs, trains, *rest)
+        return plain(pool, sizes, activations, inputs, trains, *rest)
     monkeypatch.setattr(he2rna, "train_networks", spy)
     d, o = as_study(z, code)
     in_a = he2rna.hospital_a(d["high"], .6, np.random.default_rng(5))
@@ -2907,11 +2908,11 @@ def test_auc_is_of_patients_and_of_their_own_test_fold(monkeypatch, small):
     score, in_a = np.random.default_rng(4).random(135), np.arange(45) < 15
     in_a = in_a.repeat(3)
 
-    def fake(sizes, activations, inputs, trains, *rest):
+    def fake(pool, sizes, activations, inputs, trains, seeds, epochs, batch, device, take):
         for m, rows in enumerate(trains):
             assert not set(d["patients"][rows]) & set(d["patients"][np.setdiff1d(np.flatnonzero(~in_a), rows)])      # whole patients
             tests.append(np.setdiff1d(np.flatnonzero(~in_a), rows))
-            yield m, [None] * (len(sizes) - 2) + [torch.from_numpy(score + m)[:, None]]
+            yield m, take([None] * (len(sizes) - 2) + [(score + m)[:, None]])
     tests = []
     monkeypatch.setattr(he2rna, "train_networks", fake)
     aucs, _ = he2rna.compare_arms(d, in_a, ("direct",), o, (0,), torch.device("cpu"))
@@ -3233,6 +3234,41 @@ def bench_lists(cancers=28, m=30839, n_lists=10_000, missing=0.0):
         random_list_loop(r[:, c], r[:, c] > 1, np.flatnonzero(row), 20, rng)
     loop = (time.perf_counter() - start) * n_lists / 20
     print(f"random lists, {len(sizes)} x {cancers} x {n_lists:,} of {m:,} genes: {ours:.1f} s, the loop about {loop:.0f} s: {loop / ours:.0f} times")
+
+
+def bench_msi(patients=441, genes=28334):
+    """One split of the MSI study at the paper's size, three quarters in A, all arms; then its classifiers alone, and one after another."""
+    rng, high, device = np.random.default_rng(0), np.arange(patients) % 20 < 3, tiling.pick_device()
+    d = dict(x=rng.normal(size=(patients, 2048)).astype(np.float32), y=rng.random((patients, genes), np.float32), has_y=np.ones(patients, bool),
+             patients=np.array([f"P{i}" for i in range(patients)]), projects=np.full(patients, "COAD"), high=high)
+    d["x"][:, :40] += high[:, None]
+    o, plain, calls, cores = argparse.Namespace(code=(), folds=3, repeats=10, seed=0), he2rna.train_networks, [], torch.get_num_threads()
+
+    def keep(pool, sizes, activations, inputs, trains, seeds, *more):
+        done = dict(plain(pool, sizes, activations, inputs, trains, seeds, *more)) if sizes[-1] == 1 else plain(pool, sizes, activations, inputs, trains, seeds, *more)
+        if sizes[-1] == 1:
+            calls.append((sizes, activations, [inputs(m) for m in range(len(trains))], trains, seeds, *more, done))
+            done = iter(done.items())
+        return done
+    in_a, start = he2rna.hospital_a(high, Fraction(3, 4), rng), time.perf_counter()
+    he2rna.compare_arms(d, in_a, tuple(he2rna.MSI_ARMS), o, (0,), device)
+    print(f"MSI, {patients} patients, {genes:,} genes, 3/4 in A, 10 x 3 folds, on {device}: one split, all arms {time.perf_counter() - start:.1f} s", flush=True)
+    he2rna.train_networks = keep
+    he2rna.compare_arms(d | dict(y=d["y"][:, :9]), in_a, tuple(he2rna.MSI_ARMS), o, (0,), device)
+    he2rna.train_networks, total = plain, np.zeros(2)
+    with ThreadPoolExecutor(cores if device.type == "cpu" else 1, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        for sizes, activations, made, trains, seeds, epochs, batch, _, take, done in sorted(calls, key=lambda c: len(c[0])):
+            start, difference = time.perf_counter(), 0
+            again = dict(plain(pool, sizes, activations, lambda m: made[m], trains, seeds, epochs, batch, device, take))
+            ours = time.perf_counter() - start
+            start = time.perf_counter()
+            for m, rows in enumerate(trains):
+                scores = one_by_one(sizes, activations, *made[m], rows, seeds[m], epochs, batch)[-1]
+                difference = max(difference, np.abs(scores[~in_a, 0].numpy() - done[m]).max(), np.abs(again[m] - done[m]).max())
+            total += ours, time.perf_counter() - start
+            print(f"  {len(seeds)} classifiers {'-'.join(map(str, sizes))}: {ours:.2f} s, one by one (on the CPU) {time.perf_counter() - start:.1f} s; "
+                  f"scores within {difference:.0e}", flush=True)
+    print(f"  all {sum(len(c[4]) for c in calls)}: {total[0]:.1f} s, one by one {total[1]:.1f} s: {total[1] / total[0]:.1f} times")
 
 
 def bench_kmeans():
