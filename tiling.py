@@ -547,6 +547,8 @@ def macenko_stains(od):
 
     The stains are the two extreme directions in the plane that holds most of the density. None where fewer than STAINED
     of the pixels are dense, or the extremes lie within MIN_ANGLE: one stain, or one colour, tells no plane. [ours]
+    Dense in each channel, as in the common implementations: dense in their mean lets in so much pale noise that eosin's
+    red falls to zero or below on real slides. The plane holds the origin, no dye; theirs is centred (under 3 degrees).
     The percentiles are of the dense pixels, so that they do not depend on how much glass is around. [ours]
     """
     dense = od[(od >= MIN_OD).all(1)].astype(np.float64)                       # (m, 3)
@@ -751,7 +753,10 @@ class Script(nn.Module):
         self.net, self.precision = net.eval(), "float32"
         self.place = nn.Parameter(torch.zeros(1, device=device), requires_grad=False)      # a frozen script has no parameter
         with torch.inference_mode():
-            self.n_features = net(torch.zeros(2, 3, TILE_PX, TILE_PX, device=device)).reshape(2, -1, 1).shape[1]
+            shape = tuple(net(torch.zeros(2, 3, TILE_PX, TILE_PX, device=device)).shape)
+        if len(shape) != 2 or shape[0] != 2:
+            raise ValueError(f"two tiles give {shape}")
+        self.n_features = shape[1]
 
     def forward(self, x):                                                      # (B, 3, 224, 224)
         with torch.autocast(x.device.type, torch.bfloat16, enabled=self.precision == "bfloat16"):
@@ -1949,8 +1954,8 @@ def add_options(parser, of_run=False):
         a("--max-tiles", type=int, help=f"tiles per slide, a random sample beyond (default {MAX_TILES}, the paper's): "
           "bounds time")
         a("--tissue", choices=("stain", "saturation"), help="what Otsu cuts: stain (default), optical density without pen "
-          "and black borders; saturation, of HSV after a median, as HistCode's code does, which takes those, and colour noise "
-          "of an empty slide, for tissue")
+          "and black borders; saturation, of HSV after a median, as HistCode's code does, which takes those, and colour "
+          "noise of an empty slide, for tissue")
         a("--tissue-threshold", type=saturation_level, metavar="LEVEL", help="with --tissue saturation: tissue is above "
           "this level of 0..255 (HistCode: 8) instead of Otsu's; otsu (default): goes back to it")
         a("--min-area", type=float, metavar="TILES", help="connected pieces of tissue smaller than so many tile areas are "
@@ -1961,7 +1966,7 @@ def add_options(parser, of_run=False):
           f"says its tile size and colours; or a TorchScript file from (B, 3, {TILE_PX}, {TILE_PX}), normalised as for "
           "ImageNet, to (B, D): run such code only from whom you trust. Features go to features/<name of the file>")
         a("--colour", choices=COLOURS, help="macenko: bring the stains of each slide to a common reference, so that "
-          "features follow tissue rather than the laboratory (default none: HE2RNA has none; HistCode does not name its own)")
+          "features follow tissue rather than the laboratory (default none: HE2RNA has none, HistCode names no method)")
         a("--weights", help="imagenet (default; downloaded once, hash checked), a torchvision state_dict file, or random "
           "(seeded; to try the program without weights)")
     a("--features", metavar="DIR", help="use these CLAM/TRIDENT .h5 features (<slide>.h5) instead of slides and encoder")
