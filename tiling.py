@@ -80,7 +80,8 @@ EXTREMES = (1, 99)            # percentiles of the angle   } added), whose refer
 REFERENCE = ((0.5626, 0.7201, 0.4062), (0.2159, 0.8012, 0.5581))   # and eosin in R, G, B, their densest 99th
 REFERENCE_TOP = (1.9705, 1.0308)       #                     percentile; Macenko's own numbers are in log10
 STAINED = 0.01                # share of pixels above MIN_OD below which a tile or slide keeps its colours     [ours]
-MIN_ANGLE = 8.0               # degrees between two stains: 15 to 38 on real slides; noise around one has 0 to 6 [ours]
+MIN_ANGLE = 8.0               # degrees between two stains: 14 to 38 on real slides; one, with noise of 2 grey [ours]
+#                               levels, spreads over at most 6
 STAIN_TILES = 64              # tiles that tell a slide's stains, every 4th pixel of every 4th row             [ours]
 IMAGENET_URL = "https://download.pytorch.org/models/resnet50-0676ba61.pth"   # torchvision's IMAGENET1K_V1 [ours]
 KMEANS_DRAWS = 5              # candidates for each starting centre; scikit-learn takes 2 + log k          [ours]
@@ -591,9 +592,9 @@ def macenko(tiles, found):
 def slide_stains(slide, coords, tile, px, seed):
     """The stains of a slide from a random sample of its tiles; result as macenko_stains, arguments as read_tiles.
 
-    Of the slide, not of each tile: slides are stained as a whole, and a tile's extremes are those of its tissue. On real
-    slides a tile's own stains lie 1 to 5 degrees from its slide's and its percentiles 5 to 25 %, so that alone, stroma
-    without nuclei would be painted with haematoxylin; 64 tiles come within 1 degree and 8 %. [ours]
+    Of the slide, not of each tile: slides are stained as a whole, and a tile's extremes are those of its tissue. On eight
+    real slides a tile's own stains lie up to 5 degrees from its slide's (medians) and its percentiles 3 to 26 %: on its
+    own, stroma without nuclei would be painted with haematoxylin. 64 tiles come within 1 degree and 8 %. [ours]
     """
     pick = np.sort(np.random.default_rng(seed).permutation(len(coords))[:STAIN_TILES])
     pixels = [read_tiles(slide, coords[i:i + 1], tile, px)[0, ::4, ::4].reshape(-1, 3) for i in pick]
@@ -746,7 +747,7 @@ def calibrate(net, seed):
 
 
 class Script(nn.Module):
-    """A TorchScript file as an encoder: (B, 3, 224, 224) RGB normalised as ImageNet -> (B, D); bfloat16 by autocast."""
+    """A TorchScript file as an encoder: (B, 3, 224, 224) RGB normalised as ImageNet -> (B, D); bfloat16 by autocast. [ours]"""
 
     def __init__(self, net, device):
         super().__init__()
@@ -824,8 +825,8 @@ def load_encoder(encoder, weights, seed, device):
     try:
         return Script(torch.jit.load(encoder, map_location=device), device)
     except Exception as e:      # the errors of a foreign network share no class
-        raise InputError(f"--encoder {encoder}: can't map (B, 3, {TILE_PX}, {TILE_PX}) to (B, D): "
-                         f"{str(e).strip().splitlines()[-1]}") from None
+        why = (str(e).strip() or type(e).__name__).splitlines()[-1]
+        raise InputError(f"--encoder {encoder}: can't map (B, 3, {TILE_PX}, {TILE_PX}) to (B, D): {why}") from None
 
 
 def pick_device(name="auto"):
@@ -1171,10 +1172,10 @@ def make_features(cohort, slides, o, into=None):
         (folder / f"{name}.json").unlink(missing_ok=True)                      # never an old label on new features
         save_file(folder / f"{name}.npy", lambda f: np.save(f, done))
         save_json(folder / f"{name}.json", made_by[name])
-    kept = {name: made_by[name]["stains"]["unchanged"] for name in changed if made_by[name].get("stains")}
-    if any(kept.values()):
-        print(f"--colour macenko: {sum(kept.values()):,} tiles hold too little stain and keep their colours, of "
-              f"{few([name for name, n in kept.items() if n])}")
+    unchanged = {name: made_by[name]["stains"]["unchanged"] for name in changed if "stains" in made_by[name]}
+    if any(unchanged.values()):
+        print(f"--colour macenko: {sum(unchanged.values()):,} tiles hold too little stain and keep their colours, of "
+              f"{few([name for name, n in unchanged.items() if n])}")
     return failed
 
 
@@ -1247,7 +1248,8 @@ def tile_edge(cohort, source, name, coords):
 
 
 def source_name(o):
-    """The folder name under supertiles/: the encoder's, or that of the .h5 folder (never the same)."""
+    """The folder name under supertiles/: the encoder's, or that of the .h5 folder. Where it is also that of an encoder
+    file, each makes the super-tiles anew, never a mix."""
     name = Path(o.features).resolve().name if o.features else encoder_name(o.encoder)
     return f"{name}-h5" if o.features and name in ENCODERS else name
 
