@@ -747,7 +747,8 @@ def calibrate(net, seed):
 
 
 class Script(nn.Module):
-    """A TorchScript file as an encoder: (B, 3, 224, 224) RGB normalised as ImageNet -> (B, D); bfloat16 by autocast. [ours]"""
+    """A TorchScript file as an encoder: (B, 3, 224, 224) RGB normalised as ImageNet -> (B, D); bfloat16 by autocast.
+    [ours]"""
 
     def __init__(self, net, device):
         super().__init__()
