@@ -1867,10 +1867,10 @@ def features_as(run, o, cohort, slides):
                          f"with weights {made['weights']}; leave --features out")
     kind = made["weights"].split()[0].strip(",")                               # imagenet, random or a file's name
     compare("options", dict(weights=o.weights and o.weights != kind and tiling.weights_identity(o.weights, o.seed)))
-    o.encoder = made["source"]
-    tiles, features = (tiling.load_json(into / d / "settings.json") or {} for d in ("tiles", f"features/{o.encoder}"))
+    source = made["source"]
+    tiles, features = (tiling.load_json(into / d / "settings.json") or {} for d in ("tiles", f"features/{source}"))
     compare(f"tiles in {into}", tiles)
-    found, ready, folder = tiling.find_slides(cohort), [], into / "features" / o.encoder
+    found, ready, folder = tiling.find_slides(cohort), [], into / "features" / source
     for name in slides:
         side = tiling.load_json(folder / f"{name}.json")
         if side and (folder / f"{name}.npy").is_file() and tiling.tiles_of(into, name)[0]:
@@ -1886,11 +1886,14 @@ def features_as(run, o, cohort, slides):
     o.seed = int(made["weights"].split("seed ")[1]) if kind == "random" else made["seed"]
     o.tile_seed = o.seed if kind == "random" else None
     o.tile_um, o.min_tissue, o.max_tiles = made["tile_um"], *(tiles.get(k, made[k]) for k in ("min_tissue", "max_tiles"))
-    o.precision = features.get("precision", o.precision)
+    for k, usual in tiling.TISSUE.items():                                     # a rule is not named where it is the usual
+        setattr(o, k, (tiles or made).get(k, usual))
+    o.precision, o.colour = features.get("precision", o.precision), made["colour"]
+    o.encoder = source if source in tiling.ENCODERS else o.weights             # an encoder's file is its weights, too
     if todo:
         compare("weights", dict(weights=tiling.weights_identity(o.weights, o.seed)))
         failed = tiling.make_features(cohort, todo, o, into)
-    return o, into, o.encoder, failed
+    return o, into, source, failed
 
 
 def finetune(o):

@@ -5,6 +5,7 @@
 """
 
 import argparse
+import colorsys
 import copy
 import csv
 import filecmp
@@ -693,6 +694,371 @@ def test_tiles_geojson_comes_back_as_the_same_tiles():
     assert all(f["properties"]["objectType"] == "detection" for f in features)
     assert list(features[3]["properties"]["measurements"]) == ["CD3"]
     assert np.allclose([f["properties"]["measurements"]["CD3"] for f in features], values[:, 0], rtol=1e-5)
+
+
+# Colour, tissue as HistCode's code finds it, encoders from files
+STAIN_PAIRS = {name: np.array(pair) / np.linalg.norm(pair, axis=1, keepdims=True) for name, pair in (
+    ("reference", tiling.REFERENCE), ("reddish", [[.650, .704, .286], [.21, .91, .35]]), ("bluish", [[.75, .60, .28], [.35, .83, .43]]))}
+
+
+def stained(stains, strength=(1.0, 1.0), n=40_000, noise=0.0, seed=0):
+    """Pixels (n, 3) uint8 of known concentrations (n, 2) of two stains: some pure, some glass, most mixed."""
+    rng = np.random.default_rng(seed)
+    c = rng.gamma(3, .4, (n, 2)) + .3                                          # eosin dims red by MIN_OD at least
+    c[:n // 20, 1] = c[n // 20:n // 10, 0] = 0                                 # pure haematoxylin, pure eosin: 5 % each
+    c[n // 10:n // 5] = 0                                                      # glass
+    c = rng.permutation(c * strength)
+    light = tiling.LIGHT * np.exp(-c @ stains) - 1 + rng.normal(0, noise, (n, 3))
+    return light.round().clip(0, 255).astype(np.uint8), c
+
+
+def degrees_between(a, b):
+    return np.degrees(np.arccos(np.clip((a * b).sum(1) / np.linalg.norm(a, axis=1) / np.linalg.norm(b, axis=1), -1, 1)))
+
+
+@pytest.mark.parametrize("pair", STAIN_PAIRS)
+def test_macenko_recovers_planted_stains_and_their_strength(pair):
+    rgb, c = stained(STAIN_PAIRS[pair], (1.3, .8))
+    od = tiling.optical_density(rgb)
+    assert np.allclose(od, -np.log((rgb.astype(float) + 1) / 240), atol=1e-6)
+    stains, top = tiling.macenko_stains(od)
+    assert degrees_between(stains, STAIN_PAIRS[pair]).max() < 1 and np.allclose(np.linalg.norm(stains, axis=1), 1)
+    dense = (od >= .15).all(1)
+    assert np.allclose(top, np.percentile(c[dense], 99, axis=0), rtol=.04)
+    order = np.random.default_rng(1).permutation(len(od))                      # neither the order of pixels nor glass matters
+    again = tiling.macenko_stains(np.concatenate([od[order], np.full((20_000, 3), -.06, np.float32)]))
+    assert np.allclose(again[0], stains, atol=1e-6) and np.allclose(again[1], top, atol=1e-5)
+    plane = np.linalg.svd(od[dense].astype(float), full_matrices=False)[2]     # the authority for the plane
+    assert np.abs(stains @ plane[2]).max() < 1e-6
+
+
+def test_macenko_is_least_squares_pixel_by_pixel():
+    rng = np.random.default_rng(0)
+    tiles = rng.integers(0, 256, (2, 9, 11, 3)).astype(np.uint8)
+    tiles[0] = tiles[0] // 2
+    found = STAIN_PAIRS["bluish"], np.array([3.1, 1.2])
+    got, changed = tiling.macenko(tiles, found)
+    od = -np.log((tiles.reshape(-1, 3).astype(float) + 1) / 240)
+    c = np.linalg.lstsq(found[0].T, od.T, rcond=None)[0].T * np.array([1.9705, 1.0308]) / found[1]
+    want = (240 * np.exp(-c @ np.array([[.5626, .7201, .4062], [.2159, .8012, .5581]]))).clip(0, 255).reshape(tiles.shape)
+    assert changed.all() and got.dtype == np.uint8 and np.abs(got - want).max() < .51
+
+
+def test_differently_stained_slides_of_one_tissue_become_one():
+    (a, c), (b, _) = (stained(STAIN_PAIRS[pair], strength, 65_536, 1) for pair, strength in (("reddish", (1.2, .9)), ("bluish", (.7, 1.3))))
+    assert np.abs(a.astype(int) - b).mean() > 10
+    normal = []
+    for rgb in (a, b):
+        od = tiling.optical_density(rgb)
+        out, changed = tiling.macenko(rgb.reshape(1, 256, 256, 3), tiling.macenko_stains(od))
+        normal.append(out)
+        after = tiling.optical_density(out.reshape(-1, 3))
+        pure = np.stack([after[(c[:, 1 - i] == 0) & (c[:, i] > .5)].mean(0) for i in (0, 1)])
+        assert changed.all() and degrees_between(pure, np.array(tiling.REFERENCE)).max() < 1
+        strength = np.linalg.lstsq(np.array(tiling.REFERENCE).T, after[(od >= .15).all(1)].T, rcond=None)[0]
+        assert np.allclose(np.percentile(strength, 99, axis=1), tiling.REFERENCE_TOP, rtol=.02)
+    assert np.abs(normal[0].astype(int) - normal[1]).mean() < 1.5
+
+
+def test_macenko_leaves_the_reference_as_it_is():
+    rgb, _ = stained(STAIN_PAIRS["reference"], n=65_536)
+    stains, top = tiling.macenko_stains(tiling.optical_density(rgb))
+    assert degrees_between(stains, np.array(tiling.REFERENCE)).max() < 1
+    out, _ = tiling.macenko(rgb.reshape(1, 256, 256, 3), (np.array(tiling.REFERENCE), np.array(tiling.REFERENCE_TOP)))
+    glass = rgb.max(1) > 235
+    moved = np.abs(out.reshape(-1, 3).astype(int) - rgb)[~glass]               # by the one grey level that the logarithm adds
+    assert np.median(moved) == 1 and (moved <= 2).mean() > .99 and moved.max() < 8
+
+
+def flat(color, noise=0.0):
+    rng = np.random.default_rng(0)
+    return (np.array(color) + rng.normal(0, noise, (64, 64, 3))).round().clip(0, 255).astype(np.uint8)
+
+
+def one_stain(noise=0.0):
+    rng = np.random.default_rng(0)
+    od = rng.uniform(0, 2, (64, 64, 1)) * tiling.REFERENCE[0]
+    return (240 * np.exp(-od) - 1 + rng.normal(0, noise, od.shape)).round().clip(0, 255).astype(np.uint8)
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("tile", [flat((255,) * 3), flat((240,) * 3), flat((243, 240, 244), 2), flat((0,) * 3), flat((128,) * 3), flat((170, 90, 150)),
+                                  flat((170, 90, 150), 1), flat((60, 30, 90)), one_stain(), one_stain(1), flat((255,) * 3)[:1, :1], flat((90, 60, 120))[:1, :1]])
+def test_macenko_leaves_a_tile_without_two_stains_unchanged(tile):
+    found = tiling.macenko_stains(tiling.optical_density(tile.reshape(-1, 3)))
+    assert found is None
+    got, changed = tiling.macenko(tile[None], found)
+    assert (got[0] == tile).all() and changed.tolist() == [False]
+
+
+@pytest.mark.filterwarnings("error")
+def test_macenko_of_a_slide_on_its_odd_tiles():
+    """The slide's stains are known: only tiles with almost no stain stay; none turns into a colour that no dye has."""
+    found = STAIN_PAIRS["bluish"], np.array([3.3, 1.2])
+    speck = flat((255,) * 3)
+    speck[:6, :6] = (110, 75, 150)                                             # 36 of 4,096 pixels, under 1 %
+    tissue = speck.copy()
+    tissue[:7, :6] = (110, 75, 150)
+    tiles = np.stack([flat((255,) * 3), speck, tissue, flat((0,) * 3), flat((170, 90, 150)), one_stain(1)])
+    before = tiles.copy()
+    got, changed = tiling.macenko(tiles, found)
+    assert changed.tolist() == [False, False, True, True, True, True] and (got[:2] == tiles[:2]).all() and (tiles == before).all()
+    assert got[3].max() < 40 and got[2][-1, -1].min() > 235                    # black stays dark, glass bright
+    assert (got[4:].astype(int)[..., 1] <= got[4:].astype(int)[..., [0, 2]].min(-1) + 25).all()        # never green
+    empty, none = tiling.macenko(tiles[:0], found)
+    assert empty.shape == (0, 64, 64, 3) and none.shape == (0,)
+    assert all((tiling.macenko(tiles[i:i + 1], found)[0][0] == got[i]).all() for i in range(len(tiles)))   # alone or with others
+
+
+def test_macenko_brings_real_slides_together():
+    looks, seen = [], []
+    for path in (real("slides", "CMU-1-Small-Region.svs"), real("her2st", "slides", "B4_r10.tif"), real("her2st", "slides", "C2_r11.tif")):
+        slide = tiling.open_slide(path)
+        mpp, _ = tiling.slide_mpp(slide, .5, path.stem)
+        arrays, _ = tiling.find_tiles(path, path.stem, dict(tile_um=128., mpp=mpp, min_tissue=.5, max_tiles=8000, seed=0))
+        tile, coords = float(arrays["tile"]), arrays["coords"]
+        stains, top = tiling.slide_stains(slide, coords, tile, 256, 0)
+        assert stains[0, 0] > stains[1, 0] and (stains > .05).all() and 15 < degrees_between(*stains[:, None])[0] < 45      # red is haematoxylin's
+        tiles = np.concatenate([tiling.read_tiles(slide, coords[i:i + 1], tile, 256) for i in range(0, len(coords), 3)])
+        out, changed = tiling.macenko(tiles, (stains, top))
+        assert changed.all() and 80 < out.mean() < 230
+        after = tiling.macenko_stains(tiling.optical_density(out[:, ::4, ::4].reshape(-1, 3)))
+        assert degrees_between(after[0], np.array(tiling.REFERENCE)).max() < 4
+        for kept, x in ((seen, tiles), (looks, out)):
+            dark = x.reshape(-1, 3)[(tiles.reshape(-1, 3).max(1) < 200)]
+            kept.append(dark.astype(float).mean(0) / dark.mean())              # hue of the stained pixels
+    spread = [np.std(kept, 0).mean() for kept in (seen, looks)]
+    assert spread[1] < .5 * spread[0]
+
+
+def test_saturation_is_colorsys_and_its_median_brute_force():
+    rng = np.random.default_rng(0)
+    rgb = rng.integers(0, 256, (14, 17, 3)).astype(np.uint8)
+    rgb[3], rgb[5] = 0, 77
+    each = np.array([[round(255 * colorsys.rgb_to_hsv(*p / 255)[1] + 1e-9) for p in row] for row in rgb])
+    wide = np.pad(each, 3, mode="edge")
+    want = np.array([[np.median(wide[y:y + 7, x:x + 7]) for x in range(17)] for y in range(14)])
+    assert (tiling.saturation_map(rgb) == want).all()
+
+
+def test_tissue_of_a_fixed_saturation():
+    rgb, truth = painted()
+    everywhere = np.ones(truth.shape, bool)
+    mask, threshold = tiling.find_tissue(rgb, everywhere, "saturation", 8)
+    assert threshold == 8 and overlap(mask, truth) > .95
+    field = ndimage.gaussian_filter(np.random.default_rng(0).normal(size=(60, 70, 1)), (4, 4, 0))
+    spots = (243 - [0, 1, 0] * (9 + 60 * field)).round().clip(0, 255).astype(np.uint8)
+    level, mask = tiling.saturation_map(spots) > 8, tiling.find_tissue(spots, np.ones((60, 70), bool), "saturation", 8)[0]
+    window = np.lib.stride_tricks.sliding_window_view
+    closed = window(window(level, (4, 4)).any((2, 3)), (4, 4)).all((2, 3))     # every square of 4 that holds the pixel meets tissue
+    assert (closed == mask[3:-3, 3:-3]).all() and (mask | ~level).all() and (mask != level).sum() > 20
+    otsu, threshold = tiling.find_tissue(rgb, everywhere, "saturation")
+    assert threshold == tiling.otsu_threshold(tiling.saturation_map(rgb)) and overlap(otsu, truth) > .6
+    for color, want in (((243, 243, 243), 0), (H_E["pale eosin"], 1), ((128, 128, 128), 0), (INK["blue"], 1)):       # pen counts, there
+        assert tiling.find_tissue(np.full((30, 40, 3), color, np.uint8), np.ones((30, 40), bool), "saturation", 8)[0].mean() == want
+    assert not tiling.find_tissue(rgb, ~everywhere, "saturation")[0].any()
+    hole = np.full((40, 40, 3), H_E["eosin"], np.uint8)
+    assert tiling.find_tissue(hole, np.arange(1600).reshape(40, 40) % 40 < 20, "saturation", 8)[0].sum() == 800     # only what was scanned
+
+
+def test_small_pieces_are_dropped():
+    mask = ndimage.gaussian_filter(np.random.default_rng(0).random((60, 80)), 1) > .55
+    pieces, left = [], {tuple(p) for p in np.argwhere(mask)}
+    while left:                                                                # flood fill
+        piece, todo = set(), [left.pop()]
+        while todo:
+            y, x = todo.pop()
+            piece.add((y, x))
+            near = {(y + i, x + j) for i in (-1, 0, 1) for j in (-1, 0, 1)} & left
+            left -= near
+            todo += near
+        pieces.append(piece)
+    sizes = sorted(map(len, pieces))
+    assert 8 < len(sizes) < ndimage.label(mask)[1]                             # some hang together by a corner alone
+    for least in (0, sizes[0] + 1, sizes[len(sizes) // 2], sizes[-1], sizes[-1] + 1):
+        want = {p for piece in pieces if len(piece) >= least for p in piece}
+        assert {tuple(p) for p in np.argwhere(tiling.drop_pieces(mask, least))} == want
+    rgb, truth = painted()                                                     # 80 x 90 and 60 x 60 pixels of 8 µm
+    ellipse = truth & (np.arange(200) < 118)
+    assert overlap(tiling.find_tissue(rgb, np.ones(truth.shape, bool), least=4500)[0], ellipse) > .9
+
+
+def test_the_rule_of_tissue_is_part_of_the_tiles_and_the_usual_one_is_as_before(two_slides, capsys):
+    run = lambda *a: tiling.main(["tiles", str(two_slides), *a])
+    assert run() == 0
+    first, settings = folder_bytes(two_slides, ".npz"), json.loads(str(np.load(two_slides / "tiles" / "a.npz")["settings"]))
+    assert set(settings) == {"tile_um", "min_tissue", "max_tiles", "mpp", "seed", "file"} == {*json.loads(
+        (two_slides / "tiles" / "settings.json").read_text()), "file"}         # tiles made before these options stay valid
+    made = {p: p.stat().st_mtime_ns for p in two_slides.rglob("*.npz")}
+    assert run("--tissue", "stain", "--min-area", "0", "--tissue-threshold", "otsu") == 0
+    assert {p: p.stat().st_mtime_ns for p in made} == made
+    capsys.readouterr()
+    assert run("--tissue", "saturation", "--tissue-threshold", "8") == 0
+    assert "2 slides are made anew: tissue stain -> saturation, tissue_threshold otsu -> 8.0" in capsys.readouterr().out
+    cut = np.load(two_slides / "tiles" / "a.npz")
+    assert cut["threshold"] == 8 and json.loads(str(cut["settings"]))["tissue"] == "saturation" and run() == 0
+    assert np.load(two_slides / "tiles" / "a.npz")["threshold"] == 8           # as it was made
+    assert tiling.main(["doctor", str(two_slides)]) == 0 and "fixed threshold 8 of saturation" in capsys.readouterr().out
+    assert run("--tissue-threshold", "otsu") == 0 and np.load(two_slides / "tiles" / "a.npz")["threshold"] > 8
+    assert run("--tissue", "stain") == 0 and folder_bytes(two_slides, ".npz") == first
+    n = {}                                                                     # an ellipse of 360 x 320 µm is 7.2 tiles of 112 µm, a square of 240 µm 4.6
+    for area in (0, 3.5, 6, 12):
+        assert run("--min-area", str(area)) == (area == 12)
+        n[area] = len(np.load(two_slides / "tiles" / "a.npz")["coords"])
+    assert n[0] == n[3.5] > n[6] > n[12] == 0 and "--min-area is too high" in capsys.readouterr().err
+    with pytest.raises(tiling.InputError, match="--tissue-threshold 8 is a level of saturation: add --tissue saturation"):
+        run("--tissue-threshold", "8")
+
+
+def stained_slides(folder):
+    """slides/a.tif and b.tif: one tissue, two stains; dabs of 8 pixels on glass."""
+    for name, pair in (("a", "reddish"), ("b", "bluish")):
+        rgb = np.full((1280, 1600, 3), 243, np.uint8)
+        dabs = np.kron(stained(STAIN_PAIRS[pair], n=100 * 120)[0].reshape(100, 120, 3), np.ones((8, 8, 1), np.uint8))
+        rgb[200:1000, 300:1260] = dabs
+        write_pyramid(folder / "slides" / f"{name}.tif", rgb)
+
+
+def tiny_encoder(path, seed=0):
+    """A small network as a TorchScript file."""
+    torch.manual_seed(seed)
+    net = torch.nn.Sequential(torch.nn.Conv2d(3, 12, 9, 4), torch.nn.ReLU(), torch.nn.Conv2d(12, 7, 5, 3), torch.nn.ReLU(), torch.nn.AdaptiveAvgPool2d(1),
+                              torch.nn.Flatten()).eval()
+    torch.jit.script(net).save(path)
+    return net
+
+
+def pixels_of(cohort, name, px=224):
+    """Every tile of a slide, read one by one; the slide, its coords and the edge of a tile."""
+    slide, (arrays, _) = tiling.open_slide(cohort / "slides" / f"{name}.tif"), tiling.tiles_of(cohort, name)
+    tile, coords = float(arrays["tile"]), arrays["coords"]
+    return np.concatenate([tiling.read_tiles(slide, [c], tile, px) for c in coords]), slide, coords, tile
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit")
+def test_colour_is_part_of_the_features_and_of_no_tile(two_slides, capsys):
+    stained_slides(two_slides)
+    net = tiny_encoder(two_slides / "tiny.pt")
+    run = lambda *a: tiling.main(["features", str(two_slides), "--device", "cpu", "--encoder", str(two_slides / "tiny.pt"), *a])
+    folder = two_slides / "features" / "tiny"
+    assert run("--precision", "float32") == 0
+    plain, tiles = folder_bytes(folder, ".npy"), folder_bytes(two_slides / "tiles", ".npz")
+    assert "stains" not in json.loads((folder / "a.json").read_text())
+    capsys.readouterr()
+    assert run("--colour", "macenko", "--workers", "1") == 0
+    assert "2 slides are made anew: colour none -> macenko" in capsys.readouterr().out
+    made, side = folder_bytes(folder, ".npy"), json.loads((folder / "a.json").read_text())
+    assert made != plain and folder_bytes(two_slides / "tiles", ".npz") == tiles and side["colour"] == "macenko"
+    means = []
+    for name, pair in (("a", "reddish"), ("b", "bluish")):
+        pixels, slide, coords, tile = pixels_of(two_slides, name)
+        found = tiling.slide_stains(slide, coords, tile, 224, 0)
+        side = json.loads((folder / f"{name}.json").read_text())["stains"]
+        assert np.allclose(side["vectors"], found[0], atol=1e-4) and side["unchanged"] == 0 and degrees_between(found[0], STAIN_PAIRS[pair]).max() < 2
+        normal = tiling.macenko(pixels, found)[0]
+        with torch.no_grad():
+            assert relative(np.load(folder / f"{name}.npy"), net(tiling.normalise(torch.from_numpy(normal)))) < 1e-3
+        means.append((pixels.mean((0, 1, 2)), normal.mean((0, 1, 2))))
+    (seen_a, normal_a), (seen_b, normal_b) = means
+    assert np.abs(normal_a - normal_b).max() < 2 < 5 < np.abs(seen_a - seen_b).max()
+    times = {p: p.stat().st_mtime_ns for p in folder.rglob("*")}
+    assert run() == 0 and {p: p.stat().st_mtime_ns for p in times} == times    # as it was made
+    for p in folder.glob("*.npy"):
+        p.unlink()
+    assert run("--workers", "4") == 0 and folder_bytes(folder, ".npy") == made
+    one = np.full((1280, 1600, 3), 243, np.uint8)
+    one[200:900, 300:1400] = (170, 90, 150)                                    # one colour: no two stains
+    write_pyramid(two_slides / "slides" / "c.tif", one)
+    capsys.readouterr()
+    assert run() == 0
+    n, side = len(np.load(folder / "c.npy")), json.loads((folder / "c.json").read_text())
+    assert side["stains"] == dict(vectors=None, top=None, unchanged=n) and n > 10
+    assert f"--colour macenko: {n} tiles hold too little stain and keep their colours, of c" in capsys.readouterr().out
+    (two_slides / "slides" / "c.tif").unlink()
+    assert run("--colour", "none") == 0 and {k: v for k, v in folder_bytes(folder, ".npy").items() if k != "c.npy"} == plain
+
+
+def save_encoder(path, seed=0, **changes):
+    """An encoder checkpoint as histcode.py pretrain writes it; returns its network."""
+    net = random_resnet(3)
+    torch.manual_seed(seed)
+    torch.nn.init.normal_(net.layer3[5].bn3.bias, 0, .5)
+    saved = dict(version=1, source="HistCode", method="adco", encoder=net.state_dict(), stages=3, n_features=1024, projection={}, settings={},
+                 mean=(.7, .5, .6), std=(.2, .25, .15), tile_px=256, tile_um=128.0, colour="none")
+    torch.save({k: v for k, v in {**saved, **changes}.items() if v is not None}, path)
+    return net
+
+
+def test_features_of_an_encoder_file(two_slides, capsys):
+    file = two_slides / "adco.pt"
+    run = lambda verb, *a: tiling.main([verb, str(two_slides), "--device", "cpu", "--encoder", str(file), "--precision", "float32", *a])
+    stained_slides(two_slides)
+    net = save_encoder(file, colour="macenko")
+    assert run("doctor") == 0 and "resampled to 0.5; a tile is 128 µm = 256.0 px" in capsys.readouterr().out
+    assert run("supertiles") == 0                                              # its tile size and its colours, unasked
+    folder, by = two_slides / "features" / "adco", tiling.tiles_of(two_slides, "a")[1]
+    side = json.loads((folder / "a.json").read_text())
+    assert by["tile_um"] == 128 and side["tile_px"] == 256 and side["colour"] == "macenko" and side["encoder"] == "adco"
+    assert side["weights"].startswith("adco.pt sha256 ") and (two_slides / "supertiles" / "adco" / "a.npz").is_file()
+    pixels, slide, coords, tile = pixels_of(two_slides, "a", 256)
+    pixels, changed = tiling.macenko(pixels, tiling.slide_stains(slide, coords, tile, 256, 0))
+    assert changed.all()
+    x = (torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 255 - torch.tensor([.7, .5, .6]).view(3, 1, 1)) / torch.tensor([.2, .25, .15]).view(3, 1, 1)
+    with torch.no_grad():
+        want = net(x).numpy()
+    got = np.load(folder / "a.npy")
+    assert got.shape == want.shape == (len(pixels), 1024) and relative(got, want) < 1e-3
+    made = {p: p.stat().st_mtime_ns for p in folder.glob("*.npy")}
+    assert run("features") == 0 and {p: p.stat().st_mtime_ns for p in made} == made
+    capsys.readouterr()
+    save_encoder(file, 1, colour="macenko")                                    # another file of the same name
+    assert run("features") == 0
+    assert re.search("2 slides are made anew: weights adco.pt sha256 .* -> adco.pt sha256", capsys.readouterr().out)
+    assert relative(np.load(folder / "a.npy"), got) > .01
+    for argv, words in ((["--colour", "none"], "--colour none: .*adco.pt learned from --colour macenko"), (["--weights", "random"], "adco.pt is network and weights"),
+                        (["--tile-um", "112"], "adco.pt learned from tiles of 128 µm, --tile-um is 112: --tile-um 128 cuts them anew")):
+        with pytest.raises(tiling.InputError, match=words):
+            run("features", *argv)
+    assert tiling.main(["tiles", str(two_slides), "--tile-um", "112"]) == 0
+    with pytest.raises(tiling.InputError, match="learned from tiles of 128 µm, those in .*tiles are of 112: --tile-um 128 cuts them anew"):
+        run("features")
+    assert run("features", "--tile-um", "128") == 0                            # the mend works
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit")
+def test_a_torchscript_file_gives_its_modules_features(two_slides):
+    net = tiny_encoder(two_slides / "plain.pt")
+    torch.jit.freeze(torch.jit.script(net)).save(two_slides / "frozen.pt")     # no parameters left
+    torch.jit.trace(net, torch.zeros(1, 3, 224, 224)).save(two_slides / "traced.pt")
+    for name, precision, error in (("plain", "float32", 1e-3), ("frozen", "bfloat16", .02), ("frozen", "float32", 1e-3), ("traced", "bfloat16", .02)):
+        assert tiling.main(["features", str(two_slides), "--encoder", str(two_slides / f"{name}.pt"), "--device", "cpu", "--precision", precision]) == 0
+        pixels, _, _, tile = pixels_of(two_slides, "b")
+        with torch.no_grad():
+            want = net(tiling.normalise(torch.from_numpy(pixels))).numpy()
+        got = np.load(two_slides / "features" / name / "b.npy")
+        assert tile == pytest.approx(224) and got.shape == want.shape == (len(pixels), 7) and relative(got, want) < error
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit")
+def test_files_that_are_no_encoder_say_one_line(two_slides, tmp_path):
+    (tmp_path / "text.pt").write_text("no weights")
+    (tmp_path / "nothing.pt").write_bytes(b"")
+    torch.save(random_resnet(3).state_dict(), tmp_path / "state.pt")
+    torch.save(random_resnet(3), tmp_path / "object.pt")
+    save_encoder(tmp_path / "whole.pt")
+    (tmp_path / "half.pt").write_bytes((tmp_path / "whole.pt").read_bytes()[:9999])
+    save_encoder(tmp_path / "resnet50.pt")
+    for name, changes in (("new", dict(version=2)), ("mean", dict(mean=None)), ("colour", dict(colour="reinhard")), ("stages", dict(stages=4))):
+        save_encoder(tmp_path / f"{name}.pt", **changes)
+    torch.jit.script(torch.nn.Conv2d(3, 4, 3)).save(tmp_path / "map.pt")
+    for name, words in (("text", "text.pt: not a whole encoder file"), ("nothing", "not a whole encoder file"), ("half", "half.pt: not a whole encoder file"),
+                        ("object", "not a whole encoder file"), ("state", "no encoder's checkpoint; .*--weights .*state.pt"), ("new", "of version 2, this program reads version 1"),
+                        ("mean", "the checkpoint has no mean"), ("colour", "colour reinhard, stages 3; known are none, macenko"), ("absent", "no such file, nor one of resnet50, resnet50-stage3"),
+                        ("stages", "stages.pt: [0-9]+ of [0-9]+ entries are missing"), ("resnet50", "rename it"), ("map", "map.pt: can't map .* to .B, D.")):
+        with pytest.raises(tiling.InputError, match=words) as e:
+            tiling.main(["features", str(two_slides), "--device", "cpu", "--encoder", str(tmp_path / f"{name}.pt")])
+        assert "\n" not in str(e.value)
+    assert not (two_slides / "features").exists() and not (two_slides / "tiles").exists()
 
 
 # =====================================================================================================================
@@ -2551,6 +2917,33 @@ def mapped(drawn, tmp_path_factory):
     return cohort
 
 
+@pytest.mark.filterwarnings("ignore:.*torch.jit")
+def test_a_run_on_an_encoder_file_wants_that_file(drawn, tmp_path):
+    cohort, file = tmp_path / "c", tmp_path / "tiny.pt"
+    shutil.copytree(drawn, cohort)
+    tiny_encoder(file), tiny_encoder(tmp_path / "other.pt", 1)
+    assert he2rna.main(["train", str(cohort), "--encoder", str(file), "--colour", "macenko", "--tissue", "saturation", "--folds", "3", "--epochs", "1",
+                        "--max-tiles", "2", "--hidden", "8", "--device", "cpu"]) == 0
+    run, slide = cohort / "runs" / "he2rna", sorted((cohort / "slides").iterdir())[0]
+    made = json.loads((run / "config.json").read_text())["features"]
+    assert made["source"] == "tiny" and made["weights"].startswith("tiny.pt sha256") and (made["colour"], made["tissue"], made["tile_px"]) == ("macenko", "saturation", 224)
+    new = tmp_path / "new" / "slides" / "x.tif"
+    new.parent.mkdir(parents=True)
+    shutil.copyfile(slide, new)
+    predict = lambda *argv: he2rna.main(["predict", str(run), *map(str, argv), "--device", "cpu"])
+    with pytest.raises(tiling.InputError, match="learned with weights tiny.pt sha256 .*: give that file with --weights FILE"):
+        predict(new)
+    with pytest.raises(tiling.InputError, match="weights other.pt sha256 .*, the run has tiny.pt sha256"):
+        predict(new, "--weights", tmp_path / "other.pt")
+    assert predict(slide) == 0 and predict(new, "--weights", file) == 0
+    side = json.loads((tmp_path / "new" / "features" / "tiny" / "x.json").read_text())
+    assert side["colour"] == "macenko" and side["tiles"]["tissue"] == "saturation" and side["weights"] == made["weights"]
+    assert np.array_equal(*(np.load(d / "features" / "tiny" / f"{n}.npy") for d, n in ((cohort, slide.stem), (tmp_path / "new", "x"))))
+    assert he2rna.main(["heatmap", str(run), slide.stem, "--genes", "CD3D", "--device", "cpu"]) == 0        # all tiles: made with the file
+    assert len(np.load(cohort / "all-tiles" / "features" / "tiny" / f"{slide.stem}.npy")) > 2
+    assert he2rna.main(["finetune", str(cohort), "he2rna", "--epochs", "1", "--genes", "CD3D", "--device", "cpu"]) == 0
+
+
 def test_features_of_another_kind_are_refused_naming_both(mapped, tmp_path, capsys):
     run, slide = mapped / "runs" / "he2rna", sorted((mapped / "slides").iterdir())[0]
     predict = lambda *argv: he2rna.main(["predict", str(run), *map(str, argv), "--device", "cpu"])
@@ -3269,6 +3662,19 @@ def bench_msi(patients=441, genes=28334):
             print(f"  {len(seeds)} classifiers {'-'.join(map(str, sizes))}: {ours:.2f} s, one by one (on the CPU) {time.perf_counter() - start:.1f} s; "
                   f"scores within {difference:.0e}", flush=True)
     print(f"  all {sum(len(c[4]) for c in calls)}: {total[0]:.1f} s, one by one {total[1]:.1f} s: {total[1] / total[0]:.1f} times")
+
+
+def bench_macenko():
+    """One tile of 256 pixels to the reference's colours: one matrix and a table, against the formula in float64 with least squares; one thread."""
+    found, tiles = (STAIN_PAIRS["bluish"], np.array([3.3, 1.2])), np.stack([stained(STAIN_PAIRS["bluish"], n=65536, seed=s)[0] for s in range(16)])
+
+    def formula():
+        for tile in tiles:
+            c = np.linalg.lstsq(found[0].T, -np.log((tile.astype(float) + 1) / 240).T, rcond=None)[0]
+            (240 * np.exp(-(c * (tiling.REFERENCE_TOP / found[1])[:, None]).T @ tiling.REFERENCE)).clip(0, 255).astype(np.uint8)
+    a, b, ratio = pairs(lambda: tiling.macenko(tiles.reshape(16, 256, 256, 3), found), formula)
+    c = pairs(lambda: tiling.macenko_stains(tiling.optical_density(tiles.reshape(-1, 3)[:262144])))[0]
+    print(f"macenko: {a / 16 * 1e3:.2f} ms a tile of 256 pixels, the formula {b / 16 * 1e3:.2f}: {ratio:.1f} times; a slide's stains from 64 tiles {c * 1e3:.0f} ms")
 
 
 def bench_kmeans():
