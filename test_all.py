@@ -2986,7 +2986,8 @@ def unlabelled(drawn, tmp_path_factory):
     for part in ("slides", "points"):
         shutil.copytree(drawn / part, folder / part)
     shutil.copy(drawn / "samples.csv", folder)
-    net = random_resnet(3)
+    torch.manual_seed(0)
+    net = tiling.ResNet50(3)
     for m in net.modules():
         if isinstance(m, tiling.Bottleneck):
             torch.nn.init.constant_(m.bn3.weight, .2)                          # damped as --weights random is, without its seconds
@@ -3052,21 +3053,21 @@ def test_interrupted_pretraining_ends_as_one_that_was_not(unlabelled, monkeypatc
 
 
 def test_two_processes_equal_one(unlabelled, tmp_path):
-    """Whole: gathered embeddings, BatchNorm over both, summed gradients, averaged bank gradient, in-batch keys. At a low rate,
-    since steps grow the rounding of the first layer's gradient (.003 of it, a sum that BatchNorm makes cancel)."""
-    argv = ["--epochs", "2", "--in-batch", "--symmetric", "--lr", "3e-5", "--workers", "1"]
+    """Whole: gathered embeddings, BatchNorm over both, summed gradients, averaged bank gradient, in-batch keys. Two
+    steps: more grow the rounding, up to .02 of a step in biases, where one part missing would be all of it."""
+    argv = ["--epochs", "1", "--in-batch", "--symmetric", "--lr", "3e-4", "--workers", "1"]
     assert pretrain(unlabelled, *argv, "--name", "one") == 0
     done = subprocess.run([sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port",
                            str(20000 + os.getpid() % 20000), histcode.__file__, "pretrain", str(unlabelled), "--weights",
                            str(unlabelled / "start.pth"), *TINY, *argv, "--name", "two"],
                           capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
     assert done.returncode == 0, done.stderr
-    assert done.stdout.count("epoch   2/2") == 1                               # one of them prints
+    assert done.stdout.count("epoch   1/1") == 1                               # one of them prints
     one, two = (saved(unlabelled / "runs" / n / "state.pt") for n in ("one", "two"))
     start = histcode.Embedder(tiling.load_weights(3, str(unlabelled / "start.pth"), 0)).state_dict()
     for name, w in one["model"].items():
         moved, off = ((w - other).double().norm() for other in (start[name], two["model"][name]))
-        assert moved > 0 and off < .03 * moved + 1e-6 * w.double().norm(), name     # the same way, not only near
+        assert moved > 0 and off < .1 * moved + 1e-7 * w.double().norm(), name      # the same way, not only near
     assert relative(two["bank"], one["bank"]) < 1e-4 and relative(two["velocity"], one["velocity"]) < 1e-3
 
 
