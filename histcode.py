@@ -63,7 +63,7 @@ GREY = (0.299, 0.587, 0.114)     # luminance of R, G, B                 [AdCo co
 EMBEDDING = 128              # d                                        [HistCode code]
 STAGES = 3                   # "the first four main layers (the output ... is 1024)"  [HistCode Methods]
 MOMENTUM_ENCODER = 0.999     # keys come from a slow copy; eq. 1 does not say from which network. With one network the
-#   shortest way down is to move all embeddings away from the bank at once: it collapsed in 20 steps [HistCode code]
+#   shortest way down is to move all embeddings away from the bank at once: collapse within 30 steps [HistCode code]
 TAU = {"adco": 0.12, "simclr": 0.1}      # temperature; the paper is silent [HistCode code; Chen et al. 2020]
 LEARNING_RATE = 0.03         # SGD                                      [HistCode Methods]
 WEIGHT_DECAY = 1e-4          # of the encoder and of the bank           [HistCode Methods; bank: HistCode code]
@@ -659,6 +659,20 @@ def load_encoder(path, device):
     return net.to(device).eval(), saved
 
 
+@torch.no_grad()
+def untrained(data, o, device, n=64):
+    """Random weights with BatchNorm statistics from about n tiles of these slides, one batch: what a run has before it has
+    learned. The statistics alone are worth something, which must not be counted as learning."""
+    net, counts = tiling.load_weights(STAGES, "random", o.seed).to(device), np.array([len(c) for c in data["coords"]])
+    chosen = choose_tiles(counts, np.full(len(counts), -(-n // len(counts))), o.seed, 0)
+    tiles = next(read_batches(data, chosen, np.arange(len(chosen)), len(chosen), workers=o.workers))
+    for m in net.modules():
+        if isinstance(m, nn.BatchNorm2d):
+            m.reset_running_stats()                                            # load_weights left momentum None: one batch
+    net.train()(tiling.normalise(torch.from_numpy(tiles).to(device)))
+    return net.eval()
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # Commands
 # ---------------------------------------------------------------------------------------------------------------------
@@ -802,8 +816,8 @@ def pretrain(o):
 
 
 def probe(o):
-    """R2 of the cells in a tile from the frozen features of each encoder; random: the weights a run without --weights starts
-    from. Ridge regression, patients whole, the penalty chosen inside the training patients."""
+    """R2 of the cells in a tile from the frozen features of each encoder; random: where a run with --weights random starts.
+    Ridge regression, patients whole, the penalty chosen inside the training patients."""
     cohort, device = Path(o.cohort), tiling.pick_device(o.device)
     encoders = {name: load_encoder(name, device) for name in o.encoder if name != "random"}
     kinds = {(saved["tile_px"], saved["tile_um"]) for _, saved in encoders.values()}
@@ -836,7 +850,7 @@ def probe(o):
     print(f"{'encoder':{width}s}  {'mean':>8s}" + "".join(f"  {c[:12]:>12s}" for c in classes), flush=True)
     results = []
     for name in o.encoder:
-        net = encoders[name][0] if name in encoders else tiling.load_weights(STAGES, "random", o.seed)
+        net = encoders[name][0] if name in encoders else untrained(data, o, device)
         net = tiling.prepare_encoder(net, device, "float32")
         tick = tiling.progress(f"features of {Path(name).parent.name or name}", len(y), "tiles")
 
@@ -919,7 +933,8 @@ def main(argv=None):
       f"{BANK_PERCENT:g}, the authors'; the paper says a percentage); 0: random unit vectors")
     a("--bank-size", type=int, help=f"negatives of a random bank, and at most (default {BANK_SIZE:,}, AdCo's; HistCode's "
       "code 318,193)")
-    a("--bank-lr", type=float, help=f"lambda of eq. 4 (default {BANK_RATE}, HistCode's code; AdCo's code 3)")
+    a("--bank-lr", type=float, help=f"lambda of eq. 4 (default {BANK_RATE}, HistCode's code; AdCo's code 3); the fewer "
+      "the negatives, the larger each one's gradient, and a bank that catches up with the queries makes them collapse")
     a("--bank-momentum", type=float, help=f"default {MOMENTUM}, the authors'; 0 is eq. 4 as printed")
     a("--bank-decay", type=float, help=f"weight decay of the bank (default {WEIGHT_DECAY:g}, the authors'; 0 is eq. 4 as "
       "printed); it only rules the negatives' length, hence how fast they turn")
@@ -928,7 +943,8 @@ def main(argv=None):
     a("--in-batch", action=flag, help="the other tiles' keys are negatives too [AdCo code]; eq. 1 has the bank alone")
     a("--symmetric", action=flag, help="mean of the losses of both views as query [AdCo code, off by default there too]")
     a("--momentum-encoder", type=float, metavar="M", help="keys from a slow copy of the encoder (default "
-      f"{MOMENTUM_ENCODER}, the authors' code; .99 for a hundred steps); 0: one encoder for both views, which collapses unless --lr is low")
+      f"{MOMENTUM_ENCODER}, the authors' code; .99 for some hundred steps); 0: one encoder for both views, which collapsed in "
+      "every trial from random weights")
 
     p, a = verb(probe, "how well frozen features tell the cells in a tile")
     a("encoder", nargs="+", help="encoder.pt files of pretrain, or the word random")
