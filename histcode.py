@@ -943,8 +943,8 @@ def main(argv=None):
     a("--in-batch", action=flag, help="the other tiles' keys are negatives too [AdCo code]; eq. 1 has the bank alone")
     a("--symmetric", action=flag, help="mean of the losses of both views as query [AdCo code, off by default there too]")
     a("--momentum-encoder", type=float, metavar="M", help="keys from a slow copy of the encoder (default "
-      f"{MOMENTUM_ENCODER}, the authors' code; .99 for some hundred steps); 0: one encoder for both views, which collapsed in "
-      "every trial from random weights")
+      f"{MOMENTUM_ENCODER}, the authors' code; .99 for some hundred steps); 0: one encoder for both views, which "
+      "collapsed in every trial from random weights")
 
     p, a = verb(probe, "how well frozen features tell the cells in a tile")
     a("encoder", nargs="+", help="encoder.pt files of pretrain, or the word random")
