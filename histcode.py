@@ -120,7 +120,7 @@ def make_view(tiles, view, px):
 
     Cutting, resizing, mirroring and blurring are products with one small matrix per axis and tile, so that each tile has
     its own box to a fraction of a pixel, and shrinking averages (antialiased), as Pillow's bilinear resize does. A
-    grid_sample would be sparse but alias as soon as a crop shrinks. 1 to 2 % of the encoder's work. [ours]
+    grid_sample would be sparse but alias as soon as a crop shrinks. Both views: a tenth of a step on a CPU. [ours]
     """
     view = {k: v.to(tiles.device, non_blocking=True) for k, v in view.items()}
     x = tiles.float() / (1 if tiles.is_floating_point() else 255)
