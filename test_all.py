@@ -43,6 +43,7 @@ from scipy import ndimage
 from scipy.spatial import Delaunay
 
 import he2rna
+import histcode
 import stats
 import tiling
 
@@ -3178,6 +3179,440 @@ def test_real_breast_cohort_from_features_made_elsewhere(tmp_path):
 
 
 # =====================================================================================================================
+# histcode.py: contrastive pretraining (AdCo, SimCLR)
+# Authorities: autograd, brute force, Pillow, colorsys, SciPy, torch's SGD, one process for two, direct normal equations.
+# =====================================================================================================================
+def seeded(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+def pictures(n, px, seed=0):
+    """Smooth random colours, (n, 3, px, px) float in 0..1."""
+    x = ndimage.gaussian_filter(np.random.default_rng(seed).random((n, 3, px, px)), (0, 0, 2, 2))
+    return torch.from_numpy(((x - x.min()) / np.ptp(x)).astype(np.float32))
+
+
+def test_views_have_their_shape_and_range_and_follow_the_seed():
+    tiles = (pictures(6, 40) * 255).to(torch.uint8)
+    for px in (24, 40, 64):
+        a = histcode.make_view(tiles, histcode.draw_view(6, seeded(1)), px)
+        assert a.shape == (6, 3, px, px) and a.dtype == torch.float32 and 0 <= a.min() and a.max() <= 1
+        assert torch.equal(a, histcode.make_view(tiles, histcode.draw_view(6, seeded(1)), px))
+        assert (a - histcode.make_view(tiles, histcode.draw_view(6, seeded(2)), px)).abs().mean() > .02
+    one = histcode.make_view(tiles[:1].repeat(40, 1, 1, 1), histcode.draw_view(40, seeded()), 24)
+    assert torch.cdist(one.flatten(1), one.flatten(1)).fill_diagonal_(9).min() > .1       # each of one tile's views is another
+
+
+def test_the_plain_view_is_the_tile_and_floats_are_as_bytes():
+    tiles = (pictures(3, 32) * 255).to(torch.uint8)
+    got = histcode.make_view(tiles, histcode.plain_view(3), 32)
+    assert torch.allclose(got, tiles / 255, atol=1e-6)
+    view = histcode.draw_view(3, seeded())
+    assert torch.allclose(histcode.make_view(tiles, view, 20), histcode.make_view(tiles / 255, view, 20), atol=1e-6)
+
+
+def test_a_view_depends_on_its_own_draws_alone():
+    tiles, view = pictures(5, 32), histcode.draw_view(5, seeded(3))
+    together = histcode.make_view(tiles, view, 24)
+    for i in (0, 3):
+        alone = histcode.make_view(tiles[i:i + 1], {k: v[i:i + 1] for k, v in view.items()}, 24)
+        assert torch.allclose(alone[0], together[i], atol=1e-6)
+
+
+@pytest.mark.parametrize("px", [16, 33, 48, 90])
+def test_crops_equal_pillows_resize(px):
+    tiles, boxes = (pictures(4, 64) * 255).to(torch.uint8), torch.tensor([[0, 0, 1, 1], [.1, .25, .6, .5], [.3, .02, .7, .93], [.5, .5, .45, .5]])
+    got = histcode.make_view(tiles, dict(histcode.plain_view(4), box=boxes), px)
+    for tile, (left, top, w, h), g in zip(tiles, boxes * 64, got):
+        box = [float(v) for v in (left, top, left + w, top + h)]
+        for c in range(3):
+            want = Image.fromarray(tile[c].float().numpy(), "F").resize((px, px), Image.Resampling.BILINEAR, box)
+            assert np.abs(np.asarray(want) - g[c].numpy() * 255).max() < .01
+
+
+def test_turns_are_the_eight_symmetries():
+    tile = torch.arange(48.).reshape(1, 3, 4, 4) / 48
+    views = [histcode.make_view(tile, dict(histcode.plain_view(1), turns=torch.tensor([bits])), 4)[0]
+             for bits in itertools.product([False, True], repeat=3)]
+    want = [torch.rot90(t, k, (1, 2)) for t in (tile[0], tile[0].flip(2)) for k in range(4)]
+    assert sorted(int(np.argmin([(v - w).abs().max() for w in want])) for v in views) == list(range(8))
+    assert all(min((v - w).abs().max() for w in want) < 1e-6 for v in views)
+
+
+def test_colour_jitter_equals_colorsys():
+    x, rng = pictures(3, 5), np.random.default_rng(0)
+    x[0, :, 0, 0], x[0, :, 0, 1], x[0, :, 1, 0] = 0, 1, .5                      # black, white, grey
+    column = lambda v: torch.tensor(v, dtype=torch.float32).reshape(-1, 1, 1, 1)
+    for _ in range(5):
+        b, c, s = (column(rng.uniform(.5, 1.5, 3)) for _ in range(3))
+        hue = column(rng.uniform(-.5, .5, 3))
+        got = histcode.jitter(x, b, c, s, hue)
+        for n in range(3):
+            pixels = (x[n] * b[n]).clamp(0, 1).permute(1, 2, 0).double().numpy()
+            grey = pixels @ histcode.GREY
+            pixels = (c[n].item() * pixels + (1 - c[n].item()) * grey.mean()).clip(0, 1)
+            grey = pixels @ histcode.GREY
+            pixels = (s[n].item() * pixels + (1 - s[n].item()) * grey[..., None]).clip(0, 1)
+            for i, j in itertools.product(range(5), range(5)):
+                h, l, v = colorsys.rgb_to_hsv(*pixels[i, j])
+                want = colorsys.hsv_to_rgb((h + hue[n].item()) % 1, l, v)
+                assert np.abs(got[n, :, i, j].numpy() - want).max() < 2e-5
+
+
+def test_saturation_of_a_turned_hue_stays():
+    x = pictures(2, 8)
+    got = histcode.shift_hue(x, torch.tensor([.3, -.1]).view(2, 1, 1))
+    assert torch.allclose(got.amax(1), x.amax(1), atol=1e-6) and torch.allclose(got.amin(1), x.amin(1), atol=1e-6)
+    assert torch.allclose(histcode.shift_hue(x, torch.ones(2, 1, 1)), x, atol=1e-5)          # a full turn
+
+
+def test_blur_equals_scipy_away_from_the_rim():
+    x = torch.rand(3, 3, 40, 40, generator=seeded())
+    sigma = torch.tensor([0, 1.1, 2.0])
+    weights = histcode.blur_weights(sigma, 40)[:, None]
+    got = weights @ x @ weights.mT
+    assert torch.allclose(got[0], x[0], atol=1e-6) and torch.allclose(weights.sum(3), torch.ones(3, 1, 40))
+    for i in (1, 2):
+        want = ndimage.gaussian_filter(x[i].numpy(), (0, float(sigma[i]), float(sigma[i])), truncate=8)
+        assert np.abs(want - got[i].numpy())[:, 12:-12, 12:-12].max() < 1e-5
+
+
+def test_draws_have_their_ranges_and_chances():
+    v = histcode.draw_view(20000, seeded())
+    left, top, w, h = v["box"].T
+    assert (v["box"] >= 0).all() and (left + w).max() < 1 + 1e-6 and (top + h).max() < 1 + 1e-6
+    assert (w * h).min() > .2 - 1e-6 and (w / h).min() > .75 - 1e-5 and (w / h).max() < 4 / 3 + 1e-5 and (w * h).mean() > .5
+    changed = (v["colour"] != torch.tensor([1, 1, 1, 0.])).any(1)
+    for got, chance in ((changed, .8), (v["gray"], .2), (v["sigma"] > 0, .5), *((t, .5) for t in v["turns"].T)):
+        assert abs(got.float().mean() - chance) < .015
+    assert ((v["colour"] - torch.tensor([1, 1, 1, 0.])).abs().amax(0) - torch.tensor(histcode.JITTER)).abs().max() < .001
+    assert .1 <= v["sigma"][v["sigma"] > 0].min() and 1.99 < v["sigma"].max() <= 2
+
+
+def unit(n, d, seed, dtype=torch.float64):
+    return F.normalize(torch.randn(n, d, generator=seeded(seed), dtype=dtype), dim=1)
+
+
+def test_info_nce_equals_its_sum_and_does_not_overflow():
+    q, k, w = unit(7, 5, 0), unit(7, 5, 1), 3 * torch.randn(11, 5, generator=seeded(2), dtype=torch.float64)
+    for tau, in_batch in itertools.product((.12, 1.0), (False, True)):
+        loss = 0.0
+        for i in range(7):
+            others = [math.exp(float(q[i] @ v / v.norm()) / tau) for v in w]
+            others += [math.exp(float(q[i] @ k[j]) / tau) for j in range(7) if j != i and in_batch]
+            positive = math.exp(float(q[i] @ k[i]) / tau)
+            loss -= math.log(positive / (positive + sum(others))) / 7
+        assert histcode.info_nce(q, k, w, tau, in_batch).item() == pytest.approx(loss, rel=1e-12)
+    hard = histcode.info_nce(q.float(), -q.float(), q.float() * 1e3, 1e-4)
+    assert torch.isfinite(hard) and hard.item() == pytest.approx(2e4, rel=1e-3)
+
+
+@pytest.mark.parametrize("in_batch", [False, True])
+@pytest.mark.parametrize("tau", [.02, .12, 1.0])
+def test_bank_gradient_equals_autograd_and_is_orthogonal(monkeypatch, tau, in_batch):
+    monkeypatch.setattr(histcode, "BANK_BLOCK", 64)                            # several blocks, the last one short
+    q, k = unit(12, 16, 0), unit(12, 16, 1)
+    w = torch.randn(333, 16, generator=seeded(2), dtype=torch.float64) * torch.logspace(-2, 2, 333, dtype=torch.float64)[:, None]
+    wanted, = torch.autograd.grad(histcode.info_nce(q, k, w.requires_grad_(), tau, in_batch), w)
+    got = histcode.bank_gradient(q, k, w.detach(), tau, in_batch)
+    assert ((got - wanted).norm(dim=1) <= 1e-10 * wanted.norm(dim=1) + 1e-16).all()
+    assert ((got * w).sum(1).abs() <= 1e-10 * got.norm(dim=1) * w.norm(dim=1)).all() and got.norm(dim=1).min() > 0
+    short = histcode.bank_gradient(q.float(), k.float(), w.detach().float(), tau, in_batch)
+    assert relative(short, wanted) < 1e-4
+
+
+def test_bank_step_climbs_and_equals_torchs_sgd():
+    q, k, w = unit(12, 8, 0), unit(12, 8, 1), torch.randn(40, 8, generator=seeded(2), dtype=torch.float64)
+    ours, velocity, theirs = w.clone(), torch.zeros_like(w), w.clone().requires_grad_()
+    sgd = torch.optim.SGD([theirs], .3, momentum=.9, weight_decay=1e-2, maximize=True)
+    for _ in range(5):
+        histcode.bank_step(ours, velocity, histcode.bank_gradient(q, k, ours, .12), .3, .9, 1e-2)
+        sgd.zero_grad()
+        histcode.info_nce(q, k, theirs, .12).backward()
+        sgd.step()
+    # torch subtracts the decay from the reversed gradient with the sign that shrinks, as ours does
+    assert torch.allclose(ours, theirs.detach(), rtol=1e-10)
+    losses, bank, velocity = [], w.clone(), torch.zeros_like(w)
+    for _ in range(30):
+        losses.append(histcode.info_nce(q, k, bank, .12).item())
+        histcode.bank_step(bank, velocity, histcode.bank_gradient(q, k, bank, .12), .1)
+    assert (np.diff(losses) > 0).all() and losses[-1] > losses[0] + .1
+
+
+def test_nt_xent_equals_its_sum():
+    z1, z2, tau, loss = unit(6, 4, 0), unit(6, 4, 1), .3, 0.0
+    z = torch.cat([z1, z2])
+    for i in range(12):
+        e = [math.exp(float(z[i] @ z[j]) / tau) if i != j else 0 for j in range(12)]
+        loss -= math.log(e[(i + 6) % 12] / sum(e)) / 12
+    assert histcode.nt_xent(z1, z2, tau).item() == pytest.approx(loss, rel=1e-12)
+    assert torch.isfinite(histcode.nt_xent(z1.float(), -z1.float(), 1e-4))
+
+
+def test_spread_tells_a_collapse():
+    z = unit(500, 32, 0)
+    assert histcode.spread(z) == pytest.approx(float(z.var(0, unbiased=False).mean().sqrt() * 32 ** .5), rel=1e-9)
+    assert histcode.spread(z) > .95 and histcode.spread(z[:1].repeat(9, 1)) < 1e-6 < histcode.COLLAPSED
+
+
+def test_mixing_shuffles_within_its_pool():
+    for n, pool in ((1, 5), (50, 1), (200, 30), (200, 500)):
+        order = histcode.mix(n, pool, np.random.default_rng(0))
+        assert sorted(order) == list(range(n)) and (order <= np.arange(n) + pool - 1).all()      # only what has been read
+        assert n < 2 or (order == np.arange(n)).all() == (pool == 1)
+        assert pool < 30 or np.ptp([np.flatnonzero(order == i)[0] for i in range(10)]) > 15
+
+
+def test_an_epochs_tiles_are_drawn_from_every_slide_by_seed_and_epoch():
+    counts = np.array([5, 40, 0, 12])
+    a = histcode.choose_tiles(counts, np.full(4, 10), 0, 1)
+    assert len(set(map(tuple, a))) == len(a) and np.bincount(a[:, 0], minlength=4).tolist() == [5, 10, 0, 10]
+    assert (a[:, 1] < counts[a[:, 0]]).all() and (np.diff(np.flatnonzero(np.diff(a[:, 0]))) > 1).all()
+    assert (a == histcode.choose_tiles(counts, np.full(4, 10), 0, 1)).all()
+    assert len({histcode.choose_tiles(counts, np.full(4, 10), *key).tobytes() for key in ((0, 1), (0, 2), (1, 1))}) == 3
+
+
+@pytest.fixture(scope="module")
+def unlabelled(drawn, tmp_path_factory):
+    """The simulated cohort, its slides and points only."""
+    folder = tmp_path_factory.mktemp("pretrain") / "c"
+    for part in ("slides", "points"):
+        shutil.copytree(drawn / part, folder / part)
+    shutil.copy(drawn / "samples.csv", folder)
+    torch.manual_seed(0)
+    net = tiling.ResNet50(3)
+    for m in net.modules():
+        if isinstance(m, tiling.Bottleneck):
+            torch.nn.init.constant_(m.bn3.weight, .2)                          # damped as --weights random is, without its seconds
+    torch.save(net.state_dict(), folder / "start.pth")
+    return folder
+
+
+TINY = "--tile-px 36 --view-px 32 --batch 8 --tiles-per-slide 2 --device cpu --precision float32".split()
+
+
+def pretrain(cohort, *argv):
+    return histcode.main(["pretrain", str(cohort), "--weights", str(cohort / "start.pth"), *TINY, *argv])
+
+
+def data_of(cohort, px=36):
+    o = argparse.Namespace(tile_um=None, min_tissue=None, max_tiles=None, mpp=None, seed=0, workers=2, tile_px=px)
+    return histcode.find_data(cohort, histcode.slides_of(cohort), o)[0]
+
+
+def test_batches_do_not_depend_on_workers_and_processes_share_them(unlabelled):
+    data = data_of(unlabelled)
+    counts = np.array([len(c) for c in data["coords"]])
+    chosen = histcode.choose_tiles(counts, np.full(len(counts), 3), 0, 1)
+    order = histcode.mix(len(chosen), 7, np.random.default_rng(0))
+    read = lambda *a: list(histcode.read_batches(data, chosen, order, 6, *a))
+    whole = read(0, 1, 1)
+    assert len(whole) == len(chosen) // 6 > 2 and whole[0].shape == (6, 36, 36, 3)
+    assert all((a == b).all() for a, b in zip(whole, read(0, 1, 5)))
+    assert all((np.concatenate(parts) == w).all() for w, *parts in zip(whole, read(0, 2, 2), read(1, 2, 2)))
+    s, t = chosen[order[0]]
+    want = tiling.read_tiles(tiling.open_slide(data["paths"][s]), data["coords"][s][[t]], data["tiles"][s], 36)[0]
+    assert (whole[0][0] == want).all()
+
+
+def saved(path):
+    return torch.load(path, weights_only=True)
+
+
+def test_interrupted_pretraining_ends_as_one_that_was_not(unlabelled, monkeypatch, capsys):
+    argv = ("--epochs", "3", "--momentum-encoder", ".9", "--symmetric", "--cosine")
+    assert pretrain(unlabelled, *argv, "--name", "whole") == 0
+    real_save, epochs = histcode.save_encoder, []
+
+    def stop(path, model, o, epoch):
+        real_save(path, model, o, epoch)
+        epochs.append(epoch)
+        if len(epochs) == 2:
+            raise KeyboardInterrupt
+    monkeypatch.setattr(histcode, "save_encoder", stop)
+    with pytest.raises(KeyboardInterrupt):
+        pretrain(unlabelled, *argv, "--name", "cut")
+    run = unlabelled / "runs" / "cut"
+    with open(run / "log.jsonl", "a") as f:
+        f.write('{"epoch": 3, "half')                                          # what a power cut leaves
+    assert pretrain(unlabelled, *argv, "--name", "cut", "--workers", "3") == 0 and epochs == [1, 2, 3]
+    a, b = saved(run / "encoder.pt"), saved(unlabelled / "runs" / "whole" / "encoder.pt")
+    assert all(torch.equal(a[part][k], b[part][k]) for part in ("encoder", "projection") for k in b[part])
+    logs = [[json.loads(line) for line in (unlabelled / "runs" / n / "log.jsonl").read_text().splitlines()] for n in ("cut", "whole")]
+    assert [e["epoch"] for e in logs[0]] == [1, 2, 3] and [e["loss"] for e in logs[0]] == [e["loss"] for e in logs[1]]
+    assert logs[0][2]["lr"] < logs[0][0]["lr"] == .03 and a["settings"] == b["settings"]
+    capsys.readouterr()
+    assert pretrain(unlabelled, *argv, "--name", "cut") == 0 and "was ready" in capsys.readouterr().out
+
+
+def test_two_processes_equal_one(unlabelled, tmp_path):
+    """Whole: gathered embeddings, BatchNorm over both, summed gradients, averaged bank gradient, in-batch keys. Two
+    steps: more grow the rounding, up to .02 of a step in biases, where one part missing would be all of it."""
+    argv = ["--epochs", "1", "--in-batch", "--symmetric", "--lr", "3e-4", "--workers", "1"]
+    assert pretrain(unlabelled, *argv, "--name", "one") == 0
+    done = subprocess.run([sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port",
+                           str(20000 + os.getpid() % 20000), histcode.__file__, "pretrain", str(unlabelled), "--weights",
+                           str(unlabelled / "start.pth"), *TINY, *argv, "--name", "two"],
+                          capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("epoch   1/1") == 1                               # one of them prints
+    one, two = (saved(unlabelled / "runs" / n / "state.pt") for n in ("one", "two"))
+    start = histcode.Embedder(tiling.load_weights(3, str(unlabelled / "start.pth"), 0)).state_dict()
+    for name, w in one["model"].items():
+        moved, off = ((w - other).double().norm() for other in (start[name], two["model"][name]))
+        assert moved > 0 and off < .1 * moved + 1e-7 * w.double().norm(), name      # the same way, not only near
+    assert relative(two["bank"], one["bank"]) < 1e-4 and relative(two["velocity"], one["velocity"]) < 1e-3
+
+
+def test_the_encoder_file_is_what_tiling_takes(unlabelled):
+    assert pretrain(unlabelled, "--epochs", "1", "--method", "simclr", "--seed", "1") == 0
+    e = saved(unlabelled / "runs" / "simclr" / "encoder.pt")
+    net = tiling.ResNet50(3)
+    net.load_state_dict(e["encoder"])                                          # strict: torchvision's names, nothing else
+    assert set(e) == {"version", "source", "method", "encoder", "stages", "n_features", "projection", "mean", "std", "tile_px",
+                      "tile_um", "colour", "settings"}
+    assert (e["version"], e["method"], e["stages"], e["n_features"], e["tile_px"], e["tile_um"]) == (1, "simclr", 3, 1024, 36, 128.0)
+    assert [tuple(v.shape) for v in e["projection"].values()] == [(1024, 1024), (1024,), (128, 1024), (128,)] and "HistCode" in e["source"]
+    assert tuple(e["mean"]) == tiling.IMAGENET_MEAN and e["settings"]["seed"] == 1 and e["settings"]["epochs_done"] == 1
+    assert not (unlabelled / "runs" / "simclr" / "config.json").read_text().count("bank")
+
+
+def test_the_bank_starts_from_each_slides_tiles_or_at_random(unlabelled):
+    data = data_of(unlabelled)
+    counts = np.array([len(c) for c in data["coords"]])
+    o = argparse.Namespace(bank_percent=30.0, bank_size=10 ** 6, seed=0, batch=8, pool=1000, view_px=32, precision="float32", workers=1)
+    model = histcode.Embedder(random_resnet(3))
+    full = int(np.ceil(.3 * counts).sum())
+    bank = histcode.first_bank(model, data, counts, o, torch.device("cpu"), 0, 1)
+    assert bank.shape == (full // 8 * 8, 128) and torch.allclose(bank.norm(dim=1), torch.ones(len(bank)), atol=1e-5)
+    o.bank_size = 9
+    assert len(histcode.first_bank(model, data, counts, o, torch.device("cpu"), 0, 1)) == 8
+    o.bank_percent, o.bank_size = 0, 50
+    bank = histcode.first_bank(model, data, counts, o, torch.device("cpu"), 0, 1)
+    assert bank.shape == (50, 128) and torch.allclose(bank.norm(dim=1), torch.ones(50)) and histcode.spread(bank) > .9
+
+
+@pytest.mark.parametrize("argv, words", [
+    (["--batch", "9999"], "don't fill a batch of 9999"), (["--lr", "-1"], "--lr -1"), (["--lr", "nan"], "--lr nan"), (["--name", "a/b"], "not a path"),
+    (["--view-px", "8"], "--view-px 8: must lie between 32"), (["--method", "simclr", "--bank-lr", "3"], "--bank-lr: not with --method simclr"),
+    (["--weights", "nowhere.pth"], "--weights nowhere.pth"), (["--bank-percent", "101"], "--bank-percent 101")])
+def test_pretrain_says_one_line(unlabelled, argv, words):
+    with pytest.raises(tiling.InputError, match=words):
+        pretrain(unlabelled, "--epochs", "1", "--name", "wrong", *argv)
+    assert not (unlabelled / "runs" / "wrong").exists()
+
+
+def test_a_run_of_other_settings_is_refused(unlabelled):
+    assert pretrain(unlabelled, "--epochs", "1", "--name", "kept") == 0
+    before = (unlabelled / "runs" / "kept" / "encoder.pt").read_bytes()
+    with pytest.raises(tiling.InputError, match="other settings .*lr 0.03 -> 0.02.*another --name"):
+        pretrain(unlabelled, "--epochs", "1", "--name", "kept", "--lr", ".02")
+    assert (unlabelled / "runs" / "kept" / "encoder.pt").read_bytes() == before
+
+
+def test_follow_code_sets_the_authors_values_but_not_what_is_asked_for(monkeypatch):
+    seen = {}
+    def pretrain(o):
+        histcode.settle_options(o, 1)
+        seen.update(vars(o))
+    monkeypatch.setattr(histcode, "pretrain", pretrain)
+    settled = lambda *argv: histcode.main(["pretrain", "x", *argv]) or dict(seen)
+    p = settled()
+    assert (p["lr"], p["in_batch"], p["momentum_encoder"], p["bank_tau"], p["cosine"], p["symmetric"]) == (.03, False, .999, p["tau"], False, False)
+    c = settled("--follow", "code", "--lr", ".1", "--no-in-batch")
+    assert (c["lr"], c["in_batch"], c["momentum_encoder"], c["bank_tau"], c["cosine"], c["tau"], c["bank_lr"]) == (.1, False, .999, .02, True, .12, .3)
+
+
+def test_show_views_draws_and_stops(unlabelled, capsys):
+    assert pretrain(unlabelled, "--show-views", "--name", "seen") == 0
+    assert [p.name for p in (unlabelled / "runs" / "seen").iterdir()] == ["views.png"]
+    assert Image.open(unlabelled / "runs" / "seen" / "views.png").size[1] > 1000
+
+
+def test_a_collapse_is_said(unlabelled, monkeypatch, capsys):
+    monkeypatch.setattr(histcode, "COLLAPSED", .999)
+    assert pretrain(unlabelled, "--epochs", "1", "--name", "fallen") == 0
+    assert "COLLAPSE" in capsys.readouterr().out and json.loads((unlabelled / "runs" / "fallen" / "log.jsonl").read_text())["collapsed"]
+
+
+def test_a_slide_that_breaks_off_is_named(unlabelled, tmp_path):
+    shutil.copytree(unlabelled, tmp_path / "c", ignore=shutil.ignore_patterns("runs"))
+    data_of(tmp_path / "c")
+    path = sorted((tmp_path / "c" / "slides").iterdir())[0]
+    whole = path.read_bytes()
+    data = data_of(tmp_path / "c")
+    path.write_bytes(whole[:len(whole) // 2])
+    chosen = np.stack([np.zeros(len(data["coords"][0]), int), np.arange(len(data["coords"][0]))], 1)
+    with pytest.raises(tiling.InputError, match=f"{path.stem}.*(take it out|not a readable)"):
+        list(histcode.read_batches(data, chosen, np.arange(len(chosen)), len(chosen)))
+
+
+def test_ridge_equals_the_normal_equations():
+    rng = np.random.default_rng(0)
+    x, y, new = rng.normal(2, 3, (50, 8)), rng.normal(size=(50, 2)), rng.normal(2, 3, (5, 8))
+    x[:, 3] = new[:, 3] = 7                                                    # a constant feature
+    z = np.delete((x - x.mean(0)) / np.maximum(x.std(0), 1e-9), 3, 1)
+    zn = np.delete((new - x.mean(0)) / np.maximum(x.std(0), 1e-9), 3, 1)
+    got = histcode.ridge(x, y, (.5, 40.0))(new)
+    for g, penalty in zip(got, (.5, 40.0)):
+        w = np.linalg.solve(z.T @ z + penalty * np.eye(7), z.T @ (y - y.mean(0)))
+        assert np.allclose(g, zn @ w + y.mean(0))
+
+
+def test_the_probe_finds_what_is_linear_and_nothing_else():
+    rng = np.random.default_rng(0)
+    patients = np.repeat([f"P{i}" for i in range(20)], 30)
+    x = rng.normal(size=(600, 12)) + rng.normal(size=(20, 12)).repeat(30, 0) * 2
+    signal = x @ rng.normal(size=12)
+    y = np.stack([signal, signal + signal.std() * rng.normal(size=600), rng.normal(size=600), rng.normal(size=20).repeat(30)], 1)
+    r2 = histcode.linear_probe(x, y, patients)
+    assert r2[0] > .999 and .4 < r2[1] < .55 and r2[2] < .03 and r2[3] < .15   # a patient's own offset can't be learned from others
+    who = (patients[:, None] == np.unique(patients)).astype(float) + .01 * rng.normal(size=(600, 20))
+    assert histcode.linear_probe(who, y[:, 3:], patients)[0] < .2 < stats.pearson(*[v[:, None] for v in (
+        histcode.ridge(who, y[:, 3:], (1.0,))(who)[0, :, 0], y[:, 3])])[0] ** 2
+    order = rng.permutation(600)
+    assert np.allclose(histcode.linear_probe(x[order], y[order], patients[order]), r2, atol=1e-6)
+
+
+def test_cell_content_of_points_and_spots(tmp_path):
+    coords, tile = np.array([[0, 0], [10, 0], [20, 0]]), 10.0
+    (tmp_path / "points").mkdir(), (tmp_path / "spots").mkdir()
+    (tmp_path / "points" / "a.csv").write_text("x,y,cell\n1,1,T\n2,3,T\n12,5,B\n99,99,T\n")
+    with gzip.open(tmp_path / "spots" / "b.csv.gz", "wt") as f:
+        f.write("x,y,fraction:T,fraction:B,CD3D\n5,5,.2,.8,9\n6,6,.4,.6,9\n25,5,1,0,9\n99,9,.5,.5,1\n")
+    a, b = (histcode.cell_content(tmp_path, n, coords, tile) for n in "ab")
+    assert {k: v.tolist() for k, v in a.items()} == {"T": [2, 0, 0], "B": [0, 1, 0]}
+    assert np.allclose(b["T"], [.3, np.nan, 1], equal_nan=True) and np.allclose(b["B"], [.7, np.nan, 0], equal_nan=True) and len(b) == 2
+    assert histcode.cell_content(tmp_path, "c", coords, tile) is None
+    (tmp_path / "points" / "c.csv").write_text("a,b\n1,2\n")
+    with pytest.raises(tiling.InputError, match="c.csv: not a table with columns x and y"):
+        histcode.cell_content(tmp_path, "c", coords, tile)
+
+
+def test_probe_prints_a_row_for_each_encoder(unlabelled, tmp_path, monkeypatch, capsys):
+    assert pretrain(unlabelled, "--epochs", "1", "--name", "probed") == 0
+    path = unlabelled / "runs" / "probed" / "encoder.pt"
+    capsys.readouterr()
+    probe = lambda *argv: histcode.main(["probe", str(unlabelled), *argv, "--device", "cpu"])
+    def quick(net, seed):                                                      # calibrate takes seconds
+        for m in net.modules():
+            if isinstance(m, torch.nn.BatchNorm2d):
+                m.momentum = None
+        return net.eval()
+    monkeypatch.setattr(tiling, "calibrate", quick)
+    assert probe("random", str(path), "--csv", str(tmp_path / "t.csv")) == 0
+    out = capsys.readouterr().out
+    assert "36 px" in out and [r["encoder"] for r in read_csv(tmp_path / "t.csv")] == ["random", str(path)]
+    assert {"lymphocyte", "stroma", "tumour"} < set(read_csv(tmp_path / "t.csv")[0])
+    with pytest.raises(tiling.InputError, match="nowhere.pt: no such file"):
+        probe("nowhere.pt")
+    with pytest.raises(tiling.InputError, match="not a whole file"):
+        probe(str(unlabelled / "samples.csv"))
+    with pytest.raises(tiling.InputError, match="not an encoder file"):
+        probe(str(unlabelled / "runs" / "probed" / "state.pt"))
+
+
+# =====================================================================================================================
 # README
 # =====================================================================================================================
 # ----- Hospital A, hospital B
@@ -3445,7 +3880,7 @@ def test_readme_names_symbols_and_tests_that_exist():
     assert len(rows) >= 12
     for _, symbols, tests in rows:
         for module, name in re.findall(r"`(\w+)\.(\w+)`", symbols):
-            assert hasattr(dict(tiling=tiling, stats=stats, he2rna=he2rna)[module], name), name
+            assert hasattr(dict(tiling=tiling, stats=stats, he2rna=he2rna, histcode=histcode)[module], name), name
         assert all(callable(globals().get(name)) for name in re.findall(r"`(\w+)`", tests)) and "`" in symbols and "`" in tests
 
 
@@ -3689,6 +4124,52 @@ def bench_kmeans():
     a, b, ratio = pairs(lambda: tiling.kmeans(points, 100, next(seeds[0])), lambda: other(next(seeds[1])), repeats=30)
     ours, theirs = (np.mean([inertia(points, c) for c in cs]) for cs in ([tiling.kmeans(points, 100, s)[0] for s in range(9)], [other(s) for s in range(9)]))
     print(f"kmeans 8,000 points, k = 100: {a * 1e3:.0f} ms, {name} {b * 1e3:.0f} ms: {ratio:.2f} times; inertia {ours / theirs:.4f} of its")
+
+
+def bench_adco():
+    """A step of pretraining at batch 64 (views of 224 px from tiles of 256, 65,536 negatives); the bank's gradient against autograd."""
+    device, batch, K = tiling.pick_device(), 64, histcode.BANK_SIZE
+    synchronize = torch.cuda.synchronize if device.type == "cuda" else lambda: None
+    o = argparse.Namespace(precision=tiling.pick_precision("auto", device), tau=.12, bank_tau=.12, bank_lr=.3, bank_momentum=.9, bank_decay=1e-4,
+                           in_batch=False, symmetric=False, momentum_encoder=histcode.MOMENTUM_ENCODER)
+    torch.manual_seed(0)
+    bank, (q, k) = torch.randn(K, 128, device=device), (F.normalize(torch.randn(batch, 128, device=device), dim=1) for _ in range(2))
+
+    def closed():
+        g = histcode.bank_gradient(q, k, bank, .12)
+        synchronize()
+        return g
+
+    def autograd():
+        w = bank.detach().requires_grad_()
+        g, = torch.autograd.grad(histcode.info_nce(q, k, w, .12), w)
+        synchronize()
+        return g
+    (ours, a), (theirs, b) = peak(closed), peak(autograd)
+    fast, slow, ratio = pairs(closed, autograd)
+    print(f"bank gradient of {K:,} negatives, batch {batch}, on {device}: {fast * 1e3:.0f} ms, autograd {slow * 1e3:.0f} ms: {ratio:.1f} times; "
+          f"{ours * 1024:.0f} MiB, autograd {theirs * 1024:.0f} MiB; within {relative(a.cpu(), b.cpu()):.0e}", flush=True)
+    tiles = (pictures(batch, 256) * 255).to(torch.uint8).permute(0, 2, 3, 1).contiguous()
+    model = histcode.Embedder(tiling.ResNet50(3)).to(device, memory_format=torch.channels_last).train()
+    keys, velocity = copy.deepcopy(model).requires_grad_(False), torch.zeros_like(bank)
+    optimizer = torch.optim.SGD(model.parameters(), 1e-9, .9)                  # all of its work, and the same step each time
+
+    def draw():
+        views = list(histcode.two_views(tiles.to(device), 224, batch, 0, 1, 0, 1, 0))
+        synchronize()
+        return views
+
+    def step():
+        histcode.train_step(model, keys, optimizer, bank, velocity, draw(), o)
+        synchronize()
+
+    def climb():
+        histcode.bank_step(bank, velocity, histcode.bank_gradient(q, k, bank, .12), 1e-9, .9, 1e-4)
+        synchronize()
+    memory, _ = peak(step)
+    views, bank_part, whole, *_ = pairs(draw, climb, step, repeats=3)
+    print(f"adco step, batch {batch}, views of 224 px, {o.precision} on {device}: {whole:.2f} s ({batch / whole:.1f} tiles/s), {memory:.1f} GiB; "
+          f"views {views / whole:.1%}, bank step {bank_part / whole:.1%} of the time")
 
 
 if __name__ == "__main__":

@@ -1,0 +1,962 @@
+"""HistCode: tile features learned without labels, by contrast against negatives that adapt (AdCo).
+
+Huang et al., "Contrastive learning-based computational histopathology predict differential expression of cancer driver
+genes" (2022), arXiv:2204.11994. Two views of a tile must lie nearer to each other than to a bank of negatives, and the
+negatives are moved to make that as hard as can be: one min-max objective [HistCode eqs. 1-4; AdCo, arXiv:2011.08435].
+The file reads in the order of the paper's Methods; the commands stand at its end.
+
+    python histcode.py pretrain COHORT                      -> COHORT/runs/adco/encoder.pt, log.jsonl, config.json
+    python histcode.py pretrain COHORT --method simclr      the same loop with SimCLR's loss, to compare
+    python histcode.py pretrain COHORT --show-views         only runs/adco/views.png: what the two views look like
+    python histcode.py probe COHORT runs/adco/encoder.pt    does it learn? R2 of the cells in a tile from frozen features
+    python tiling.py features COHORT --encoder runs/adco/encoder.pt      features by the encoder, for what follows
+    torchrun --nproc-per-node 8 histcode.py pretrain COHORT              the same on 8 GPUs; --batch stays the whole batch
+
+COHORT is a folder with slides/ and samples.csv, as for tiling.py. A command that was interrupted goes on where it was.
+
+Glossary: B tiles of a batch, K negatives in the bank, d numbers of an embedding, D features, h embedding before the two
+layers, q and k the unit embeddings of a tile's two views, w a raw negative, tau temperature, S slides, C classes of cells.
+Tags: [HistCode ...] the paper, [HistCode code] and [AdCo code] only the authors' released code, [ours] our choice.
+"""
+
+import argparse
+import copy
+import csv
+import gzip
+import hashlib
+import importlib.metadata
+import io
+import json
+import math
+import os
+import platform
+import time
+from datetime import timedelta
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.nn import functional as F
+
+import stats
+import tiling
+from tiling import InputError, clock, few, save_file, save_json
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Constants
+# ---------------------------------------------------------------------------------------------------------------------
+TILE_UM = 128.0              # edge of a tile, µm                       [HistCode Methods, Image processing]
+TILE_PX = 256                # edge of a tile as it is read             [HistCode Methods, Image processing]
+VIEW_PX = 224                # edge of a view                           [HistCode code]
+CROP_AREA = (0.2, 1.0)       # share of the tile's area in a view       [AdCo code]
+CROP_RATIO = (3 / 4, 4 / 3)  # width : height of a crop                 [AdCo code]
+CROP_DRAWS = 10              # until one lies in the tile, else all of it  [AdCo code]
+JITTER = (0.4, 0.4, 0.4, 0.1)    # brightness, contrast, saturation: 1 ± it; hue: ± it, in turns  [AdCo code]
+JITTER_CHANCE = 0.8          #                                          [AdCo code]
+GRAY_CHANCE = 0.2            #                                          [AdCo code]
+BLUR_CHANCE = 0.5            #                                          [AdCo code]
+BLUR_SIGMA = (0.1, 2.0)      # px of a view of 224; smaller views less, the same tissue [AdCo code; scaling ours]
+TURN_CHANCE = 0.5            # of each of two mirrors and a transposition: tissue has no up; the authors mirror once [ours]
+GREY = (0.299, 0.587, 0.114)     # luminance of R, G, B                 [AdCo code]
+EMBEDDING = 128              # d                                        [HistCode code]
+STAGES = 3                   # "the first four main layers (the output ... is 1024)"  [HistCode Methods]
+MOMENTUM_ENCODER = 0.999     # keys come from a slow copy; eq. 1 does not say from which network. With one network the
+#   shortest way down is to move all embeddings away from the bank at once: collapse within 30 steps [HistCode code]
+TAU = {"adco": 0.12, "simclr": 0.1}      # temperature; the paper is silent [HistCode code; Chen et al. 2020]
+LEARNING_RATE = 0.03         # SGD                                      [HistCode Methods]
+WEIGHT_DECAY = 1e-4          # of the encoder and of the bank           [HistCode Methods; bank: HistCode code]
+MOMENTUM = 0.9               # of the encoder and of the bank           [HistCode Methods; bank: HistCode code]
+BANK_RATE = 0.3              # lambda of eq. 4; 3 in AdCo's own code    [HistCode code]
+BANK_SIZE = 65536            # K of a random bank, and at most          [AdCo code]
+BANK_PERCENT = 20.0          # of each slide's tiles; the paper: "a percentage"     [HistCode code]
+BATCH = 256                  # tiles of a step, over all processes      [AdCo code]
+EPOCHS = 50                  #                                          [HistCode code]
+TILES_PER_SLIDE = 256        # drawn anew each epoch; the paper takes all [ours]
+CODE = dict(lr=0.001, final_lr=0.0006, cosine=True, batch=250, bank_tau=0.02, in_batch=True)
+#                            # --follow code                            [HistCode code]
+BANK_BLOCK = 2048            # negatives whose similarities are held at a time [ours]
+POOL_BYTES = 2 ** 31         # tiles held to be shuffled over slides, over all processes [ours]
+READ_TILES = 64              # of one slide, read in one go             [ours]
+COLLAPSED = 0.05             # spread of the embeddings (1: all over the sphere, 0: all equal) below which it is said [ours]
+RIDGE = tuple(10.0 ** np.arange(0, 7))   # penalties a probe chooses from, per unit variance of a feature [ours]
+PROBE_FOLDS = 5              #                                          [ours]
+VERSION = 1                  # of an encoder file and a run's files; another is refused [ours]
+SOURCE = "HistCode (Huang et al. 2022, arXiv:2204.11994), contrastive pretraining of the tile encoder"
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Two views of a tile: batched torch operations on the device  [AdCo code: the augmentations of MoCo v2]
+# ---------------------------------------------------------------------------------------------------------------------
+def draw_view(n, generator):
+    """What a random view of each of n tiles will be, a dict of tensors with n rows, drawn from a CPU torch.Generator.
+
+    box (n, 4) left, top, width, height as shares of the tile; turns (n, 3) mirror x, mirror y, transpose: the 8 symmetries
+    of the square; colour (n, 4) brightness, contrast, saturation, hue; gray (n,) bool; sigma (n,) of the blur at 224 px.
+    """
+    uniform = lambda low, high, *shape: low + (high - low) * torch.rand(n, *shape, generator=generator)
+    coin = lambda chance, *shape: torch.rand(n, *shape, generator=generator) < chance
+    area, ratio = uniform(*CROP_AREA, CROP_DRAWS), uniform(*np.log(CROP_RATIO), CROP_DRAWS).exp()
+    edges = torch.stack([(area * ratio).sqrt(), (area / ratio).sqrt()], 2)     # (n, draws, 2) width, height
+    fits = (edges <= 1).all(2)                                                 # (n, draws)
+    edges = torch.where(fits.any(1)[:, None], edges[torch.arange(n), fits.float().argmax(1)], 1)    # (n, 2) the first
+    corner = uniform(0, 1, 2) * (1 - edges)
+    still, reach = torch.tensor([1, 1, 1, 0.]), torch.tensor(JITTER)
+    colour = torch.where(coin(JITTER_CHANCE, 1), still + uniform(-1, 1, 4) * reach, still)
+    return dict(box=torch.cat([corner, edges], 1), turns=coin(TURN_CHANCE, 3), colour=colour, gray=coin(GRAY_CHANCE),
+                sigma=torch.where(coin(BLUR_CHANCE), uniform(*BLUR_SIGMA), 0))
+
+
+def plain_view(n):
+    """The view that is the whole tile as it is; same dict as draw_view."""
+    rows, no = lambda *row: torch.tensor(row).repeat(n, 1), torch.zeros(n, dtype=torch.bool)
+    return dict(box=rows(0., 0., 1., 1.), turns=rows(False, False, False), colour=rows(1., 1., 1., 0.), gray=no,
+                sigma=torch.zeros(n))
+
+
+def make_view(tiles, view, px):
+    """Views as drawn: (n, 3, h, w) uint8, or float in 0..1 -> (n, 3, px, px) float32 in 0..1.
+
+    Cutting, resizing, mirroring and blurring are products with one small matrix per axis and tile, so that each tile has
+    its own box to a fraction of a pixel, and shrinking averages (antialiased), as Pillow's bilinear resize does. A
+    grid_sample would be sparse but alias as soon as a crop shrinks. Both views: a tenth of a step on a CPU. [ours]
+    """
+    view = {k: v.to(tiles.device, non_blocking=True) for k, v in view.items()}
+    x = tiles.float() / (1 if tiles.is_floating_point() else 255)
+    mirror_x, mirror_y, transpose = view["turns"].T
+    left, top, width, height = view["box"].T
+    columns = resize_weights(left, width, x.shape[3], px, mirror_x)[:, None]   # (n, 1, px, w)
+    rows = resize_weights(top, height, x.shape[2], px, mirror_y)[:, None]      # (n, 1, px, h)
+    x = rows @ x @ columns.mT                                                  # (n, 3, px, px)
+    x = torch.where(transpose[:, None, None, None], x.mT, x)
+    x = jitter(x, *view["colour"].T[:, :, None, None, None])
+    x = torch.where(view["gray"][:, None, None, None], luminance(x), x)
+    weights = blur_weights(view["sigma"] * px / 224, px)[:, None]                                   # (n, 1, px, px)
+    return (weights @ x @ weights.mT).clamp(0, 1)
+
+
+def resize_weights(start, length, size, px, mirror):
+    """(n, px, size): row i says how much of each of `size` pixels goes into pixel i of the resized crop (triangle filter).
+
+    start, length (n,) of the crop as shares of the edge; mirror (n,) bool.
+    """
+    scale = (length * size / px)[:, None, None]                                # source pixels per pixel
+    i, j = torch.arange(px, device=start.device)[:, None] + .5, torch.arange(size, device=start.device) + .5
+    weights = (1 - (j - (start * size)[:, None, None] - i * scale).abs() / scale.clamp(min=1)).clamp(min=0)
+    weights = weights / weights.sum(2, keepdim=True)
+    return torch.where(mirror[:, None, None], weights.flip(1), weights)
+
+
+def blur_weights(sigma, px):
+    """(n, px, px) Gaussian blur along one axis, sigma (n,) in pixels, 0: none; at the rim of what there is."""
+    i = torch.arange(px, device=sigma.device, dtype=torch.float32)
+    weights = torch.exp(-.5 * ((i[:, None] - i) / sigma.clamp(min=.01)[:, None, None]) ** 2)
+    return weights / weights.sum(2, keepdim=True)
+
+
+def luminance(x):
+    """(n, 3, h, w) -> (n, 1, h, w)"""
+    return sum(share * x[:, c:c + 1] for c, share in enumerate(GREY))
+
+
+def jitter(x, brightness, contrast, saturation, hue):
+    """Colours changed, each factor (n, 1, 1, 1), x (n, 3, h, w) in 0..1.
+
+    In this order always; the authors' code draws an order for each picture, at four times the work. [ours]
+    """
+    x = (brightness * x).clamp(0, 1)
+    x = (contrast * x + (1 - contrast) * luminance(x).mean((2, 3), keepdim=True)).clamp(0, 1)
+    x = (saturation * x + (1 - saturation) * luminance(x)).clamp(0, 1)
+    return torch.where(hue == 0, x, shift_hue(x, hue[:, 0]))
+
+
+def shift_hue(x, shift):
+    """Hue turned by `shift` (n, 1, 1) of a full turn, saturation and value (of HSV) as they were. x (n, 3, h, w)."""
+    (r, g, b), top = x.unbind(1), x.amax(1)
+    chroma = top - x.amin(1)
+    c = chroma.clamp(min=1e-12)                                                # grey has no hue: any will do
+    hue = torch.where(top == r, (g - b) / c, torch.where(top == g, (b - r) / c + 2, (r - g) / c + 4)) + 6 * shift
+    sixth = torch.stack([(n + hue) % 6 for n in (5, 3, 1)], 1)                 # (n, 3, h, w)
+    return top[:, None] - chroma[:, None] * torch.minimum(sixth, 4 - sixth).clamp(0, 1)
+
+
+def standardise(x):
+    """0..1 -> as ImageNet weights want it. (n, 3, h, w)"""
+    mean, std = (torch.tensor(v, device=x.device).view(1, 3, 1, 1) for v in (tiling.IMAGENET_MEAN, tiling.IMAGENET_STD))
+    return ((x - mean) / std).contiguous(memory_format=torch.channels_last)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Encoder  [HistCode Methods: "ResNet50 ... only the first four main layers (... 1024)"; "Two fully-connected layers"]
+# ---------------------------------------------------------------------------------------------------------------------
+class Embedder(nn.Module):
+    """Views (B, 3, px, px) -> unit embeddings (B, d): ResNet50 up to its third stage, then 1,024-1,024-128 [HistCode code].
+
+    Only `encoder` is kept for what follows; `projection` serves the loss.
+    """
+
+    def __init__(self, encoder, d=EMBEDDING):
+        super().__init__()
+        n = encoder.n_features
+        self.encoder, self.projection = encoder, nn.Sequential(nn.Linear(n, n), nn.ReLU(), nn.Linear(n, d))
+
+    def forward(self, x, precision="float32"):
+        with torch.autocast(x.device.type, getattr(torch, precision), enabled=precision != "float32"):
+            h = self.encoder(x)                                                # (B, D), summed in float32
+        return F.normalize(self.projection(h.float()), dim=1)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Loss and bank  [HistCode eqs. 1-4]
+# ---------------------------------------------------------------------------------------------------------------------
+def info_nce(q, k, bank, tau, in_batch=False):
+    """Contrastive loss, mean over the batch. [HistCode eq. 1]
+
+    q, k (B, d) unit embeddings of two views of each tile; bank (K, d) raw negatives w, normalised here: negatives live on
+    the sphere. in_batch: the keys of the other tiles are negatives too [AdCo code].
+    """
+    own = q @ k.T if in_batch else (q * k).sum(1, keepdim=True)                # (B, B) or (B, 1)
+    logits = torch.cat([own, q @ F.normalize(bank, dim=1).T], 1) / tau         # (B, 1 + K)
+    right = torch.arange(len(q), device=q.device) if in_batch else torch.zeros(len(q), dtype=torch.long, device=q.device)
+    return F.cross_entropy(logits, right)                                      # its log-sum-exp can't overflow
+
+
+@torch.no_grad()
+def bank_gradient(q, k, bank, tau, in_batch=False):
+    """dL/dw of info_nce with the same arguments, (K, d), in closed form. [HistCode eq. 4]
+
+    With u = w/|w| and p_ik the softmax share of negative k for query i:
+        dL/dw_k = (1 / (B tau |w_k|)) (sum_i p_ik q_i - u_k sum_i p_ik q_i.u_k)
+    The second term projects onto the sphere, so it is orthogonal to w_k. In blocks of negatives, whose similarities are
+    computed twice rather than kept: first each query's denominator, then the shares. [ours]
+    """
+    own = q @ k.T if in_batch else (q * k).sum(1, keepdim=True)
+    total = torch.logsumexp(own / tau, 1)                                      # (B,) log of the denominator so far
+    norm, gradient = bank.norm(dim=1, keepdim=True), torch.empty_like(bank)    # (K, 1), (K, d)
+    for w, n in zip(bank.split(BANK_BLOCK), norm.split(BANK_BLOCK)):
+        total = torch.logaddexp(total, torch.logsumexp((w @ q.T).div_(n * tau), 0))
+    for w, n, g in zip(bank.split(BANK_BLOCK), norm.split(BANK_BLOCK), gradient.split(BANK_BLOCK)):
+        similarity = (w @ q.T).div_(n)                                         # (block, B)
+        share = torch.exp(similarity / tau - total)
+        torch.addcmul(share @ q, w, (share * similarity).sum(1, keepdim=True) / n, value=-1, out=g)
+        g.div_(n * (len(q) * tau))
+    return gradient
+
+
+@torch.no_grad()
+def bank_step(bank, velocity, gradient, rate, momentum=0.0, weight_decay=0.0):
+    """One step up the loss: w <- w + rate v, v <- momentum v + gradient - weight_decay w. In place. [HistCode eq. 4]
+
+    The paper prints eq. 4 with a minus but says "ascending direction", as AdCo does; momentum and weight decay: [AdCo code].
+    """
+    velocity.mul_(momentum).add_(gradient).sub_(bank, alpha=weight_decay)
+    bank.add_(velocity, alpha=rate)
+
+
+def nt_xent(z1, z2, tau):
+    """SimCLR's loss: each view's positive is the tile's other view, its negatives the 2B - 2 other views. z (B, d) unit.
+
+    Chen et al. 2020, eq. 1, arXiv:2002.05709. [HistCode Methods: "We have also tested ... SimCLR"]
+    """
+    z = torch.cat([z1, z2])                                                    # (2B, d)
+    logits = (z @ z.T / tau).fill_diagonal_(-torch.inf)
+    return F.cross_entropy(logits, torch.arange(len(z), device=z.device).roll(len(z1)))
+
+
+def spread(z):
+    """How far unit embeddings (B, d) lie apart: sqrt(1 - |mean|^2), which is the root of d times the mean variance of a
+    dimension, over sqrt(d). 1: all over the sphere; 0: all equal, a collapse."""
+    return float((1 - z.mean(0).square().sum()).clamp(min=0).sqrt())
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Several processes (torchrun): each embeds its part of the batch; embeddings are gathered and each computes the loss of
+# the whole batch from them; BatchNorm sees the whole batch; gradients are summed. So two processes equal one. [ours]
+# ---------------------------------------------------------------------------------------------------------------------
+def start_processes(device):
+    """(rank, processes, device) as torchrun set them; (0, 1, device) without it."""
+    world = int(os.environ.get("WORLD_SIZE", 1))
+    if world == 1:
+        return 0, 1, device
+    if device.type == "cuda":
+        device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+        torch.cuda.set_device(device)
+    if not dist.is_initialized():                                              # rank 0 may tile for hours meanwhile
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=timedelta(days=2))
+    return dist.get_rank(), world, device
+
+
+class AllSum(torch.autograd.Function):
+    """Sum over processes, whose gradient is the sum over processes too."""
+
+    @staticmethod
+    def forward(ctx, x):
+        x = x.clone()
+        dist.all_reduce(x)
+        return x
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return AllSum.forward(ctx, gradient)
+
+
+class AllRows(torch.autograd.Function):
+    """Rows of all processes in their order. Each computes the same loss from them: its own rows' gradient is complete."""
+
+    @staticmethod
+    def forward(ctx, x):
+        parts = [torch.empty_like(x) for _ in range(dist.get_world_size())]
+        dist.all_gather(parts, x.contiguous())
+        return torch.cat(parts)
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return gradient.chunk(dist.get_world_size())[dist.get_rank()]
+
+
+def all_rows(x):
+    return AllRows.apply(x) if dist.is_initialized() else x
+
+
+class GlobalBatchNorm(nn.BatchNorm2d):
+    """BatchNorm over the batch of all processes. torch's SyncBatchNorm does the same but on GPUs alone. [ours]"""
+
+    def forward(self, x):                                                      # (B, C, h, w)
+        if not self.training:
+            return super().forward(x)
+        dtype, x, column = x.dtype, x.float(), lambda v: v[None, :, None, None]
+        n = x.numel() // x.shape[1] * dist.get_world_size()
+        mean = AllSum.apply(x.sum((0, 2, 3))) / n                              # (C,)
+        x = x - column(mean)
+        variance = AllSum.apply(x.square().sum((0, 2, 3))) / n
+        with torch.no_grad():
+            self.running_mean.lerp_(mean, self.momentum)
+            self.running_var.lerp_(variance * n / (n - 1), self.momentum)
+            self.num_batches_tracked += 1
+        return (x * column(self.weight * torch.rsqrt(variance + self.eps)) + column(self.bias)).to(dtype)
+
+
+def share_batchnorm(net):
+    """Put GlobalBatchNorm, with the same state, in place of every BatchNorm2d."""
+    for module in list(net.modules()):
+        for name, child in list(module.named_children()):
+            if type(child) is nn.BatchNorm2d:
+                shared = GlobalBatchNorm(child.num_features, child.eps, child.momentum)
+                shared.load_state_dict(child.state_dict())
+                setattr(module, name, shared)
+    return net
+
+
+def sum_gradients(net):
+    """One all_reduce for the gradients of all parameters: simpler than DistributedDataParallel, which would overlap it."""
+    if dist.is_initialized():
+        gradients = [p.grad for p in net.parameters()]
+        flat = torch.cat([g.flatten() for g in gradients])
+        dist.all_reduce(flat)
+        for g, part in zip(gradients, flat.split([g.numel() for g in gradients])):
+            g.copy_(part.view_as(g))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Tiles of an epoch: read slide by slide, used shuffled over slides
+# ---------------------------------------------------------------------------------------------------------------------
+def choose_tiles(counts, per_slide, seed, epoch):
+    """(N, 2) slide and tile, in the order of reading: slides shuffled, of slide s per_slide[s] random tiles of counts[s]."""
+    rng = np.random.default_rng([seed, epoch])
+    return np.concatenate([np.stack([np.full(m := min(per_slide[s], counts[s]), s),
+                                     np.sort(rng.permutation(counts[s])[:m])], 1) for s in rng.permutation(len(counts))])
+
+
+def mix(n, pool, rng):
+    """Order (n,) in which things that are read one after another leave a pool: a random one of those in it leaves, the
+    next one read takes its place. A whole shuffle where the pool holds all."""
+    held, order = np.arange(min(pool, n)), np.empty(n, np.int64)
+    picks = rng.random(n)
+    for i in range(n):
+        size = min(len(held), n - i)
+        j = int(picks[i] * size)
+        order[i] = held[j]
+        held[j] = i + len(held) if i + len(held) < n else held[size - 1]
+    return order
+
+
+def read_batches(data, chosen, order, batch, rank=0, world=1, workers=1):
+    """This process's part of each batch, (B / world, px, px, 3) uint8: rows `order` of `chosen` (slide, tile), what does not
+    fill a batch left out.
+
+    data: paths, coords [(n, 2)], tiles [edges] of each slide, px. Threads read ahead READ_TILES of a slide at a time, one
+    more puts batches together. The pixels depend neither on `workers` nor on `world`.
+    """
+    steps = len(order) // batch
+    mine = order[:steps * batch].reshape(steps, world, -1)[:, rank]            # (steps, B / world)
+    wanted = np.sort(mine.ravel())                                             # as they are read
+    cuts = np.flatnonzero(np.diff(chosen[wanted, 0])) + 1
+    jobs = [part[i:i + READ_TILES] for part in np.split(wanted, cuts) for i in range(0, len(part), READ_TILES)]
+
+    def read(rows):
+        s = chosen[rows[0], 0]
+        slide, coords, tile = tiling.open_slide(data["paths"][s]), data["coords"][s][chosen[rows, 1]], data["tiles"][s]
+        return np.concatenate([tiling.read_tiles(slide, coords[a:b], tile, data["px"])
+                               for a, b in tiling.tile_runs(coords, tile)])
+
+    stream, held = tiling.ordered_map(read, jobs, workers), {}
+
+    def put_together(step):
+        while not all(i in held for i in mine[step]):
+            rows, tiles = next(stream)
+            if isinstance(tiles, Exception):
+                raise InputError(f"{data['paths'][chosen[rows[0], 0]]} can't be read to its end ({tiles}): take it out of "
+                                 "samples.csv")
+            held.update((i, tile.copy()) for i, tile in zip(rows, tiles))      # a copy lets go of the others
+        return np.stack([held.pop(i) for i in mine[step]])
+
+    for _, tiles in tiling.ordered_map(put_together, range(steps), 1):
+        if isinstance(tiles, Exception):
+            raise tiles
+        yield tiles
+
+
+def two_views(tiles, px, batch, rank, world, *key):
+    """The two views of this process's tiles (b, h, w, 3) uint8, each (b, 3, px, px) standardised; drawn for the whole batch
+    from `key` (seed, epoch, step), so that neither processes nor interruptions change them."""
+    x, own = tiles.permute(0, 3, 1, 2), slice(rank * batch // world, (rank + 1) * batch // world)
+    for side in range(2):
+        generator = torch.Generator().manual_seed(int(np.random.default_rng([*key, side]).integers(2 ** 62)))
+        view = {k: v[own] for k, v in draw_view(batch, generator).items()}
+        yield standardise(make_view(x, view, px))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Training  [HistCode eqs. 2-4; Methods: SGD, .03, weight decay .0001, momentum .9]
+# ---------------------------------------------------------------------------------------------------------------------
+def first_bank(model, data, counts, o, device, rank, world):
+    """Bank at the start (K, d): embeddings of a percentage of each slide's tiles by the untrained model, one view each, or
+    random unit vectors. [HistCode Methods]"""
+    if o.bank_percent == 0:
+        generator = torch.Generator().manual_seed(int(np.random.default_rng([o.seed, 0, 0, 2]).integers(2 ** 62)))
+        return F.normalize(torch.randn(o.bank_size, EMBEDDING, generator=generator), dim=1).to(device)
+    share = min(o.bank_percent / 100, o.bank_size / counts.sum())              # no more than --bank-size negatives
+    chosen = choose_tiles(counts, np.ceil(share * counts).astype(int), o.seed, 0)
+    order = mix(len(chosen), o.pool, np.random.default_rng([o.seed, 0, 1]))[:o.bank_size]
+    batch, rows, model = min(o.batch, len(order) // world * world), [], model.train()
+    tick = tiling.progress("bank", len(order) // batch * batch, "tiles") if rank == 0 else lambda n: None
+    for step, tiles in enumerate(read_batches(data, chosen, order, batch, rank, world, o.workers)):
+        x = next(two_views(torch.from_numpy(tiles).to(device), o.view_px, batch, rank, world, o.seed, 0, step))
+        with torch.no_grad():
+            rows.append(all_rows(model(x, o.precision)))
+        tick(batch)
+    return torch.cat(rows)
+
+
+def train_step(model, keys, optimizer, bank, velocity, views, o):
+    """One step down the loss for the encoder (eq. 3) and, on the same embeddings, one up for the bank (eq. 4).
+
+    keys: the momentum encoder, or None: then the keys are the model's own and get their gradient too.
+    bank None: SimCLR. Returns (loss, positive similarity, hardest negative similarity, spread).
+    """
+    x1, x2 = views
+    q = all_rows(model(x1, o.precision))                                       # (B, d)
+    if keys is None:
+        k = all_rows(model(x2, o.precision))
+        pairs = [(q, k), (k, q)][:1 + o.symmetric]
+    else:
+        with torch.no_grad():
+            for p, new in zip(keys.parameters(), model.parameters()):
+                p.lerp_(new, 1 - o.momentum_encoder)
+            k = all_rows(keys(x2, o.precision))
+        pairs = [(q, k)]
+        if o.symmetric:
+            q2 = all_rows(model(x2, o.precision))
+            with torch.no_grad():
+                pairs.append((q2, all_rows(keys(x1, o.precision))))
+    if bank is None:
+        loss = nt_xent(q, k, o.tau)
+    else:
+        loss = sum(info_nce(*pair, bank, o.tau, o.in_batch) for pair in pairs) / len(pairs)
+    optimizer.zero_grad()
+    loss.backward()
+    sum_gradients(model)
+    optimizer.step()
+    with torch.no_grad():
+        if bank is None:
+            hardest = (q @ k.T).fill_diagonal_(-1).amax(1).mean()
+        else:
+            gradient = sum(bank_gradient(*pair, bank, o.bank_tau, o.in_batch) for pair in pairs) / len(pairs)
+            if dist.is_initialized():                                          # equal but for rounding; kept equal
+                dist.all_reduce(gradient)
+                gradient /= dist.get_world_size()
+            hardest = (F.normalize(bank, dim=1) @ q.T).amax(0).mean()
+            bank_step(bank, velocity, gradient, o.bank_lr, o.bank_momentum, o.bank_decay)
+    return loss.item(), (q * k).sum(1).mean().item(), hardest.item(), spread(q.detach())
+
+
+def learning_rate(o, epoch):
+    """Of an epoch from 0: constant [HistCode Methods], or a half cosine down to --final-lr [HistCode code]."""
+    return o.final_lr + .5 * (1 + math.cos(math.pi * epoch / o.epochs)) * (o.lr - o.final_lr) if o.cosine else o.lr
+
+
+def save_encoder(path, model, o, epoch):
+    """The file that `tiling.py features --encoder` takes; all of it plain values and tensors."""
+    plain = lambda net: {k: v.detach().cpu().clone() for k, v in net.state_dict().items()}
+    settings = {**o.settings, "epochs_done": epoch}
+    save_file(path, lambda f: torch.save(dict(
+        version=VERSION, source=SOURCE, method=o.method, encoder=plain(model.encoder), projection=plain(model.projection),
+        stages=model.encoder.stages, n_features=model.encoder.n_features, mean=tiling.IMAGENET_MEAN, std=tiling.IMAGENET_STD,
+        tile_px=o.tile_px, tile_um=o.tile_um, colour="none", settings=settings), f))
+
+
+def load_state(path, device):
+    """A dict of tensors and plain values; no pickled code is run. InputError when it is not whole."""
+    try:
+        return torch.load(path, map_location=device, weights_only=True)
+    except Exception as e:      # torch's, zip's and pickle's errors share no class
+        raise InputError(f"{path}: not a whole file of ours ({type(e).__name__}); delete it to begin again") from None
+
+
+def train(model, data, counts, o, folder, device, rank, world):
+    """All epochs. The state is saved after each, and every draw comes from (seed, epoch, step): a run that was interrupted
+    ends as one that was not."""
+    say, state_file, log = (print if rank == 0 else lambda *a, **k: None), folder / "state.pt", folder / "log.jsonl"
+    keys = copy.deepcopy(model).requires_grad_(False).train() if o.momentum_encoder else None
+    optimizer = torch.optim.SGD(model.parameters(), o.lr, MOMENTUM, weight_decay=WEIGHT_DECAY)
+    if state_file.is_file():
+        state = load_state(state_file, device)
+        model.load_state_dict(state["model"])
+        optimizer.load_state_dict(state["optimizer"])
+        if keys is not None:
+            keys.load_state_dict(state["keys"])
+        bank, velocity, first, before = state["bank"], state["velocity"], state["epoch"], state["seconds"]
+    else:
+        bank = None if o.method == "simclr" else first_bank(model, data, counts, o, device, rank, world)
+        velocity, first, before = None if bank is None else torch.zeros_like(bank), 0, 0.0
+    if bank is not None:
+        say(f"bank of {len(bank):,} negatives")
+    if rank == 0:
+        lines = log.read_text().splitlines()[:first] if log.is_file() else []  # what was not saved runs again
+        save_file(log, lambda f: f.writelines((line + "\n").encode() for line in lines))
+    per_slide, start, figures = np.full(len(counts), o.tiles_per_slide), time.time(), []
+    for epoch in range(first + 1, o.epochs + 1):
+        chosen = choose_tiles(counts, per_slide, o.seed, epoch)
+        order = mix(len(chosen), o.pool, np.random.default_rng([o.seed, epoch, 1]))
+        optimizer.param_groups[0]["lr"], tick, figures = learning_rate(o, epoch - 1), time.time(), []
+        model.train()
+        shown = tiling.progress(f"epoch {epoch}", len(order) // o.batch * o.batch, "tiles") if rank == 0 else lambda n: None
+        for step, tiles in enumerate(read_batches(data, chosen, order, o.batch, rank, world, o.workers)):
+            views = two_views(torch.from_numpy(tiles).to(device), o.view_px, o.batch, rank, world, o.seed, epoch, step)
+            figures.append(train_step(model, keys, optimizer, bank, velocity, views, o))
+            if not np.isfinite(figures[-1][0]):
+                raise InputError(f"epoch {epoch} step {step + 1}: the loss is {figures[-1][0]}; a lower --lr may help")
+            shown(o.batch)
+        loss, positive, hardest, apart = np.mean(figures, 0)
+        norm = None if bank is None else bank.norm(dim=1).mean().item()
+        rate = len(figures) * o.batch / (time.time() - tick)
+        if rank == 0:
+            entry = dict(epoch=epoch, loss=loss, positive=positive, hardest=hardest, spread=apart, bank_norm=norm,
+                         lr=learning_rate(o, epoch - 1), tiles_per_s=round(rate, 1), collapsed=bool(apart < COLLAPSED))
+            with open(log, "a") as f:
+                f.write(json.dumps(entry) + "\n")
+            state = dict(epoch=epoch, model=model.state_dict(), keys=None if keys is None else keys.state_dict(), bank=bank,
+                         optimizer=optimizer.state_dict(), velocity=velocity, seconds=before + time.time() - start)
+            save_file(state_file, lambda f: torch.save(state, f))
+            save_encoder(folder / "encoder.pt", model, o, epoch)
+        say(f"epoch {epoch:3d}/{o.epochs}  loss {loss:.4f}  positive {positive:.3f}  hardest negative {hardest:.3f}  "
+            f"spread {apart:.3f}  " + (f"bank norm {norm:.3f}  " if norm is not None else "") + f"{rate:6.1f} tiles/s  "
+            f"{clock((time.time() - start) / (epoch - first) * (o.epochs - epoch))} left", flush=True)
+        if apart < COLLAPSED:
+            say(f"COLLAPSE: all embeddings are nearly equal (spread {apart:.3f}, 1 is all over the sphere). A lower --lr, "
+                "--momentum-encoder or --in-batch may help", flush=True)
+    return figures
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Does it learn? The cells in a tile from its frozen features, by ridge regression  [ours]
+# ---------------------------------------------------------------------------------------------------------------------
+def ridge(x, y, penalties):
+    """Ridge regression for each penalty: x (n, D), y (n, C) -> function (m, D) -> (penalties, m, C). Closed form.
+
+    Features are standardised, constants dropped to 0; penalty: of the squared weights, against the sum of squared errors.
+    One eigendecomposition serves all penalties.
+    """
+    center, scale, mean = x.mean(0), x.std(0), y.mean(0)
+    scale = np.where(scale > 1e-6 * np.abs(center) + 1e-12, scale, np.inf)
+    x = (x - center) / scale
+    values, vectors = np.linalg.eigh(x.T @ x)                                  # (D,), (D, D)
+    along = vectors.T @ (x.T @ (y - mean))                                     # (D, C)
+    weights = [vectors @ (along / (values.clip(0) + p)[:, None]) for p in penalties]                # (D, C) each
+    return lambda new: np.stack([(new - center) / scale @ w + mean for w in weights])
+
+
+def r_squared(y, prediction):
+    """1 - squared errors / squared deviations, of each column: (..., n, C) -> (..., C); nan where y does not vary."""
+    deviations = ((y - y.mean(0)) ** 2).sum(0)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return np.where(deviations > 0, 1 - ((y - prediction) ** 2).sum(-2) / deviations, np.nan)
+
+
+def linear_probe(x, y, groups, folds=PROBE_FOLDS, seed=0, penalties=RIDGE):
+    """R2 (C,) of y (n, C) from features x (n, D) by ridge, every row predicted by a fit to other groups (patients).
+
+    The penalty of each column is the best on a fifth of the groups of each training part, fitted to the others. The held-out
+    predictions of all folds are pooled before R2. Needs at least 3 groups; folds are at most their number.
+    """
+    x, y, groups = np.asarray(x, np.float64), np.asarray(y, np.float64), np.asarray(groups)
+    alike, prediction = np.zeros(len(groups)), np.empty_like(y)
+    fold = stats.patient_folds(groups, alike, min(folds, len(np.unique(groups))), seed)
+    for f in np.unique(fold):
+        rest = np.flatnonzero(fold != f)
+        inner = stats.inner_split(groups[rest], alike[rest], .2, [seed, f])
+        tried = ridge(x[rest[~inner]], y[rest[~inner]], penalties)(x[rest[inner]])                  # (penalties, m, C)
+        best = np.nan_to_num(r_squared(y[rest[inner]], tried), nan=0).argmax(0)                      # (C,)
+        prediction[fold == f] = ridge(x[rest], y[rest], penalties)(x[fold == f])[best, :, np.arange(y.shape[1])].T
+    return r_squared(y, prediction)
+
+
+def read_places(path):
+    """({column: list of str}, x, y (m, 2)) of points/ or spots/, .csv or .csv.gz with columns x and y in level-0 pixels."""
+    try:
+        text = (gzip.open(path, "rb") if path.suffix == ".gz" else open(path, "rb")).read().decode("utf-8-sig")
+        header, *rows = [row for row in csv.reader(io.StringIO(text)) if row]
+        columns = dict(zip([h.strip() for h in header], zip(*rows))) if rows else {h.strip(): () for h in header}
+        if any(len(row) != len(header) for row in rows):
+            raise ValueError("rows of different length")
+        return columns, np.array([columns["x"], columns["y"]], float).T.reshape(-1, 2)
+    except (OSError, EOFError, ValueError, KeyError, csv.Error) as e:
+        raise InputError(f"{path}: not a table with columns x and y in level-0 pixels ({e or type(e).__name__})") from None
+
+
+def cell_content(cohort, name, coords, tile):
+    """What is known of each tile: {class: (n,)} of one slide, nan where nothing is known of the tile; or None.
+
+    points/<slide>.csv with a column cell (or class): points of each class in the tile; else spots/<slide>.csv: columns
+    fraction:..., the mean of the spots whose centre lies in the tile.
+    """
+    for what in ("points", "spots"):
+        path = next((p for e in (".csv", ".csv.gz") if (p := Path(cohort) / what / f"{name}{e}").is_file()), None)
+        if path is None:
+            continue
+        columns, xy = read_places(path)
+        if what == "points":
+            kinds = np.array(columns.get("cell", columns.get("class", ["all cells"] * len(xy))))
+            return {str(c): stats.count_points(xy[kinds == c], coords, tile).astype(float) for c in np.unique(kinds)}
+        held = stats.holder(xy, coords, tile)                                  # (m,) tile of each spot, -1 for none
+        spots = np.bincount(held[held >= 0], minlength=len(coords))
+        with np.errstate(invalid="ignore", divide="ignore"):
+            return {c.removeprefix("fraction:"): np.bincount(held[held >= 0], np.array(v, float)[held >= 0], len(coords))
+                    / spots for c, v in columns.items() if c.startswith("fraction:")}
+    return None
+
+
+def load_encoder(path, device):
+    """(ResNet50 with the weights of an encoder file, the file's dict). InputError when it is none."""
+    saved = load_state(path, device) if Path(path).is_file() else None
+    if saved is None:
+        raise InputError(f"{path}: no such file; it takes the encoder.pt of a run of pretrain, or the word random")
+    if not isinstance(saved, dict) or saved.get("version") != VERSION or "encoder" not in saved:
+        raise InputError(f"{path}: not an encoder file of version {VERSION}")
+    net = tiling.ResNet50(saved["stages"])
+    net.load_state_dict(saved["encoder"])
+    return net.to(device).eval(), saved
+
+
+@torch.no_grad()
+def untrained(data, o, device, n=64):
+    """Random weights with BatchNorm statistics from about n tiles of these slides, one batch: what a run has before it has
+    learned. The statistics alone are worth something, which must not be counted as learning."""
+    net, counts = tiling.load_weights(STAGES, "random", o.seed).to(device), np.array([len(c) for c in data["coords"]])
+    chosen = choose_tiles(counts, np.full(len(counts), -(-n // len(counts))), o.seed, 0)
+    tiles = next(read_batches(data, chosen, np.arange(len(chosen)), len(chosen), workers=o.workers))
+    for m in net.modules():
+        if isinstance(m, nn.BatchNorm2d):
+            m.reset_running_stats()                                            # load_weights left momentum None: one batch
+    net.train()(tiling.normalise(torch.from_numpy(tiles).to(device)))
+    return net.eval()
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Commands
+# ---------------------------------------------------------------------------------------------------------------------
+def slides_of(cohort):
+    """Names of the cohort's slides: those of samples.csv, else all files."""
+    known = [r["slide"] for r in tiling.read_samples(cohort)] if (cohort / "samples.csv").is_file() else None
+    slides = known or list(tiling.find_slides(cohort))
+    if not slides:
+        raise InputError(f"{cohort}: no slides ({' '.join(tiling.SLIDE_ENDINGS)}) in it or in its slides/")
+    return slides
+
+
+def find_data(cohort, slides, o, rank=0, world=1):
+    """Make the tiles that are missing (process 0 does) -> (what read_batches wants, with slide names; {slide: why not})."""
+    o.tile_seed = None
+    if o.tile_um is None and tiling.load_json(cohort / "tiles" / "settings.json") is None:
+        o.tile_um = TILE_UM                                                    # a folder made otherwise stays as it is
+    failed = [tiling.make_tiles(cohort, slides, o) if rank == 0 else None]
+    if world > 1:
+        dist.broadcast_object_list(failed)
+    ready = [s for s in slides if s not in failed[0]]
+    if rank == 0:
+        tiling.report_failures(failed[0], len(slides))
+    if not ready:
+        raise InputError(f"{cohort}: no slide has tiles")
+    arrays, found = [tiling.tiles_of(cohort, s)[0] for s in ready], tiling.find_slides(cohort)
+    gone = [s for s in ready if s not in found]
+    if gone:
+        raise InputError(f"no slide file for {few(gone)} in {cohort}: only its tiles are there")
+    o.tile_um = tiling.load_json(cohort / "tiles" / "settings.json")["tile_um"]
+    return dict(slides=ready, paths=[found[s] for s in ready], coords=[a["coords"] for a in arrays],
+                tiles=[float(a["tile"]) for a in arrays], px=o.tile_px), failed[0]
+
+
+def settle_options(o, world):
+    """Fill in what was not asked for: the paper's values, or with --follow code the authors'; check all of them."""
+    if o.method == "simclr":
+        bank = [f"--{k.replace('_', '-')}" for k in ("bank_tau", "bank_lr", "bank_momentum", "bank_decay", "bank_percent",
+                "bank_size", "in_batch", "symmetric", "momentum_encoder") if getattr(o, k) is not None]
+        if bank or o.follow == "code":
+            raise InputError(f"{', '.join(bank) or '--follow code'}: not with --method simclr, which has no bank")
+    paper = dict(lr=LEARNING_RATE, final_lr=0.0, cosine=False, batch=BATCH, epochs=EPOCHS, tau=TAU[o.method], bank_tau=None,
+                 bank_lr=BANK_RATE, bank_momentum=MOMENTUM, bank_decay=WEIGHT_DECAY, bank_percent=BANK_PERCENT,
+                 bank_size=BANK_SIZE, in_batch=False, symmetric=False,
+                 momentum_encoder=MOMENTUM_ENCODER if o.method == "adco" else 0.0, name=o.method)
+    for k, v in (paper | CODE if o.follow == "code" else paper).items():
+        if getattr(o, k) is None:
+            setattr(o, k, v)
+    o.bank_tau = o.tau if o.bank_tau is None else o.bank_tau
+    for option, low, high in (("epochs", 1, 1e6), ("batch", 2, 1e6), ("tiles_per_slide", 1, 1e9), ("lr", 1e-9, 1e3),
+                              ("final_lr", 0, 1e3), ("tau", 1e-3, 1e3), ("bank_tau", 1e-3, 1e3), ("bank_lr", 0, 1e6),
+                              ("bank_momentum", 0, .9999), ("bank_decay", 0, 1), ("bank_percent", 0, 100),
+                              ("bank_size", 1, 1e9), ("momentum_encoder", 0, .99999), ("view_px", 32, 1024),
+                              ("tile_px", 32, 2048)):
+        if not low <= getattr(o, option) <= high:
+            raise InputError(f"--{option.replace('_', '-')} {getattr(o, option):g}: must lie between {low:g} and {high:g}")
+    if o.batch % world:
+        raise InputError(f"--batch {o.batch} can't be shared out evenly to {world} processes")
+    if Path(o.name).name != o.name or o.name in ("", ".", ".."):
+        raise InputError(f"--name {o.name}: the name of a folder in runs/, not a path")
+
+
+def open_run(o, data, counts, device, world):
+    """Make or reopen COHORT/runs/NAME; a folder of other settings is refused. Puts the settings into o.settings."""
+    h = hashlib.sha256(json.dumps([data["slides"], data["tiles"]]).encode())
+    for coords in data["coords"]:
+        h.update(np.ascontiguousarray(coords))
+    names = ("method", "epochs", "batch", "lr", "cosine", "tau", "view_px", "tile_px", "tile_um", "tiles_per_slide", "seed",
+             "precision") + (("final_lr",) if o.cosine else ()) + (("bank_tau", "bank_lr", "bank_momentum", "bank_decay",
+             "bank_percent", "bank_size", "in_batch", "symmetric", "momentum_encoder") if o.method == "adco" else ())
+    config = dict(version=VERSION, data=h.hexdigest()[:16], slides=len(counts), all_tiles=int(counts.sum()),
+                  weights=tiling.weights_identity(o.weights, o.seed), **{k: getattr(o, k) for k in names})
+    folder = Path(o.cohort) / "runs" / o.name
+    before, config = tiling.load_json(folder / "config.json"), json.loads(json.dumps(config))
+    if before is None and (folder / "state.pt").is_file():
+        raise InputError(f"{folder} has a state.pt but no config.json that says with which settings: choose another --name, "
+                         "or delete it")
+    if before and {k: before.get(k) for k in config} != config:
+        raise InputError(f"{folder} is a run with other settings ({tiling.differences(before, config)}): choose another "
+                         "--name, or delete it")
+    o.settings = config
+    packages = ("numpy", "scipy", "torch", "openslide-python", "openslide-bin", "Pillow")
+    config = dict(config, cohort=str(Path(o.cohort).resolve()), device=str(device), processes=world, follow=o.follow,
+                  threads=torch.get_num_threads(), python=platform.python_version(),
+                  **{p: importlib.metadata.version(p) for p in packages})
+    return folder, config
+
+
+def draw_views(path, data, counts, o, n=8, pairs=2):
+    """A picture of n tiles, each beside `pairs` times its two views."""
+    chosen = choose_tiles(counts, np.full(len(counts), 1), o.seed, 1)[:n]
+    tiles = np.concatenate(list(read_batches(data, chosen, np.arange(len(chosen)), len(chosen), workers=o.workers)))
+    x = torch.from_numpy(tiles).permute(0, 3, 1, 2)
+    drawn = [draw_view(len(x), torch.Generator().manual_seed(o.seed + i)) for i in range(2 * pairs)]
+    views = [make_view(x, view, o.view_px) for view in drawn]
+    columns = 1 + 2 * pairs
+    with tiling.figure(path, len(x), columns, figsize=(1.6 * columns, 1.6 * len(x)), squeeze=False) as axes:
+        for row, tile, *mine in zip(axes, tiles, *views):
+            for ax, picture in zip(row, [tile, *(v.permute(1, 2, 0).numpy() for v in mine)]):
+                ax.imshow(picture)
+                ax.set_axis_off()
+        for ax, title in zip(axes[0], ["tile", *[f"view {side}" for _ in range(pairs) for side in "12"]]):
+            ax.set_title(title, fontsize=8)
+
+
+def pretrain(o):
+    """Train the tile encoder without labels; writes COHORT/runs/NAME/encoder.pt."""
+    rank, world, device = start_processes(tiling.pick_device(o.device))
+    settle_options(o, world)
+    o.precision, cohort = tiling.pick_precision(o.precision, device), Path(o.cohort)
+    o.pool = max(2, POOL_BYTES // (3 * o.tile_px ** 2))
+    weights = tiling.load_weights(STAGES, o.weights, o.seed)         # at the start, not after hours of tiling
+    model = Embedder(weights)                                                  # drawn from --seed, as load_weights left it
+    for m in model.modules():
+        if isinstance(m, nn.BatchNorm2d):
+            m.momentum = .1                                                    # calibrated random weights have another
+    data, failed = find_data(cohort, slides_of(cohort), o, rank, world)
+    counts = np.array([len(c) for c in data["coords"]])
+    total = int(np.minimum(counts, o.tiles_per_slide).sum())
+    if total < o.batch:
+        raise InputError(f"{total} tiles an epoch don't fill a batch of {o.batch}: lower --batch or raise --tiles-per-slide")
+    if o.show_views:
+        if rank == 0:
+            draw_views(cohort / "runs" / o.name / "views.png", data, counts, o)
+            print(f"{cohort / 'runs' / o.name / 'views.png'}")
+        return 0
+    folder, config = open_run(o, data, counts, device, world)
+    model = (share_batchnorm(model) if world > 1 else model).to(device, memory_format=torch.channels_last)
+    if rank == 0:
+        save_json(folder / "config.json", config)
+        print(f"{o.method}: {len(counts)} slides, {total:,} of {counts.sum():,} tiles an epoch ({o.tile_um:g} µm, "
+              f"{o.tile_px} px), views of {o.view_px} px, batch {o.batch}, {o.epochs} epochs, {config['weights']}, "
+              f"{o.precision} on {device}" + (f", {world} processes" if world > 1 else ""), flush=True)
+    start = time.time()
+    trained = train(model, data, counts, o, folder, device, rank, world)
+    if rank == 0:
+        print(f"{folder / 'encoder.pt'}: " + (f"trained in {clock(time.time() - start)}" if trained else "was ready"))
+    if world > 1:
+        dist.destroy_process_group()
+    return 1 if failed else 0
+
+
+def probe(o):
+    """R2 of the cells in a tile from the frozen features of each encoder; random: where a run with --weights random starts.
+    Ridge regression, patients whole, the penalty chosen inside the training patients."""
+    cohort, device = Path(o.cohort), tiling.pick_device(o.device)
+    encoders = {name: load_encoder(name, device) for name in o.encoder if name != "random"}
+    kinds = {(saved["tile_px"], saved["tile_um"]) for _, saved in encoders.values()}
+    if len(kinds) > 1:
+        sizes = ", ".join(f"{px} px = {um:g} µm" for px, um in sorted(kinds))
+        raise InputError(f"encoders of tiles of different size ({sizes}): probe them one by one")
+    px, um = kinds.pop() if kinds else (None, None)
+    o.tile_px, o.tile_um = o.tile_px or px or TILE_PX, o.tile_um or um
+    rows = tiling.read_samples(cohort)
+    patients = {r["slide"]: r["patient"] for r in rows}
+    data, failed = find_data(cohort, list(patients), o)
+    if um is not None and um != o.tile_um:
+        raise InputError(f"the encoders learned on tiles of {um:g} µm, {cohort}/tiles are of {o.tile_um:g}: give --tile-um")
+    known, groups, picked = [], [], []
+    for s, (name, coords, tile) in enumerate(zip(data["slides"], data["coords"], data["tiles"])):
+        content = cell_content(cohort, name, coords, tile)
+        usable = np.flatnonzero(np.isfinite(list(content.values())).all(0)) if content else []
+        keep = np.sort(np.random.default_rng([o.seed, s]).permutation(usable)[:o.tiles_per_slide]).astype(int)
+        if len(keep):
+            known.append({c: v[keep] for c, v in content.items()})
+            groups += [patients[name]] * len(keep)
+            picked.append((s, keep))
+    classes = sorted({c for content in known for c in content})
+    if not classes or len(set(groups)) < 3:
+        raise InputError(f"{cohort}: points/<slide>.csv or spots/<slide>.csv with fraction:... columns are there for "
+                         f"{len(set(groups))} patients; a probe needs 3")
+    y = np.concatenate([np.stack([c.get(k, np.zeros(len(next(iter(c.values()))))) for k in classes], 1) for c in known])
+    print(f"{len(y):,} tiles ({o.tile_um:g} µm, {o.tile_px} px) of {len(set(groups))} patients; R2 on held-out patients")
+    width = max(len(name) for name in [*o.encoder, "encoder"])
+    print(f"{'encoder':{width}s}  {'mean':>8s}" + "".join(f"  {c[:12]:>12s}" for c in classes), flush=True)
+    results = []
+    for name in o.encoder:
+        net = encoders[name][0] if name in encoders else untrained(data, o, device)
+        net = tiling.prepare_encoder(net, device, "float32")
+        tick = tiling.progress(f"features of {Path(name).parent.name or name}", len(y), "tiles")
+
+        def read(job):
+            s, keep = job
+            slide, coords = tiling.open_slide(data["paths"][s]), data["coords"][s][keep]
+            return [tiling.read_tiles(slide, coords[a:b], data["tiles"][s], data["px"])
+                    for a, b in tiling.tile_runs(coords, data["tiles"][s])]
+
+        def chunks():
+            for (s, keep), tiles in tiling.ordered_map(read, picked, o.workers):
+                if isinstance(tiles, Exception):
+                    raise InputError(f"{data['paths'][s]} can't be read to its end ({tiles})")
+                tick(len(keep))
+                yield from tiles
+        r2 = linear_probe(tiling.encode(net, chunks()), y, groups, seed=o.seed)
+        results.append((name, r2))
+        print(f"{name:{width}s}  {np.nanmean(r2):8.3f}" + "".join(f"  {v:12.3f}" for v in r2), flush=True)
+    if o.csv:
+        tiling.save_csv(o.csv, ("encoder", "tiles", "patients", "mean", *classes),
+                        [(name, len(y), len(set(groups)), np.nanmean(r2), *r2) for name, r2 in results])
+    return 1 if failed else 0
+
+
+def tile_options(p):
+    """The options of tiling.py that fit here."""
+    a = p.add_argument_group("slides and tiles").add_argument
+    a("--mpp", type=float, help="µm per pixel at level 0 for slides whose file and samples.csv have none")
+    a("--tile-um", type=float, help="edge of a tile, µm (default: as COHORT/tiles was made, else "
+      f"{TILE_UM:g}, the paper's)")
+    a("--min-tissue", type=float, help=f"share of a tile that must be tissue (default {tiling.MIN_TISSUE})")
+    a("--max-tiles", type=int, help=f"tiles per slide, a random sample beyond (default {tiling.MAX_TILES})")
+    a("--device", default="auto", help="auto, cpu, cuda, cuda:1 ... (default auto: the GPU when there is one)")
+    a("--workers", type=tiling.natural, default=min(8, os.cpu_count() or 1), help="threads that read slides ahead; no "
+      "effect on results")
+    a("--seed", type=tiling.natural, default=0, help="of every random draw (default 0)")
+
+
+def main(argv=None):
+    parser = argparse.ArgumentParser(prog="histcode.py", description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    verbs, flag = parser.add_subparsers(dest="verb", required=True), argparse.BooleanOptionalAction
+
+    def verb(function, what):
+        p = verbs.add_parser(function.__name__, help=what, description=function.__doc__)
+        p.set_defaults(function=function)
+        p.add_argument("cohort", help="a cohort folder: slides/ and samples.csv")
+        return p, p.add_argument
+
+    p, a = verb(pretrain, "learn tile features without labels")
+    tile_options(p)
+    a = p.add_argument_group("training").add_argument
+    a("--method", choices=("adco", "simclr"), default="adco", help="adco: a bank of adversarial negatives (default, the "
+      "paper's); simclr: the other tiles of the batch, which the paper compared")
+    a("--follow", choices=("paper", "code"), default="paper", help="where an option is not given: one min-max objective "
+      "with one temperature (default, eqs. 1-4), or the authors' code: "
+      + ", ".join(f"--{k.replace('_', '-')}" + ("" if v is True else f" {v:g}") for k, v in CODE.items()))
+    a("--name", help="of the run, COHORT/runs/NAME (default: the method); an interrupted run goes on")
+    a("--weights", default="imagenet", help="the encoder's start: imagenet (default, the paper's), a torchvision "
+      "state_dict file, or random (seeded)")
+    a("--epochs", type=int, help=f"default {EPOCHS}, the authors'")
+    a("--batch", type=int, help=f"tiles per step, over all processes (default {BATCH}; authors' code {CODE['batch']})")
+    a("--tiles-per-slide", type=int, default=TILES_PER_SLIDE, help="drawn anew from each slide each epoch (default "
+      f"{TILES_PER_SLIDE}): bounds an epoch's reading; neighbouring tiles are alike. The paper takes all")
+    a("--tile-px", type=int, default=TILE_PX, help=f"edge of a tile as it is read (default {TILE_PX}, the paper's). Memory: "
+      f"3 bytes a pixel; {POOL_BYTES / 2**30:g} GiB of tiles at most are held to be shuffled over slides")
+    a("--view-px", type=int, default=VIEW_PX, help=f"edge of a view (default {VIEW_PX}); --view-px 64 with --tile-px 72 "
+      "runs on a CPU in minutes")
+    a("--lr", type=float, help=f"of SGD (default {LEARNING_RATE}, the paper's; authors' code {CODE['lr']}); lower if the "
+      "loss jumps or the embeddings collapse")
+    a("--cosine", action=flag, help="let the rate fall along a half cosine to --final-lr [HistCode code]")
+    a("--final-lr", type=float, help=f"with --cosine (default 0; authors' code {CODE['final_lr']})")
+    a("--tau", type=float, help=f"temperature of the loss (default {TAU['adco']}, the authors'; simclr {TAU['simclr']}): a "
+      "lower one looks at the hardest negatives only")
+    a("--precision", choices=("auto", "bfloat16", "float32"), default="auto", help="of the encoder's passes; auto: bfloat16 "
+      "where the hardware has it")
+    a("--show-views", action="store_true", help="draw runs/NAME/views.png, tiles and their two views, and stop")
+    a = p.add_argument_group("the bank of negatives (adco)").add_argument
+    a("--bank-percent", type=float, help="of each slide's tiles, whose embeddings are the bank's start (default "
+      f"{BANK_PERCENT:g}, the authors'; the paper says a percentage); 0: random unit vectors")
+    a("--bank-size", type=int, help=f"negatives of a random bank, and at most (default {BANK_SIZE:,}, AdCo's; HistCode's "
+      "code 318,193)")
+    a("--bank-lr", type=float, help=f"lambda of eq. 4 (default {BANK_RATE}, HistCode's code; AdCo's code 3); the fewer "
+      "the negatives, the larger each one's gradient, and a bank that catches up with the queries makes them collapse")
+    a("--bank-momentum", type=float, help=f"default {MOMENTUM}, the authors'; 0 is eq. 4 as printed")
+    a("--bank-decay", type=float, help=f"weight decay of the bank (default {WEIGHT_DECAY:g}, the authors'; 0 is eq. 4 as "
+      "printed); it only rules the negatives' length, hence how fast they turn")
+    a("--bank-tau", type=float, help="its own temperature in the bank's step (default: --tau, both sides play for one loss; "
+      f"authors' code {CODE['bank_tau']}: only the nearest negatives move)")
+    a("--in-batch", action=flag, help="the other tiles' keys are negatives too [AdCo code]; eq. 1 has the bank alone")
+    a("--symmetric", action=flag, help="mean of the losses of both views as query [AdCo code, off by default there too]")
+    a("--momentum-encoder", type=float, metavar="M", help="keys from a slow copy of the encoder (default "
+      f"{MOMENTUM_ENCODER}, the authors' code; .99 for some hundred steps); 0: one encoder for both views, which "
+      "collapsed in every trial from random weights")
+
+    p, a = verb(probe, "how well frozen features tell the cells in a tile")
+    a("encoder", nargs="+", help="encoder.pt files of pretrain, or the word random")
+    a("--tiles-per-slide", type=int, default=TILES_PER_SLIDE, help="random tiles of each slide, at most (default "
+      f"{TILES_PER_SLIDE})")
+    a("--tile-px", type=int, help="edge of a tile as the encoders see it (default: as they were trained)")
+    a("--csv", metavar="FILE", help="write the table there too")
+    tile_options(p)
+
+    o = parser.parse_args(argv)
+    return o.function(o)
+
+
+if __name__ == "__main__":
+    tiling.run(main)
