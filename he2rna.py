@@ -28,12 +28,10 @@ import csv
 import difflib
 import gzip
 import hashlib
-import importlib.metadata
 import io
 import json
 import math
 import os
-import platform
 import re
 import shutil
 import time
@@ -508,15 +506,6 @@ def as_entry(line):
         return None
 
 
-def load_checkpoint(path, device):
-    """A dict of tensors and plain values; no pickled code is run. InputError when it is not whole."""
-    try:
-        return torch.load(path, map_location=device, weights_only=True)
-    except Exception as e:      # torch's, zip's and pickle's errors share no class
-        raise InputError(f"{path}: not a whole checkpoint ({type(e).__name__}); delete it to train this fold "
-                         "again") from None
-
-
 def train_fold(model, bags, y, projects, train, valid, o, fold, folder):
     """Train one fold and leave `model` with the weights of its best epoch. Returns a dict on how it went.
 
@@ -527,7 +516,7 @@ def train_fold(model, bags, y, projects, train, valid, o, fold, folder):
     optimizer = torch.optim.Adam(model.parameters(), lr=o.lr)
     state = dict(epoch=0, best_score=-np.inf, best_epoch=0, best=None, seconds=0.0)
     if state_file.is_file():
-        state = load_checkpoint(state_file, device)
+        state = tiling.load_checkpoint(state_file, device)
         model.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
     lines = [as_entry(line) for line in log.read_text().splitlines()] if log.is_file() else []
@@ -1647,22 +1636,6 @@ def digest(*parts):
     return h.hexdigest()[:16]
 
 
-def claim_folder(folder, config, results, **more):
-    """Write a run's config.json -> its settings. Refused where the folder has results of others; `more` may change."""
-    before, config = tiling.load_json(folder / "config.json"), json.loads(json.dumps(config))
-    if before is None and any(folder.glob(results)):
-        raise InputError(f"{folder} has {results} but no config.json that says with which settings: choose another --name, "
-                         "or delete it")
-    if before and {k: before.get(k) for k in config} != config:
-        raise InputError(f"{folder} is a run with other settings ({tiling.differences(before, config)}): choose another "
-                         "--name, or delete it")
-    packages = ("numpy", "scipy", "torch", "openslide-python", "openslide-bin", "Pillow")
-    config.update(more, threads=torch.get_num_threads(), python=platform.python_version(),
-                  **{p: importlib.metadata.version(p) for p in packages})
-    save_json(folder / "config.json", config)
-    return config
-
-
 def open_run(cohort, o, config, data, device, *seen):
     """Make or reopen COHORT/runs/NAME -> (folder, its settings for the report). A folder of other settings is refused.
 
@@ -1673,7 +1646,7 @@ def open_run(cohort, o, config, data, device, *seen):
                   slides=len(data["y"]), genes=len(data["genes"]),
                   **{k: getattr(o, k) for k in ("lr", "batch", "epochs", "patience", "folds", "seed")})
     folder = cohort / "runs" / o.name
-    config = claim_folder(folder, config, "fold*.pt", cohort=str(cohort.resolve()),
+    config = tiling.claim_folder(folder, config, "fold*.pt", cohort=str(cohort.resolve()),
                           features_folder=o.features and str(Path(o.features).resolve()), device=str(device))
     made = ", ".join(str(v) for k, v in config["features"].items() if k in ("source", "made", "weights", "precision"))
     print(f"{config['slides']} slides of {len(set(data['patients']))} patients, {config['genes']:,} genes, "
@@ -1711,7 +1684,7 @@ def cross_validate(folder, config, o, data, bags, splits, first_model, start):
     for f, (train_rows, valid_rows, test_rows) in enumerate(splits):
         model, path = first_model(f, train_rows), folder / f"fold{f}.pt"
         if path.is_file():
-            saved = load_checkpoint(path, next(model.parameters()).device)
+            saved = tiling.load_checkpoint(path, next(model.parameters()).device)
             model.load_state_dict(saved["model"])
         else:
             note = train_fold(model, bags, y, data["projects"], train_rows, valid_rows, o, f, folder)
@@ -1794,7 +1767,7 @@ def load_run(path):
     if missing or not (folder / "folds.csv").is_file():
         raise InputError(f"{folder}: {', '.join(missing) or 'folds.csv'} is missing: the run is not finished; the command "
                          "that began it goes on")
-    saved, cohort = [load_checkpoint(p, "cpu") for p in paths], folder.resolve().parents[1]
+    saved, cohort = [tiling.load_checkpoint(p, "cpu") for p in paths], folder.resolve().parents[1]
     with open(folder / "folds.csv", newline="") as f:
         rows = list(csv.DictReader(f))
     return dict(folder=folder, config=config, folds=saved, genes=saved[0]["genes"], rows=rows,
@@ -2276,7 +2249,7 @@ def msi(o):
     columns = (d[k].tolist() for k in ("patients", "high", "has_y"))
     config = dict(command="msi", version=VERSION, code=o.code, repeats=o.repeats, folds=o.folds, seed=o.seed,
                   features=d["features"], data=digest(d["x"], d["y"], *columns))
-    config = claim_folder(folder, config, "results.csv", study=str(Path(o.study).resolve()), device=str(device))
+    config = tiling.claim_folder(folder, config, "results.csv", study=str(Path(o.study).resolve()), device=str(device))
     path, results = folder / "results.csv", {}
     for row in read_rows(path)[1] if path.is_file() else []:
         results.setdefault((int(row[0]), row[1], row[2]), []).append(row)

@@ -5,11 +5,11 @@ genes" (2022), arXiv:2204.11994. Two views of a tile must lie nearer to each oth
 negatives are moved to make that as hard as can be: one min-max objective [HistCode eqs. 1-4; AdCo, arXiv:2011.08435].
 The file reads in the order of the paper's Methods; the commands stand at its end.
 
-    python histcode.py pretrain COHORT                      -> COHORT/runs/adco/encoder.pt, log.jsonl, config.json
+    python histcode.py pretrain COHORT                      -> COHORT/runs/adco/adco.pt, log.jsonl, config.json
     python histcode.py pretrain COHORT --method simclr      the same loop with SimCLR's loss, to compare
     python histcode.py pretrain COHORT --show-views         only runs/adco/views.png: what the two views look like
-    python histcode.py probe COHORT runs/adco/encoder.pt    does it learn? R2 of the cells in a tile from frozen features
-    python tiling.py features COHORT --encoder runs/adco/encoder.pt      features by the encoder, for what follows
+    python histcode.py probe COHORT runs/adco/adco.pt    does it learn? R2 of the cells in a tile from frozen features
+    python tiling.py features COHORT --encoder runs/adco/adco.pt      features by the encoder, for what follows
     torchrun --nproc-per-node 8 histcode.py pretrain COHORT              the same on 8 GPUs; --batch stays the whole batch
 
 COHORT is a folder with slides/ and samples.csv, as for tiling.py. A command that was interrupted goes on where it was.
@@ -24,12 +24,10 @@ import copy
 import csv
 import gzip
 import hashlib
-import importlib.metadata
 import io
 import json
 import math
 import os
-import platform
 import time
 from datetime import timedelta
 from pathlib import Path
@@ -42,7 +40,7 @@ from torch.nn import functional as F
 
 import stats
 import tiling
-from tiling import InputError, clock, few, save_file, save_json
+from tiling import InputError, clock, few, save_file
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Constants
@@ -76,13 +74,15 @@ EPOCHS = 50                  #                                          [HistCod
 TILES_PER_SLIDE = 256        # drawn anew each epoch; the paper takes all [ours]
 CODE = dict(lr=0.001, final_lr=0.0006, cosine=True, batch=250, bank_tau=0.02, in_batch=True)
 #                            # --follow code                            [HistCode code]
+BANK_OPTIONS = ("bank_tau", "bank_lr", "bank_momentum", "bank_decay", "bank_percent", "bank_size", "in_batch", "symmetric",
+                "momentum_encoder")        # that SimCLR has not
 BANK_BLOCK = 2048            # negatives whose similarities are held at a time [ours]
 POOL_BYTES = 2 ** 31         # tiles held to be shuffled over slides, over all processes [ours]
 READ_TILES = 64              # of one slide, read in one go             [ours]
 COLLAPSED = 0.05             # spread of the embeddings (1: all over the sphere, 0: all equal) below which it is said [ours]
 RIDGE = tuple(10.0 ** np.arange(0, 7))   # penalties a probe chooses from, per unit variance of a feature [ours]
 PROBE_FOLDS = 5              #                                          [ours]
-VERSION = 1                  # of an encoder file and a run's files; another is refused [ours]
+VERSION = 1                  # of a run's files; another is refused     [ours]
 SOURCE = "HistCode (Huang et al. 2022, arXiv:2204.11994), contrastive pretraining of the tile encoder"
 
 
@@ -385,8 +385,8 @@ def read_batches(data, chosen, order, batch, rank=0, world=1, workers=1):
     """This process's part of each batch, (B / world, px, px, 3) uint8: rows `order` of `chosen` (slide, tile), what does not
     fill a batch left out.
 
-    data: paths, coords [(n, 2)], tiles [edges] of each slide, px. Threads read ahead READ_TILES of a slide at a time, one
-    more puts batches together. The pixels depend neither on `workers` nor on `world`.
+    data: paths, coords [(n, 2)], tiles [edges] and stains (or None) of each slide, px. Threads read ahead READ_TILES of a
+    slide at a time, one more puts batches together. The pixels depend neither on `workers` nor on `world`.
     """
     steps = len(order) // batch
     mine = order[:steps * batch].reshape(steps, world, -1)[:, rank]            # (steps, B / world)
@@ -397,7 +397,7 @@ def read_batches(data, chosen, order, batch, rank=0, world=1, workers=1):
     def read(rows):
         s = chosen[rows[0], 0]
         slide, coords, tile = tiling.open_slide(data["paths"][s]), data["coords"][s][chosen[rows, 1]], data["tiles"][s]
-        return np.concatenate([tiling.read_tiles(slide, coords[a:b], tile, data["px"])
+        return np.concatenate([tiling.macenko(tiling.read_tiles(slide, coords[a:b], tile, data["px"]), data["stains"][s])[0]
                                for a, b in tiling.tile_runs(coords, tile)])
 
     stream, held = tiling.ordered_map(read, jobs, workers), {}
@@ -501,17 +501,10 @@ def save_encoder(path, model, o, epoch):
     plain = lambda net: {k: v.detach().cpu().clone() for k, v in net.state_dict().items()}
     settings = {**o.settings, "epochs_done": epoch}
     save_file(path, lambda f: torch.save(dict(
-        version=VERSION, source=SOURCE, method=o.method, encoder=plain(model.encoder), projection=plain(model.projection),
+        version=tiling.ENCODER_VERSION, source=SOURCE, method=o.method, encoder=plain(model.encoder),
+        projection=plain(model.projection),
         stages=model.encoder.stages, n_features=model.encoder.n_features, mean=tiling.IMAGENET_MEAN, std=tiling.IMAGENET_STD,
-        tile_px=o.tile_px, tile_um=o.tile_um, colour="none", settings=settings), f))
-
-
-def load_state(path, device):
-    """A dict of tensors and plain values; no pickled code is run. InputError when it is not whole."""
-    try:
-        return torch.load(path, map_location=device, weights_only=True)
-    except Exception as e:      # torch's, zip's and pickle's errors share no class
-        raise InputError(f"{path}: not a whole file of ours ({type(e).__name__}); delete it to begin again") from None
+        tile_px=o.tile_px, tile_um=o.tile_um, colour=o.colour, settings=settings), f))
 
 
 def train(model, data, counts, o, folder, device, rank, world):
@@ -521,7 +514,7 @@ def train(model, data, counts, o, folder, device, rank, world):
     keys = copy.deepcopy(model).requires_grad_(False).train() if o.momentum_encoder else None
     optimizer = torch.optim.SGD(model.parameters(), o.lr, MOMENTUM, weight_decay=WEIGHT_DECAY)
     if state_file.is_file():
-        state = load_state(state_file, device)
+        state = tiling.load_checkpoint(state_file, device)
         model.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
         if keys is not None:
@@ -559,7 +552,7 @@ def train(model, data, counts, o, folder, device, rank, world):
             state = dict(epoch=epoch, model=model.state_dict(), keys=None if keys is None else keys.state_dict(), bank=bank,
                          optimizer=optimizer.state_dict(), velocity=velocity, seconds=before + time.time() - start)
             save_file(state_file, lambda f: torch.save(state, f))
-            save_encoder(folder / "encoder.pt", model, o, epoch)
+            save_encoder(folder / f"{o.name}.pt", model, o, epoch)
         say(f"epoch {epoch:3d}/{o.epochs}  loss {loss:.4f}  positive {positive:.3f}  hardest negative {hardest:.3f}  "
             f"spread {apart:.3f}  " + (f"bank norm {norm:.3f}  " if norm is not None else "") + f"{rate:6.1f} tiles/s  "
             f"{clock((time.time() - start) / (epoch - first) * (o.epochs - epoch))} left", flush=True)
@@ -647,18 +640,6 @@ def cell_content(cohort, name, coords, tile):
     return None
 
 
-def load_encoder(path, device):
-    """(ResNet50 with the weights of an encoder file, the file's dict). InputError when it is none."""
-    saved = load_state(path, device) if Path(path).is_file() else None
-    if saved is None:
-        raise InputError(f"{path}: no such file; it takes the encoder.pt of a run of pretrain, or the word random")
-    if not isinstance(saved, dict) or saved.get("version") != VERSION or "encoder" not in saved:
-        raise InputError(f"{path}: not an encoder file of version {VERSION}")
-    net = tiling.ResNet50(saved["stages"])
-    net.load_state_dict(saved["encoder"])
-    return net.to(device).eval(), saved
-
-
 @torch.no_grad()
 def untrained(data, o, device, n=64):
     """Random weights with BatchNorm statistics from about n tiles of these slides, one batch: what a run has before it has
@@ -687,9 +668,10 @@ def slides_of(cohort):
 
 def find_data(cohort, slides, o, rank=0, world=1):
     """Make the tiles that are missing (process 0 does) -> (what read_batches wants, with slide names; {slide: why not})."""
-    o.tile_seed = None
-    if o.tile_um is None and tiling.load_json(cohort / "tiles" / "settings.json") is None:
-        o.tile_um = TILE_UM                                                    # a folder made otherwise stays as it is
+    made = tiling.load_json(cohort / "tiles" / "settings.json") or {}          # a folder made otherwise stays as it is
+    for option, usual in dict(tile_um=TILE_UM, tissue="saturation").items():
+        if getattr(o, option) is None and not made:
+            setattr(o, option, usual)
     failed = [tiling.make_tiles(cohort, slides, o) if rank == 0 else None]
     if world > 1:
         dist.broadcast_object_list(failed)
@@ -703,15 +685,25 @@ def find_data(cohort, slides, o, rank=0, world=1):
     if gone:
         raise InputError(f"no slide file for {few(gone)} in {cohort}: only its tiles are there")
     o.tile_um = tiling.load_json(cohort / "tiles" / "settings.json")["tile_um"]
-    return dict(slides=ready, paths=[found[s] for s in ready], coords=[a["coords"] for a in arrays],
-                tiles=[float(a["tile"]) for a in arrays], px=o.tile_px), failed[0]
+    data = dict(slides=ready, paths=[found[s] for s in ready], coords=[a["coords"] for a in arrays],
+                tiles=[float(a["tile"]) for a in arrays], px=o.tile_px, stains=[None] * len(ready))
+    if o.colour == "macenko":
+        stains = lambda s: tiling.slide_stains(tiling.open_slide(data["paths"][s]), data["coords"][s], data["tiles"][s],
+                                               o.tile_px, o.seed)
+        for s, got in tiling.ordered_map(stains, range(len(ready)), o.workers):
+            if isinstance(got, Exception):
+                raise InputError(f"{data['paths'][s]} can't be read to its end ({got}): take it out of samples.csv")
+            data["stains"][s] = got
+        plain = [name for name, found in zip(ready, data["stains"]) if found is None]
+        if plain and rank == 0:
+            print(f"--colour macenko: {len(plain)} slides show no two stains and keep their colours: {few(plain)}")
+    return data, failed[0]
 
 
 def settle_options(o, world):
     """Fill in what was not asked for: the paper's values, or with --follow code the authors'; check all of them."""
     if o.method == "simclr":
-        bank = [f"--{k.replace('_', '-')}" for k in ("bank_tau", "bank_lr", "bank_momentum", "bank_decay", "bank_percent",
-                "bank_size", "in_batch", "symmetric", "momentum_encoder") if getattr(o, k) is not None]
+        bank = [f"--{k.replace('_', '-')}" for k in BANK_OPTIONS if getattr(o, k) is not None]
         if bank or o.follow == "code":
             raise InputError(f"{', '.join(bank) or '--follow code'}: not with --method simclr, which has no bank")
     paper = dict(lr=LEARNING_RATE, final_lr=0.0, cosine=False, batch=BATCH, epochs=EPOCHS, tau=TAU[o.method], bank_tau=None,
@@ -735,30 +727,19 @@ def settle_options(o, world):
         raise InputError(f"--name {o.name}: the name of a folder in runs/, not a path")
 
 
-def open_run(o, data, counts, device, world):
+def open_run(o, data, counts, device, rank, world):
     """Make or reopen COHORT/runs/NAME; a folder of other settings is refused. Puts the settings into o.settings."""
     h = hashlib.sha256(json.dumps([data["slides"], data["tiles"]]).encode())
     for coords in data["coords"]:
         h.update(np.ascontiguousarray(coords))
-    names = ("method", "epochs", "batch", "lr", "cosine", "tau", "view_px", "tile_px", "tile_um", "tiles_per_slide", "seed",
-             "precision") + (("final_lr",) if o.cosine else ()) + (("bank_tau", "bank_lr", "bank_momentum", "bank_decay",
-             "bank_percent", "bank_size", "in_batch", "symmetric", "momentum_encoder") if o.method == "adco" else ())
+    names = ("method", "epochs", "batch", "lr", "cosine", "tau", "view_px", "tile_px", "tile_um", "tiles_per_slide", "colour",
+             "seed", "precision", *(("final_lr",) if o.cosine else ()), *(BANK_OPTIONS if o.method == "adco" else ()))
     config = dict(version=VERSION, data=h.hexdigest()[:16], slides=len(counts), all_tiles=int(counts.sum()),
                   weights=tiling.weights_identity(o.weights, o.seed), **{k: getattr(o, k) for k in names})
     folder = Path(o.cohort) / "runs" / o.name
-    before, config = tiling.load_json(folder / "config.json"), json.loads(json.dumps(config))
-    if before is None and (folder / "state.pt").is_file():
-        raise InputError(f"{folder} has a state.pt but no config.json that says with which settings: choose another --name, "
-                         "or delete it")
-    if before and {k: before.get(k) for k in config} != config:
-        raise InputError(f"{folder} is a run with other settings ({tiling.differences(before, config)}): choose another "
-                         "--name, or delete it")
     o.settings = config
-    packages = ("numpy", "scipy", "torch", "openslide-python", "openslide-bin", "Pillow")
-    config = dict(config, cohort=str(Path(o.cohort).resolve()), device=str(device), processes=world, follow=o.follow,
-                  threads=torch.get_num_threads(), python=platform.python_version(),
-                  **{p: importlib.metadata.version(p) for p in packages})
-    return folder, config
+    return folder, tiling.claim_folder(folder, config, "state.pt", cohort=str(Path(o.cohort).resolve()), device=str(device),
+                                       processes=world, follow=o.follow) if rank == 0 else config
 
 
 def draw_views(path, data, counts, o, n=8, pairs=2):
@@ -779,7 +760,7 @@ def draw_views(path, data, counts, o, n=8, pairs=2):
 
 
 def pretrain(o):
-    """Train the tile encoder without labels; writes COHORT/runs/NAME/encoder.pt."""
+    """Train the tile encoder without labels; writes COHORT/runs/NAME/NAME.pt."""
     rank, world, device = start_processes(tiling.pick_device(o.device))
     settle_options(o, world)
     o.precision, cohort = tiling.pick_precision(o.precision, device), Path(o.cohort)
@@ -799,17 +780,16 @@ def pretrain(o):
             draw_views(cohort / "runs" / o.name / "views.png", data, counts, o)
             print(f"{cohort / 'runs' / o.name / 'views.png'}")
         return 0
-    folder, config = open_run(o, data, counts, device, world)
+    folder, config = open_run(o, data, counts, device, rank, world)
     model = (share_batchnorm(model) if world > 1 else model).to(device, memory_format=torch.channels_last)
     if rank == 0:
-        save_json(folder / "config.json", config)
         print(f"{o.method}: {len(counts)} slides, {total:,} of {counts.sum():,} tiles an epoch ({o.tile_um:g} µm, "
               f"{o.tile_px} px), views of {o.view_px} px, batch {o.batch}, {o.epochs} epochs, {config['weights']}, "
               f"{o.precision} on {device}" + (f", {world} processes" if world > 1 else ""), flush=True)
     start = time.time()
     trained = train(model, data, counts, o, folder, device, rank, world)
     if rank == 0:
-        print(f"{folder / 'encoder.pt'}: " + (f"trained in {clock(time.time() - start)}" if trained else "was ready"))
+        print(f"{folder / o.name}.pt: " + (f"trained in {clock(time.time() - start)}" if trained else "was ready"))
     if world > 1:
         dist.destroy_process_group()
     return 1 if failed else 0
@@ -819,13 +799,17 @@ def probe(o):
     """R2 of the cells in a tile from the frozen features of each encoder; random: where a run with --weights random starts.
     Ridge regression, patients whole, the penalty chosen inside the training patients."""
     cohort, device = Path(o.cohort), tiling.pick_device(o.device)
-    encoders = {name: load_encoder(name, device) for name in o.encoder if name != "random"}
-    kinds = {(saved["tile_px"], saved["tile_um"]) for _, saved in encoders.values()}
+    gone = [name for name in o.files if name != "random" and not Path(name).is_file()]
+    if gone:
+        raise InputError(f"{few(gone)}: no such file; it takes the encoder files of pretrain, or the word random")
+    kinds = {tuple(tiling.read_encoder(name)[k] for k in ("tile_px", "tile_um", "colour")) for name in o.files
+             if name != "random"}
     if len(kinds) > 1:
-        sizes = ", ".join(f"{px} px = {um:g} µm" for px, um in sorted(kinds))
-        raise InputError(f"encoders of tiles of different size ({sizes}): probe them one by one")
-    px, um = kinds.pop() if kinds else (None, None)
-    o.tile_px, o.tile_um = o.tile_px or px or TILE_PX, o.tile_um or um
+        sizes = ", ".join(f"{px} px = {um:g} µm, colour {colour}" for px, um, colour in sorted(kinds))
+        raise InputError(f"encoders of different tiles ({sizes}): probe them one by one")
+    px, um, colour = kinds.pop() if kinds else (None, None, o.colour)
+    o.tile_px = px = o.tile_px or px or TILE_PX
+    o.tile_um, o.colour = o.tile_um or um, colour
     rows = tiling.read_samples(cohort)
     patients = {r["slide"]: r["patient"] for r in rows}
     data, failed = find_data(cohort, list(patients), o)
@@ -846,18 +830,18 @@ def probe(o):
                          f"{len(set(groups))} patients; a probe needs 3")
     y = np.concatenate([np.stack([c.get(k, np.zeros(len(next(iter(c.values()))))) for k in classes], 1) for c in known])
     print(f"{len(y):,} tiles ({o.tile_um:g} µm, {o.tile_px} px) of {len(set(groups))} patients; R2 on held-out patients")
-    width = max(len(name) for name in [*o.encoder, "encoder"])
+    width = max(len(name) for name in [*o.files, "encoder"])
     print(f"{'encoder':{width}s}  {'mean':>8s}" + "".join(f"  {c[:12]:>12s}" for c in classes), flush=True)
     results = []
-    for name in o.encoder:
-        net = encoders[name][0] if name in encoders else untrained(data, o, device)
+    for name in o.files:
+        net = untrained(data, o, device) if name == "random" else tiling.load_encoder(name, None, o.seed, device).to(device)
         net = tiling.prepare_encoder(net, device, "float32")
         tick = tiling.progress(f"features of {Path(name).parent.name or name}", len(y), "tiles")
 
         def read(job):
             s, keep = job
             slide, coords = tiling.open_slide(data["paths"][s]), data["coords"][s][keep]
-            return [tiling.read_tiles(slide, coords[a:b], data["tiles"][s], data["px"])
+            return [tiling.macenko(tiling.read_tiles(slide, coords[a:b], data["tiles"][s], px), data["stains"][s])[0]
                     for a, b in tiling.tile_runs(coords, data["tiles"][s])]
 
         def chunks():
@@ -875,20 +859,6 @@ def probe(o):
     return 1 if failed else 0
 
 
-def tile_options(p):
-    """The options of tiling.py that fit here."""
-    a = p.add_argument_group("slides and tiles").add_argument
-    a("--mpp", type=float, help="µm per pixel at level 0 for slides whose file and samples.csv have none")
-    a("--tile-um", type=float, help="edge of a tile, µm (default: as COHORT/tiles was made, else "
-      f"{TILE_UM:g}, the paper's)")
-    a("--min-tissue", type=float, help=f"share of a tile that must be tissue (default {tiling.MIN_TISSUE})")
-    a("--max-tiles", type=int, help=f"tiles per slide, a random sample beyond (default {tiling.MAX_TILES})")
-    a("--device", default="auto", help="auto, cpu, cuda, cuda:1 ... (default auto: the GPU when there is one)")
-    a("--workers", type=tiling.natural, default=min(8, os.cpu_count() or 1), help="threads that read slides ahead; no "
-      "effect on results")
-    a("--seed", type=tiling.natural, default=0, help="of every random draw (default 0)")
-
-
 def main(argv=None):
     parser = argparse.ArgumentParser(prog="histcode.py", description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -901,7 +871,7 @@ def main(argv=None):
         return p, p.add_argument
 
     p, a = verb(pretrain, "learn tile features without labels")
-    tile_options(p)
+    tiling.add_options(p, encoder=False)
     a = p.add_argument_group("training").add_argument
     a("--method", choices=("adco", "simclr"), default="adco", help="adco: a bank of adversarial negatives (default, the "
       "paper's); simclr: the other tiles of the batch, which the paper compared")
@@ -947,14 +917,15 @@ def main(argv=None):
       "collapsed in every trial from random weights")
 
     p, a = verb(probe, "how well frozen features tell the cells in a tile")
-    a("encoder", nargs="+", help="encoder.pt files of pretrain, or the word random")
+    a("files", nargs="+", metavar="ENCODER", help="encoder files of pretrain, runs/NAME/NAME.pt, or the word random")
     a("--tiles-per-slide", type=int, default=TILES_PER_SLIDE, help="random tiles of each slide, at most (default "
       f"{TILES_PER_SLIDE})")
     a("--tile-px", type=int, help="edge of a tile as the encoders see it (default: as they were trained)")
     a("--csv", metavar="FILE", help="write the table there too")
-    tile_options(p)
+    tiling.add_options(p, encoder=False)
 
     o = parser.parse_args(argv)
+    o.seed, o.colour = o.seed or 0, o.colour or tiling.COLOURS[0]
     return o.function(o)
 
 

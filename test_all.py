@@ -3396,7 +3396,8 @@ def pretrain(cohort, *argv):
 
 
 def data_of(cohort, px=36):
-    o = argparse.Namespace(tile_um=None, min_tissue=None, max_tiles=None, mpp=None, seed=0, workers=2, tile_px=px)
+    o = options("--workers", "2", "--colour", "none")
+    o.tile_px = px
     return histcode.find_data(cohort, histcode.slides_of(cohort), o)[0]
 
 
@@ -3436,7 +3437,7 @@ def test_interrupted_pretraining_ends_as_one_that_was_not(unlabelled, monkeypatc
     with open(run / "log.jsonl", "a") as f:
         f.write('{"epoch": 3, "half')                                          # what a power cut leaves
     assert pretrain(unlabelled, *argv, "--name", "cut", "--workers", "3") == 0 and epochs == [1, 2, 3]
-    a, b = saved(run / "encoder.pt"), saved(unlabelled / "runs" / "whole" / "encoder.pt")
+    a, b = saved(run / f"{run.name}.pt"), saved(unlabelled / "runs" / "whole" / "whole.pt")
     assert all(torch.equal(a[part][k], b[part][k]) for part in ("encoder", "projection") for k in b[part])
     logs = [[json.loads(line) for line in (unlabelled / "runs" / n / "log.jsonl").read_text().splitlines()] for n in ("cut", "whole")]
     assert [e["epoch"] for e in logs[0]] == [1, 2, 3] and [e["loss"] for e in logs[0]] == [e["loss"] for e in logs[1]]
@@ -3466,7 +3467,7 @@ def test_two_processes_equal_one(unlabelled, tmp_path):
 
 def test_the_encoder_file_is_what_tiling_takes(unlabelled):
     assert pretrain(unlabelled, "--epochs", "1", "--method", "simclr", "--seed", "1") == 0
-    e = saved(unlabelled / "runs" / "simclr" / "encoder.pt")
+    e = saved(unlabelled / "runs" / "simclr" / "simclr.pt")
     net = tiling.ResNet50(3)
     net.load_state_dict(e["encoder"])                                          # strict: torchvision's names, nothing else
     assert set(e) == {"version", "source", "method", "encoder", "stages", "n_features", "projection", "mean", "std", "tile_px",
@@ -3504,10 +3505,10 @@ def test_pretrain_says_one_line(unlabelled, argv, words):
 
 def test_a_run_of_other_settings_is_refused(unlabelled):
     assert pretrain(unlabelled, "--epochs", "1", "--name", "kept") == 0
-    before = (unlabelled / "runs" / "kept" / "encoder.pt").read_bytes()
+    before = (unlabelled / "runs" / "kept" / "kept.pt").read_bytes()
     with pytest.raises(tiling.InputError, match="other settings .*lr 0.03 -> 0.02.*another --name"):
         pretrain(unlabelled, "--epochs", "1", "--name", "kept", "--lr", ".02")
-    assert (unlabelled / "runs" / "kept" / "encoder.pt").read_bytes() == before
+    assert (unlabelled / "runs" / "kept" / "kept.pt").read_bytes() == before
 
 
 def test_follow_code_sets_the_authors_values_but_not_what_is_asked_for(monkeypatch):
@@ -3591,7 +3592,7 @@ def test_cell_content_of_points_and_spots(tmp_path):
 
 def test_probe_prints_a_row_for_each_encoder(unlabelled, tmp_path, monkeypatch, capsys):
     assert pretrain(unlabelled, "--epochs", "1", "--name", "probed") == 0
-    path = unlabelled / "runs" / "probed" / "encoder.pt"
+    path = unlabelled / "runs" / "probed" / "probed.pt"
     capsys.readouterr()
     probe = lambda *argv: histcode.main(["probe", str(unlabelled), *argv, "--device", "cpu"])
     def quick(net, seed):                                                      # calibrate takes seconds

@@ -25,9 +25,11 @@ Tags: [HE2RNA ...] and [HistCode ...] the papers, [... code] only the authors' r
 import argparse
 import csv
 import hashlib
+import importlib.metadata
 import io
 import json
 import os
+import platform
 import signal
 import struct
 import sys
@@ -1000,6 +1002,31 @@ def differences(old, new):
     return ", ".join(f"{k} {old.get(k)} -> {v}" for k, v in new.items() if old.get(k) != v)
 
 
+def claim_folder(folder, config, results, **more):
+    """Write a run's config.json -> its settings. Refused where the folder has results of others; `more` may change."""
+    before, config = load_json(folder / "config.json"), json.loads(json.dumps(config))
+    if before is None and any(folder.glob(results)):
+        raise InputError(f"{folder} has {results} but no config.json that says with which settings: choose another --name, "
+                         "or delete it")
+    if before and {k: before.get(k) for k in config} != config:
+        raise InputError(f"{folder} is a run with other settings ({differences(before, config)}): choose another "
+                         "--name, or delete it")
+    packages = ("numpy", "scipy", "torch", "openslide-python", "openslide-bin", "Pillow")
+    config.update(more, threads=torch.get_num_threads(), python=platform.python_version(),
+                  **{p: importlib.metadata.version(p) for p in packages})
+    save_json(folder / "config.json", config)
+    return config
+
+
+def load_checkpoint(path, device):
+    """A dict of tensors and plain values; no pickled code is run. InputError when it is not whole."""
+    try:
+        return torch.load(path, map_location=device, weights_only=True)
+    except Exception as e:      # torch's, zip's and pickle's errors share no class
+        raise InputError(f"{path}: not a whole checkpoint ({type(e).__name__}); delete it to have it made "
+                         "again") from None
+
+
 def say_anew(folder, anew):
     """Say which results are made anew and why; anew: [(settings they were made with, settings wanted)]."""
     if anew:
@@ -1935,10 +1962,11 @@ def saturation_level(text):
     return level
 
 
-def add_options(parser, of_run=False):
+def add_options(parser, of_run=False, encoder=True):
     """The options every command that needs slides shares; None means: as the folder was made, else the default.
 
-    of_run: for slides that a trained run is applied to, whose features must be as the run's.
+    of_run: for slides that a trained run is applied to, whose features must be as the run's; encoder False: for a command
+    that takes tiles alone.
     """
     a = parser.add_argument_group("slides, tiles and features").add_argument
     a("--mpp", type=float, help="µm per pixel at level 0 for slides whose file and samples.csv have none; never a guess, "
@@ -1964,18 +1992,22 @@ def add_options(parser, of_run=False):
         a("--min-area", type=float, metavar="TILES", help="connected pieces of tissue smaller than so many tile areas are "
           "dropped, since specks are dirt (default 0: none). HistCode's 100 is, as its code counts, 100 squares of 512 "
           "level-0 pixels: 100 tiles of 128 µm on a slide of 0.25 µm/px, 400 on one of 0.5")
+        a("--colour", choices=COLOURS, help="macenko: bring the stains of each slide to a common reference, so that "
+          "features follow tissue rather than the laboratory (default none: HE2RNA has none, HistCode names no method)")
+    if not encoder:
+        parser.set_defaults(encoder="resnet50-stage3", weights=None, precision=None, features=None)
+    elif not of_run:
         a("--encoder", metavar="NAME|FILE", default="resnet50", help="resnet50: 2,048 features (the default, HE2RNA's); "
           "resnet50-stage3: 1,024 (HistCode's network before it has learned); a checkpoint of histcode.py pretrain, which "
           f"says its tile size and colours; or a TorchScript file from (B, 3, {TILE_PX}, {TILE_PX}), normalised as for "
           "ImageNet, to (B, D): run such code only from whom you trust. Features go to features/<name of the file>")
-        a("--colour", choices=COLOURS, help="macenko: bring the stains of each slide to a common reference, so that "
-          "features follow tissue rather than the laboratory (default none: HE2RNA has none, HistCode names no method)")
         a("--weights", help="imagenet (default; downloaded once, hash checked), a torchvision state_dict file, or random "
           "(seeded; to try the program without weights)")
-    a("--features", metavar="DIR", help="use these CLAM/TRIDENT .h5 features (<slide>.h5) instead of slides and encoder")
-    a("--precision", choices=("auto", "bfloat16", "float32"), help="of the encoder; auto: bfloat16 where the hardware has "
-      "it (within 1 %% of float32, several times as fast)" + ("; finetune: also of choosing tiles, float32 unless named (bfloat16 "
-      "may swap tiles of nearly equal score)" if of_run else ""))
+    if encoder:
+        a("--features", metavar="DIR", help="use these CLAM/TRIDENT .h5 features (<slide>.h5) instead of slides and encoder")
+        a("--precision", choices=("auto", "bfloat16", "float32"), help="of the encoder; auto: bfloat16 where the hardware "
+          "has it (within 1 %% of float32, several times as fast)" + ("; finetune: also of choosing tiles, float32 unless named "
+          "(bfloat16 may swap tiles of nearly equal score)" if of_run else ""))
     a("--device", default="auto", help="auto, cpu, cuda, cuda:1 ... (default auto: the GPU when there is one)")
     a("--workers", type=natural, default=min(8, os.cpu_count() or 1), help="threads that read slides ahead; no effect on "
       "results")
