@@ -92,7 +92,7 @@ MSI_SPLITS = 50              # of the patients into A and B             [HE2RNA 
 MSI_SHARES = tuple(map(Fraction, ("1/6", "1/3", "1/2", "2/3", "3/4", "5/6")))     # of the patients in A [HE2RNA Fig. 5b]
 MSI_MEMBERS = 3              # networks of the ensembled direct arm, as many as behind the representation [ours]
 MSI_INTERVAL = (0.16, 0.84)  # 68 %                                     [HE2RNA Fig. 5b]
-MSI_BLOCK = {"cpu": 2 ** 20, "cuda": 2 ** 28}  # parameters trained at a time, at least one network: a CPU's cache holds
+MSI_BLOCK = {"cpu": 2 ** 19, "cuda": 2 ** 28}  # parameters trained at a time, at least one network: a CPU's cache holds
 #   them and Adam's moments; 90 direct classifiers take 12.7 s by ones, 14.1 by twos, 17.6 by fours     [ours]
 MSI_ARMS = {"transcriptome": "transcriptome of A", "direct": "direct, one network", "ensemble": "direct, mean of 3",
             "autoencoder-a": "autoencoder of A", "autoencoder-b": "autoencoder of B"}
@@ -1385,7 +1385,6 @@ def train_networks(pool, sizes, activations, inputs, trains, seeds, epochs, batc
     """
     steps = np.array([-(-len(rows) // batch) for rows in trains])
     size = max(1, MSI_BLOCK[device.type] // sum((a + 1) * b for a, b in zip(sizes, sizes[1:])))
-    size = min(size, max(1, len(trains) // torch.get_num_threads()))
 
     def train_block(block):
         n, longest = [len(trains[m]) for m in block], max(len(trains[m]) for m in block)
@@ -2307,10 +2306,11 @@ def verdict(results, ratios, arms, folds):
         if said:
             text.append(f"Against {MSI_ARMS[arm]} it {'; '.join(said)}.")
     return ("The transcriptomic representation, by the share of the patients in hospital A (difference of mean AUC; told "
-            f"apart: two-tailed Wilcoxon over paired splits, p < {ALPHA}, not corrected over ratios and arms). " + " ".join(text)
-            + f" It is the mean of the last hidden layers of A's {folds} networks, an advantage of ensembling that the one "
+            f"apart: two-tailed Wilcoxon over paired splits, p < {ALPHA}, not corrected over ratios and arms). "
+            + " ".join(text) + f" It is the mean of the last hidden layers of A's {folds} networks, an advantage of ensembling that the one "
             f"direct network lacks: the fair comparison is with the mean of {MSI_MEMBERS}. Splits divide the same patients "
-            "again and again: p and the 68 % range tell whether another split of *these* patients would agree, not other patients.")
+            "again and again: p and the 68 % range tell whether another split of *these* patients would agree, not whether "
+            "other patients would.")
 
 
 def plot_shares(path, results, ratios, arms):
@@ -2476,8 +2476,8 @@ def main(argv=None):
             a("--at-least", type=int, metavar="C", help="hits are the genes significant in at least C cancers")
 
     p, a = verb(msi, "hospital A, hospital B: what A's transcriptome is worth for MSI in B")
-    a("study", metavar="COHORT|FILE.npz", help="a cohort whose samples.csv has a column msi, or a file of arrays features (n, "
-      "D), expression (n, G), genes, patients, msi; a column or array hospital (A, B) divides them, else they are drawn")
+    a("study", metavar="COHORT|FILE.npz", help="a cohort whose samples.csv has a column msi, or a file of arrays features "
+      "(n, D), expression (n, G), genes, patients, msi; a column or array hospital (A, B) divides them, else they are drawn")
     a = p.add_argument_group("study").add_argument
     a("--name", help="of the run in COHORT/runs (default msi); with FILE.npz the folder to write (default FILE-msi, here); "
       "an interrupted run goes on, and more --splits, --ratios or --arms are added to it")

@@ -732,8 +732,8 @@ def open_run(o, data, counts, device, rank, world):
     h = hashlib.sha256(json.dumps([data["slides"], data["tiles"]]).encode())
     for coords in data["coords"]:
         h.update(np.ascontiguousarray(coords))
-    names = ("method", "epochs", "batch", "lr", "cosine", "tau", "view_px", "tile_px", "tile_um", "tiles_per_slide", "colour",
-             "seed", "precision", *(("final_lr",) if o.cosine else ()), *(BANK_OPTIONS if o.method == "adco" else ()))
+    names = ("method", "epochs", "batch", "lr", "cosine", "tau", "view_px", "tile_px", "tile_um", "tiles_per_slide",
+             "colour", "seed", "precision", *(("final_lr",) if o.cosine else ()), *(BANK_OPTIONS if o.method == "adco" else ()))
     config = dict(version=VERSION, data=h.hexdigest()[:16], slides=len(counts), all_tiles=int(counts.sum()),
                   weights=tiling.weights_identity(o.weights, o.seed), **{k: getattr(o, k) for k in names})
     folder = Path(o.cohort) / "runs" / o.name

@@ -3654,8 +3654,8 @@ def pretrain(cohort, *argv):
     return histcode.main(["pretrain", str(cohort), "--weights", str(cohort / "start.pth"), *TINY, *argv])
 
 
-def data_of(cohort, px=36):
-    o = options("--workers", "2", "--colour", "none")
+def data_of(cohort, px=36, colour="none"):
+    o = options("--workers", "2", "--colour", colour)
     o.tile_px = px
     return histcode.find_data(cohort, histcode.slides_of(cohort), o)[0]
 
@@ -3673,6 +3673,10 @@ def test_batches_do_not_depend_on_workers_and_processes_share_them(unlabelled):
     s, t = chosen[order[0]]
     want = tiling.read_tiles(tiling.open_slide(data["paths"][s]), data["coords"][s][[t]], data["tiles"][s], 36)[0]
     assert (whole[0][0] == want).all()
+    coloured = data_of(unlabelled, colour="macenko")                           # the slide's stains, found once
+    found = tiling.slide_stains(tiling.open_slide(data["paths"][s]), data["coords"][s], data["tiles"][s], 36, 0)
+    got = next(histcode.read_batches(coloured, chosen, order, 6))[0]
+    assert found is not None and (got == tiling.macenko(want[None], found)[0][0]).all() and (got != want).any()
 
 
 def saved(path):

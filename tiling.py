@@ -2006,8 +2006,8 @@ def add_options(parser, of_run=False, encoder=True):
     if encoder:
         a("--features", metavar="DIR", help="use these CLAM/TRIDENT .h5 features (<slide>.h5) instead of slides and encoder")
         a("--precision", choices=("auto", "bfloat16", "float32"), help="of the encoder; auto: bfloat16 where the hardware "
-          "has it (within 1 %% of float32, several times as fast)" + ("; finetune: also of choosing tiles, float32 unless named "
-          "(bfloat16 may swap tiles of nearly equal score)" if of_run else ""))
+          "has it (within 1 %% of float32, several times as fast)" + ("; finetune: also of choosing tiles, float32 unless "
+          "named (bfloat16 may swap tiles of nearly equal score)" if of_run else ""))
     a("--device", default="auto", help="auto, cpu, cuda, cuda:1 ... (default auto: the GPU when there is one)")
     a("--workers", type=natural, default=min(8, os.cpu_count() or 1), help="threads that read slides ahead; no effect on "
       "results")
