@@ -90,11 +90,11 @@ MSI_FOLDS = 3                # in A and in B                            [HE2RNA 
 MSI_REPEATS = 10             # of the cross-validation in B             [HE2RNA Results, MSI status prediction]
 MSI_SPLITS = 50              # of the patients into A and B             [HE2RNA Methods, MSI status]
 MSI_SHARES = tuple(map(Fraction, ("1/6", "1/3", "1/2", "2/3", "3/4", "5/6")))     # of the patients in A [HE2RNA Fig. 5b]
-MSI_MEMBERS = 3              # networks of the ensembled direct arm, as many as behind the representation [ours]
 MSI_INTERVAL = (0.16, 0.84)  # 68 %                                     [HE2RNA Fig. 5b]
 MSI_BLOCK = {"cpu": 2 ** 19, "cuda": 2 ** 28}  # parameters trained at a time, at least one network: a CPU's cache holds
 #   them and Adam's moments; 90 direct classifiers take 12.7 s by ones, 14.1 by twos, 17.6 by fours     [ours]
-MSI_ARMS = {"transcriptome": "transcriptome of A", "direct": "direct, one network", "ensemble": "direct, mean of 3",
+#   The ensemble: the mean of as many direct networks as A has folds, hence networks behind its representation [ours]
+MSI_ARMS = {"transcriptome": "transcriptome of A", "direct": "direct, one network", "ensemble": "direct, ensemble",
             "autoencoder-a": "autoencoder of A", "autoencoder-b": "autoencoder of B"}
 MSI_LINES = {"transcriptome": ("tab:blue", "-"), "direct": ("tab:red", "-"), "ensemble": ("tab:red", "--"),
              "autoencoder-a": ("tab:grey", "-"), "autoencoder-b": ("tab:grey", "--")}
@@ -1440,7 +1440,7 @@ def hospital_a(high, share, rng):
         members = rng.permutation(np.flatnonzero(high == kind))
         place[members] = (np.arange(len(members)) + 0.5) / max(len(members), 1)
     in_a = np.zeros(len(high), bool)
-    in_a[np.argsort(place, kind="stable")[:int(share * len(high))]] = True
+    in_a[np.lexsort((~high, place))[:int(share * len(high))]] = True               # of equals MSI-H first: always as many
     return in_a
 
 
@@ -1465,7 +1465,7 @@ def compare_arms(d, in_a, arms, o, key, device):
         inputs = lambda m: (scaled := standardise(source(m), known(m)), scaled if target is None else target(m))
         seeds = np.random.default_rng([o.seed, *key, kind]).integers(2 ** 62, size=len(trains)).tolist()
         D = source(0).shape[1]
-        return train_networks(pool, (D, *hidden, outputs or D), activations, inputs, trains, seeds, epochs, batch, device,
+        return train_networks(pool, (D, *hidden, D if target is None else outputs), activations, inputs, trains, seeds, epochs, batch, device,
                               take)
 
     def autoencoders(trains):                                                  # 2048-1024-256-1024-2048
@@ -1480,6 +1480,8 @@ def compare_arms(d, in_a, arms, o, key, device):
     try:                                                                       # the long ones first; all at once
         if "transcriptome" in arms:                                            # 2048-1024-256-G
             y = d["y"][:, above_floor(d["y"][d["has_y"] if "genes" in o.code else a])]
+            if not y.shape[1]:
+                raise InputError(f"no gene is expressed in half of the {len(a)} slides of hospital A")
             of_a = networks(0, MSI_HIDDEN, ("sigmoid", "sigmoid", "linear"), trains_a, MSI_EPOCHS, MSI_GENE_BATCH,
                             lambda layers: (layers[1], layers[2][a]), target=lambda f: standardise(y, trains_a[f]),
                             outputs=y.shape[1])
@@ -1488,7 +1490,7 @@ def compare_arms(d, in_a, arms, o, key, device):
         coder_b = autoencoders([b] if whole_b else trains_b) if "autoencoder-b" in arms else ()
         scores = {}
         if {"direct", "ensemble"} & set(arms):
-            scores["direct"] = classifiers(lambda m: x, MSI_CLASSIFIER, MSI_MEMBERS if "ensemble" in arms else 1)
+            scores["direct"] = classifiers(lambda m: x, MSI_CLASSIFIER, o.folds if "ensemble" in arms else 1)
         if y is not None:
             r, code = np.full((o.folds, y.shape[1]), np.nan), 0
             for f, (own, predicted) in of_a:
@@ -1508,7 +1510,7 @@ def compare_arms(d, in_a, arms, o, key, device):
         pool.shutdown(cancel_futures=True)
     n, aucs = len(trains_b), {}
     if "ensemble" in arms:
-        scores["ensemble"] = scores["direct"].reshape(MSI_MEMBERS, n, -1).mean(0)
+        scores["ensemble"] = scores["direct"].reshape(o.folds, n, -1).mean(0)
     for arm in arms:
         each = np.stack([np.bincount(who, s, len(names)) for s in scores[arm][:n]]) / np.bincount(who)              # (n, P)
         test = [fold[m // o.folds] == m % o.folds for m in range(n)]
@@ -1554,7 +1556,10 @@ def numbers(text):
 
 def fractions(text):
     """'1/6,0.5' -> fractions between 0 and 1, for argparse."""
-    values = tuple(dict.fromkeys(map(Fraction, text.split(","))))
+    try:
+        values = tuple(dict.fromkeys(map(Fraction, text.split(","))))
+    except ZeroDivisionError:
+        raise ValueError from None
     if not all(0 < v < 1 for v in values):
         raise ValueError
     return values
@@ -2087,6 +2092,8 @@ def msi_labels(labels, where):
 def study_of_cohort(o):
     """The slides of a cohort folder for read_study: a dict of arrays, a row each, and what is missing."""
     cohort, samples = Path(o.study), tiling.read_samples(o.study)
+    if o.scale:
+        raise InputError(f"--scale {o.scale}: only with FILE.npz; a cohort's expression is linear FPKM-UQ")
     if "msi" not in samples[0]:
         raise InputError(f"{cohort / 'samples.csv'}: no column msi (MSI-H, MSI-L, MSS, Indeterminate); it has "
                          f"{few(list(samples[0]))}")
@@ -2128,11 +2135,17 @@ def study_of_cohort(o):
 def study_of_file(o):
     """The rows of an .npz for read_study: features (n, D), expression (n, G), genes, patients, msi[, hospital]."""
     path, wanted = Path(o.study), ("features", "expression", "genes", "patients", "msi")
+    idle = [k for k in ("types", "project", "features", "weights", "colour", "mpp", "tile_um", "min_tissue", "max_tiles", "tissue",
+                        "tissue_threshold", "min_area", "precision") if getattr(o, k) is not None]
+    if idle or o.encoder != "resnet50":
+        raise InputError(f"--{few(idle or ['encoder']).replace('_', '-')}: only with a cohort folder, {path} has its features")
     z = tiling.load_arrays(path)
     if z is None or set(wanted) - set(z):
         raise InputError(f"{path}: " + (f"no array {few([w for w in wanted if w not in z])}; it has {few(list(z))}" if z else
                          "no such cohort folder, and no .npz that can be read (object arrays are pickles and not read: save "
                          "names as str)"))
+    if any(z[k].ndim == 0 or not z[k].size for k in wanted):
+        raise InputError(f"{path}: nothing in {few([k for k in wanted if z[k].ndim == 0 or not z[k].size])}")
     n = len(z["patients"])
     wrong = [f"{k} {z[k].shape}" for k, shape in (
         ("features", (n, *z["features"].shape[1:2])), ("expression", (n, len(z["genes"]))), ("msi", (n,)),
@@ -2161,6 +2174,8 @@ def study_of_file(o):
     print(f"expression from {low:g} to {high:g}: taken as " + ("logarithms, as it is" if scale == "log" else
           "linear FPKM-UQ, learned as log10(1 + a)") + ("" if o.scale else " (--scale to say otherwise)"))
     y = np.where(has_y[:, None], log_expression(y) if scale == "linear" else y, 0).astype(np.float32)
+    if hospital is None and not has_y.all():
+        print(f"{(~has_y).sum()} rows have no expression and are left out")
     return dict(x=x[use], y=y[use], has_y=has_y[use], genes=[str(g) for g in z["genes"]], patients=patients[use],
                 projects=np.full(use.sum(), "all"), labels=labels[use], hospital=None if hospital is None else hospital[use],
                 dropped=int(((labels == "") & ~use).sum()), failed={}, features=x.shape[1])
@@ -2184,6 +2199,7 @@ def read_study(o):
     d = study_of_cohort(o) if Path(o.study).is_dir() else study_of_file(o)
     keep = d["labels"] != "MSI-L" if "msi-l" in o.code else np.ones(len(d["labels"]), bool)
     keep |= d["hospital"] == "A" if d["hospital"] is not None else False       # A's labels are not used
+    low = len(set(d["patients"][~keep].tolist()))
     d = {k: v[keep] if isinstance(v, np.ndarray) and len(v) == len(keep) else v for k, v in d.items()}
     in_b = d["hospital"] == "B" if d["hospital"] is not None else np.ones(len(d["x"]), bool)
     for what, values, rows in (("labelled", d["labels"], in_b), ("of hospital", d["hospital"], slice(None))):
@@ -2199,7 +2215,7 @@ def read_study(o):
     d["line"] = (f"{len(set(d['patients']))} patients, {len(d['x'])} slides" + (
         "" if d["hospital"] is None else f", {len(labels)} patients in hospital B") + ": " + ", ".join(
         f"{n} {k}" for k, n in count.items()) + f"; dropped: {d['dropped']} slides Indeterminate or without a label"
-        + (", all MSI-L" if "msi-l" in o.code else ""))
+        + (f", {low} patients MSI-L" if "msi-l" in o.code else ""))
     d["high"] = d["labels"] == "MSI-H"
     print(d["line"])
     if min(count["MSI-H"], len(labels) - count["MSI-H"]) < o.folds:
@@ -2212,6 +2228,8 @@ def read_study(o):
 def shares_of(o, d):
     """[(name, share of the patients in A)] that leave both hospitals enough; those asked for by --ratios must."""
     if d["hospital"] is not None:
+        if o.ratios:
+            raise InputError(f"--ratios {','.join(map(str, o.ratios))}: not where {o.study} has a hospital for each patient")
         n = len(set(d["patients"][d["hospital"] == "A"].tolist()))
         if n < o.folds:
             raise InputError(f"{o.study}: hospital A has {n} patients with expression; --folds {o.folds} needs as many")
@@ -2245,12 +2263,15 @@ def msi(o):
     d = read_study(o)
     ratios, in_cohort = shares_of(o, d), Path(o.study).is_dir()
     folder = Path(o.study) / "runs" / (o.name or "msi") if in_cohort else Path(o.name or Path(o.study).stem + "-msi")
-    columns = (d[k].tolist() for k in ("patients", "high", "has_y"))
+    columns = (d[k].tolist() for k in ("patients", "projects", "high", "has_y"))
+    hospital = [] if d["hospital"] is None else d["hospital"].tolist()
     config = dict(command="msi", version=VERSION, code=o.code, repeats=o.repeats, folds=o.folds, seed=o.seed,
-                  features=d["features"], data=digest(d["x"], d["y"], *columns))
+                  features=d["features"], data=digest(d["x"], d["y"], *columns, hospital))
     config = tiling.claim_folder(folder, config, "results.csv", study=str(Path(o.study).resolve()), device=str(device))
     path, results = folder / "results.csv", {}
     for row in read_rows(path)[1] if path.is_file() else []:
+        if len(row) != 8 or not row[0].isdigit() or row[2] not in MSI_ARMS or np.isnan(number(row[5])):
+            raise InputError(f"{path}: {','.join(row)} is no row of ours: delete the file to begin again")
         results.setdefault((int(row[0]), row[1], row[2]), []).append(row)
     whole = o.repeats * o.folds
     jobs = [(s, ratio, [arm for arm in o.arms if len(results.get((s, ratio[0], arm), ())) != whole])
@@ -2294,7 +2315,7 @@ def compare_to(results, ratio, arm, other="transcriptome"):
 
 def verdict(results, ratios, arms, folds):
     """One paragraph: where the transcriptomic representation wins and where it does not, against each other arm."""
-    text = []
+    text, given = [], ratios == ["given"]
     for arm in arms:
         kinds = {"wins at": [], "loses at": [], "cannot be told apart at": []}
         for ratio in ratios:
@@ -2307,10 +2328,12 @@ def verdict(results, ratios, arms, folds):
             text.append(f"Against {MSI_ARMS[arm]} it {'; '.join(said)}.")
     return ("The transcriptomic representation, by the share of the patients in hospital A (difference of mean AUC; told "
             f"apart: two-tailed Wilcoxon over paired splits, p < {ALPHA}, not corrected over ratios and arms). "
-            + " ".join(text) + f" It is the mean of the last hidden layers of A's {folds} networks, an advantage of ensembling that the one "
-            f"direct network lacks: the fair comparison is with the mean of {MSI_MEMBERS}. Splits divide the same patients "
-            "again and again: p and the 68 % range tell whether another split of *these* patients would agree, not whether "
-            "other patients would.")
+            + " ".join(text) + f" It is the mean of the last hidden layers of A's {folds} networks, as autoencoder A is of "
+            "its, an advantage of ensembling that the one direct network and autoencoder B lack: the fair comparison of "
+            f"features is with the ensemble of {folds} direct networks. " + (
+                "The hospitals are given: splits differ in folds and first weights alone, p and the 68 % range say nothing of "
+                "other patients." if given else "Splits divide the same patients again and again: p and the 68 % range tell "
+                "whether another split of *these* patients would agree, not whether other patients would."))
 
 
 def plot_shares(path, results, ratios, arms):

@@ -8,8 +8,8 @@ The file reads in the order of the paper's Methods; the commands stand at its en
     python histcode.py pretrain COHORT                      -> COHORT/runs/adco/adco.pt, log.jsonl, config.json
     python histcode.py pretrain COHORT --method simclr      the same loop with SimCLR's loss, to compare
     python histcode.py pretrain COHORT --show-views         only runs/adco/views.png: what the two views look like
-    python histcode.py probe COHORT runs/adco/adco.pt    does it learn? R2 of the cells in a tile from frozen features
-    python tiling.py features COHORT --encoder runs/adco/adco.pt      features by the encoder, for what follows
+    python histcode.py probe COHORT COHORT/runs/adco/adco.pt random     does it learn? R2 of the cells in a tile from frozen features
+    python tiling.py features COHORT --encoder COHORT/runs/adco/adco.pt     features by the encoder, for what follows
     torchrun --nproc-per-node 8 histcode.py pretrain COHORT              the same on 8 GPUs; --batch stays the whole batch
 
 COHORT is a folder with slides/ and samples.csv, as for tiling.py. A command that was interrupted goes on where it was.
@@ -385,8 +385,9 @@ def read_batches(data, chosen, order, batch, rank=0, world=1, workers=1):
     """This process's part of each batch, (B / world, px, px, 3) uint8: rows `order` of `chosen` (slide, tile), what does not
     fill a batch left out.
 
-    data: paths, coords [(n, 2)], tiles [edges] and stains (or None) of each slide, px. Threads read ahead READ_TILES of a
-    slide at a time, one more puts batches together. The pixels depend neither on `workers` nor on `world`.
+    data: paths, coords [(n, 2)], tiles [edges] and stains (or None) of each slide, px; unchanged counts the tiles that keep
+    their colours. Threads read ahead READ_TILES of a slide at a time, one more puts batches together. The pixels depend
+    neither on `workers` nor on `world`.
     """
     steps = len(order) // batch
     mine = order[:steps * batch].reshape(steps, world, -1)[:, rank]            # (steps, B / world)
@@ -397,18 +398,20 @@ def read_batches(data, chosen, order, batch, rank=0, world=1, workers=1):
     def read(rows):
         s = chosen[rows[0], 0]
         slide, coords, tile = tiling.open_slide(data["paths"][s]), data["coords"][s][chosen[rows, 1]], data["tiles"][s]
-        return np.concatenate([tiling.macenko(tiling.read_tiles(slide, coords[a:b], tile, data["px"]), data["stains"][s])[0]
-                               for a, b in tiling.tile_runs(coords, tile)])
+        parts = [tiling.macenko(tiling.read_tiles(slide, coords[a:b], tile, data["px"]), data["stains"][s])
+                 for a, b in tiling.tile_runs(coords, tile)]
+        return [np.concatenate(part) for part in zip(*parts)]
 
     stream, held = tiling.ordered_map(read, jobs, workers), {}
 
     def put_together(step):
         while not all(i in held for i in mine[step]):
-            rows, tiles = next(stream)
-            if isinstance(tiles, Exception):
-                raise InputError(f"{data['paths'][chosen[rows[0], 0]]} can't be read to its end ({tiles}): take it out of "
+            rows, got = next(stream)
+            if isinstance(got, Exception):
+                raise InputError(f"{data['paths'][chosen[rows[0], 0]]} can't be read to its end ({got}): take it out of "
                                  "samples.csv")
-            held.update((i, tile.copy()) for i, tile in zip(rows, tiles))      # a copy lets go of the others
+            held.update((i, tile.copy()) for i, tile in zip(rows, got[0]))     # a copy lets go of the others
+            data["unchanged"] += int((~got[1]).sum())
         return np.stack([held.pop(i) for i in mine[step]])
 
     for _, tiles in tiling.ordered_map(put_together, range(steps), 1):
@@ -509,7 +512,7 @@ def save_encoder(path, model, o, epoch):
 
 def train(model, data, counts, o, folder, device, rank, world):
     """All epochs. The state is saved after each, and every draw comes from (seed, epoch, step): a run that was interrupted
-    ends as one that was not."""
+    ends as one that was not (on a GPU to rounding: cuDNN's sums have no fixed order)."""
     say, state_file, log = (print if rank == 0 else lambda *a, **k: None), folder / "state.pt", folder / "log.jsonl"
     keys = copy.deepcopy(model).requires_grad_(False).train() if o.momentum_encoder else None
     optimizer = torch.optim.SGD(model.parameters(), o.lr, MOMENTUM, weight_decay=WEIGHT_DECAY)
@@ -519,18 +522,20 @@ def train(model, data, counts, o, folder, device, rank, world):
         optimizer.load_state_dict(state["optimizer"])
         if keys is not None:
             keys.load_state_dict(state["keys"])
-        bank, velocity, first, before = state["bank"], state["velocity"], state["epoch"], state["seconds"]
+        bank, velocity, first = state["bank"], state["velocity"], state["epoch"]
     else:
         bank = None if o.method == "simclr" else first_bank(model, data, counts, o, device, rank, world)
-        velocity, first, before = None if bank is None else torch.zeros_like(bank), 0, 0.0
+        velocity, first = None if bank is None else torch.zeros_like(bank), 0
     if bank is not None:
         say(f"bank of {len(bank):,} negatives")
     if rank == 0:
         lines = log.read_text().splitlines()[:first] if log.is_file() else []  # what was not saved runs again
         save_file(log, lambda f: f.writelines((line + "\n").encode() for line in lines))
+        if first:
+            save_encoder(folder / f"{o.name}.pt", model, o, first)
     per_slide, start, figures = np.full(len(counts), o.tiles_per_slide), time.time(), []
     for epoch in range(first + 1, o.epochs + 1):
-        chosen = choose_tiles(counts, per_slide, o.seed, epoch)
+        chosen, data["unchanged"] = choose_tiles(counts, per_slide, o.seed, epoch), 0
         order = mix(len(chosen), o.pool, np.random.default_rng([o.seed, epoch, 1]))
         optimizer.param_groups[0]["lr"], tick, figures = learning_rate(o, epoch - 1), time.time(), []
         model.train()
@@ -550,15 +555,16 @@ def train(model, data, counts, o, folder, device, rank, world):
             with open(log, "a") as f:
                 f.write(json.dumps(entry) + "\n")
             state = dict(epoch=epoch, model=model.state_dict(), keys=None if keys is None else keys.state_dict(), bank=bank,
-                         optimizer=optimizer.state_dict(), velocity=velocity, seconds=before + time.time() - start)
+                         optimizer=optimizer.state_dict(), velocity=velocity)
+            save_encoder(folder / f"{o.name}.pt", model, o, epoch)             # before the state that says it is done
             save_file(state_file, lambda f: torch.save(state, f))
-            save_encoder(folder / f"{o.name}.pt", model, o, epoch)
         say(f"epoch {epoch:3d}/{o.epochs}  loss {loss:.4f}  positive {positive:.3f}  hardest negative {hardest:.3f}  "
-            f"spread {apart:.3f}  " + (f"bank norm {norm:.3f}  " if norm is not None else "") + f"{rate:6.1f} tiles/s  "
+            f"spread {apart:.3f}  " + (f"bank norm {norm:.3f}  " if norm is not None else "")
+            + (f"colours kept {data['unchanged']:,} tiles  " if any(data["stains"]) else "") + f"{rate:6.1f} tiles/s  "
             f"{clock((time.time() - start) / (epoch - first) * (o.epochs - epoch))} left", flush=True)
         if apart < COLLAPSED:
-            say(f"COLLAPSE: all embeddings are nearly equal (spread {apart:.3f}, 1 is all over the sphere). A lower --lr, "
-                "--momentum-encoder or --in-batch may help", flush=True)
+            say(f"COLLAPSE: all embeddings are nearly equal (spread {apart:.3f}, 1 is all over the sphere). A lower --lr"
+                + (", --momentum-encoder or --in-batch" * (o.method == "adco")) + " may help", flush=True)
     return figures
 
 
@@ -618,6 +624,14 @@ def read_places(path):
         raise InputError(f"{path}: not a table with columns x and y in level-0 pixels ({e or type(e).__name__})") from None
 
 
+def numbers(column, path):
+    """A column of a table as floats, an empty field as nan. InputError on text."""
+    try:
+        return np.array([v.strip() or "nan" for v in column], float)
+    except ValueError as e:
+        raise InputError(f"{path}: {e}") from None
+
+
 def cell_content(cohort, name, coords, tile):
     """What is known of each tile: {class: (n,)} of one slide, nan where nothing is known of the tile; or None.
 
@@ -635,7 +649,7 @@ def cell_content(cohort, name, coords, tile):
         held = stats.holder(xy, coords, tile)                                  # (m,) tile of each spot, -1 for none
         spots = np.bincount(held[held >= 0], minlength=len(coords))
         with np.errstate(invalid="ignore", divide="ignore"):
-            return {c.removeprefix("fraction:"): np.bincount(held[held >= 0], np.array(v, float)[held >= 0], len(coords))
+            return {c.removeprefix("fraction:"): np.bincount(held[held >= 0], numbers(v, path)[held >= 0], len(coords))
                     / spots for c, v in columns.items() if c.startswith("fraction:")}
     return None
 
@@ -645,7 +659,7 @@ def untrained(data, o, device, n=64):
     """Random weights with BatchNorm statistics from about n tiles of these slides, one batch: what a run has before it has
     learned. The statistics alone are worth something, which must not be counted as learning."""
     net, counts = tiling.load_weights(STAGES, "random", o.seed).to(device), np.array([len(c) for c in data["coords"]])
-    chosen = choose_tiles(counts, np.full(len(counts), -(-n // len(counts))), o.seed, 0)
+    chosen = choose_tiles(counts, np.full(len(counts), -(-n // len(counts))), o.seed, 0)[:n]
     tiles = next(read_batches(data, chosen, np.arange(len(chosen)), len(chosen), workers=o.workers))
     for m in net.modules():
         if isinstance(m, nn.BatchNorm2d):
@@ -668,6 +682,7 @@ def slides_of(cohort):
 
 def find_data(cohort, slides, o, rank=0, world=1):
     """Make the tiles that are missing (process 0 does) -> (what read_batches wants, with slide names; {slide: why not})."""
+    o.colour = o.colour or tiling.COLOURS[0]
     made = tiling.load_json(cohort / "tiles" / "settings.json") or {}          # a folder made otherwise stays as it is
     for option, usual in dict(tile_um=TILE_UM, tissue="saturation").items():
         if getattr(o, option) is None and not made:
@@ -686,10 +701,10 @@ def find_data(cohort, slides, o, rank=0, world=1):
         raise InputError(f"no slide file for {few(gone)} in {cohort}: only its tiles are there")
     o.tile_um = tiling.load_json(cohort / "tiles" / "settings.json")["tile_um"]
     data = dict(slides=ready, paths=[found[s] for s in ready], coords=[a["coords"] for a in arrays],
-                tiles=[float(a["tile"]) for a in arrays], px=o.tile_px, stains=[None] * len(ready))
+                tiles=[float(a["tile"]) for a in arrays], px=o.tile_px, stains=[None] * len(ready), unchanged=0)
     if o.colour == "macenko":
         stains = lambda s: tiling.slide_stains(tiling.open_slide(data["paths"][s]), data["coords"][s], data["tiles"][s],
-                                               o.tile_px, o.seed)
+                                               o.tile_px, json.loads(str(arrays[s]["settings"]))["seed"])
         for s, got in tiling.ordered_map(stains, range(len(ready)), o.workers):
             if isinstance(got, Exception):
                 raise InputError(f"{data['paths'][s]} can't be read to its end ({got}): take it out of samples.csv")
@@ -721,6 +736,10 @@ def settle_options(o, world):
                               ("tile_px", 32, 2048)):
         if not low <= getattr(o, option) <= high:
             raise InputError(f"--{option.replace('_', '-')} {getattr(o, option):g}: must lie between {low:g} and {high:g}")
+    if o.final_lr and not o.cosine:
+        raise InputError(f"--final-lr {o.final_lr:g}: only with --cosine; the rate is constant without it")
+    if o.method == "adco" and o.bank_size < world:
+        raise InputError(f"--bank-size {o.bank_size}: fewer than {world} processes")
     if o.batch % world:
         raise InputError(f"--batch {o.batch} can't be shared out evenly to {world} processes")
     if Path(o.name).name != o.name or o.name in ("", ".", ".."):
@@ -807,28 +826,34 @@ def probe(o):
     if len(kinds) > 1:
         sizes = ", ".join(f"{px} px = {um:g} µm, colour {colour}" for px, um, colour in sorted(kinds))
         raise InputError(f"encoders of different tiles ({sizes}): probe them one by one")
-    px, um, colour = kinds.pop() if kinds else (None, None, o.colour)
+    px, um, colour = kinds.pop() if kinds else (None, None, None)
+    there = o.tile_um or (tiling.load_json(cohort / "tiles" / "settings.json") or {}).get("tile_um", um)
+    if um not in (None, there):
+        raise InputError(f"the encoders learned from tiles of {um:g} µm, " + ("--tile-um is" if o.tile_um else
+                         f"those of {cohort}/tiles are of") + f" {there:g}: --tile-um {um:g} cuts them anew")
+    if colour and o.colour not in (None, colour):
+        raise InputError(f"--colour {o.colour}: the encoders learned from --colour {colour}; leave --colour out")
     o.tile_px = px = o.tile_px or px or TILE_PX
-    o.tile_um, o.colour = o.tile_um or um, colour
+    o.tile_um, o.colour = o.tile_um or um, colour or o.colour
     rows = tiling.read_samples(cohort)
     patients = {r["slide"]: r["patient"] for r in rows}
     data, failed = find_data(cohort, list(patients), o)
-    if um is not None and um != o.tile_um:
-        raise InputError(f"the encoders learned on tiles of {um:g} µm, {cohort}/tiles are of {o.tile_um:g}: give --tile-um")
     known, groups, picked = [], [], []
     for s, (name, coords, tile) in enumerate(zip(data["slides"], data["coords"], data["tiles"])):
         content = cell_content(cohort, name, coords, tile)
-        usable = np.flatnonzero(np.isfinite(list(content.values())).all(0)) if content else []
+        usable = np.arange(len(coords)) if content == {} else []               # a list of no points: no cells anywhere
+        if content:
+            usable = np.flatnonzero(np.isfinite(list(content.values())).all(0))
         keep = np.sort(np.random.default_rng([o.seed, s]).permutation(usable)[:o.tiles_per_slide]).astype(int)
         if len(keep):
-            known.append({c: v[keep] for c, v in content.items()})
+            known.append((len(keep), {c: v[keep] for c, v in content.items()}))
             groups += [patients[name]] * len(keep)
             picked.append((s, keep))
-    classes = sorted({c for content in known for c in content})
+    classes = sorted({c for _, content in known for c in content})
     if not classes or len(set(groups)) < 3:
         raise InputError(f"{cohort}: points/<slide>.csv or spots/<slide>.csv with fraction:... columns are there for "
                          f"{len(set(groups))} patients; a probe needs 3")
-    y = np.concatenate([np.stack([c.get(k, np.zeros(len(next(iter(c.values()))))) for k in classes], 1) for c in known])
+    y = np.concatenate([np.stack([c.get(k, np.zeros(n)) for k in classes], 1) for n, c in known])
     print(f"{len(y):,} tiles ({o.tile_um:g} µm, {o.tile_px} px) of {len(set(groups))} patients; R2 on held-out patients")
     width = max(len(name) for name in [*o.files, "encoder"])
     print(f"{'encoder':{width}s}  {'mean':>8s}" + "".join(f"  {c[:12]:>12s}" for c in classes), flush=True)
@@ -925,7 +950,7 @@ def main(argv=None):
     tiling.add_options(p, encoder=False)
 
     o = parser.parse_args(argv)
-    o.seed, o.colour = o.seed or 0, o.colour or tiling.COLOURS[0]
+    o.seed = o.seed or 0
     return o.function(o)
 
 

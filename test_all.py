@@ -3256,6 +3256,8 @@ def test_hospital_a_is_nested_stratified_and_of_the_papers_size():
         assert in_a.sum() == int(441 * share) and abs((high & in_a).sum() - 67 * share) <= 1 and (before <= in_a).all()
         before = in_a
     assert he2rna.hospital_a(high, Fraction(1, 6), np.random.default_rng(1)).sum() == 73                     # "73 - 368 patients"
+    tied = np.arange(20) % 4 == 0                                                   # 5 of 20: classes tie at the cut
+    assert {(tied & he2rna.hospital_a(tied, Fraction(1, 2), np.random.default_rng(s))).sum() for s in range(50)} == {3}
     draws = [he2rna.hospital_a(high, .5, np.random.default_rng(s)) for s in range(200)]
     assert .35 < np.mean(draws, 0).min() and np.mean(draws, 0).max() < .65 and len({d.tobytes() for d in draws}) == 200
 
@@ -3344,6 +3346,15 @@ def test_msi_run_interrupted_extended_and_reported(tmp_path, monkeypatch, small,
     assert [c[0] for c in calls] == [2] and [r for r in more if r["split"] != "2"] == rows and len(more) == len(rows) + 2 * 6
     with pytest.raises(tiling.InputError, match="other settings.*code"):
         run_study(tmp_path, z, *options, "--follow", "code")
+    with open(tmp_path / "run" / "results.csv", "a") as f:
+        f.write("x,1/2,direct,0,0,.5,9,3\n")
+    with pytest.raises(tiling.InputError, match="x,1/2,direct.* is no row of ours"):
+        run_study(tmp_path, z, *options)
+    with pytest.raises(SystemExit):
+        run_study(tmp_path, z, "--ratios", "1/0")
+    z["expression"][:] = -3                                                          # the floor, everywhere
+    with pytest.raises(tiling.InputError, match="no gene is expressed"):
+        run_study(tmp_path, z, *options, name="floor")
     assert {f.name for f in (tmp_path / "whole").iterdir()} == {"config.json", "log.jsonl", "results.csv", "table.csv", "report.md", "shares.png", "arms.png"}
     table = read_csv(tmp_path / "whole" / "table.csv")
     each = [np.mean([float(r["auc"]) for r in rows if (r["split"], r["ratio"], r["arm"]) == (s, "1/2", "direct")]) for s in "01"]
@@ -3360,7 +3371,7 @@ def test_msi_verdict_is_of_paired_splits():
         results.update({(s, "1/2", "transcriptome"): level, (s, "1/2", "direct"): level - .03 + rng.normal(0, .005),
                         (s, "1/2", "ensemble"): level + .02 + rng.normal(0, .005), (s, "1/2", "autoencoder-a"): level + rng.normal(0, .01)})
     text = he2rna.verdict(results, ["1/2"], ["direct", "ensemble", "autoencoder-a"], 3)
-    assert re.search(r"direct, one network it wins at 1/2 \(\+0.029\)", text) and re.search(r"mean of 3 it loses at 1/2 \(-0.021\)", text)
+    assert re.search(r"direct, one network it wins at 1/2 \(\+0.029\)", text) and re.search(r"direct, ensemble it loses at 1/2 \(-0.021\)", text)
     assert "autoencoder of A it cannot be told apart" in text
     a, b, p = he2rna.compare_to(results, "1/2", "direct")
     assert p == pytest.approx(scipy.stats.wilcoxon(a, b, method="exact").pvalue)
@@ -3374,6 +3385,13 @@ def test_given_hospitals_need_only_what_they_use(tmp_path, small):
     assert run_study(tmp_path, z, "--splits", "2", "--repeats", "1") == 0
     rows = read_csv(tmp_path / "run" / "results.csv")
     assert {r["ratio"] for r in rows} == {"given"} and {r["patients_b"] for r in rows} == {"25"} and len(rows) == 2 * 5 * 3
+    assert "say nothing of other patients" in (tmp_path / "run" / "report.md").read_text()
+    z["hospital"] = np.where(np.arange(45) < 21, "A", "B")
+    z["expression"][20], z["msi"][20] = 1, "MSS"
+    with pytest.raises(tiling.InputError, match="other settings.*data"):
+        run_study(tmp_path, z, "--splits", "2", "--repeats", "1")
+    with pytest.raises(tiling.InputError, match="--ratios 1/2: not where .* has a hospital for each patient"):
+        run_study(tmp_path, z, "--ratios", "1/2", name="other")
 
 
 def spoiled(**change):
@@ -3402,6 +3420,10 @@ def spoiled(**change):
     (lambda: {k: v for k, v in spoiled().items() if k != "msi"}, (), "no array msi"),
     (lambda: spoiled(expression=lambda v: v - 3), ("--scale", "linear"), "--scale linear, but expression has -"),
     (lambda: spoiled(), ("--splits", "0"), "--splits 0: must be at least 1"),
+    (lambda: spoiled(), ("--project", "COAD"), "--project: only with a cohort folder"),
+    (lambda: spoiled(), ("--features", "dir"), "--features: only with a cohort folder"),
+    (lambda: spoiled(features=lambda v: v[:, :0]), (), "nothing in features"),
+    (lambda: spoiled(genes=lambda v: np.array("G")), (), "nothing in genes"),
 ])
 def test_msi_mistakes_are_told_with_counts(tmp_path, small, z, argv, words):
     with pytest.raises(tiling.InputError, match=words):
@@ -3699,14 +3721,16 @@ def test_interrupted_pretraining_ends_as_one_that_was_not(unlabelled, monkeypatc
     run = unlabelled / "runs" / "cut"
     with open(run / "log.jsonl", "a") as f:
         f.write('{"epoch": 3, "half')                                          # what a power cut leaves
-    assert pretrain(unlabelled, *argv, "--name", "cut", "--workers", "3") == 0 and epochs == [1, 2, 3]
+    assert pretrain(unlabelled, *argv, "--name", "cut", "--workers", "3") == 0 and epochs == [1, 2, 1, 2, 3]
     a, b = saved(run / f"{run.name}.pt"), saved(unlabelled / "runs" / "whole" / "whole.pt")
     assert all(torch.equal(a[part][k], b[part][k]) for part in ("encoder", "projection") for k in b[part])
     logs = [[json.loads(line) for line in (unlabelled / "runs" / n / "log.jsonl").read_text().splitlines()] for n in ("cut", "whole")]
     assert [e["epoch"] for e in logs[0]] == [1, 2, 3] and [e["loss"] for e in logs[0]] == [e["loss"] for e in logs[1]]
     assert logs[0][2]["lr"] < logs[0][0]["lr"] == .03 and a["settings"] == b["settings"]
     capsys.readouterr()
+    (run / "cut.pt").unlink()                                                  # made again from the state
     assert pretrain(unlabelled, *argv, "--name", "cut") == 0 and "was ready" in capsys.readouterr().out
+    assert torch.equal(saved(run / "cut.pt")["encoder"]["conv1.weight"], b["encoder"]["conv1.weight"])
 
 
 def test_two_processes_equal_one(unlabelled, tmp_path):
@@ -3868,6 +3892,11 @@ def test_probe_prints_a_row_for_each_encoder(unlabelled, tmp_path, monkeypatch, 
     out = capsys.readouterr().out
     assert "36 px" in out and [r["encoder"] for r in read_csv(tmp_path / "t.csv")] == ["random", str(path)]
     assert {"lymphocyte", "stroma", "tumour"} < set(read_csv(tmp_path / "t.csv")[0])
+    before = {p: p.read_bytes() for p in (unlabelled / "tiles").glob("*.npz")}
+    for argv, words in ((("--tile-um", "300"), "learned from tiles of .* --tile-um is 300"), (("--colour", "macenko"), "leave --colour out")):
+        with pytest.raises(tiling.InputError, match=words):
+            probe(str(path), *argv)
+    assert {p: p.read_bytes() for p in (unlabelled / "tiles").glob("*.npz")} == before                # and no tile was cut
     with pytest.raises(tiling.InputError, match="nowhere.pt: no such file"):
         probe("nowhere.pt")
     with pytest.raises(tiling.InputError, match="not a whole encoder file"):
