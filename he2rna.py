@@ -1465,8 +1465,8 @@ def compare_arms(d, in_a, arms, o, key, device):
         inputs = lambda m: (scaled := standardise(source(m), known(m)), scaled if target is None else target(m))
         seeds = np.random.default_rng([o.seed, *key, kind]).integers(2 ** 62, size=len(trains)).tolist()
         D = source(0).shape[1]
-        return train_networks(pool, (D, *hidden, D if target is None else outputs), activations, inputs, trains, seeds, epochs, batch, device,
-                              take)
+        sizes = D, *hidden, D if target is None else outputs
+        return train_networks(pool, sizes, activations, inputs, trains, seeds, epochs, batch, device, take)
 
     def autoencoders(trains):                                                  # 2048-1024-256-1024-2048
         return networks(1, (*MSI_HIDDEN, MSI_HIDDEN[0]), ("relu", "relu", "relu", "linear"), trains,
@@ -2135,10 +2135,10 @@ def study_of_cohort(o):
 def study_of_file(o):
     """The rows of an .npz for read_study: features (n, D), expression (n, G), genes, patients, msi[, hospital]."""
     path, wanted = Path(o.study), ("features", "expression", "genes", "patients", "msi")
-    idle = [k for k in ("types", "project", "features", "weights", "colour", "mpp", "tile_um", "min_tissue", "max_tiles", "tissue",
-                        "tissue_threshold", "min_area", "precision") if getattr(o, k) is not None]
+    idle = [k for k in ("types", "project", "features", "weights", "precision", "colour", "mpp", "tile_um", "min_tissue",
+                        "max_tiles", *tiling.TISSUE) if getattr(o, k) is not None]
     if idle or o.encoder != "resnet50":
-        raise InputError(f"--{few(idle or ['encoder']).replace('_', '-')}: only with a cohort folder, {path} has its features")
+        raise InputError(f"--{few(idle or ['encoder']).replace('_', '-')}: only with a cohort folder, {path} has features")
     z = tiling.load_arrays(path)
     if z is None or set(wanted) - set(z):
         raise InputError(f"{path}: " + (f"no array {few([w for w in wanted if w not in z])}; it has {few(list(z))}" if z else
@@ -2317,11 +2317,13 @@ def verdict(results, ratios, arms, folds):
     """One paragraph: where the transcriptomic representation wins and where it does not, against each other arm."""
     text, given = [], ratios == ["given"]
     for arm in arms:
-        kinds = {"wins at": [], "loses at": [], "cannot be told apart at": []}
+        kinds = {"wins at": [], "loses at": [], "cannot be told apart at": [], "has too few splits for a p < .05 at": []}
         for ratio in ratios:
             a, b, p = compare_to(results, ratio, arm)
             if len(a):
-                kind = "cannot be told apart at" if not p < ALPHA else "wins at" if b.mean() > a.mean() else "loses at"
+                wins, loses, even, few_splits = kinds
+                kind = (few_splits if 2 ** (1 - len(a)) >= ALPHA else even if not p < ALPHA else
+                        wins if b.mean() > a.mean() else loses)
                 kinds[kind].append(f"{ratio} ({b.mean() - a.mean():+.3f})")
         said = [f"{kind} {', '.join(v)}" for kind, v in kinds.items() if v]
         if said:
@@ -2331,8 +2333,8 @@ def verdict(results, ratios, arms, folds):
             + " ".join(text) + f" It is the mean of the last hidden layers of A's {folds} networks, as autoencoder A is of "
             "its, an advantage of ensembling that the one direct network and autoencoder B lack: the fair comparison of "
             f"features is with the ensemble of {folds} direct networks. " + (
-                "The hospitals are given: splits differ in folds and first weights alone, p and the 68 % range say nothing of "
-                "other patients." if given else "Splits divide the same patients again and again: p and the 68 % range tell "
+                "The hospitals are given: splits differ in folds and first weights alone, p and the 68 % range say "
+                "nothing of other patients." if given else "Splits divide the same patients again and again: p and the 68 % range tell "
                 "whether another split of *these* patients would agree, not whether other patients would."))
 
 
@@ -2378,6 +2380,7 @@ def write_msi_report(folder, config, d, results, sizes):
     """report.md, table.csv and the two figures from the mean AUC of each (split, ratio, arm). sizes: ratio -> (B, MSI-H)."""
     arms = [a for a in MSI_ARMS if any(k[2] == a for k in results)]
     ratios = sorted({k[1] for k in results}, key=lambda r: Fraction(r) if "/" in r else 0)
+    n = max(len([k for k in results if k[1:] == which]) for which in {k[1:] for k in results})
     rows, cells = [], []
     for ratio in ratios:
         cells.append([ratio, f"{sizes[ratio][0]} ({sizes[ratio][1]})"])
@@ -2389,16 +2392,16 @@ def write_msi_report(folder, config, d, results, sizes):
             (low, high), (own, other, p) = np.quantile(a, MSI_INTERVAL), compare_to(results, ratio, arm)
             rows.append((ratio, arm, len(a), f"{a.mean():.4f}", f"{a.std(ddof=1) if len(a) > 1 else 0:.4f}", f"{low:.4f}",
                          f"{high:.4f}", "" if np.isnan(p) else f"{p:.3g}", "" if np.isnan(p) else int((other > own).sum())))
-            cells[-1].append(f"{a.mean():.3f} ({low:.3f}–{high:.3f})" + ("" if np.isnan(p) else f", p {p:.2g}"))
+            cells[-1].append(f"{a.mean():.3f} ({low:.3f}–{high:.3f})" + ("" if np.isnan(p) else f", p {p:.2g}")
+                             + f", {len(a)} splits" * (len(a) < n))
     save_csv(folder / "table.csv", ("ratio", "arm", "splits", "auc", "sd", "low_68", "high_68", "p",
                                     "transcriptome_better"), rows)
-    n = sorted({row[2] for row in rows})
     text = [f"# MSI: what hospital A's transcriptome is worth in hospital B, {config['study']}", "", d["line"] + ".", "",
-            f"{n[0]}{f' to {n[-1]}' if len(n) > 1 else ''} splits, {config['repeats']} x {config['folds']} folds in B by "
+            f"{n} splits where not said otherwise, {config['repeats']} x {config['folds']} folds in B by "
             "patient; AUC over a test fold's patients, its mean over folds and repeats, then over splits (68 % range over "
             "splits); p: "
-            f"two-tailed Wilcoxon against transcriptome, paired, over the splits. With {n[0]} splits p can't be below "
-            f"{2 / 2 ** n[0]:.2g}." + (f" As the authors' code: {', '.join(MSI_CODE[c] for c in config['code'])}."
+            f"two-tailed Wilcoxon against transcriptome, paired, over the splits; of {n} it can't be below "
+            f"{2 / 2 ** n:.2g}." + (f" As the authors' code: {', '.join(MSI_CODE[c] for c in config['code'])}."
                                        if config["code"] else ""), "",
             table(("in A", "patients in B (MSI-H)", *arms), cells), ""]
     log = [as_entry(line) or {} for line in (folder / "log.jsonl").read_text().splitlines()]

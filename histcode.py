@@ -8,7 +8,7 @@ The file reads in the order of the paper's Methods; the commands stand at its en
     python histcode.py pretrain COHORT                      -> COHORT/runs/adco/adco.pt, log.jsonl, config.json
     python histcode.py pretrain COHORT --method simclr      the same loop with SimCLR's loss, to compare
     python histcode.py pretrain COHORT --show-views         only runs/adco/views.png: what the two views look like
-    python histcode.py probe COHORT COHORT/runs/adco/adco.pt random     does it learn? R2 of the cells in a tile from frozen features
+    python histcode.py probe COHORT COHORT/runs/adco/adco.pt random   does it learn? R2 of the cells in a tile
     python tiling.py features COHORT --encoder COHORT/runs/adco/adco.pt     features by the encoder, for what follows
     torchrun --nproc-per-node 8 histcode.py pretrain COHORT              the same on 8 GPUs; --batch stays the whole batch
 
@@ -752,7 +752,7 @@ def open_run(o, data, counts, device, rank, world):
     for coords in data["coords"]:
         h.update(np.ascontiguousarray(coords))
     names = ("method", "epochs", "batch", "lr", "cosine", "tau", "view_px", "tile_px", "tile_um", "tiles_per_slide",
-             "colour", "seed", "precision", *(("final_lr",) if o.cosine else ()), *(BANK_OPTIONS if o.method == "adco" else ()))
+             "colour", "seed", "precision", *(["final_lr"] * o.cosine), *(BANK_OPTIONS if o.method == "adco" else ()))
     config = dict(version=VERSION, data=h.hexdigest()[:16], slides=len(counts), all_tiles=int(counts.sum()),
                   weights=tiling.weights_identity(o.weights, o.seed), **{k: getattr(o, k) for k in names})
     folder = Path(o.cohort) / "runs" / o.name

@@ -3361,7 +3361,7 @@ def test_msi_run_interrupted_extended_and_reported(tmp_path, monkeypatch, small,
     row = next(r for r in table if (r["ratio"], r["arm"]) == ("1/2", "direct"))
     assert float(row["auc"]) == pytest.approx(np.mean(each), abs=1e-4) and float(row["sd"]) == pytest.approx(np.std(each, ddof=1), abs=1e-4)
     report = (tmp_path / "whole" / "report.md").read_text()
-    assert f"{(z['msi'] == 'MSI-H').sum()} MSI-H" in report and "cannot be told apart at 1/3" in report and report.split("\n\n")[-3].strip() in said
+    assert f"{(z['msi'] == 'MSI-H').sum()} MSI-H" in report and "too few splits for a p < .05 at 1/3" in report and report.split("\n\n")[-3].strip() in said
 
 
 def test_msi_verdict_is_of_paired_splits():
