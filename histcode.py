@@ -816,7 +816,7 @@ def pretrain(o):
 
 def probe(o):
     """R2 of the cells in a tile from the frozen features of each encoder; random: where a run with --weights random starts.
-    Ridge regression, patients whole, the penalty chosen inside the training patients."""
+    Ridge regression, patients (or --hold-out slides) whole, the penalty chosen inside the training part."""
     cohort, device = Path(o.cohort), tiling.pick_device(o.device)
     gone = [name for name in o.files if name != "random" and not Path(name).is_file()]
     if gone:
@@ -847,14 +847,14 @@ def probe(o):
         keep = np.sort(np.random.default_rng([o.seed, s]).permutation(usable)[:o.tiles_per_slide]).astype(int)
         if len(keep):
             known.append((len(keep), {c: v[keep] for c, v in content.items()}))
-            groups += [patients[name]] * len(keep)
+            groups += [name if o.hold_out == "slide" else patients[name]] * len(keep)
             picked.append((s, keep))
     classes = sorted({c for _, content in known for c in content})
     if not classes or len(set(groups)) < 3:
         raise InputError(f"{cohort}: points/<slide>.csv or spots/<slide>.csv with fraction:... columns are there for "
-                         f"{len(set(groups))} patients; a probe needs 3")
+                         f"{len(set(groups))} {o.hold_out}s; a probe needs 3")
     y = np.concatenate([np.stack([c.get(k, np.zeros(n)) for k in classes], 1) for n, c in known])
-    print(f"{len(y):,} tiles ({o.tile_um:g} µm, {o.tile_px} px) of {len(set(groups))} patients; R2 on held-out patients")
+    print(f"{len(y):,} tiles ({o.tile_um:g} µm, {o.tile_px} px) of {len(set(groups))} {o.hold_out}s; R2 on held-out {o.hold_out}s")
     width = max(len(name) for name in [*o.files, "encoder"])
     print(f"{'encoder':{width}s}  {'mean':>8s}" + "".join(f"  {c[:12]:>12s}" for c in classes), flush=True)
     results = []
@@ -879,7 +879,7 @@ def probe(o):
         results.append((name, r2))
         print(f"{name:{width}s}  {np.nanmean(r2):8.3f}" + "".join(f"  {v:12.3f}" for v in r2), flush=True)
     if o.csv:
-        tiling.save_csv(o.csv, ("encoder", "tiles", "patients", "mean", *classes),
+        tiling.save_csv(o.csv, ("encoder", "tiles", f"{o.hold_out}s", "mean", *classes),
                         [(name, len(y), len(set(groups)), np.nanmean(r2), *r2) for name, r2 in results])
     return 1 if failed else 0
 
@@ -946,6 +946,9 @@ def main(argv=None):
     a("--tiles-per-slide", type=int, default=TILES_PER_SLIDE, help="random tiles of each slide, at most (default "
       f"{TILES_PER_SLIDE})")
     a("--tile-px", type=int, help="edge of a tile as the encoders see it (default: as they were trained)")
+    a("--hold-out", choices=("patient", "slide"), default="patient", help="what is never divided between fit and test: "
+      "patients (default); slides, where patients are few: it asks whether features hold the cells, not whether they carry over to "
+      "other patients' stains")
     a("--csv", metavar="FILE", help="write the table there too")
     tiling.add_options(p, encoder=False)
 
