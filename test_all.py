@@ -4161,7 +4161,7 @@ def bench_kmeans():
 
 
 def bench_adco():
-    """A step of pretraining at batch 64 (views of 224 px from tiles of 256, 65,536 negatives); the bank's gradient against autograd."""
+    """A step of pretraining at batch 64 (views of 224 px from tiles of 256, 65,536 negatives); the bank's gradient against autograd (memory: run it alone)."""
     device, batch, K = tiling.pick_device(), 64, histcode.BANK_SIZE
     synchronize = torch.cuda.synchronize if device.type == "cuda" else lambda: None
     o = argparse.Namespace(precision=tiling.pick_precision("auto", device), tau=.12, bank_tau=.12, bank_lr=.3, bank_momentum=.9, bank_decay=1e-4,
