@@ -93,9 +93,9 @@ MSI_SHARES = tuple(map(Fraction, ("1/6", "1/3", "1/2", "2/3", "3/4", "5/6")))   
 MSI_INTERVAL = (0.16, 0.84)  # 68 %                                     [HE2RNA Fig. 5b]
 MSI_BLOCK = {"cpu": 2 ** 19, "cuda": 2 ** 28}  # parameters trained at a time, at least one network: a CPU's cache holds
 #   them and Adam's moments; 90 direct classifiers take 12.7 s by ones, 14.1 by twos, 17.6 by fours     [ours]
-#   The ensemble: the mean of as many direct networks as A has folds, hence networks behind its representation [ours]
 MSI_ARMS = {"transcriptome": "transcriptome of A", "direct": "direct, one network", "ensemble": "direct, ensemble",
-            "autoencoder-a": "autoencoder of A", "autoencoder-b": "autoencoder of B"}
+            "autoencoder-a": "autoencoder of A", "autoencoder-b": "autoencoder of B"}  # the ensemble: the mean of as many
+#   direct networks as A has folds, hence as many as stand behind its representation                    [ours]
 MSI_LINES = {"transcriptome": ("tab:blue", "-"), "direct": ("tab:red", "-"), "ensemble": ("tab:red", "--"),
              "autoencoder-a": ("tab:grey", "-"), "autoencoder-b": ("tab:grey", "--")}
 MSI_CODE = {  # what the authors' code does otherwise [HE2RNA code], each a name for --code
@@ -1650,8 +1650,8 @@ def open_run(cohort, o, config, data, device, *seen):
                   slides=len(data["y"]), genes=len(data["genes"]),
                   **{k: getattr(o, k) for k in ("lr", "batch", "epochs", "patience", "folds", "seed")})
     folder = cohort / "runs" / o.name
-    config = tiling.claim_folder(folder, config, "fold*.pt", cohort=str(cohort.resolve()),
-                          features_folder=o.features and str(Path(o.features).resolve()), device=str(device))
+    config = tiling.claim_folder(folder, config, "fold*.pt", cohort=str(cohort.resolve()), device=str(device),
+                                 features_folder=o.features and str(Path(o.features).resolve()))
     made = ", ".join(str(v) for k, v in config["features"].items() if k in ("source", "made", "weights", "precision"))
     print(f"{config['slides']} slides of {len(set(data['patients']))} patients, {config['genes']:,} genes, "
           f"{config['bags']}, {config['n_features']} features ({made}), {o.folds} folds, on {device}")
@@ -2334,8 +2334,8 @@ def verdict(results, ratios, arms, folds):
             "its, an advantage of ensembling that the one direct network and autoencoder B lack: the fair comparison of "
             f"features is with the ensemble of {folds} direct networks. " + (
                 "The hospitals are given: splits differ in folds and first weights alone, p and the 68 % range say "
-                "nothing of other patients." if given else "Splits divide the same patients again and again: p and the 68 % range tell "
-                "whether another split of *these* patients would agree, not whether other patients would."))
+                "nothing of other patients." if given else "Splits divide the same patients again and again: p and the 68 % "
+                "range tell whether another split of *these* patients would agree, not whether other patients would."))
 
 
 def plot_shares(path, results, ratios, arms):
