@@ -2200,7 +2200,7 @@ def read_study(o):
     keep = d["labels"] != "MSI-L" if "msi-l" in o.code else np.ones(len(d["labels"]), bool)
     keep |= d["hospital"] == "A" if d["hospital"] is not None else False       # A's labels are not used
     low = len(set(d["patients"][~keep].tolist()))
-    d = {k: v[keep] if isinstance(v, np.ndarray) and len(v) == len(keep) else v for k, v in d.items()}
+    d = {k: v[keep] if isinstance(v, np.ndarray) else v for k, v in d.items()}
     in_b = d["hospital"] == "B" if d["hospital"] is not None else np.ones(len(d["x"]), bool)
     for what, values, rows in (("labelled", d["labels"], in_b), ("of hospital", d["hospital"], slice(None))):
         if values is not None:
