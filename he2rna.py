@@ -1341,15 +1341,17 @@ def draw_networks(sizes, seeds, device="cpu"):
     shapes = [(len(seeds), a, b) for a, b in zip(sizes, sizes[1:])] + [(len(seeds), 1, b) for b in sizes[1:]]
     every = torch.empty(sum(map(math.prod, shapes)))
     views = lambda flat: [v.view(shape) for v, shape in zip(flat.split(list(map(math.prod, shapes))), shapes)]
+    drawn, n = views(every), len(sizes) - 1
     for m, seed in enumerate(seeds):
         generator = torch.Generator().manual_seed(seed)
-        for p, inputs in zip(views(every), sizes[:-1] * 2):
-            p[m].uniform_(-inputs ** -0.5, inputs ** -0.5, generator=generator)
+        for w, b in zip(drawn[:n], drawn[n:]):
+            for p in (w, b):
+                p[m].uniform_(-w.shape[1] ** -0.5, w.shape[1] ** -0.5, generator=generator)
     every = every.to(device)
     every.grad = torch.zeros_like(every)
     for p, grad in zip(parameters := views(every), views(every.grad)):
         p.grad = grad
-    return parameters[:len(sizes) - 1], parameters[len(sizes) - 1:], every
+    return parameters[:n], parameters[n:], every
 
 
 def layers_of(weights, biases, activations, x):
