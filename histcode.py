@@ -939,7 +939,7 @@ def main(argv=None):
     a("--symmetric", action=flag, help="mean of the losses of both views as query [AdCo code, off by default there too]")
     a("--momentum-encoder", type=float, metavar="M", help="keys from a slow copy of the encoder (default "
       f"{MOMENTUM_ENCODER}, the authors' code; .99 for some hundred steps); 0: one encoder for both views, which "
-      "collapsed in every trial from random weights")
+      "collapsed in nearly every trial from random weights")
 
     p, a = verb(probe, "how well frozen features tell the cells in a tile")
     a("files", nargs="+", metavar="ENCODER", help="encoder files of pretrain, runs/NAME/NAME.pt, or the word random")
