@@ -947,8 +947,8 @@ def main(argv=None):
       f"{TILES_PER_SLIDE})")
     a("--tile-px", type=int, help="edge of a tile as the encoders see it (default: as they were trained)")
     a("--hold-out", choices=("patient", "slide"), default="patient", help="what is never divided between fit and test: "
-      "patients (default); slides, where patients are few: it asks whether features hold the cells, not whether they carry over to "
-      "other patients' stains")
+      "patients (default); slides, where patients are few: it asks whether features hold the cells, not whether they carry "
+      "over to other patients' stains")
     a("--csv", metavar="FILE", help="write the table there too")
     tiling.add_options(p, encoder=False)
 
