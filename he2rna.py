@@ -47,7 +47,7 @@ from torch.nn.functional import embedding_bag
 
 import stats
 import tiling
-from tiling import InputError, clock, few, progress, save_csv, save_file, save_json, save_text
+from tiling import InputError, clock, few, number, progress, read_rows, save_csv, save_file, save_json, save_text
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Constants
@@ -97,7 +97,7 @@ MSI_ARMS = {"transcriptome": "transcriptome of A", "direct": "direct, one networ
             "autoencoder-a": "autoencoder of A", "autoencoder-b": "autoencoder of B"}  # the ensemble: the mean of as many
 #   direct networks as A has folds, hence as many as stand behind its representation                    [ours]
 MSI_LINES = {"transcriptome": ("tab:blue", "-"), "direct": ("tab:red", "-"), "ensemble": ("tab:red", "--"),
-             "autoencoder-a": ("tab:grey", "-"), "autoencoder-b": ("tab:grey", "--")}
+             "autoencoder-a": ("tab:grey", "-"), "autoencoder-b": ("tab:grey", "--")}    # blue and red [HE2RNA Fig. 5b]; others [ours]
 MSI_CODE = {  # what the authors' code does otherwise [HE2RNA code], each a name for --code
     "scaling": "features scaled over the whole cohort, its test patients too",
     "genes": "genes chosen by their median over the whole cohort",
@@ -187,30 +187,6 @@ def read_table(path):
         raise InputError(f"{path}: no rows")
     key = header[0].strip().lower()
     return key if key in ("slide", "sample") else "", ids, genes, np.stack(rows)
-
-
-def read_rows(path):
-    """(header, rows) of a table, comma- or tab-separated, plain or .gz; blank lines left out. InputError when it can't be
-    read."""
-    try:
-        data = Path(path).read_bytes()
-        data = gzip.decompress(data) if data[:2] == b"\x1f\x8b" else data
-        try:
-            text = data.decode("utf-8-sig")
-        except UnicodeDecodeError:
-            text = data.decode("cp1252")                                       # the µ of programs on Windows
-        tab = "\t" in text.partition("\n")[0]
-        rows = list(filter(None, csv.reader(io.StringIO(text), delimiter="\t" if tab else ",")))
-    except (OSError, EOFError, zlib.error, csv.Error, UnicodeDecodeError) as e:
-        raise InputError(f"{path}: can't be read as a table ({e})") from None
-    return [c.strip() for c in rows[0]] if rows else [], rows[1:]
-
-
-def number(text):
-    try:
-        return float(text)
-    except ValueError:
-        return np.nan
 
 
 def check_row(a, genes, name, path, text=None):

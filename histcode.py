@@ -21,10 +21,7 @@ Tags: [HistCode ...] the paper, [HistCode code] and [AdCo code] only the authors
 
 import argparse
 import copy
-import csv
-import gzip
 import hashlib
-import io
 import json
 import math
 import os
@@ -612,16 +609,15 @@ def linear_probe(x, y, groups, folds=PROBE_FOLDS, seed=0, penalties=RIDGE):
 
 
 def read_places(path):
-    """({column: list of str}, x, y (m, 2)) of points/ or spots/, .csv or .csv.gz with columns x and y in level-0 pixels."""
+    """({column: list of str}, x, y (m, 2)) of points/ or spots/, a table with columns x and y in level-0 pixels."""
+    header, rows = tiling.read_rows(path)
+    columns = dict(zip(header, zip(*rows))) if rows else dict.fromkeys(header, ())
     try:
-        text = (gzip.open(path, "rb") if path.suffix == ".gz" else open(path, "rb")).read().decode("utf-8-sig")
-        header, *rows = [row for row in csv.reader(io.StringIO(text)) if row]
-        columns = dict(zip([h.strip() for h in header], zip(*rows))) if rows else {h.strip(): () for h in header}
         if any(len(row) != len(header) for row in rows):
             raise ValueError("rows of different length")
         return columns, np.array([columns["x"], columns["y"]], float).T.reshape(-1, 2)
-    except (OSError, EOFError, ValueError, KeyError, csv.Error) as e:
-        raise InputError(f"{path}: not a table with columns x and y in level-0 pixels ({e or type(e).__name__})") from None
+    except (ValueError, KeyError) as e:
+        raise InputError(f"{path}: not a table with columns x and y in level-0 pixels ({e})") from None
 
 
 def numbers(column, path):

@@ -24,6 +24,7 @@ Tags: [HE2RNA ...] and [HistCode ...] the papers, [... code] only the authors' r
 
 import argparse
 import csv
+import gzip
 import hashlib
 import importlib.metadata
 import io
@@ -154,6 +155,30 @@ def load_arrays(path):
             return {name: z[name] for name in z.files}
     except (OSError, ValueError, EOFError, KeyError, TypeError, zipfile.BadZipFile, zlib.error):
         return None
+
+
+def read_rows(path):
+    """(header, rows) of a table, comma- or tab-separated, plain or .gz; blank lines left out. InputError when it can't be
+    read."""
+    try:
+        data = Path(path).read_bytes()
+        data = gzip.decompress(data) if data[:2] == b"\x1f\x8b" else data
+        try:
+            text = data.decode("utf-8-sig")
+        except UnicodeDecodeError:
+            text = data.decode("cp1252")                                       # the µ of programs on Windows
+        tab = "\t" in text.partition("\n")[0]
+        rows = list(filter(None, csv.reader(io.StringIO(text), delimiter="\t" if tab else ",")))
+    except (OSError, EOFError, zlib.error, csv.Error, UnicodeDecodeError) as e:
+        raise InputError(f"{path}: can't be read as a table ({e})") from None
+    return [c.strip() for c in rows[0]] if rows else [], rows[1:]
+
+
+def number(text):
+    try:
+        return float(text)
+    except ValueError:
+        return np.nan
 
 
 def read_samples(cohort):
