@@ -1104,6 +1104,39 @@ def test_full_cohort_plan():
     assert len(genes) == len(set(genes)) and 290 <= len(genes) <= 320
 
 
+def test_a_normal_slide_for_each_patient():
+    slides = tiling.plan_cohort(10, 0, normal_in=1)
+    assert {s["patient"] for s in slides if not s["tumor"]} == {s["patient"] for s in slides}
+
+
+def test_outlines_hold_just_the_pixels_of_the_mask():
+    rng = np.random.default_rng(0)
+    blobs = ndimage.gaussian_filter(rng.standard_normal((60, 80)), 3) > .05
+    for mask in (blobs, rng.random((20, 30)) < .5, np.ones((3, 4), bool), np.eye(5, dtype=bool)):   # noise touches at corners
+        y, x = np.mgrid[:mask.shape[0], :mask.shape[1]] + .5
+        polygons = tiling.trace(mask)
+        assert len(polygons) == ndimage.label(mask)[1]
+        inside = stats.inside(np.stack([x.ravel(), y.ravel()], 1), [[np.array(r, float) for r in p] for p in polygons])
+        np.testing.assert_array_equal(inside.reshape(mask.shape), mask)
+        for ring in itertools.chain(*polygons):
+            assert ring[0] == ring[-1] and all((a == c) != (b == d) for (a, b), (c, d) in zip(ring, ring[1:]))
+    square = np.ones((5, 5), bool)
+    square[2, 2] = False
+    (outer, hole), = tiling.trace(square)                                # the outline first; GeoJSON wants it so
+    assert sorted(outer[:-1]) == [[0, 0], [0, 5], [5, 0], [5, 5]] and sorted(hole[:-1]) == [[2, 2], [2, 3], [3, 2], [3, 3]]
+    assert tiling.trace(np.zeros((4, 4), bool)) == []
+
+
+def test_the_outline_of_a_tumour_holds_its_cells(drawn):
+    for r in read_csv(drawn / "samples.csv"):
+        path = drawn / "regions" / f"{r['slide']}.geojson"
+        assert path.is_file() == (r["tumor"] == "1")
+        if path.is_file():
+            points = [p for p in read_csv(drawn / "points" / f"{r['slide']}.csv") if p["cell"] == "tumour"]
+            inside = stats.inside([[float(p["x"]), float(p["y"])] for p in points], stats.read_rings(json.loads(path.read_text())))
+            assert len(points) > 10 and inside.mean() > .95              # the outline goes in steps of 8 px
+
+
 def test_openslide_reads_slides(drawn):
     for r in read_csv(drawn / "samples.csv"):
         with openslide.OpenSlide(drawn / "slides" / f"{r['slide']}.tif") as slide:
@@ -1114,7 +1147,7 @@ def test_openslide_reads_slides(drawn):
 
 
 def test_colours_survive_the_file(tmp_path):
-    rgb, _, _, _ = tiling.draw_slide(0, 1, tiling.plan_cohort(6, 0)[0], 600)
+    rgb, *_ = tiling.draw_slide(0, 1, tiling.plan_cohort(6, 0)[0], 600)
     tiling.write_slide(tmp_path / "a.tif", rgb, .5)
     with openslide.OpenSlide(tmp_path / "a.tif") as slide:
         for level, factor in enumerate((1, 2, 4)):

@@ -1574,6 +1574,7 @@ def tiles_geojson(coords, tile, measurements, names):
 SIM_MPP = {"SIM-COLO": 0.4990, "SIM-BRST": 0.5040}    # µm/px: a scanner for each project          [ours]
 TISSUE_SHARE = 0.64                    # of the slide inside the tissue outline                    [ours]
 COARSE = 4                             # px; regions are planned on a map this much coarser        [ours]
+OUTLINE_STEP = 2                       # of those pixels: the steps of a tumour's outline              [ours]
 N_STAMPS = 64                          # nuclei drawn per kind and slide, one for each angle       [ours]
 # Optical density of pure stain in R, G, B: haematoxylin, eosin [Ruifrok & Johnston 2001], eosin [Macenko 2009].
 # The first eosin alone is more magenta than tissue is, so each slide's lies between the two.      [ours]
@@ -1698,7 +1699,7 @@ def plan_tissue(rng, n, um, t):
         ring.append(np.column_stack([cx + reach * np.cos(angle), cy + reach * np.sin(angle), angle]))
     ring = np.concatenate(ring)
     wall = (inside > 0) & (inside < thick)
-    return dict(tissue=tissue, nest=nest & ~lumen, lumen=lumen, depth=depth, septa=septa, wall=wall,
+    return dict(tissue=tissue, bed=bed, nest=nest & ~lumen, lumen=lumen, depth=depth, septa=septa, wall=wall,
                 goblet=wall & (inside > 9) & (noise(11) > (.1 if colon else 9)), hole=inside >= thick,
                 stroma=tissue & ~nest & ~fat & ~(inside > 0), ring=ring[at(wall, ring) & (at(inside, ring) < 9)])
 
@@ -1734,8 +1735,35 @@ def stain_to_rgb(h, e, vectors, white):
     return rgb
 
 
+def trace(mask):
+    """Outlines of a mask (h, w), as GeoJSON wants them: [[ring, hole, ...] of each 4-connected piece], a ring a closed list
+    of pixel corners [x, y], without those on straight stretches."""
+    pieces, polygons = ndimage.label(mask)[0], []
+    for number, (rows, columns) in enumerate(ndimage.find_objects(pieces), 1):
+        own, rings, leaving = np.pad(pieces[rows, columns] == number, 1), [], {}
+        for (dy, dx), side, step in (((-1, 0), (0, 0), (1, 0)), ((0, 1), (1, 0), (0, 1)), ((1, 0), (1, 1), (-1, 0)),
+                                     ((0, -1), (0, 1), (0, -1))):              # edges, the piece on their right
+            for y, x in np.argwhere(own & ~np.roll(own, (-dy, -dx), (0, 1))).tolist():
+                leaving.setdefault((x + side[0], y + side[1]), []).append(step)
+        while leaving:
+            at, (dx, dy), ring = next(iter(leaving)), (0, 0), []
+            while at in leaving:
+                ways = leaving[at]
+                turn = ways.index((-dy, dx)) if (-dy, dx) in ways else 0       # pieces that touch at a corner stay apart
+                if ways[turn] != (dx, dy):
+                    ring.append([at[0] + columns.start - 1, at[1] + rows.start - 1])
+                dx, dy = ways.pop(turn)
+                if not ways:
+                    del leaving[at]
+                at = at[0] + dx, at[1] + dy
+            rings.append([*ring, ring[0]])
+        size = [sum(a * d - c * b for (a, b), (c, d) in zip(r, r[1:])) for r in rings]
+        polygons.append([rings[i] for i in np.argsort(size)[::-1]])            # clockwise, y downwards: above 0; holes: below
+    return polygons
+
+
 def draw_slide(seed, index, t, edge_px):
-    """One slide with the traits t: RGB (edge, edge, 3), nuclei [(x, y, cell)], tissue mm², stain."""
+    """One slide with the traits t: RGB (edge, edge, 3), nuclei [(x, y, cell)], tissue mm², stain, tumour (n, n) bool."""
     rng, f32, mpp = np.random.default_rng([seed, index]), np.float32, SIM_MPP[t["project"]]
     n, um = -(-edge_px // COARSE), COARSE * mpp
     def noise(scale_um):
@@ -1786,7 +1814,7 @@ def draw_slide(seed, index, t, edge_px):
     vectors += .015 * rng.standard_normal((2, 3))        # a small turn of both
     vectors *= [[stain["haematoxylin"]], [stain["eosin"]]] / np.linalg.norm(vectors, axis=1, keepdims=True)
     rgb = stain_to_rgb(h, e, vectors.astype(f32), (stain["white"] + rng.uniform(-2, 2, 3)).astype(f32))
-    return rgb, points, float(p["tissue"].sum() * um ** 2 / 1e6), stain
+    return rgb, points, float(p["tissue"].sum() * um ** 2 / 1e6), stain, p["bed"]
 
 
 def write_slide(path, rgb, mpp):
@@ -1821,11 +1849,11 @@ def write_slide(path, rgb, mpp):
     save_file(path, lambda f: f.write(body))
 
 
-def plan_cohort(patients, seed):
+def plan_cohort(patients, seed, normal_in=4):
     """What samples.csv says of each slide and how its tissue is to look: a list of dicts of traits.
 
     Per project a fifth of the patients is MSI-H and a tenth MSI-L, a sixth has a second tumour slide and
-    a quarter a normal one. Lymphocytes span a factor above 10 between patients.
+    one in normal_in a normal one. Lymphocytes span a factor above 10 between patients.
     """
     rng, slides = np.random.default_rng([seed, 0]), []
     for number, project in enumerate(SIM_MPP):
@@ -1834,7 +1862,7 @@ def plan_cohort(patients, seed):
         for i, msi in enumerate(rng.permutation(["MSI-H"] * high + ["MSI-L"] * low + ["MSS"] * (count - high - low))):
             share, spacing, lymphocytes = rng.uniform(.2, .75), rng.uniform(10.5, 15), 10 ** rng.uniform(2.1, 3.2)
             glands, fat = rng.uniform(0, .4), rng.uniform(.02, .15) if project == "SIM-COLO" else rng.uniform(.1, .45)
-            for tumour, name in [(1, "DX1")] + [(1, "DX2")] * (i % 6 == 0) + [(0, "DX1")] * (i % 4 == 1):
+            for tumour, name in [(1, "DX1")] + [(1, "DX2")] * (i % 6 == 0) + [(0, "DX1")] * (i % normal_in == (normal_in > 1)):
                 sample = f"S{2 * i + number + 1:03d}-{'01A' if tumour else '11A'}"
                 slides.append(dict(
                     slide=f"{sample}-{name}", patient=sample[:4], project=project, sample=sample,
@@ -1876,7 +1904,7 @@ def simulate_expression(truth, seed):
 
 SIM_README = """# A SIMULATED cohort: drawn, no patients
 
-Redraw it: `tiling.simulate_cohort(folder, patients={patients}, seed={seed}, edge_px={edge_px})`
+Redraw it: `tiling.simulate_cohort(folder, patients={patients}, seed={seed}, edge_px={edge_px}{more})`
 
 Planted: four kinds of cells whose densities differ between slides and within them; a stain per slide, a scanner (mpp) per
 project; genes that follow the cells of their own slides; MSI-H tumours with more lymphocytes, mucin and 20 genes of
@@ -1884,6 +1912,7 @@ their own; normal slides without tumour, each paired with a tumour.
 
 - samples.csv: slide, patient, project, sample, sample_type, tumor 1/0, msi of the patient. Written last.
 - points/: every nucleus drawn: x, y of its centre in level-0 pixels, cell.
+- regions/: outlines of the tumours with the stroma between their nests, to {step} px; none for a normal slide.
 - expression.csv: a row per sample, linear: log10(1+a) = base + effect * content + noise. content: log10(cells per mm2 + {floor:g})
   of the programme's cell (or MSI-H tumour, 0/1), mean of the sample's slides, standardised over samples.
 - truth/slides.csv: cells, area inside the tissue outline (mm2), cells per mm2 of it, stain amounts, eosin mix, white.
@@ -1891,17 +1920,19 @@ their own; normal slides without tumour, each paired with a tumour.
 """
 
 
-def simulate_cohort(folder, patients=64, seed=0, edge_px=1800, workers=None):
+def simulate_cohort(folder, patients=64, seed=0, edge_px=1800, normal_in=4, workers=None):
     """Write a SIMULATED cohort with known truth (see its README.md) into `folder`.
 
     The same files for any number of workers. One already complete with the same settings is left as it is, one that was
     interrupted is drawn again. Raises InputError for a folder that holds anything else.
     """
-    if patients < 4 or edge_px < 400 or seed < 0:
-        raise InputError(f"patients {patients}, edge_px {edge_px}, seed {seed}: at least 4 patients, 400 px and seed 0")
-    folder, slides, truth = Path(folder), plan_cohort(patients, seed), []
+    if patients < 4 or edge_px < 400 or seed < 0 or normal_in < 1:
+        raise InputError(f"patients {patients}, edge_px {edge_px}, seed {seed}, normal_in {normal_in}: at least 4 patients, "
+                         "400 px, seed 0 and 1")
+    folder, slides, truth = Path(folder), plan_cohort(patients, seed, normal_in), []
     readme = folder / "README.md"
-    text = SIM_README.format(patients=patients, seed=seed, edge_px=edge_px, floor=DENSITY_FLOOR)
+    text = SIM_README.format(patients=patients, seed=seed, edge_px=edge_px, floor=DENSITY_FLOOR,
+                             more=f", normal_in={normal_in}" * (normal_in != 4), step=COARSE * OUTLINE_STEP)
     there = readme.read_text() if readme.is_file() else ""
     if folder.exists() and any(folder.iterdir()) and there != text:
         raise InputError(f"{folder} is " + ("a simulated cohort of other settings" if "SIMULATED" in there else
@@ -1912,9 +1943,16 @@ def simulate_cohort(folder, patients=64, seed=0, edge_px=1800, workers=None):
 
     def draw(index):
         t = slides[index]
-        rgb, points, area, stain = draw_slide(seed, index + 1, t, edge_px)
+        rgb, points, area, stain, tumour = draw_slide(seed, index + 1, t, edge_px)
         write_slide(folder / "slides" / f"{t['slide']}.tif", rgb, SIM_MPP[t["project"]])
         save_csv(folder / "points" / f"{t['slide']}.csv", ("x", "y", "cell"), points)
+        step = OUTLINE_STEP * COARSE
+        shapes = [dict(type="Feature", properties=dict(objectType="annotation", classification=dict(name="Tumor")),
+                       geometry=dict(type="Polygon", coordinates=[[[step * x, step * y] for x, y in ring] for ring in rings]))
+                  for rings in trace(tumour[OUTLINE_STEP // 2::OUTLINE_STEP, OUTLINE_STEP // 2::OUTLINE_STEP])]
+        if shapes:
+            save_text(folder / "regions" / f"{t['slide']}.geojson",
+                      [json.dumps(dict(type="FeatureCollection", features=shapes))])
         counts = {cell: sum(point[2] == cell for point in points) for cell in NUCLEI}
         return {**{k: t[k] for k in ("slide", "sample", "tumor", "msi")}, **counts, "tissue_mm2": area,
                 **{f"{cell}_per_mm2": counts[cell] / area for cell in NUCLEI}, **stain}
@@ -2082,10 +2120,12 @@ def main(argv=None):
     p = verbs.add_parser("simulate", help="draw a simulated cohort with known truth")
     p.add_argument("cohort", metavar="folder")
     p.add_argument("--patients", type=int, default=64, help="in two projects, at least 4 (default 64)")
+    p.add_argument("--normal-in", type=int, default=4, metavar="N", help="one patient in N has a normal slide too (default "
+                   "4); 1: all, for differential expression")
     p.add_argument("--seed", type=natural, default=0)
     o = parser.parse_args(argv)
     if o.verb == "simulate":
-        simulate_cohort(o.cohort, o.patients, o.seed)
+        simulate_cohort(o.cohort, o.patients, o.seed, normal_in=o.normal_in)
         return 0
     o.tile_seed, o.seed = o.seed, o.seed or 0
     cohort = Path(o.cohort)
