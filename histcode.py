@@ -82,6 +82,10 @@ READ_TILES = 64              # of one slide, read in one go             [ours]
 COLLAPSED = 0.05             # spread of the embeddings (1: all over the sphere, 0: all equal) below which it is said [ours]
 RIDGE = tuple(10.0 ** np.arange(0, 7))   # penalties a probe chooses from, per unit variance of a feature [ours]
 PROBE_FOLDS = 5              #                                          [ours]
+ATTENTION = 256              # rows of V and U                          [HistCode code]
+QUERIES = 128                # of DSMIL's queries                       [DSMIL code]
+TOP_TILES = 10               # of MIL-RNN's                             [Campanella et al. 2019]
+STATE = 128                  # of its recurrent network                 [Campanella et al. 2019]
 VERSION = 1                  # of a run's files; another is refused     [ours]
 SOURCE = "HistCode (Huang et al. 2022, arXiv:2204.11994), contrastive pretraining of the tile encoder"
 
@@ -666,6 +670,127 @@ def untrained(data, o, device, n=64):
             m.reset_running_stats()                                            # load_weights left momentum None: one batch
     net.train()(tiling.normalise(torch.from_numpy(tiles).to(device)))
     return net.eval()
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Feature aggregation: the tiles of a slide to one vector, of which a layer makes the classes  [HistCode eqs. 5-7; Table 1]
+# Every pooling takes h (B, T, D) and mask (B, T), True for real tiles, of which each bag has one or more, and gives with
+# its result a (B, T): each tile's part in it, 0 for padding, whose content never counts.
+# ---------------------------------------------------------------------------------------------------------------------
+class GatedAttention(nn.Module):
+    """z = sum_i a_i h_i with a = softmax_i(w . (tanh(V h_i) * sigm(U h_i))). [HistCode eqs. 5-6; Ilse et al. 2018, eqs. 8-9]
+
+    forward(h (B, T, D), mask (B, T)) -> z (B, D), a (B, T). gated False: w . tanh(V h_i) alone, ABMIL's first form (eq. 8
+    there). No biases, as eq. 6 is printed; the released codes of both papers have them.
+    """
+
+    def __init__(self, n_features, hidden=ATTENTION, gated=True):
+        super().__init__()
+        self.v, self.w = nn.Linear(n_features, hidden, bias=False), nn.Linear(hidden, 1, bias=False)
+        self.u = nn.Linear(n_features, hidden, bias=False) if gated else None
+
+    def forward(self, h, mask):
+        h = h.masked_fill(~mask[:, :, None], 0)                                # whatever it held: 0 x nan is nan
+        hidden = torch.tanh(self.v(h))                                         # (B, T, hidden)
+        if self.u is not None:
+            hidden = hidden * torch.sigmoid(self.u(h))
+        a = self.w(hidden)[:, :, 0].masked_fill(~mask, -torch.inf).softmax(1)  # (B, T)
+        return (a[:, :, None] * h).sum(1), a
+
+
+class MeanPooling(nn.Module):
+    """z (B, D): mean over the real tiles; a: 1 / their number."""
+
+    def forward(self, h, mask):
+        a = mask / mask.sum(1, keepdim=True)
+        return (a[:, :, None] * h.masked_fill(~mask[:, :, None], 0)).sum(1), a
+
+
+class MaxPooling(nn.Module):
+    """z (B, D): the highest value of each feature; a: the share of the features that a tile gives."""
+
+    def forward(self, h, mask):
+        z, which = h.masked_fill(~mask[:, :, None], -torch.inf).max(1)         # (B, D), (B, D)
+        return z, torch.zeros_like(h[:, :, 0]).scatter_add(1, which, torch.full_like(z, 1 / z.shape[1]))
+
+
+class PooledClassifier(nn.Module):
+    """One vector for the slide, one fully connected layer; softmax and cross-entropy are the loss's. [HistCode eq. 7]
+
+    All classifiers: forward(h, mask) -> logits (B, streams, classes), a (B, T). Each stream learns the label; the last one
+    answers.
+    """
+
+    def __init__(self, pooling, n_features, n_classes=2):
+        super().__init__()
+        self.pooling, self.classify = pooling, nn.Linear(n_features, n_classes)
+
+    def forward(self, h, mask):
+        z, a = self.pooling(h, mask)
+        return self.classify(z)[:, None], a
+
+
+class DSMIL(nn.Module):
+    """Two streams: the best instance of each class, and attention to it. [Li et al. 2021, eqs. 2-6, arXiv:2011.08939]
+
+    Instance stream: the highest score of each class over the tiles; the tile that has it is critical. Bag stream: for
+    each class, softmax over tiles of <q_i, q_critical> / sqrt(queries) weighs the features; one filter over all classes'
+    vectors gives the logits. a: the weights of the last class. As in the authors' code each stream has a loss of its own
+    and the bag stream answers; the paper writes the mean of both scores. One layer for the queries, values as they are:
+    their code's defaults are a little deeper.
+    """
+
+    def __init__(self, n_features, n_classes=2, queries=QUERIES):
+        super().__init__()
+        self.score, self.query = nn.Linear(n_features, n_classes), nn.Linear(n_features, queries)
+        self.classify = nn.Linear(n_classes * n_features, n_classes)
+
+    def forward(self, h, mask):
+        h = h.masked_fill(~mask[:, :, None], 0)
+        instance, critical = self.score(h).masked_fill(~mask[:, :, None], -torch.inf).max(1)        # (B, C), (B, C)
+        q = self.query(h)                                                      # (B, T, Q)
+        best = q.gather(1, critical[:, :, None].expand(-1, -1, q.shape[2]))    # (B, C, Q)
+        logits = best @ q.mT / q.shape[2] ** .5                                # (B, C, T)
+        a = logits.masked_fill(~mask[:, None], -torch.inf).softmax(2)
+        return torch.stack([instance, self.classify((a @ h).flatten(1))], 1), a[:, -1]
+
+
+class MILRNN(nn.Module):
+    """The most suspicious tiles of a max-pooling classifier, one after the other into a recurrent network.
+    [Campanella et al. 2019, doi 10.1038/s41591-019-0508-1, Methods: MIL classifier, RNN-based slide integration]
+
+    First stream: the tile with the highest score of the last class stands for the slide. Second: its TOP_TILES highest
+    tiles, best first, s <- ReLU(W h_i + V s) from s = 0, then the classes from s. a: equal shares of those tiles. They
+    train the first, then the second on its tiles; here both learn together, the choice of tiles has no gradient. [ours]
+    """
+
+    def __init__(self, n_features, n_classes=2, state=STATE, top=TOP_TILES):
+        super().__init__()
+        self.score, self.top = nn.Linear(n_features, n_classes), top
+        self.take, self.keep, self.classify = nn.Linear(n_features, state), nn.Linear(state, state), nn.Linear(state, n_classes)
+
+    def forward(self, h, mask):
+        scores = self.score(h.masked_fill(~mask[:, :, None], 0))               # (B, T, C)
+        suspicion = (scores[:, :, -1] - scores[:, :, :-1].logsumexp(2)).masked_fill(~mask, -torch.inf)
+        top = suspicion.topk(min(self.top, h.shape[1]), dim=1).indices         # (B, k)
+        real = mask.gather(1, top)                                             # (B, k) False: the bag has fewer tiles
+        pick = lambda values, at: values.gather(1, at[:, :, None].expand(-1, -1, values.shape[2]))
+        taken, s = self.take(pick(h, top).masked_fill(~real[:, :, None], 0)), torch.zeros_like(h[:, 0, :1])
+        s = s.expand(-1, taken.shape[2])
+        for i in range(top.shape[1]):
+            s = torch.where(real[:, i, None], F.relu(taken[:, i] + self.keep(s)), s)                 # (B, state)
+        a = torch.zeros_like(suspicion).scatter(1, top, real / real.sum(1, keepdim=True))
+        return torch.stack([pick(scores, top[:, :1])[:, 0], self.classify(s)], 1), a
+
+
+POOLINGS = {   # Table 1's rows: name -> classifier of D features
+    "MIL-RNN": MILRNN,
+    "ABMIL": lambda D: PooledClassifier(GatedAttention(D, gated=False), D),
+    "DSMIL": DSMIL,
+    "max": lambda D: PooledClassifier(MaxPooling(), D),
+    "mean": lambda D: PooledClassifier(MeanPooling(), D),
+    "HistCode": lambda D: PooledClassifier(GatedAttention(D), D),
+}
 
 
 # ---------------------------------------------------------------------------------------------------------------------

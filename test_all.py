@@ -3906,6 +3906,88 @@ def test_probe_prints_a_row_for_each_encoder(unlabelled, tmp_path, monkeypatch, 
 
 
 # =====================================================================================================================
+# histcode.py: diagnosis, expression, maps
+# Authorities: loops over tiles, SciPy, scikit-learn where installed, one model for many.
+# =====================================================================================================================
+def ragged(sizes, d=7, seed=0):
+    """Bags of these sizes, padded with nan: h (B, T, d), mask (B, T)."""
+    h, mask = torch.full((len(sizes), max(sizes), d), torch.nan), torch.zeros(len(sizes), max(sizes), dtype=torch.bool)
+    for b, n in enumerate(sizes):
+        h[b, :n], mask[b, :n] = torch.randn(n, d, generator=seeded(seed + b)), True
+    return h, mask
+
+
+def classifier(name, d=7, seed=0):
+    torch.manual_seed(seed)
+    return histcode.POOLINGS[name](d)
+
+
+def by_loop(name, model, h):
+    """Logits of every stream for one bag h (n, d), tile by tile in float64; the authority for `POOLINGS`."""
+    p = {k: v.detach().double().numpy() for k, v in model.named_parameters()}
+    h, out = h.double().numpy(), lambda layer, x: x @ p[f"{layer}.weight"].T + p[f"{layer}.bias"]
+    if name in ("max", "mean"):
+        z = [max(x) if name == "max" else sum(x) / len(h) for x in h.T]
+        return [out("classify", np.array(z))]
+    if name in ("ABMIL", "HistCode"):
+        scores = []
+        for x in h:
+            hidden = np.tanh(p["pooling.v.weight"] @ x)
+            if name == "HistCode":
+                hidden = hidden / (1 + np.exp(-(p["pooling.u.weight"] @ x)))
+            scores.append(np.exp(p["pooling.w.weight"][0] @ hidden))
+        return [out("classify", sum(s * x for s, x in zip(scores, h)) / sum(scores))]
+    scores = [out("score", x) for x in h]
+    if name == "DSMIL":
+        best = [max(range(len(h)), key=lambda i: scores[i][c]) for c in (0, 1)]
+        vectors = []
+        for b in best:
+            weights = [np.exp(out("query", x) @ out("query", h[b]) / np.sqrt(histcode.QUERIES)) for x in h]
+            vectors.append(sum(w * x for w, x in zip(weights, h)) / sum(weights))
+        return [np.array([scores[best[0]][0], scores[best[1]][1]]), out("classify", np.concatenate(vectors))]
+    order, s = sorted(range(len(h)), key=lambda i: scores[i][0] - scores[i][1]), np.zeros(histcode.STATE)
+    for i in order[:histcode.TOP_TILES]:
+        s = np.maximum(0, out("take", h[i]) + out("keep", s))
+    return [scores[order[0]], out("classify", s)]
+
+
+@pytest.mark.parametrize("name", histcode.POOLINGS)
+def test_poolings_equal_loops_over_tiles(name):
+    sizes = (1, 3, 12, 25)
+    model, (h, mask) = classifier(name), ragged(sizes)
+    logits, a = model(h, mask)
+    for b, n in enumerate(sizes):
+        assert np.allclose(logits[b].detach(), by_loop(name, model, h[b, :n]), atol=2e-6)
+        assert a[b, :n].sum().item() == pytest.approx(1, abs=1e-6) and (a[b] >= 0).all() and (a[b, n:] == 0).all()
+    logits[:, -1].square().sum().backward()                                    # padding of nan reaches no gradient
+    assert all(p.grad is None or p.grad.isfinite().all() for p in model.parameters())
+
+
+@pytest.mark.parametrize("name", histcode.POOLINGS)
+def test_order_of_tiles_and_padding_change_nothing(name):
+    model, (h, mask) = classifier(name, 64), ragged((1, 9, 40), 64)
+    logits, a = model(h, mask)
+    order = torch.randperm(40, generator=seeded())
+    moved, b = model(h[:, order], mask[:, order])
+    assert (moved - logits).abs().max() < 1e-6 and (b - a[:, order]).abs().max() < 1e-6
+    for filler in (torch.nan, torch.inf, 1e30):
+        longer, c = model(F.pad(h, (0, 0, 0, 13), value=filler), F.pad(mask, (0, 13)))
+        assert (longer - logits).abs().max() < 1e-6 and (c[:, :40] - a).abs().max() < 1e-6 and (c[:, 40:] == 0).all()
+
+
+def test_attention_has_the_shapes_and_parts_of_its_equations():
+    h, mask = ragged((4, 2), 5)
+    for gated, count in ((True, 2 * 5 * 3 + 3), (False, 5 * 3 + 3)):
+        model = histcode.GatedAttention(5, 3, gated)
+        z, a = model(h, mask)
+        assert z.shape == (2, 5) and a.shape == (2, 4) and sum(p.numel() for p in model.parameters()) == count
+        assert torch.allclose(z, torch.einsum("bt,btd->bd", a, h.nan_to_num()), atol=1e-6)
+    with torch.no_grad():                                                      # a high logit doesn't overflow
+        model.w.weight.fill_(1e4)
+    assert model(h, mask)[1].isfinite().all()
+
+
+# =====================================================================================================================
 # README
 # =====================================================================================================================
 def test_readme_names_symbols_and_tests_that_exist():
