@@ -8,6 +8,8 @@ The file reads in the order of the paper's Methods; the commands stand at its en
     python histcode.py pretrain COHORT                      -> COHORT/runs/adco/adco.pt, log.jsonl, config.json
     python histcode.py pretrain COHORT --method simclr      the same loop with SimCLR's loss, to compare
     python histcode.py pretrain COHORT --show-views         only runs/adco/views.png: what the two views look like
+    python histcode.py diagnose COHORT --label tumor        slides told apart by attention over tiles; --table: six ways
+    python histcode.py diagnose --bags musk1.csv            the same on a multiple-instance table: label, bag, features
     python histcode.py probe COHORT COHORT/runs/adco/adco.pt random   does it learn? R2 of the cells in a tile
     python tiling.py features COHORT --encoder COHORT/runs/adco/adco.pt     features by the encoder, for what follows
     torchrun --nproc-per-node 8 histcode.py pretrain COHORT              the same on 8 GPUs; --batch stays the whole batch
@@ -79,6 +81,17 @@ READ_TILES = 64              # of one slide, read in one go             [ours]
 COLLAPSED = 0.05             # spread of the embeddings (1: all over the sphere, 0: all equal) below which it is said [ours]
 RIDGE = tuple(10.0 ** np.arange(0, 7))   # penalties a probe chooses from, per unit variance of a feature [ours]
 PROBE_FOLDS = 5              #                                          [ours]
+ATTENTION = 256              # rows of V and U                          [HistCode code]
+QUERIES = 128                # of DSMIL's queries                       [DSMIL code]
+TOP_TILES = 10               # of MIL-RNN's                             [Campanella et al. 2019]
+STATE = 128                  # of its recurrent network                 [Campanella et al. 2019]
+DIAGNOSIS = dict(lr=1e-4, weight_decay=1e-5, epochs=50, folds=10, repeats=1, hidden=ATTENTION, embed=())
+#                            # slides: Adam, one slide a step [HistCode code]; ten parts: 80/10/10 [HistCode Results]
+BAGS = dict(lr=5e-4, weight_decay=5e-3, epochs=50, folds=10, repeats=5, hidden=64, embed=(64,))
+#                            # small tables: rate, decay and width of Ilse et al. 2018 for MUSK1, with Adam [ours]
+TABLE_1 = {"MIL-RNN": (.8619, .9107), "ABMIL": (.9000, .9551), "DSMIL": (.9268, .9633), "max": (.8930, .8846),
+           "mean": (.9114, .9073), "HistCode": (.9630, .9765)}     # accuracy, AUC: LUAD against LUSC [HistCode Table 1]
+UNKNOWN = ("", "na", "nan", "unknown", "[not available]")     # labels that say nothing [ours]
 VERSION = 1                  # of a run's files; another is refused     [ours]
 SOURCE = "HistCode (Huang et al. 2022, arXiv:2204.11994), contrastive pretraining of the tile encoder"
 
@@ -665,6 +678,268 @@ def untrained(data, o, device, n=64):
 
 
 # ---------------------------------------------------------------------------------------------------------------------
+# Feature aggregation: the tiles of a slide to one vector, of which a layer makes the classes  [HistCode eqs. 5-7; Table 1]
+# Every pooling takes h (B, T, D) and mask (B, T), True for real tiles, of which each bag has one or more, and gives with
+# its result a (B, T): each tile's part in it, 0 for padding, whose content never counts.
+# ---------------------------------------------------------------------------------------------------------------------
+class GatedAttention(nn.Module):
+    """z = sum_i a_i h_i with a = softmax_i(w . (tanh(V h_i) * sigm(U h_i))). [HistCode eqs. 5-6; Ilse et al. 2018, eqs. 8-9]
+
+    forward(h (B, T, D), mask (B, T)) -> z (B, D), a (B, T). gated False: w . tanh(V h_i) alone, ABMIL's first form (eq. 8
+    there). No biases, as eq. 6 is printed; the released codes of both papers have them.
+    """
+
+    def __init__(self, n_features, hidden=ATTENTION, gated=True):
+        super().__init__()
+        self.v, self.w = nn.Linear(n_features, hidden, bias=False), nn.Linear(hidden, 1, bias=False)
+        self.u = nn.Linear(n_features, hidden, bias=False) if gated else None
+
+    def forward(self, h, mask):
+        h = h.masked_fill(~mask[:, :, None], 0)                                # whatever it held: 0 x nan is nan
+        hidden = torch.tanh(self.v(h))                                         # (B, T, hidden)
+        if self.u is not None:
+            hidden = hidden * torch.sigmoid(self.u(h))
+        a = self.w(hidden)[:, :, 0].masked_fill(~mask, -torch.inf).softmax(1)  # (B, T)
+        return (a[:, :, None] * h).sum(1), a
+
+
+class MeanPooling(nn.Module):
+    """z (B, D): mean over the real tiles; a: 1 / their number."""
+
+    def forward(self, h, mask):
+        a = mask / mask.sum(1, keepdim=True)
+        return (a[:, :, None] * h.masked_fill(~mask[:, :, None], 0)).sum(1), a
+
+
+class MaxPooling(nn.Module):
+    """z (B, D): the highest value of each feature; a: the share of the features that a tile gives."""
+
+    def forward(self, h, mask):
+        z, which = h.masked_fill(~mask[:, :, None], -torch.inf).max(1)         # (B, D), (B, D)
+        return z, torch.zeros_like(h[:, :, 0]).scatter_add(1, which, torch.full_like(z, 1 / z.shape[1]))
+
+
+class PooledClassifier(nn.Module):
+    """One vector for the slide, one fully connected layer; softmax and cross-entropy are the loss's. [HistCode eq. 7]
+
+    All classifiers: forward(h, mask) -> logits (B, streams, classes), a (B, T). Each stream learns the label; the last one
+    answers.
+    """
+
+    def __init__(self, pooling, n_features, n_classes=2):
+        super().__init__()
+        self.pooling, self.classify = pooling, nn.Linear(n_features, n_classes)
+
+    def forward(self, h, mask):
+        z, a = self.pooling(h, mask)
+        return self.classify(z)[:, None], a
+
+
+class DSMIL(nn.Module):
+    """Two streams: the best instance of each class, and attention to it. [Li et al. 2021, eqs. 2-6, arXiv:2011.08939]
+
+    Instance stream: the highest score of each class over the tiles; the tile that has it is critical. Bag stream: for
+    each class, softmax over tiles of <q_i, q_critical> / sqrt(queries) weighs the features; one filter over all classes'
+    vectors gives the logits. a: the weights of the last class. As in the authors' code each stream has a loss of its own
+    and the bag stream answers; the paper writes the mean of both scores. One layer for the queries, values as they are:
+    their code's defaults are a little deeper.
+    """
+
+    def __init__(self, n_features, n_classes=2, queries=QUERIES):
+        super().__init__()
+        self.score, self.query = nn.Linear(n_features, n_classes), nn.Linear(n_features, queries)
+        self.classify = nn.Linear(n_classes * n_features, n_classes)
+
+    def forward(self, h, mask):
+        h = h.masked_fill(~mask[:, :, None], 0)
+        instance, critical = self.score(h).masked_fill(~mask[:, :, None], -torch.inf).max(1)        # (B, C), (B, C)
+        q = self.query(h)                                                      # (B, T, Q)
+        best = q.gather(1, critical[:, :, None].expand(-1, -1, q.shape[2]))    # (B, C, Q)
+        logits = best @ q.mT / q.shape[2] ** .5                                # (B, C, T)
+        a = logits.masked_fill(~mask[:, None], -torch.inf).softmax(2)
+        return torch.stack([instance, self.classify((a @ h).flatten(1))], 1), a[:, -1]
+
+
+class MILRNN(nn.Module):
+    """The most suspicious tiles of a max-pooling classifier, one after the other into a recurrent network.
+    [Campanella et al. 2019, doi 10.1038/s41591-019-0508-1, Methods: MIL classifier, RNN-based slide integration]
+
+    First stream: the tile with the highest score of the last class stands for the slide. Second: its TOP_TILES highest
+    tiles, best first, s <- ReLU(W h_i + V s) from s = 0, then the classes from s. a: equal shares of those tiles. They
+    train the first, then the second on its tiles; here both learn together, the choice of tiles has no gradient. [ours]
+    """
+
+    def __init__(self, n_features, n_classes=2, state=STATE, top=TOP_TILES):
+        super().__init__()
+        self.score, self.top = nn.Linear(n_features, n_classes), top
+        self.take, self.keep = nn.Linear(n_features, state), nn.Linear(state, state)
+        self.classify = nn.Linear(state, n_classes)
+
+    def forward(self, h, mask):
+        scores = self.score(h.masked_fill(~mask[:, :, None], 0))               # (B, T, C)
+        suspicion = (scores[:, :, -1] - scores[:, :, :-1].logsumexp(2)).masked_fill(~mask, -torch.inf)
+        top = suspicion.topk(min(self.top, h.shape[1]), dim=1).indices         # (B, k)
+        real = mask.gather(1, top)                                             # (B, k) False: the bag has fewer tiles
+        pick = lambda values, at: values.gather(1, at[:, :, None].expand(-1, -1, values.shape[2]))
+        taken, s = self.take(pick(h, top).masked_fill(~real[:, :, None], 0)), torch.zeros_like(h[:, 0, :1])
+        s = s.expand(-1, taken.shape[2])
+        for i in range(top.shape[1]):
+            s = torch.where(real[:, i, None], F.relu(taken[:, i] + self.keep(s)), s)                 # (B, state)
+        a = torch.zeros_like(suspicion).scatter(1, top, real / real.sum(1, keepdim=True))
+        return torch.stack([pick(scores, top[:, :1])[:, 0], self.classify(s)], 1), a
+
+
+POOLINGS = {   # Table 1's rows: name -> classifier of D features
+    "MIL-RNN": lambda D, hidden=ATTENTION: MILRNN(D),
+    "ABMIL": lambda D, hidden=ATTENTION: PooledClassifier(GatedAttention(D, hidden, gated=False), D),
+    "DSMIL": lambda D, hidden=ATTENTION: DSMIL(D),
+    "max": lambda D, hidden=ATTENTION: PooledClassifier(MaxPooling(), D),
+    "mean": lambda D, hidden=ATTENTION: PooledClassifier(MeanPooling(), D),
+    "HistCode": lambda D, hidden=ATTENTION: PooledClassifier(GatedAttention(D, hidden), D),
+}
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Training the classifiers: the encoder stays as it is  [HistCode Methods, Tumor diagnosis]
+# M networks of one kind (folds, repeats) learn as one with a leading model dimension (vmap): each has its own weights, bags
+# and order of them, as one after another, where small networks would leave a core idle. [ours]
+# ---------------------------------------------------------------------------------------------------------------------
+class TileClassifier(nn.Module):
+    """(h - mean) / SD of the training tiles, constant features 0 [ours] -> fully connected layers with ReLU, none in the
+    paper -> a classifier of POOLINGS. forward(h (B, T, D), mask (B, T)) -> logits (B, streams, 2), a (B, T)."""
+
+    def __init__(self, pooling, mean, sd, embed=(), hidden=ATTENTION):
+        super().__init__()
+        scale = np.where(sd > 1e-6 * np.abs(mean) + 1e-12, 1 / np.maximum(sd, 1e-12), 0)
+        self.register_buffer("mean", torch.from_numpy(np.float32(mean)))
+        self.register_buffer("scale", torch.from_numpy(np.float32(scale)))
+        widths = [len(mean), *embed]
+        self.layers = nn.Sequential(*(layer for a, b in zip(widths, widths[1:]) for layer in (nn.Linear(a, b), nn.ReLU())))
+        self.classifier = POOLINGS[pooling](widths[-1], hidden)
+
+    def forward(self, h, mask):
+        return self.classifier(self.layers((h.float() - self.mean) * self.scale), mask)
+
+
+def sums_of(h):
+    """Of a bag (T, D): its tiles, sums and sums of squares of each feature (D,), float64."""
+    return len(h), h.sum(0, dtype=np.float64), np.square(h, dtype=np.float64).sum(0)
+
+
+def mean_and_sd(sums, rows):
+    """Mean and SD (D,) over all tiles of some bags, of which `sums_of` each is known."""
+    tiles, total, squares = (sum(sums[i][part] for i in rows) for part in range(3))
+    return total / tiles, np.sqrt(np.maximum(squares / tiles - (total / tiles) ** 2, 0))
+
+
+def read_batches_of(bag, orders, batch):
+    """orders (M, n) of bags -> rows (M, b), x (M, b, T, D), mask (M, b, T), T of the longest; a thread reads ahead."""
+    def read(rows):
+        h = [np.asarray(bag(i)) for i in rows.flat]
+        x = np.zeros((len(h), max(map(len, h)), h[0].shape[1]), h[0].dtype)
+        mask = np.zeros(x.shape[:2], bool)
+        for i, one in enumerate(h):
+            x[i, :len(one)], mask[i, :len(one)] = one, True
+        return (torch.from_numpy(v).unflatten(0, rows.shape) for v in (x, mask))
+
+    for rows, got in tiling.ordered_map(read, [orders[:, i:i + batch] for i in range(0, orders.shape[1], batch)], 1):
+        if isinstance(got, Exception):
+            raise got
+        yield rows, *got
+
+
+def train_networks(models, bag, y, trains, valids, tests, seeds, o, device, what="", state_file=None):
+    """Train M classifiers of one kind; each learns from its own bags and its own validation bags choose its epoch.
+
+    bag(i) -> (T_i, D); y (n,) classes 0, 1; trains, valids, tests: rows of each model, as many trains for all. After each
+    epoch: the loss on the validation bags, whose lowest is kept, and the test bags' probabilities, which choose nothing.
+    Returns a dict for each model: model (state_dict of its epoch), epoch, losses (epochs,), tests (epochs, n_test).
+    """
+    M, stacked = len(models), torch.func.stack_module_state(models)
+    params, buffers = ({k: v.detach().to(device) for k, v in part.items()} for part in stacked)
+    optimizer = torch.optim.Adam([p.requires_grad_() for p in params.values()], o.lr, weight_decay=o.weight_decay)
+    frame = copy.deepcopy(models[0]).to("meta")
+    net = torch.vmap(lambda p, b, x, mask: torch.func.functional_call(frame, (p, b), (x, mask))[0])
+    judged = [np.concatenate(rows) for rows in zip(valids, tests)]
+    judged = np.stack([np.pad(rows, (0, max(map(len, judged)) - len(rows)), mode="edge") for rows in judged])       # (M, n)
+    state = dict(epoch=0, best={k: v.detach().clone() for k, v in params.items()},
+                 history=[dict(epoch=0, losses=[], tests=[]) for _ in models])
+    if state_file and state_file.is_file():
+        state = tiling.load_checkpoint(state_file, device)
+        optimizer.load_state_dict(state["optimizer"])
+        for k, v in state["params"].items():
+            params[k].data.copy_(v)
+    best, history, per_epoch = state["best"], state["history"], M * len(trains[0]) + judged.size
+    tick = tiling.progress(what, (o.epochs - state["epoch"]) * per_epoch, "bags")
+    for epoch in range(state["epoch"] + 1, o.epochs + 1):
+        orders = np.stack([np.random.default_rng([s, epoch]).permutation(t) for s, t in zip(seeds, trains)])
+        for rows, x, mask in read_batches_of(bag, orders, o.batch):
+            logits = net(params, buffers, x.to(device), mask.to(device))       # (M, b, streams, 2)
+            target = torch.from_numpy(y[rows]).to(device)[:, :, None].expand(logits.shape[:3])
+            loss = F.cross_entropy(logits.flatten(0, 2), target.flatten(), reduction="sum") / logits[0, :, :, 0].numel()
+            optimizer.zero_grad()                                              # a sum over models: each has its own gradient
+            loss.backward()
+            optimizer.step()
+            tick(rows.size)
+        p = []
+        for rows, x, mask in read_batches_of(bag, judged, o.batch):
+            with torch.no_grad():
+                p.append(net(params, buffers, x.to(device), mask.to(device))[:, :, -1].log_softmax(2).cpu())
+            tick(rows.size)
+        p = torch.cat(p, 1)                                                    # (M, n, 2) log of the probabilities
+        if not p.isfinite().all():
+            raise InputError(f"{what} epoch {epoch}: the loss is not finite; a lower --lr may help")
+        for m, h in enumerate(history):
+            n, k = len(valids[m]), len(tests[m])
+            loss = -p[m, torch.arange(n), torch.from_numpy(y[valids[m]])].mean().item()
+            if loss < min(h["losses"], default=math.inf):
+                h["epoch"] = epoch
+                for name in best:
+                    best[name][m] = params[name][m].detach()
+            h["losses"].append(loss)
+            h["tests"].append(p[m, n:n + k, 1].exp().tolist())
+        if state_file:
+            state.update(epoch=epoch, params={k: v.detach() for k, v in params.items()}, optimizer=optimizer.state_dict())
+            save_file(state_file, lambda f: torch.save(state, f))
+    return [dict(model={k: v[m].cpu().clone() for k, v in {**best, **buffers}.items()}, epoch=h["epoch"],
+                 losses=torch.tensor(h["losses"]), tests=torch.tensor(h["tests"])) for m, h in enumerate(history)]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Evaluation  [HistCode Results, Tumor diagnosis; Table 1, Figs. 2, 3]
+# ---------------------------------------------------------------------------------------------------------------------
+def split_patients(patients, y, parts, seed):
+    """Parts 0 to k - 1, patients whole, dealt out evenly by the labels their samples have: (n,) of each sample.
+
+    Part f tests model f, part f + 1 chooses its epoch, the others train: 80/10/10 with ten [HistCode Results].
+    """
+    patients, labels = np.asarray(patients), {}
+    for who, label in zip(patients, y):
+        labels.setdefault(who, set()).add(int(label))
+    return stats.patient_folds(patients, ["".join(map(str, sorted(labels[who]))) for who in patients], parts, seed)
+
+
+def chosen(saved):
+    """The test samples' probabilities at the epoch that the validation part chose, (n,)."""
+    return saved["tests"][saved["epoch"] - 1].double().numpy()
+
+
+def best_cut(y, p):
+    """Highest accuracy that any threshold on p gives: what choosing it on the test samples claims."""
+    fpr, tpr = stats.roc_curve(y, p) if 0 < y.mean() < 1 else (np.zeros(1), np.ones(1))
+    return float((tpr * y.mean() + (1 - fpr) * (1 - y.mean())).max())
+
+
+def figures_of(y, saved):
+    """Figures of one test fold, y (n,): honest ones at the epoch the validation part chose, and the two optimistic ones."""
+    p, own = saved["tests"].double().numpy(), chosen(saved)                    # (epochs, n), (n,)
+    accuracy = ((p > .5) == y).mean(1)
+    aucs = [stats.roc_auc(y, row) for row in p]
+    return dict(accuracy=accuracy[saved["epoch"] - 1], auc=aucs[saved["epoch"] - 1], pr_auc=stats.pr_auc(y, own),
+                best_epoch=accuracy.max(), best_epoch_auc=max(aucs), best_threshold=best_cut(y, own))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
 # Commands
 # ---------------------------------------------------------------------------------------------------------------------
 def slides_of(cohort):
@@ -880,15 +1155,366 @@ def probe(o):
     return 1 if failed else 0
 
 
+def is_number(text):
+    try:
+        return math.isfinite(float(text))
+    except ValueError:
+        return False
+
+
+def two_classes(labels, positive, where):
+    """Label words -> (y (n,) 0 or 1, their names). The positive one: --positive, else the higher number or later word."""
+    labels = [f"{float(t):g}" if is_number(t) else t for t in labels]
+    kinds = sorted(set(labels), key=lambda t: (not is_number(t), float(t) if is_number(t) else 0, t))
+    if positive is not None and positive not in kinds:
+        raise InputError(f"--positive {positive}: the labels of {where} are {few(kinds)}")
+    if len(kinds) < 2:
+        raise InputError(f"{where}: every label is {few(kinds) or 'empty'}; a classifier needs two classes")
+    if len(kinds) > 2 and positive is None:
+        raise InputError(f"{where}: {len(kinds)} labels ({few(kinds)}); --positive LABEL tells one of them from the others")
+    positive = kinds[-1] if positive is None else positive
+    others = [t for t in kinds if t != positive]
+    negative = others[0] if len(others) == 1 else f"not {positive}"
+    return np.array([t == positive for t in labels], np.int64), (negative, positive)
+
+
+def read_bag_table(path):
+    """(labels, bag names, features (n, D) float32) of the rows of a table label, bag, features, with or without header."""
+    try:
+        with open(path, newline="", encoding="utf-8-sig") as f:
+            reader = csv.reader(f)
+            rows = [(reader.line_num, row) for row in reader if row]
+    except (UnicodeDecodeError, csv.Error) as e:
+        raise InputError(f"{path}: not a comma-separated table in UTF-8 ({e})") from None
+    if rows and not any(map(is_number, rows[0][1][2:])):
+        rows = rows[1:]
+    if not rows or len(rows[0][1]) < 3:
+        raise InputError(f"{path}: wanted a table with the columns label, bag and the features of an instance in each row")
+    for line, row in rows:
+        wrong = [j for j, v in enumerate(row[2:], 3) if not is_number(v)]
+        if len(row) != len(rows[0][1]):
+            raise InputError(f"{path} line {line}: {len(row)} fields, line {rows[0][0]} has {len(rows[0][1])}")
+        if wrong or row[0].strip().lower() in UNKNOWN or not row[1].strip():
+            raise InputError(f"{path} line {line}: " + (f"field {wrong[0]} is {row[wrong[0] - 1]!r}, not a finite number" if
+                             wrong else f"label {row[0]!r}, bag {row[1]!r}: both must be there"))
+    return [r[0].strip() for _, r in rows], [r[1].strip() for _, r in rows], np.array([r[2:] for _, r in rows], np.float32)
+
+
+def bags_of_table(o):
+    """What diagnose needs of a table: names, patients (each bag its own), y, classes, bag(i), sums, what tells its data."""
+    labels, names, x = read_bag_table(o.bags)
+    y, classes = two_classes(labels, o.positive, o.bags)
+    bags, which = np.unique(names, return_inverse=True)
+    mixed = [b for i, b in enumerate(bags) if len(set(y[which == i])) > 1]
+    if mixed:
+        raise InputError(f"{o.bags}: bag {few(mixed)} has both labels; a label is the bag's, not the instance's")
+    again = [j for j, v in enumerate(x.T) if len(set(zip(v, y))) == len(set(v)) == 2]
+    if again:
+        raise InputError(f"{o.bags}: column {again[0] + 3} is the label again (copies of MUSK1 circulate so): take it out")
+    parts, first = [x[which == i] for i in range(len(bags))], np.unique(which, return_index=True)[1]
+    return dict(names=bags, patients=bags, y=y[first], classes=classes, bag=parts.__getitem__, failed={}, left_out={},
+                sums=list(map(sums_of, parts)), features=dict(file=str(Path(o.bags).resolve())), seen=(x, y, which),
+                what="bags")
+
+
+def bags_of_cohort(cohort, o, classes=None):
+    """The same of a cohort's slides, all their tiles' features, read from disk when they are needed."""
+    cohort = Path(cohort)
+    if not cohort.is_dir():
+        raise InputError(f"{cohort}: no such folder")
+    samples, o = tiling.read_samples(cohort), argparse.Namespace(**vars(o))
+    if o.label not in samples[0]:
+        raise InputError(f"{cohort}/samples.csv: no column {o.label}; it has {', '.join(samples[0])}: choose with --label")
+    known = [s for s in samples if s[o.label].lower() not in UNKNOWN]
+    left_out = {f"slides without a label in column {o.label}": [s["slide"] for s in samples if s not in known]}
+    y, classes = two_classes([s[o.label] for s in known], o.positive if classes is None else classes[1],
+                             f"{cohort}/samples.csv, column {o.label}")
+    slides, source = [s["slide"] for s in known], tiling.features_of(o)
+    if not tiling.load_json(cohort / "tiles" / "settings.json"):               # a folder made otherwise stays as it is
+        o.tile_um = o.tile_um or (TILE_UM if o.encoder in tiling.ENCODERS else None)
+        o.tissue = o.tissue or "saturation"
+    failed, sums = {} if o.features else tiling.make_features(cohort, slides, o), {}
+    tick = tiling.progress("reading", len(slides), "slides")
+    for name, got in tiling.ordered_map(lambda s: sums_of(tiling.load_features(cohort, source, s)[0]),
+                                        [s for s in slides if s not in failed], o.workers):
+        tick()
+        if isinstance(got, Exception):
+            failed[name] = str(got) or type(got).__name__
+        else:
+            sums[name] = got
+    widths = [len(total) for _, total, _ in sums.values()]
+    usual = max(set(widths), key=widths.count, default=0)
+    failed.update({name: f"{len(total)} features a tile, most slides have {usual}: another encoder's?"
+                   for name, (_, total, _) in sums.items() if len(total) != usual})
+    keep = [i for i, name in enumerate(slides) if name not in failed]
+    if not keep:
+        tiling.report_failures(failed, len(slides))
+        raise InputError(f"{cohort}: no slide is left")
+    names = [slides[i] for i in keep]
+    made = tiling.provenance(cohort, o, names)
+    made.pop("supertiles")
+    return dict(names=np.array(names), patients=np.array([known[i]["patient"] for i in keep]), y=y[keep], classes=classes,
+                bag=lambda i: tiling.load_features(cohort, source, names[i])[0], sums=[sums[name] for name in names],
+                failed=failed, left_out=left_out, features=made, what="slides",
+                seen=[tiling.features_made_by(cohort, source, name) for name in names])
+
+
+def folds_of(d, o):
+    """[(repeat, fold, train, valid, test)] and each sample's part in each repeat (repeats, n)."""
+    n = len(set(d["patients"].tolist()))
+    if n < o.folds:
+        raise InputError(f"{n} patients don't go into --folds {o.folds} parts; " + (f"--folds {n} would work" if n > 2 else
+                         "one part tests, one validates, the others train: at least 3 are needed"))
+    parts = np.array([split_patients(d["patients"], d["y"], o.folds, [o.seed, r]) for r in range(o.repeats)])
+    jobs = [(r, f, *(np.flatnonzero(rows) for rows in ((part != f) & (part != (f + 1) % o.folds), part == (f + 1) % o.folds,
+                                                      part == f)))
+            for r, part in enumerate(parts) for f in range(o.folds if o.rotate else max(1, o.folds // 2))]
+    for r, f, train, *_ in jobs:
+        if len(set(d["y"][train])) < 2:
+            raise InputError(f"the training part of fold {f} has {d['what']} of one class only: {len(d['y'])} {d['what']}, "
+                             f"{d['y'].sum()} {d['classes'][1]}, are too few for --folds {o.folds}")
+    return jobs, parts
+
+
+def train_pooling(pooling, d, jobs, o, folder, device):
+    """Train what is not there yet -> {(repeat, fold): its checkpoint}."""
+    path_of = lambda r, f: folder / f"{pooling}-r{r}-f{f}.pt"
+    todo = [job for job in jobs if not path_of(*job[:2]).is_file()]
+    alike = [[j for j in todo if len(j[2]) == n] for n in sorted({len(j[2]) for j in todo})]
+    for block in alike if o.bags else [[job] for job in todo]:                 # of slides one network fills the cores
+        seeds, models = [], []
+        for r, f, train, *_ in block:
+            seeds.append(int(np.random.default_rng([o.seed, r, f]).integers(2 ** 62)))
+            torch.manual_seed(seeds[-1])
+            models.append(TileClassifier(pooling, *mean_and_sd(d["sums"], train), o.embed, o.hidden))
+        state = None if o.bags else path_of(*block[0][:2]).with_suffix(".state.pt")
+        names = f"fold {block[0][1]}" if len(block) == 1 else f"{len(block)} networks"
+        done = train_networks(models, d["bag"], d["y"], *([job[i] for job in block] for i in (2, 3, 4)), seeds, o, device,
+                              f"{pooling} {names}", state)
+        for (r, f, *parts), result in zip(block, done):
+            saved = dict(result, version=VERSION, pooling=pooling, embed=list(o.embed), hidden=o.hidden, label=o.label,
+                         classes=list(d["classes"]), n_features=len(d["sums"][0][1]), features=d["features"],
+                         **{f"{part}_patients": sorted(set(d["patients"][rows].tolist()))
+                            for part, rows in zip(("train", "valid", "test"), parts)})
+            save_file(path_of(r, f), lambda file: torch.save(saved, file))
+        if state:
+            state.unlink(missing_ok=True)
+    trained = {job[:2]: tiling.load_checkpoint(path_of(*job[:2]), "cpu") for job in jobs}
+    with open(folder / "log.jsonl", "a") as log:
+        for r, f, train, valid, test in jobs:
+            s = trained[r, f]
+            if any(job[:2] == (r, f) for job in todo):
+                v = {k: float(x) for k, x in figures_of(d["y"][test], s).items()}
+                log.write(json.dumps(dict(pooling=pooling, repeat=r, fold=f, epoch=s["epoch"], **v,
+                                          valid_losses=[round(x, 5) for x in s["losses"].tolist()])) + "\n")
+                print(f"{pooling:8s} repeat {r} fold {f}: {len(train)}/{len(valid)}/{len(test)} {d['what']}, epoch "
+                      f"{s['epoch']:3d}, test accuracy {v['accuracy']:.3f}, AUC {v['auc']:.3f}", flush=True)
+    return trained
+
+
+def network_of(saved, device):
+    """The classifier of a checkpoint."""
+    D = saved["n_features"]
+    model = TileClassifier(saved["pooling"], np.zeros(D), np.ones(D), saved["embed"], saved["hidden"])
+    model.load_state_dict(saved["model"])
+    return model.to(device).eval()
+
+
+@torch.no_grad()
+def probabilities(models, bag, n, device):
+    """Of the positive class, mean over the models, for n bags: (n,)."""
+    out = []
+    for _, x, mask in read_batches_of(bag, np.arange(n)[None], 1):
+        x, mask = x[0].to(device), mask[0].to(device)
+        out.append(np.mean([model(x, mask)[0][0, -1].softmax(0)[1].item() for model in models]))
+    return np.array(out)
+
+
+def with_interval(y, p, patients, seed):
+    """[(name, value, low, high)] of pooled predictions: accuracy, ROC-AUC, PR-AUC with 95 % patient-bootstrap intervals."""
+    rng, hits = np.random.default_rng(seed), (p > .5) == y
+    return [("accuracy", hits.mean(), *stats.bootstrap_mean(hits, patients, stats.N_DRAWS, rng)),
+            ("ROC-AUC", stats.roc_auc(y, p), *stats.bootstrap_auc(y, p, patients, stats.N_DRAWS, rng)),
+            ("PR-AUC", stats.pr_auc(y, p), *stats.bootstrap_pr_auc(y, p, patients, stats.N_DRAWS, rng))]
+
+
+def draw_curves(path, curves):
+    """ROC and precision-recall side by side; curves: {name: (y, p)}. [HistCode Figs. 2, 3]"""
+    with tiling.figure(path, 1, 2, figsize=(10, 4.6)) as (left, right):
+        for name, (y, p) in curves.items():
+            if 0 < y.mean() < 1:
+                left.plot(*stats.roc_curve(y, p), label=f"{name}, AUC {stats.roc_auc(y, p):.3f}")
+                right.step(*stats.pr_curve(y, p), where="pre", label=f"{name}, area {stats.pr_auc(y, p):.3f}")
+                right.axhline(y.mean(), color="0.8", lw=1, zorder=0)
+        left.plot((0, 1), (0, 1), color="0.8", lw=1, zorder=0)
+        left.set(xlabel="false positive rate", ylabel="true positive rate", title="ROC")
+        right.set(xlabel="recall", ylabel="precision", title="Precision-recall", ylim=(0, 1.02))
+        for ax in (left, right):
+            ax.legend(fontsize=8)
+
+
+def markdown(header, rows):
+    line = lambda cells: "| " + " | ".join(cells) + " |"
+    return [line(header), "|" + " --- |" * len(header), *map(line, rows), ""]
+
+
+def settle_diagnosis(o):
+    if (o.cohort is None) == (o.bags is None):
+        raise InputError("give either a cohort folder or --bags FILE")
+    if o.bags and (o.external or o.features):
+        raise InputError(f"--{'external' if o.external else 'features'}: only with a cohort folder, {o.bags} has features")
+    for k, v in (BAGS if o.bags else DIAGNOSIS).items():
+        if getattr(o, k) is None:
+            setattr(o, k, v)
+    o.rotate = bool(o.bags) if o.rotate is None else o.rotate
+    for option, low, high in (("epochs", 1, 1e6), ("folds", 3, 1e6), ("repeats", 1, 1e4), ("batch", 1, 1e6),
+                              ("hidden", 1, 1e5), ("lr", 1e-9, 1e3), ("weight_decay", 0, 1e3)):
+        if not low <= getattr(o, option) <= high:
+            raise InputError(f"--{option.replace('_', '-')} {getattr(o, option):g}: must lie between {low:g} and {high:g}")
+    if o.name is not None and (Path(o.name).name != o.name or o.name in ("", ".", "..")):
+        raise InputError(f"--name {o.name}: the name of a folder, not a path")
+
+
+def widths(text):
+    """'64,32' -> (64, 32), '0' -> (), for argparse."""
+    values = tuple(map(tiling.natural, text.split(",")))
+    return () if values == (0,) else values
+
+
+def diagnose(o):
+    """Cross-validate classifiers of slides, or of the bags of a table, and report how well they tell the classes apart."""
+    start = time.time()
+    settle_diagnosis(o)
+    tiling.need_matplotlib()                                                   # better now than after a day
+    device = tiling.pick_device(o.device)
+    d = bags_of_table(o) if o.bags else bags_of_cohort(o.cohort, o)
+    for what, names in d["left_out"].items():
+        if names:
+            print(f"{len(names)} {what}: {few(names)}")
+    jobs, parts = folds_of(d, o)
+    other = bags_of_cohort(o.external, o, d["classes"]) if o.external else None
+    if other:
+        check_external(d, other, o)
+    h, y, poolings = hashlib.sha256(), d["y"], list(POOLINGS) if o.table else [o.pooling]
+    for part in (d["names"].tolist(), d["patients"].tolist(), y.tolist(), parts.tolist(), *d["seen"]):
+        h.update(np.ascontiguousarray(part) if isinstance(part, np.ndarray) else json.dumps(part, sort_keys=True).encode())
+    folder = (Path(o.name or Path(o.bags).stem + "-diagnosis") if o.bags else
+              Path(o.cohort) / "runs" / (o.name or "diagnosis"))
+    config = dict(command="diagnose", version=VERSION, data=h.hexdigest()[:16], label=o.label, classes=d["classes"],
+                  features=d["features"], embed=o.embed, **{k: getattr(o, k) for k in (
+                      "hidden", "lr", "weight_decay", "epochs", "batch", "folds", "rotate", "repeats", "seed")})
+    config = tiling.claim_folder(folder, config, "*.pt", source=str(Path(o.bags or o.cohort).resolve()), device=str(device))
+    save_csv(folder / "folds.csv", (d["what"][:-1], "patient", "label", *(f"part_{r}" for r in range(o.repeats))),
+             zip(d["names"], d["patients"], (d["classes"][v] for v in y), *parts))
+    print(f"{len(y)} {d['what']} of {len(set(d['patients'].tolist()))} patients, {y.sum()} {d['classes'][1]}, "
+          f"{len(d['sums'][0][1])} features; {o.repeats} x {len(jobs) // o.repeats} folds; {', '.join(poolings)}, on "
+          f"{device}", flush=True)
+    trained = {pooling: train_pooling(pooling, d, jobs, o, folder, device) for pooling in poolings}
+    rows = [(d["names"][i], d["patients"][i], d["classes"][y[i]], pooling, r, f, f"{p:.6f}", d["classes"][int(p > .5)])
+            for pooling in poolings for r, f, _, _, test in jobs
+            for i, p in zip(test, chosen(trained[pooling][r, f]))]
+    save_csv(folder / "predictions.csv", (d["what"][:-1], "patient", "label", "pooling", "repeat", "fold",
+                                          f"p_{d['classes'][1]}", "predicted"), rows)
+    figures = {pooling: {job[:2]: figures_of(y[job[4]], trained[pooling][job[:2]]) for job in jobs} for pooling in poolings}
+    write_diagnosis(folder, config, d, jobs, trained, figures, o)
+    if other:
+        judge_external(folder, other, trained, o, device)
+    print(f"report: {folder / 'report.md'}   ({clock(time.time() - start)})")
+    return tiling.report_failures(d["failed"], len(y) + len(d["failed"]))
+
+
+def write_diagnosis(folder, config, d, jobs, trained, figures, o):
+    """table.csv, curves.png, report.md; the table also to the terminal."""
+    columns, y = ("accuracy", "auc", "pr_auc", "best_epoch", "best_threshold", "best_epoch_auc"), d["y"]
+    mean_sd, pooled = {}, {}
+    first = [job for job in jobs if job[0] == 0]
+    tested = np.concatenate([job[4] for job in first])
+    for pooling, by_fold in figures.items():
+        v = np.array([[f[c] for c in columns] for f in by_fold.values()])      # (folds, figures)
+        some = ~np.isnan(v).all(0)
+        mean_sd[pooling] = [(v[~np.isnan(v[:, j]), j].mean(), v[~np.isnan(v[:, j]), j].std(ddof=1) if len(v) > 1 else 0.0)
+                            if some[j] else (math.nan, math.nan) for j in range(len(columns))]
+        pooled[pooling] = y[tested], np.concatenate([chosen(trained[pooling][job[:2]]) for job in first])
+    save_csv(folder / "table.csv", ("pooling", "folds", *(f"{c}{end}" for c in columns for end in ("", "_sd"))),
+             ((pooling, len(jobs), *(f"{x:.4f}" for pair in pairs for x in pair)) for pooling, pairs in mean_sd.items()))
+    draw_curves(folder / "curves.png", pooled)
+    show = lambda pair: f"{pair[0]:.3f} ± {pair[1]:.3f}"
+    header = ("pooling", "accuracy", "ROC-AUC", "PR-AUC", "paper's accuracy, AUC")
+    honest = [(pooling, *map(show, pairs[:3]), "{:.4f}, {:.4f}".format(*TABLE_1[pooling]))
+              for pooling, pairs in mean_sd.items()]
+    optimism = [(pooling, f"{v[0][0]:.3f}", f"{v[3][0]:.3f}", f"{v[4][0]:.3f}", f"{v[1][0]:.3f}", f"{v[5][0]:.3f}")
+                for pooling, v in mean_sd.items()]
+    bounds = [(pooling, *(f"{v:.3f} ({low:.3f} to {high:.3f})" for _, v, low, high in
+                          with_interval(*pair, d["patients"][tested], o.seed))) for pooling, pair in pooled.items()]
+    no_auc = sum(math.isnan(f["auc"]) for f in next(iter(figures.values())).values())
+    majority = max(y[tested].mean(), 1 - y[tested].mean())
+    baseline = f"Always the commoner class: accuracy {majority:.3f}; chance: ROC-AUC .5, PR-AUC {y[tested].mean():.3f}."
+    as_text = lambda rows: "\n".join(f"{row[0]:10s}" + "".join(f"{cell:>26s}" for cell in row[1:]) for row in rows)
+    print(as_text([header, *honest]) + f"\n{baseline}")
+    text = [f"# Diagnosis: {folder.name}, {o.label if not o.bags else Path(o.bags).name}", "",
+            f"{len(y)} {d['what']} of {len(set(d['patients'].tolist()))} patients; {y.sum()} {d['classes'][1]}, "
+            f"{len(y) - y.sum()} {d['classes'][0]}. {o.folds} parts by patient, stratified; one tests, the next one chooses "
+            f"the epoch by its loss, the others train; {len(first)} of them tested in turn, {o.repeats} times. Mean ± SD "
+            f"over the {len(jobs)} test folds, positive class {d['classes'][1]}."
+            + (f" {no_auc} test folds have one class only and no AUC." if no_auc else ""), "", *markdown(header, honest),
+            baseline + " The paper's figures are from LUAD against LUSC, four of them copied from other works and splits: "
+            "no comparison.", "", f"## {'First repeat' if o.repeats > 1 else 'All folds'} pooled", "",
+            "Each tested sample once, by the model that did not know its patient; 95 % intervals over patients.", "",
+            *markdown(("pooling", "accuracy", "ROC-AUC", "PR-AUC"), bounds), "![Curves](curves.png)", "",
+            "## Optimism", "", "What the same models seem to reach when the test part chooses the epoch, or the threshold. "
+            "Shown since published figures often are such; nothing here uses them.", "",
+            *markdown(("pooling", "accuracy, honest", "best epoch on test", "best threshold on test", "AUC, honest",
+                       "AUC, best epoch on test"), optimism), "## Folds", "",
+            *markdown(("pooling", "repeat", "fold", "test", "epoch", "accuracy", "AUC"), [
+                (pooling, str(r), str(f), str(len(test)), str(trained[pooling][r, f]["epoch"]),
+                 f"{figures[pooling][r, f]['accuracy']:.3f}", f"{figures[pooling][r, f]['auc']:.3f}")
+                for pooling in figures for r, f, _, _, test in jobs]), "## Left out", "",
+            *([f"- {len(names)} {what}: {', '.join(names)}" for what, names in d["left_out"].items() if names]
+              + [f"- {name} failed: {why}" for name, why in d["failed"].items()] or ["Nothing."]), "", "## Settings", "",
+            *(f"- {k}: {v}" for k, v in config.items()), ""]
+    tiling.save_text(folder / "report.md", text)
+
+
+def check_external(d, other, o):
+    both = sorted(set(d["patients"].tolist()) & set(other["patients"].tolist()))
+    if both:
+        raise InputError(f"{few(both)}: patients of both {o.cohort} and {o.external}; what a model has seen is no test")
+    differ = [f"{k} {other['features'].get(k)}, there {v}" for k, v in d["features"].items()
+              if k in ("source", "weights", "colour", "tile_um", "tile_px") and other["features"].get(k) != v]
+    widths = [len(x["sums"][0][1]) for x in (other, d)]
+    if differ or widths[0] != widths[1]:
+        raise InputError(f"features of {o.external} are of another kind than those of {o.cohort}: "
+                         + ("; ".join(differ) or "{} a tile, there {}".format(*widths)))
+
+
+def judge_external(folder, other, trained, o, device):
+    """external.csv and its figures: each slide's probability is the mean over the fold models. [HistCode Results, CPTAC]"""
+    rows, text, curves = [], [], {}
+    for pooling, saved in trained.items():
+        p = probabilities([network_of(s, device) for s in saved.values()], other["bag"], len(other["y"]), device)
+        rows += zip(other["names"], other["patients"], (other["classes"][v] for v in other["y"]), [pooling] * len(p),
+                    (f"{v:.6f}" for v in p))
+        text.append((pooling, *(f"{v:.3f} ({low:.3f} to {high:.3f})" for _, v, low, high in
+                                with_interval(other["y"], p, other["patients"], o.seed))))
+        curves[pooling] = other["y"], p
+        print(f"{o.external}, {pooling}: accuracy {text[-1][1]}, ROC-AUC {text[-1][2]}, PR-AUC {text[-1][3]}")
+    save_csv(folder / "external.csv", ("slide", "patient", "label", "pooling", f"p_{other['classes'][1]}"), rows)
+    draw_curves(folder / "external.png", curves)
+    with open(folder / "report.md", "a", encoding="utf-8") as f:
+        f.write("\n".join(["", f"## External: {o.external}", "", f"{len(other['y'])} slides, none of whose patients a model "
+                           "has seen; mean over the fold models.", "",
+                           *markdown(("pooling", "accuracy", "ROC-AUC", "PR-AUC"), text), "![Curves](external.png)", ""]))
+
+
 def main(argv=None):
     parser = argparse.ArgumentParser(prog="histcode.py", description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     verbs, flag = parser.add_subparsers(dest="verb", required=True), argparse.BooleanOptionalAction
 
-    def verb(function, what):
+    def verb(function, what, **options):
         p = verbs.add_parser(function.__name__, help=what, description=function.__doc__)
         p.set_defaults(function=function)
-        p.add_argument("cohort", help="a cohort folder: slides/ and samples.csv")
+        p.add_argument("cohort", help="a cohort folder: slides/ and samples.csv", **options)
         return p, p.add_argument
 
     p, a = verb(pretrain, "learn tile features without labels")
@@ -947,6 +1573,36 @@ def main(argv=None):
       "over to other patients' stains")
     a("--csv", metavar="FILE", help="write the table there too")
     tiling.add_options(p, encoder=False)
+
+    p, a = verb(diagnose, "tell tumour from normal slides, or any two labels, by the features of their tiles", nargs="?")
+    a("--bags", metavar="FILE", help="instead of a cohort: a table whose rows are label, bag and an instance's features; "
+      "results go to ./<its name>-diagnosis")
+    a("--label", default="tumor", help="column of samples.csv (default tumor)")
+    a("--positive", metavar="LABEL", help="the positive class (default: the higher of two numbers, the later of two "
+      "words)")
+    a("--pooling", choices=tuple(POOLINGS), default="HistCode", help="HistCode: gated attention (default, the paper's)")
+    a("--table", action="store_true", help="all poolings on the same folds: the paper's Table 1")
+    a("--external", metavar="COHORT", help="test the models on this cohort too, whose patients must be others")
+    a = p.add_argument_group("training").add_argument
+    a("--name", help="of the run (default diagnosis); an interrupted run goes on")
+    a("--folds", type=int, help="parts of the patients: one tests, the next chooses the epoch, the others train (default "
+      "10: 80/10/10, the paper's)")
+    a("--rotate", action=flag, help="test every part; the paper's five tests of 10 %% cover half of the patients (default "
+      "with --bags)")
+    a("--repeats", type=int, help=f"of the cross-validation with other folds (default {DIAGNOSIS['repeats']}; with --bags "
+      f"{BAGS['repeats']})")
+    a("--epochs", type=int, help=f"default {DIAGNOSIS['epochs']}, the authors'; the one with the lowest validation loss "
+      "is kept")
+    a("--batch", type=int, default=1, help="bags a step (default 1, the authors')")
+    a("--lr", type=float, help=f"of Adam (default {DIAGNOSIS['lr']:g}, the authors'; with --bags {BAGS['lr']:g})")
+    a("--weight-decay", type=float, help=f"default {DIAGNOSIS['weight_decay']:g}, the authors'; with --bags "
+      f"{BAGS['weight_decay']:g}: a hundred bags are soon known by heart")
+    a("--hidden", type=int, help=f"rows of V and U in eq. 6 (default {ATTENTION}, the authors'; with --bags "
+      f"{BAGS['hidden']})")
+    a("--embed", type=widths, metavar="N,...", help="fully connected layers with ReLU before the pooling (default none, as "
+      "eqs. 5-6; the authors' code 512; with --bags 64); 0: none")
+    tiling.add_options(p)
+    p.set_defaults(encoder="resnet50-stage3")
 
     o = parser.parse_args(argv)
     o.seed = o.seed or 0

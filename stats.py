@@ -279,6 +279,36 @@ def roc_auc(labels, scores):
     return _pairs_won(positive, negative) / (positive.size * negative.size)
 
 
+def roc_curve(labels, scores):
+    """ROC as a staircase that steps at each score, ties in one step: false and true positive rate, both (steps + 1,), from
+    (0, 0) to (1, 1). labels (n,) bool or 0/1, scores (n,), no NaN, both classes. Area by trapezoids: `roc_auc`."""
+    above, all_above = _from_the_top(labels, scores)
+    return (all_above - above) / (all_above - above)[-1], above / above[-1]
+
+
+def pr_curve(labels, scores):
+    """Recall and precision (steps + 1,) as the threshold falls, ties in one step; begins at recall 0 with precision 1."""
+    above, all_above = _from_the_top(labels, scores)
+    return above / above[-1], np.where(all_above > 0, above / np.maximum(all_above, 1), 1)
+
+
+def pr_auc(labels, scores):
+    """Area under the precision-recall curve as average precision: the mean over the positives of the precision at their
+    score, as scikit-learn's average_precision_score; trapezoids would be too kind. nan with one class only, or with a NaN.
+    Chance gives the share of the positives. [HistCode Figs. 2, 3]"""
+    labels, scores = np.asarray(labels, np.float64), np.asarray(scores, np.float64)
+    if np.isnan(labels).any() or np.isnan(scores).any() or len(set((labels > 0).tolist())) < 2:
+        return math.nan
+    recall, precision = pr_curve(labels, scores)
+    return float((np.diff(recall) * precision[1:]).sum())
+
+
+def _from_the_top(labels, scores):
+    """(n,), (n,) -> positives and all samples at or above each score, from the highest down: (steps + 1,), from 0."""
+    level = np.unique(-np.asarray(scores, np.float64), return_inverse=True)[1]              # ties share a level
+    return tuple(np.r_[0, np.bincount(level, v).cumsum()] for v in (np.asarray(labels) > 0, np.ones(len(level))))
+
+
 # ----- Space: tile scores against points, spots and outlines  [HE2RNA Results, virtual spatialization] ---------------
 
 
@@ -711,14 +741,41 @@ def bootstrap_auc(labels, scores, patients, n_draws, rng):
     labels, scores = np.asarray(labels, np.float64), np.asarray(scores, np.float64)
     if len(set(patients)) < 2 or np.isnan(labels).any() or np.isnan(scores).any():
         return math.nan, math.nan
-    level = np.unique(scores, return_inverse=True)[1]                                       # ties share a level
-    weights, order = patient_draws(patients, n_draws, rng), np.argsort(level, kind="stable")
-    starts = np.flatnonzero(np.diff(level[order], prepend=-1))
-    positive, negative = (np.add.reduceat((weights * v)[:, order], starts, axis=1) for v in (labels > 0, ~(labels > 0)))
+    positive, negative = _drawn_levels(labels, scores, patients, n_draws, rng)
     won = (positive * (np.cumsum(negative, axis=1) - negative / 2)).sum(1)                  # (draws,) a tie is half won
     with np.errstate(invalid="ignore"):
         low, high = _interval((won / (positive.sum(1) * negative.sum(1)))[:, None])
     return float(low[0]), float(high[0])
+
+
+def bootstrap_pr_auc(labels, scores, patients, n_draws, rng):
+    """95 % interval of `pr_auc`, as `bootstrap_auc`."""
+    labels, scores = np.asarray(labels, np.float64), np.asarray(scores, np.float64)
+    if len(set(patients)) < 2 or np.isnan(labels).any() or np.isnan(scores).any() or len(set((labels > 0).tolist())) < 2:
+        return math.nan, math.nan
+    positive, negative = (v[:, ::-1] for v in _drawn_levels(labels, scores, patients, n_draws, rng))    # highest first
+    with np.errstate(invalid="ignore"):
+        precision = np.cumsum(positive, axis=1) / np.cumsum(positive + negative, axis=1)
+        area = np.nansum(positive * precision, axis=1) / positive.sum(1)                    # nan without positives
+        low, high = _interval(np.where(negative.sum(1) > 0, area, np.nan)[:, None])
+    return float(low[0]), float(high[0])
+
+
+def bootstrap_mean(values, patients, n_draws, rng):
+    """95 % interval of the mean of values (n,), an accuracy where they are hits, over patients drawn with replacement."""
+    if len(set(patients)) < 2:
+        return math.nan, math.nan
+    weights = patient_draws(patients, n_draws, rng)
+    low, high = _interval((weights @ np.asarray(values, np.float64) / weights.sum(1))[:, None])
+    return float(low[0]), float(high[0])
+
+
+def _drawn_levels(labels, scores, patients, n_draws, rng):
+    """How often positives and negatives of each distinct score, ascending, were drawn: two (n_draws, levels)."""
+    level = np.unique(scores, return_inverse=True)[1]                                       # ties share a level
+    weights, order = patient_draws(patients, n_draws, rng), np.argsort(level, kind="stable")
+    starts = np.flatnonzero(np.diff(level[order], prepend=-1))
+    return tuple(np.add.reduceat((weights * v)[:, order], starts, axis=1) for v in (labels > 0, ~(labels > 0)))
 
 
 def _interval(draws):

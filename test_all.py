@@ -1491,6 +1491,35 @@ def test_roc_auc_equals_scikit_learn():
         same(stats.roc_auc(labels, scores), metrics.roc_auc_score(labels, scores), 1e-12)
 
 
+def test_roc_and_pr_curves_equal_every_threshold():
+    rng = np.random.default_rng(3)
+    for n, levels in ((2, 9), (7, 3), (40, 6), (60, 10 ** 6)):
+        labels, scores = np.r_[1, 0, rng.integers(0, 2, n - 2)], rng.integers(0, levels, n) / 7
+        cuts = np.unique(scores)[::-1]
+        hits, chosen = (np.array([(part & (scores >= c)).sum() for c in cuts]) for part in (labels > 0, labels >= 0))
+        fpr, tpr = stats.roc_curve(labels, scores)
+        recall, precision = stats.pr_curve(labels, scores)
+        same(tpr, np.r_[0, hits / labels.sum()])
+        same(fpr, np.r_[0, (chosen - hits) / (n - labels.sum())])
+        same(recall, tpr)
+        same(precision, np.r_[1, hits / chosen])
+        same(np.trapezoid(tpr, fpr), stats.roc_auc(labels, scores))
+        at = [(scores[labels > 0] >= s).sum() / (scores >= s).sum() for s in scores[labels > 0]]
+        same(stats.pr_auc(labels, scores), np.mean(at))
+    assert stats.pr_auc([0, 0, 1, 1], [1, 2, 3, 4]) == 1 and stats.pr_auc([0, 1, 0, 0], [2, 2, 2, 2]) == .25
+    assert all(np.isnan(stats.pr_auc(*bad)) for bad in (([1, 1], [1, 2]), ([0, 0], [1, 2]), ([0, 1], [1, np.nan]), ([0, np.nan], [1, 2])))
+
+
+def test_pr_auc_equals_scikit_learn():
+    metrics = pytest.importorskip("sklearn.metrics")
+    rng = np.random.default_rng(4)
+    for n in (20, 200):
+        labels, scores = np.r_[0, 1, rng.integers(0, 2, n - 2)], rng.integers(0, n // 4, n) / 3
+        assert stats.pr_auc(labels, scores) == pytest.approx(metrics.average_precision_score(labels, scores), abs=1e-12)
+        fpr, tpr, _ = metrics.roc_curve(labels, scores, drop_intermediate=False)
+        assert np.allclose(stats.roc_curve(labels, scores), (fpr, tpr))
+
+
 # ----- Folds
 
 @pytest.mark.parametrize("n_patients,k", [(2, 2), (5, 5), (23, 5), (200, 3), (500, 10)])
@@ -1973,6 +2002,19 @@ def test_bootstrap_auc_equals_repeating_the_rows():
     assert (times.sum(1) != 50).any() and all(len(set(t[who == p])) == 1 for t in times for p in set(who.tolist()))
     few = [1, 0, 0], [3, 1, 2], ["a", "b", "c"]                              # many draws have one class only
     same(stats.bootstrap_auc(*few, 200, rng), (1, 1))
+
+
+def test_bootstraps_of_pr_auc_and_means_equal_repeating_the_rows():
+    rng = np.random.default_rng(21)
+    who = np.array(list("aabbbcdefgh"))
+    labels, scores = np.array([0, 1, 0, 1, 1, 0, 1, 0, 0, 1, 0]), rng.integers(0, 5, 11) / 3
+    draws = stats.patient_draws(who, 80, np.random.default_rng(5)).astype(int)
+    again = [np.repeat(np.arange(11), d) for d in draws]
+    same(stats.bootstrap_pr_auc(labels, scores, who, 80, np.random.default_rng(5)),
+         np.nanpercentile([stats.pr_auc(labels[r], scores[r]) for r in again], [2.5, 97.5]))
+    same(stats.bootstrap_mean(scores, who, 80, np.random.default_rng(5)), np.percentile([scores[r].mean() for r in again], [2.5, 97.5]))
+    assert np.isnan(stats.bootstrap_pr_auc([1, 1, 1], [1, 2, 3], list("abc"), 9, rng)).all()
+    assert np.isnan(stats.bootstrap_pr_auc([0, 1], [1, 2], list("aa"), 9, rng)).all() and np.isnan(stats.bootstrap_mean([1, 0], "aa", 9, rng)).all()
 
 
 # ----- Prediction against chance
@@ -3936,6 +3978,354 @@ def test_probe_prints_a_row_for_each_encoder(unlabelled, tmp_path, monkeypatch, 
         probe(str(unlabelled / "samples.csv"))
     with pytest.raises(tiling.InputError, match="no encoder's checkpoint|the checkpoint has no|of version"):
         probe(str(unlabelled / "runs" / "probed" / "state.pt"))
+
+
+# =====================================================================================================================
+# histcode.py: diagnosis, expression, maps
+# Authorities: loops over tiles, SciPy, scikit-learn where installed, one model for many.
+# =====================================================================================================================
+def ragged(sizes, d=7, seed=0):
+    """Bags of these sizes, padded with nan: h (B, T, d), mask (B, T)."""
+    h, mask = torch.full((len(sizes), max(sizes), d), torch.nan), torch.zeros(len(sizes), max(sizes), dtype=torch.bool)
+    for b, n in enumerate(sizes):
+        h[b, :n], mask[b, :n] = torch.randn(n, d, generator=seeded(seed + b)), True
+    return h, mask
+
+
+def classifier(name, d=7, seed=0):
+    torch.manual_seed(seed)
+    return histcode.POOLINGS[name](d)
+
+
+def by_loop(name, model, h):
+    """Logits of every stream for one bag h (n, d), tile by tile in float64; the authority for `POOLINGS`."""
+    p = {k: v.detach().double().numpy() for k, v in model.named_parameters()}
+    h, out = h.double().numpy(), lambda layer, x: x @ p[f"{layer}.weight"].T + p[f"{layer}.bias"]
+    if name in ("max", "mean"):
+        z = [max(x) if name == "max" else sum(x) / len(h) for x in h.T]
+        return [out("classify", np.array(z))]
+    if name in ("ABMIL", "HistCode"):
+        scores = []
+        for x in h:
+            hidden = np.tanh(p["pooling.v.weight"] @ x)
+            if name == "HistCode":
+                hidden = hidden / (1 + np.exp(-(p["pooling.u.weight"] @ x)))
+            scores.append(np.exp(p["pooling.w.weight"][0] @ hidden))
+        return [out("classify", sum(s * x for s, x in zip(scores, h)) / sum(scores))]
+    scores = [out("score", x) for x in h]
+    if name == "DSMIL":
+        best = [max(range(len(h)), key=lambda i: scores[i][c]) for c in (0, 1)]
+        vectors = []
+        for b in best:
+            weights = [np.exp(out("query", x) @ out("query", h[b]) / np.sqrt(histcode.QUERIES)) for x in h]
+            vectors.append(sum(w * x for w, x in zip(weights, h)) / sum(weights))
+        return [np.array([scores[best[0]][0], scores[best[1]][1]]), out("classify", np.concatenate(vectors))]
+    order, s = sorted(range(len(h)), key=lambda i: scores[i][0] - scores[i][1]), np.zeros(histcode.STATE)
+    for i in order[:histcode.TOP_TILES]:
+        s = np.maximum(0, out("take", h[i]) + out("keep", s))
+    return [scores[order[0]], out("classify", s)]
+
+
+@pytest.mark.parametrize("name", histcode.POOLINGS)
+def test_poolings_equal_loops_over_tiles(name):
+    sizes = (1, 3, 12, 25)
+    model, (h, mask) = classifier(name), ragged(sizes)
+    logits, a = model(h, mask)
+    for b, n in enumerate(sizes):
+        assert np.allclose(logits[b].detach(), by_loop(name, model, h[b, :n]), atol=2e-6)
+        assert a[b, :n].sum().item() == pytest.approx(1, abs=1e-6) and (a[b] >= 0).all() and (a[b, n:] == 0).all()
+    logits[:, -1].square().sum().backward()                                    # padding of nan reaches no gradient
+    assert all(p.grad is None or p.grad.isfinite().all() for p in model.parameters())
+
+
+@pytest.mark.parametrize("name", histcode.POOLINGS)
+def test_order_of_tiles_and_padding_change_nothing(name):
+    model, (h, mask) = classifier(name, 64), ragged((1, 9, 40), 64)
+    logits, a = model(h, mask)
+    order = torch.randperm(40, generator=seeded())
+    moved, b = model(h[:, order], mask[:, order])
+    assert (moved - logits).abs().max() < 1e-6 and (b - a[:, order]).abs().max() < 1e-6
+    for filler in (torch.nan, torch.inf, 1e30):
+        longer, c = model(F.pad(h, (0, 0, 0, 13), value=filler), F.pad(mask, (0, 13)))
+        assert (longer - logits).abs().max() < 1e-6 and (c[:, :40] - a).abs().max() < 1e-6 and (c[:, 40:] == 0).all()
+
+
+def test_attention_has_the_shapes_and_parts_of_its_equations():
+    h, mask = ragged((4, 2), 5)
+    for gated, count in ((True, 2 * 5 * 3 + 3), (False, 5 * 3 + 3)):
+        model = histcode.GatedAttention(5, 3, gated)
+        z, a = model(h, mask)
+        assert z.shape == (2, 5) and a.shape == (2, 4) and sum(p.numel() for p in model.parameters()) == count
+        assert torch.allclose(z, torch.einsum("bt,btd->bd", a, h.nan_to_num()), atol=1e-6)
+    with torch.no_grad():                                                      # a high logit doesn't overflow
+        model.w.weight.fill_(1e4)
+    assert model(h, mask)[1].isfinite().all()
+
+
+def planted_bags(n=24, d=6, seed=0, shift=3.0):
+    """n bags of 2 to 9 instances; in those of class 1 the first instance is shifted in feature 0. -> bags, y."""
+    rng = np.random.default_rng(seed)
+    y = np.arange(n) % 2
+    bags = [rng.normal(size=(2 + i % 8, d)).astype(np.float32) for i in range(n)]
+    for bag, label in zip(bags, y):
+        bag[0, 0] += shift * label
+    return bags, y
+
+
+def some_networks(name, bags, splits, seeds, embed=()):
+    models, sums = [], list(map(histcode.sums_of, bags))
+    for (train, _, _), seed in zip(splits, seeds):
+        torch.manual_seed(seed)
+        models.append(histcode.TileClassifier(name, *histcode.mean_and_sd(sums, train), embed, 8))
+    return models
+
+
+def learn(name, bags, y, splits, seeds, epochs=3, batch=2, **more):
+    o = argparse.Namespace(lr=1e-2, weight_decay=1e-4, epochs=epochs, batch=batch)
+    return histcode.train_networks(some_networks(name, bags, splits, seeds), bags.__getitem__, y, *zip(*splits), seeds, o,
+                                   torch.device("cpu"), **more)
+
+
+def three_splits(n=24):
+    order = np.random.default_rng(1).permutation(n)
+    return [(np.roll(order, 7 * i)[:16], np.roll(order, 7 * i)[16:20 - i % 2], np.roll(order, 7 * i)[20:]) for i in range(3)]
+
+
+@pytest.mark.parametrize("name", histcode.POOLINGS)
+def test_classifiers_trained_at_once_are_those_trained_one_by_one(name):
+    (bags, y), splits = planted_bags(), three_splits()
+    at_once = learn(name, bags, y, splits, [5, 6, 7])
+    for split, seed, got in zip(splits, [5, 6, 7], at_once):
+        alone, = learn(name, bags, y, [split], [seed])
+        assert torch.allclose(got["losses"], alone["losses"], atol=2e-4) and torch.allclose(got["tests"], alone["tests"], atol=2e-4)
+        assert got["tests"].shape == (3, len(split[2])) and got["epoch"] == 1 + int(got["losses"].argmin())
+        assert all(torch.allclose(v, alone["model"][k], atol=2e-3) for k, v in got["model"].items())
+
+
+def test_one_step_is_adam_on_the_cross_entropy_of_every_stream():
+    bags, y = planted_bags(4)
+    split = np.arange(2), np.array([2]), np.array([3])
+    for name in ("DSMIL", "HistCode"):
+        got, = learn(name, bags, y, [split], [3], epochs=1)
+        model, = some_networks(name, bags, [split], [3])
+        optimizer, loss = torch.optim.Adam(model.parameters(), 1e-2, weight_decay=1e-4), 0
+        for i in (0, 1):
+            streams = model(torch.from_numpy(bags[i])[None], torch.ones(1, len(bags[i]), dtype=torch.bool))[0][0]
+            loss = loss - streams.log_softmax(1)[:, y[i]].mean() / 2
+        loss.backward()
+        optimizer.step()
+        assert all(torch.allclose(v, got["model"][k], atol=1e-6) for k, v in model.state_dict().items())
+
+
+def test_the_test_part_chooses_nothing():
+    (bags, y), (train, valid, test) = planted_bags(), three_splits()[0]
+    spoiled, other = [b.copy() for b in bags], y.copy()
+    other[test] = 1 - y[test]
+    for i in test:
+        spoiled[i][:] = 99
+    a, = learn("HistCode", bags, y, [(train, valid, test)], [1])
+    b, = learn("HistCode", spoiled, other, [(train, valid, test)], [1])
+    assert a["epoch"] == b["epoch"] and torch.equal(a["losses"], b["losses"]) and not torch.equal(a["tests"], b["tests"])
+    assert all(torch.equal(v, b["model"][k]) for k, v in a["model"].items())
+
+
+def test_interrupted_classifier_ends_as_one_that_was_not(tmp_path, monkeypatch):
+    (bags, y), split = planted_bags(), three_splits()[:1]
+    whole, = learn("MIL-RNN", bags, y, split, [4], epochs=5)
+    state, save, saves = tmp_path / "state.pt", histcode.save_file, []
+
+    def breaks(path, write):
+        save(path, write)
+        saves.append(path)
+        if len(saves) == 2:
+            raise KeyboardInterrupt
+    monkeypatch.setattr(histcode, "save_file", breaks)
+    with pytest.raises(KeyboardInterrupt):
+        learn("MIL-RNN", bags, y, split, [4], epochs=5, state_file=state)
+    again, = learn("MIL-RNN", bags, y, split, [4], epochs=5, state_file=state)
+    assert len(saves) == 5 and torch.equal(whole["losses"], again["losses"]) and torch.equal(whole["tests"], again["tests"])
+    assert whole["epoch"] == again["epoch"] and all(torch.equal(v, again["model"][k]) for k, v in whole["model"].items())
+
+
+def test_features_are_standardised_over_the_training_tiles():
+    bags, _ = planted_bags()
+    bags = [np.c_[3 * b + 5, np.full(len(b), 7)] for b in bags]                # the last one is constant
+    rows = [0, 3, 9]
+    tiles = np.concatenate([bags[i] for i in rows])
+    mean, sd = histcode.mean_and_sd(list(map(histcode.sums_of, bags)), rows)
+    assert np.allclose(mean, tiles.mean(0)) and np.allclose(sd, tiles.std(0), atol=1e-7)
+    model = histcode.TileClassifier("mean", mean, sd)
+    assert np.allclose(model.scale[:-1], 1 / tiles.std(0)[:-1], rtol=1e-5) and model.scale[-1] == 0
+
+
+def test_figures_of_a_fold_and_their_optimism():
+    y, tests = np.array([1, 0, 1, 0, 1]), torch.tensor([[.9, .1, .8, .2, .7], [.4, .3, .2, .6, .45], [.6, .55, .9, .1, .8]])
+    f = histcode.figures_of(y, dict(tests=tests, epoch=3))
+    assert f["accuracy"] == pytest.approx(.8) and f["auc"] == 1 and f["pr_auc"] == 1
+    assert f["best_epoch"] == 1 and f["best_epoch_auc"] == 1 and f["best_threshold"] == 1
+    rng = np.random.default_rng(0)
+    for n in (5, 30):
+        y, p = np.r_[0, 1, rng.integers(0, 2, n - 2)], rng.integers(0, 6, n) / 6
+        assert histcode.best_cut(y, p) == pytest.approx(max(((p >= c) == y).mean() for c in [*np.unique(p), 2]))
+    one_class = histcode.figures_of(np.ones(5, int), dict(tests=tests, epoch=1))
+    assert np.isnan(one_class["auc"]) and one_class["accuracy"] == 1 and one_class["best_threshold"] == 1
+
+
+def test_parts_keep_patients_whole_and_labels_spread():
+    rng = np.random.default_rng(0)
+    patients, y = [], []
+    for i in range(60):                                                        # 20 each with tumour, normal, both
+        for label in ([1, 1], [0], [0, 1])[i % 3]:
+            patients.append(f"P{i:02d}"), y.append(label)
+    order = rng.permutation(len(y))
+    patients, y = np.array(patients)[order], np.array(y)[order]
+    part = histcode.split_patients(patients, y, 10, [0, 0])
+    assert all(len(set(part[patients == p])) == 1 for p in set(patients))
+    kinds = np.array([int(p[1:]) % 3 for p in patients])
+    assert all(len(set(patients[(part == f) & (kinds == k)])) == 2 for f in range(10) for k in range(3))
+    assert (part != histcode.split_patients(patients, y, 10, [0, 1])).any()
+
+
+def write_bag_table(path, n=30, header=False, **change):
+    bags, y = planted_bags(n, shift=6.0)
+    rows = [[str(y[i]), f"b{i}", *(f"{v:.4f}" for v in instance)] for i, bag in enumerate(bags) for instance in bag]
+    path.write_text("\n".join([*(["label,bag," + ",".join("abcdef")] if header else []), *map(",".join, rows)]) + "\n")
+    return rows
+
+
+def test_diagnose_a_table_of_bags(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    write_bag_table(tmp_path / "toy.csv", header=True)
+    argv = "diagnose --bags toy.csv --repeats 2 --folds 5 --epochs 12 --lr 0.01 --device cpu".split()
+    assert histcode.main(argv) == 0
+    rows = read_csv(tmp_path / "toy-diagnosis" / "predictions.csv")
+    assert len(rows) == 60 and len({(r["bag"], r["repeat"]) for r in rows}) == 60      # each bag tested once in each repeat
+    assert np.mean([r["label"] == r["predicted"] for r in rows]) > .85
+    table, = read_csv(tmp_path / "toy-diagnosis" / "table.csv")
+    accuracy = np.mean([np.mean([r["label"] == r["predicted"] for r in rows if (r["repeat"], r["fold"]) == (str(a), str(b))])
+                        for a in range(2) for b in range(5)])
+    assert float(table["accuracy"]) == pytest.approx(accuracy, abs=1e-4) and table["folds"] == "10"
+    assert float(table["best_epoch"]) >= float(table["accuracy"]) <= float(table["best_threshold"])
+    report = (tmp_path / "toy-diagnosis" / "report.md").read_text()
+    assert all(word in report for word in ("Optimism", "best threshold on test", "Always the commoner class", "no comparison"))
+    before = (tmp_path / "toy-diagnosis" / "predictions.csv").read_bytes()
+    (tmp_path / "toy-diagnosis" / "HistCode-r1-f3.pt").unlink()
+    assert "repeat 0" in capsys.readouterr().out and histcode.main(argv) == 0
+    said = capsys.readouterr().out
+    assert "repeat 1 fold 3" in said and "repeat 0" not in said                # the one that was missing alone
+    after = read_csv(tmp_path / "toy-diagnosis" / "predictions.csv")
+    assert all(abs(float(a["p_1"]) - float(b["p_1"])) < 1e-4 for a, b in zip(rows, after)) and before
+    with pytest.raises(tiling.InputError, match="other settings.*epochs"):
+        histcode.main([*argv, "--epochs", "13"])
+
+
+@pytest.mark.parametrize("change, words", [
+    (lambda rows: [["1", *r[1:]] for r in rows], "every label is 1; a classifier needs two"),
+    (lambda rows: [[str(i % 3), r[1], *r[2:]] for i, r in enumerate(rows)], "3 labels .*--positive"),
+    (lambda rows: [*rows, ["1", "b0", *rows[0][2:]]], "bag b0 has both labels"),
+    (lambda rows: [*rows[:4], [*rows[4][:3], "nan", *rows[4][4:]], *rows[5:]], "line 5: field 4 is 'nan', not a finite number"),
+    (lambda rows: [*rows[:4], [*rows[4][:3], "", *rows[4][4:]], *rows[5:]], "line 5: field 4 is '', not a finite"),
+    (lambda rows: [*rows[:4], rows[4][:-1], *rows[5:]], "line 5: 7 fields, line 1 has 8"),
+    (lambda rows: [["", *rows[0][1:]], *rows[1:]], "line 1: label '', bag 'b0'"),
+    (lambda rows: [[*r, r[0]] for r in rows], "column 9 is the label again"),
+    (lambda rows: [r[:2] for r in rows], "wanted a table with the columns label, bag"),
+    (lambda rows: [r for r in rows if r[1] in ("b0", "b1", "b2")], "3 patients don't go into --folds 5"),
+    (lambda rows: [r for r in rows if r[0] == "0" or r[1] == "b1"], "one class only")])
+def test_mistakes_in_a_table_of_bags_are_told(tmp_path, monkeypatch, change, words):
+    monkeypatch.chdir(tmp_path)
+    rows = change(write_bag_table(tmp_path / "toy.csv"))
+    (tmp_path / "toy.csv").write_text("\n".join(map(",".join, rows)) + "\n")
+    with pytest.raises(tiling.InputError, match=words):
+        histcode.main("diagnose --bags toy.csv --folds 5 --epochs 1 --device cpu".split())
+    assert os.listdir(tmp_path) == ["toy.csv"]
+
+
+def test_musk1_has_its_92_bags_and_166_features():
+    d = histcode.bags_of_table(argparse.Namespace(bags=str(real("mil", "musk1.csv")), positive=None))
+    assert len(d["names"]) == 92 and d["y"].sum() == 47 and d["bag"](0).shape[1] == 166 and d["classes"] == ("0", "1")
+    assert sum(n for n, _, _ in d["sums"]) == 476
+
+
+def write_slides(folder, patients=12, prefix="p", labels=("0", "1"), d=8, seed=0, extra=""):
+    """A cohort of .h5 features; tumour slides have a few shifted tiles; every third patient has a normal slide too."""
+    (folder / "h5").mkdir(parents=True)
+    rng, rows = np.random.default_rng(seed), ["slide,patient,project,tumor"]
+    for p in range(patients):
+        for label in ([0, 1] if p % 3 == 2 else [p % 2]):
+            x = rng.normal(size=(12 + p % 5, d))
+            x[:3, 0] += 6 * label
+            with h5py.File(folder / "h5" / f"{prefix}{p:02d}_{label}.h5", "w") as h:
+                h["features"], h["coords"] = x.astype(np.float16), tile_cloud(len(x), p)
+            rows.append(f"{prefix}{p:02d}_{label},{prefix}{p:02d},X,{labels[label]}")
+    (folder / "samples.csv").write_text("\n".join(rows) + "\n" + extra)
+    return folder
+
+
+def diagnose(cohort, *argv):
+    return histcode.main(["diagnose", str(cohort), "--features", str(cohort / "h5"), "--epochs", "4", "--lr", "0.01", "--hidden", "8",
+                          "--device", "cpu", "--folds", "6", *argv])
+
+
+def test_diagnose_slides_all_poolings_and_an_external_cohort(tmp_path, capsys):
+    cohort = write_slides(tmp_path / "a", 24, labels=("normal", "tumor"), extra="gone,zz,X,\n")
+    other = write_slides(tmp_path / "b", 9, "q", ("normal", "tumor"), seed=1)
+    for path in (other / "h5").iterdir():
+        shutil.copy(path, cohort / "h5")                                       # --features names one folder
+    assert diagnose(cohort, "--rotate", "--table", "--external", str(other)) == 0
+    said, run = capsys.readouterr().out, cohort / "runs" / "diagnosis"
+    assert "1 slides without a label in column tumor: gone" in said
+    rows = read_csv(run / "predictions.csv")
+    assert len(rows) == 6 * 32 and {r["pooling"] for r in rows} == set(histcode.POOLINGS)
+    table = {r["pooling"]: r for r in read_csv(run / "table.csv")}
+    assert list(table) == list(histcode.POOLINGS) and float(table["max"]["auc"]) > .9
+    folds = {p: {(r["slide"], r["fold"]) for r in rows if r["pooling"] == p} for p in table}
+    assert all(f == folds["max"] for f in folds.values())                      # the same folds for all
+    external = read_csv(run / "external.csv")
+    assert len(external) == 6 * 12 and not {r["patient"] for r in external} & {r["patient"] for r in rows}
+    saved = [tiling.load_checkpoint(run / f"max-r0-f{f}.pt", "cpu") for f in range(6)]
+    for s, f in zip(saved, range(6)):
+        assert not set(s["train_patients"]) & (set(s["test_patients"]) | set(s["valid_patients"])) and len(s["test_patients"]) == 4
+    bag = tiling.load_features(other, cohort / "h5", "q00_0")[0]
+    p = np.mean([histcode.network_of(s, "cpu")(torch.from_numpy(bag)[None], torch.ones(1, len(bag), dtype=torch.bool))[0][0, -1]
+                 .softmax(0)[1].item() for s in saved])
+    assert float(next(r for r in external if r["slide"] == "q00_0" and r["pooling"] == "max")["p_tumor"]) == pytest.approx(p, abs=1e-5)
+    assert (run / "curves.png").is_file() and "External" in (run / "report.md").read_text()
+
+
+def test_without_rotation_half_of_the_patients_are_tested(tmp_path):
+    cohort = write_slides(tmp_path / "a", 12)
+    assert diagnose(cohort, "--name", "half", "--pooling", "mean") == 0
+    rows = read_csv(cohort / "runs" / "half" / "predictions.csv")
+    assert {r["fold"] for r in rows} == {"0", "1", "2"} and len({r["patient"] for r in rows}) == 6
+
+
+def test_slides_without_whole_features_are_named_and_left_out(tmp_path, capsys):
+    cohort = write_slides(tmp_path / "a", 18)
+    with h5py.File(cohort / "h5" / "p00_0.h5", "r+") as h:
+        h["features"][2, 1] = np.nan
+    (cohort / "h5" / "p01_1.h5").unlink()
+    assert diagnose(cohort, "--pooling", "mean") == 1
+    said = capsys.readouterr().err
+    assert "p00_0: " in said and "NaN or infinite feature in tile 2" in said and "p01_1: no file" in said
+
+
+@pytest.mark.parametrize("argv, words", [
+    (["--label", "stage"], "no column stage; it has slide, patient, project, tumor"), (["--label", "project"], "every label is X"),
+    (["--positive", "2"], "--positive 2: the labels of .* are 0, 1"), (["--folds", "40"], "12 patients don't go into --folds 40"),
+    (["--folds", "2"], "--folds 2: must lie between 3"), (["--lr", "0"], "--lr 0: must lie"), (["--name", "a/b"], "not a path"),
+    (["--bags", "x.csv"], "either a cohort folder or --bags")])
+def test_diagnose_says_one_line(tmp_path, argv, words):
+    cohort = write_slides(tmp_path / "a", 12)
+    with pytest.raises(tiling.InputError, match=words):
+        diagnose(cohort, *argv)
+    assert not (cohort / "runs").exists()
+
+
+def test_a_patient_of_both_cohorts_is_no_test(tmp_path):
+    a, b = write_slides(tmp_path / "a", 12), write_slides(tmp_path / "b", 12)
+    with pytest.raises(tiling.InputError, match="p00.*patients of both"):
+        diagnose(a, "--external", str(b))
+    assert not (a / "runs").exists()
 
 
 # =====================================================================================================================
