@@ -35,7 +35,6 @@ import os
 import re
 import shutil
 import time
-import zlib
 from concurrent.futures import ThreadPoolExecutor
 from fractions import Fraction
 from pathlib import Path
@@ -47,7 +46,8 @@ from torch.nn.functional import embedding_bag
 
 import stats
 import tiling
-from tiling import InputError, clock, few, number, progress, read_rows, save_csv, save_file, save_json, save_text
+from tiling import (InputError, clock, digest, each_slide, every_tile, features_as, few, held_out, number, pick_genes, progress,
+                    read_expression, read_rows, save_csv, save_file, save_json, save_text, say_left_out, table)
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Constants
@@ -122,78 +122,6 @@ def expressed(a):
 def log_expression(a):
     """a -> log10(1 + a), so that a few strong genes don't rule the squared error. [HE2RNA Methods, Preprocessing]"""
     return np.log10(1 + a)
-
-
-def read_expression(cohort):
-    """(key, ids, genes, a (n, G) float32) of expression.csv, .csv.gz or .npz; key: 'slide', 'sample' or '' (not said).
-
-    Linear FPKM-UQ. Raises InputError with gene and row on duplicates, negative, non-numeric, infinite or missing values.
-    npz: arrays `expression` (n, G), `genes` (G,) and `slide` or `sample` (n,).
-    """
-    paths = [Path(cohort) / f"expression{e}" for e in (".csv", ".csv.gz", ".npz")]
-    paths = [p for p in paths if p.is_file()]
-    if len(paths) != 1:
-        raise InputError(f"{cohort}: " + (f"{paths[0].name} and {paths[1].name} are both there; keep one" if paths else
-                         "no expression.csv, .csv.gz or .npz (first column slide, then a column per gene, linear FPKM-UQ)"))
-    path = paths[0]
-    if path.suffix == ".npz":
-        z = tiling.load_arrays(path) or {}
-        key = next((k for k in ("slide", "slides", "sample", "samples") if k in z), None)
-        if key is None or not {"expression", "genes"} <= set(z) or z["expression"].shape != (len(z[key]), len(z["genes"])):
-            shapes = ", ".join(f"{k} {v.shape}" for k, v in z.items()) or "none that can be read"
-            raise InputError(f"{path}: wanted arrays expression (n, G), genes (G,) and slide or sample (n,); it has "
-                             f"{shapes} (object arrays are pickles and not read: save names as str)")
-        ids, genes = [str(i) for i in z[key]], [str(g) for g in z["genes"]]
-        if z["expression"].dtype.kind not in "fiu":
-            raise InputError(f"{path}: expression is {z['expression'].dtype}, not numbers")
-        with np.errstate(over="ignore"):                                       # beyond float32: infinite, and refused below
-            key, rows = key.rstrip("s"), z["expression"].astype(np.float32)
-        for i, row in zip(ids, rows):
-            check_row(row, genes, i, path)
-    else:
-        key, ids, genes, rows = read_table(path)
-    for what, names in (("gene", genes), ("row", ids)):
-        seen = set()
-        twice = next((n for n in names if n in seen or seen.add(n)), None)
-        if twice is not None:
-            raise InputError(f"{path}: {what} {twice!r} stands there twice")
-    return key, ids, genes, rows
-
-
-def read_table(path):
-    """The csv part of read_expression, row by row, so that a table larger than memory as text still fits."""
-    try:
-        with (gzip.open if path.suffix == ".gz" else open)(path, "rt", newline="", encoding="utf-8-sig") as f:
-            reader = csv.reader(f)
-            header = next(reader, None)
-            if not header or len(header) < 2:
-                raise InputError(f"{path}: the first line must be slide,GENE1,GENE2,... separated by commas")
-            genes, ids, rows = [g.strip() for g in header[1:]], [], []
-            for row in filter(None, reader):
-                if len(row) != len(header):
-                    raise InputError(f"{path} line {reader.line_num}: {len(row)} fields, the header has {len(header)}")
-                try:
-                    a = np.fromiter(map(float, row[1:]), np.float64, len(genes))
-                except ValueError:
-                    a = np.array([number(v) for v in row[1:]])
-                with np.errstate(over="ignore"):                               # beyond float32: infinite, and refused
-                    a = a.astype(np.float32)
-                check_row(a, genes, row[0].strip(), path, row[1:])
-                ids.append(row[0].strip())
-                rows.append(a)
-    except (EOFError, zlib.error, gzip.BadGzipFile, UnicodeDecodeError, csv.Error) as e:
-        raise InputError(f"{path}: not a whole comma-separated table ({e})") from None
-    if not rows:
-        raise InputError(f"{path}: no rows")
-    key = header[0].strip().lower()
-    return key if key in ("slide", "sample") else "", ids, genes, np.stack(rows)
-
-
-def check_row(a, genes, name, path, text=None):
-    bad = ~(np.isfinite(a) & (a >= 0))
-    if bad.any():
-        j = int(bad.argmax())
-        raise InputError(f"{path}: gene {genes[j]} of {name} is {text[j] if text else a[j]!r}; FPKM-UQ is a number >= 0")
 
 
 def join(samples, key, ids, path="expression"):
@@ -746,11 +674,6 @@ def plot_scatter(best, genes, prediction, y, fold, groups, path):
             ax.axis("off")
 
 
-def table(header, rows):
-    return "\n".join(["| " + " | ".join(header) + " |", "|" + " --- |" * len(header),
-                      *("| " + " | ".join(str(v) for v in row) + " |" for row in rows)])
-
-
 def summary(results):
     """Rows of the table of cancers: name, slides, genes with a value, mean and median R, significant genes."""
     for name, e in results.items():
@@ -894,18 +817,12 @@ def as_symbols(genes, symbol):
     return names, "; ".join(said)
 
 
-def read_sets(paths):
-    sets = {}
-    for path in paths:
-        try:
-            new = stats.read_gmt(path)
-        except (ValueError, OSError) as e:
-            raise InputError(f"--gmt: {e}" if str(path) in str(e) else f"--gmt {path}: {e}") from None
-        for name, genes in new.items():
-            if set(sets.get(name, genes)) != set(genes):
-                raise InputError(f"--gmt {path}: set {name} stands in another file too, with other genes")
-            sets[name] = genes
-    return sets
+def read_sets(paths):                                                           # same in histcode.py
+    """{set: genes} of .gmt files. InputError on what can't be read."""
+    try:
+        return stats.read_gmt(*paths)
+    except (ValueError, OSError) as e:
+        raise InputError(f"--gmt: {e}") from None
 
 
 def pick_signatures(asked, sets):
@@ -1073,44 +990,12 @@ def provenance(scores, ks):
     return weights
 
 
-def read_truth(folder, slide, mpp):
-    """What is known of places on a slide: (cells {class: (m, 2)}, spots ((m, 2), {column: (m,)}), outlines), each or None.
-
-    points/<slide>.csv: x, y in level-0 pixels (or QuPath's "Centroid X µm"), and a column cell, class or Classification;
-    spots/<slide>.csv: x, y and measured columns; regions/<slide>.geojson. .csv.gz and QuPath's .tsv are read too.
-    """
-    cells = spots = outlines = None
-    for what in ("points", "spots"):
-        path = next((p for e in (".csv", ".csv.gz", ".tsv", ".txt") if (p := folder / what / f"{slide}{e}").is_file()), None)
-        if path is None:
-            continue
-        header, rows = read_rows(path)
-        at = {c.lower(): j for j, c in enumerate(header)}
-        places = next((([at[c + axis + u] for axis in "xy"], 1 / mpp if "m" in u else 1) for c, u in (
-            ("", ""), ("centroid ", " px"), ("centroid ", " µm")) if all(c + axis + u in at for axis in "xy")), None)
-        if places is None:
-            raise InputError(f"{path}: no columns x and y (level-0 pixels); it has {few(header)}")
-        columns, scale = places
-        short_row = next((i for i, row in enumerate(rows) if len(row) != len(header)), None)
-        if short_row is not None:
-            raise InputError(f"{path}: row {short_row + 2} has {len(rows[short_row])} fields, the header has {len(header)}")
-        xy = np.array([[number(row[j]) for j in columns] for row in rows], float).reshape(-1, 2) * scale
-        if not np.isfinite(xy).all():
-            raise InputError(f"{path}: row {2 + int(np.argmin(np.isfinite(xy).all(1)))}: x, y is no place")
-        if what == "spots":
-            values = {c: np.array([number(row[j]) for row in rows]) for j, c in enumerate(header) if j not in columns}
-            spots = xy, {c: v for c, v in values.items() if np.isfinite(v).any()}     # barcodes and the like measure nothing
-            continue
-        kind = next((at[c] for c in ("cell", "class", "classification") if c in at), None)
-        kinds = np.array([row[kind] if kind is not None else "" for row in rows])
-        cells = {"all cells": xy, **{str(c): xy[kinds == c] for c in np.unique(kinds) if c}}
-    path = folder / "regions" / f"{slide}.geojson"
-    if path.is_file():
-        try:
-            outlines = stats.read_rings(json.loads(path.read_text()))
-        except ValueError as e:
-            raise InputError(f"{path}: {e}") from None
-    return cells, spots, outlines
+def read_outlines(path):                                                        # same in histcode.py
+    """Polygons of a GeoJSON file as stats.inside takes them, None where there is no file. InputError where none is in it."""
+    try:
+        return stats.read_rings(json.loads(path.read_text())) if path.is_file() else None
+    except ValueError as e:
+        raise InputError(f"{path}: {e}") from None
 
 
 def against_cells(scores, cells, coords, tile):
@@ -1241,7 +1126,8 @@ def map_slide(run, o, models, home, into, source, name, label, chosen, group):
     each = score_tiles(used, features)                                                              # (n, genes)
     scores = each.mean(1).astype(np.float64)                                                        # (n,)
     truth_in = home if any((home / d).is_dir() for d in ("points", "spots", "regions")) else run["cohort"]
-    cells, spots, outlines = read_truth(truth_in, name, mpp)
+    cells, spots = tiling.read_places(truth_in, name, mpp)
+    outlines = read_outlines(truth_in / "regions" / f"{name}.geojson")
     columns = {"score": scores, **({g: each[:, j] for j, g in enumerate(genes)} if len(genes) > 1 else {})}
     result = dict(name=name, use=use, tiles=len(coords),
                   project={r["slide"]: r["project"] for r in run["rows"]}.get(name, "new"))
@@ -1586,13 +1472,6 @@ def check_folds(cohort, samples, fold, o, failed):
                              f"{len(samples)} slides of project {o.project or 'all'}; {len(failed)} slides failed")
 
 
-def say_left_out(left_out):
-    for what, names in left_out.items():
-        if names:
-            print(f"{len(names)} {what}: {few(names)}")
-    return left_out
-
-
 def table_of(samples, fold, genes, y, left_out, failed):
     """What training knows of its slides: a dict of columns, y (S, G) the targets, and what is missing."""
     column = {c + "s": np.array([s[c] for s in samples]) for c in ("slide", "patient", "project")}
@@ -1608,14 +1487,6 @@ def folds_of(samples, o):
     if n < o.folds or n - -(-n // o.folds) < 2:                                # 2 training patients: one validates
         raise InputError(f"{n} patients don't go into --folds {o.folds}: --folds {min(n, max(3, o.folds))} would work")
     return stats.patient_folds(patients, [s["project"] for s in samples], o.folds, o.seed)
-
-
-def digest(*parts):
-    """Hash of arrays and lists of names: the same data, the same run."""
-    h = hashlib.sha256()
-    for part in parts:
-        h.update(np.ascontiguousarray(part).view(np.uint8) if isinstance(part, np.ndarray) else json.dumps(part).encode())
-    return h.hexdigest()[:16]
 
 
 def open_run(cohort, o, config, data, device, *seen):
@@ -1757,27 +1628,6 @@ def load_run(path):
                 fold_of={p: f for f, one in enumerate(saved) for p in one["test_patients"]})
 
 
-def pick_genes(text, known):
-    """Indices of the genes of 'A,B,C', of a file (one a line, or its first column) or of 'all' in the list of known ones."""
-    if text == "all":
-        return list(range(len(known)))
-    if len(text) < 256 and Path(text).is_file():
-        header, rows = read_rows(text)
-        names = [row[0].split("\t")[0].strip() for row in (header, *rows) if row]
-    else:
-        names = [g.strip() for g in text.split(",")]
-    at, names = {g: i for i, g in enumerate(known)}, list(dict.fromkeys(filter(None, names)))
-    for g in names:
-        if g not in at:
-            upper = {k.upper(): k for k in known}
-            near = ", ".join(upper[n] for n in difflib.get_close_matches(g.upper(), upper, 3))
-            raise InputError(f"--genes: the run has no gene {g!r}; " + (f"nearest: {near}" if near else
-                             f"it has {len(known):,}, such as {', '.join(known[:3])}"))
-    if not names:
-        raise InputError(f"--genes {text}: no gene in it")
-    return [at[g] for g in names]
-
-
 def model_of(saved, device, genes=None, ks=None):
     """The network of one fold, with the output rows of the chosen genes."""
     state, last = dict(saved["model"]), f"layers.{len(saved['hidden'])}."
@@ -1786,69 +1636,6 @@ def model_of(saved, device, genes=None, ks=None):
     model = HE2RNA(saved["n_features"], len(state[last + "bias"]), saved["hidden"], ks or saved["ks"], saved["dropout"])
     model.load_state_dict(state)
     return model.to(device)
-
-
-def features_as(run, o, cohort, slides):
-    """Find, or make where they are missing, features of slides as the run's. -> (options, folder, source, {slide: why it
-    failed}).
-
-    What is ready is used as it is. Other encoder, weights, tile size or colours: an InputError that names both.
-    """
-    made, o, into, failed = run["config"]["features"], argparse.Namespace(**vars(o)), Path(o.into or cohort), {}
-
-    def compare(what, other):
-        differ = [f"{k} {other[k]}, the run has {made[k]}" for k in ("source", "weights", "tile_um", "colour")
-                  if other.get(k) is not None and other[k] != made[k]]
-        if differ:
-            raise InputError(f"{what}: {'; '.join(differ)} ({run['folder']}); features of another kind mean nothing to it. "
-                             "Give --into another folder to have them made there")
-    if "made" in made:                                                         # elsewhere: an .h5 file does not say by what
-        o.features = o.features or run["config"]["features_folder"]
-        source = tiling.features_of(o)
-        if tiling.source_name(o) != made["source"]:
-            raise InputError(f"--features {o.features}: the run {run['folder']} learned from features in a folder "
-                             f"{made['source']}; if these are of the same encoder and tile size, give their folder that "
-                             "name")
-        for name in slides:
-            try:
-                width = tiling.load_features(cohort, source, name)[0].shape[1]
-                if width != run["config"]["n_features"]:
-                    failed[name] = f"{width} features a tile, the run learned from {run['config']['n_features']}"
-            except InputError as e:
-                failed[name] = str(e)
-        return o, into, source, failed
-    if o.features:
-        raise InputError(f"--features {o.features}: the run {run['folder']} learned from this program's {made['source']} "
-                         f"with weights {made['weights']}; leave --features out")
-    kind = made["weights"].split()[0].strip(",")                               # imagenet, random or a file's name
-    compare("options", dict(weights=o.weights and o.weights != kind and tiling.weights_identity(o.weights, o.seed)))
-    source = made["source"]
-    tiles, features = (tiling.load_json(into / d / "settings.json") or {} for d in ("tiles", f"features/{source}"))
-    compare(f"tiles in {into}", tiles)
-    found, ready, folder = tiling.find_slides(cohort), [], into / "features" / source
-    for name in slides:
-        side = tiling.load_json(folder / f"{name}.json")
-        if side and (folder / f"{name}.npy").is_file() and tiling.tiles_of(into, name)[0]:
-            side.update(source=side["encoder"], tile_um=side["tiles"]["tile_um"])
-            compare(f"features of slide {name} in {into}", side)
-            if name not in found or side["tiles"]["file"] in (False, tiling.fingerprint(found[name])):  # not of another file
-                ready.append(name)
-    o.weights = o.weights or features.get("weights") or (kind if kind in ("imagenet", "random") else None)
-    todo = [name for name in slides if name not in ready]
-    if todo and not o.weights:
-        raise InputError(f"the run {run['folder']} learned with weights {made['weights']}: give that file with --weights "
-                         "FILE")
-    o.seed = int(made["weights"].split("seed ")[1]) if kind == "random" else made["seed"]
-    o.tile_seed = o.seed if kind == "random" else None
-    o.tile_um, o.min_tissue, o.max_tiles = made["tile_um"], *(tiles.get(k, made[k]) for k in ("min_tissue", "max_tiles"))
-    for k, usual in tiling.TISSUE.items():                                     # a rule is not named where it is the usual
-        setattr(o, k, (tiles or made).get(k, usual))
-    o.precision, o.colour = features.get("precision", o.precision), made["colour"]
-    o.encoder = source if source in tiling.ENCODERS else o.weights             # an encoder's file is its weights, too
-    if todo:
-        compare("weights", dict(weights=tiling.weights_identity(o.weights, o.seed)))
-        failed = tiling.make_features(cohort, todo, o, into)
-    return o, into, source, failed
 
 
 def finetune(o):
@@ -1904,49 +1691,6 @@ def finetune(o):
         return model
     cross_validate(folder, config, o, data, from_disk(into, source, data["slides"]), splits, first_model, start)
     return tiling.report_failures(failed, len(samples) + len(failed))
-
-
-def held_out(run, slide, cohort, everyone):
-    """Folds whose models may speak of a slide: those that did not learn from its patient; all when it is new to the run.
-
-    The patient stands in the run's folds.csv, else in samples.csv, else is a TCGA slide's first 12 characters.
-    """
-    patient = next((row["patient"] for row in run["rows"] if row["slide"] == slide), None)
-    for folder in (cohort, run["cohort"]) if patient is None else ():
-        if (folder / "samples.csv").is_file():
-            patient = patient or {row["slide"]: row["patient"] for row in tiling.read_samples(folder)}.get(slide)
-    fold = next((run["fold_of"][p] for p in (patient, slide[:12]) if p in run["fold_of"]), None)
-    return list(range(len(run["folds"]))) if fold is None or everyone else [fold]
-
-
-def each_slide(run, o, failed):
-    """(options, its cohort or folder, folder of its features, their source, name) of every slide asked for, features ready.
-
-    o.slide: slide files (or .h5 features), names of the run's slides, or ['all']. What fails is put into `failed`.
-    """
-    known, groups = {row["slide"] for row in run["rows"]}, {}
-    for text in sorted(known) if o.slide == ["all"] else o.slide:
-        path = Path(text)
-        if len(text) > 255 or not path.is_file():
-            if text not in known:
-                raise InputError(f"{few([text])}: neither a slide file nor a slide of the run {run['folder']}")
-            name, home, features = text, run["cohort"], o.features
-        elif path.suffix == ".h5":
-            name, home, features = path.stem, run["folder"] / "predict", o.features or path.parent
-        else:                                                                  # COHORT/slides/x.svs is COHORT's
-            path = path.absolute()
-            name, home, features = path.stem, path.parent.parent if path.parent.name == "slides" else path.parent, o.features
-        twice = [place for (place, _), names in groups.items() if name in names]
-        if twice:
-            raise InputError(f"slide {name} is asked for twice, in {twice[0]} and {home}: what is written for one would "
-                             "overwrite the other")
-        groups.setdefault((home, features), []).append(name)
-    for (home, features), names in groups.items():
-        options = argparse.Namespace(**{**vars(o), "features": features})
-        options, into, source, bad = features_as(run, options, home, names)
-        failed.update(bad)
-        for name in [n for n in names if n not in bad]:
-            yield options, home, into, source, name
 
 
 @torch.inference_mode()
@@ -2007,24 +1751,6 @@ def heatmap(o):
     if len(results) > 1:
         write_summary(run, o, label, results, group)
     return tiling.report_failures(failed, len(results) + len(failed))
-
-
-def every_tile(run, o, home, into, source, name):
-    """The folder with the features of *every* tissue tile of a slide: where they were limited, they are made without it."""
-    if isinstance(source, Path):
-        return into
-    tiles, settings = tiling.tiles_of(into, name)
-    if len(tiles["coords"]) == tiles["found"]:
-        return into
-    everywhere = argparse.Namespace(**{**vars(o), "max_tiles": 10 ** 9, "mpp": settings["mpp"]})
-    wanted = run["config"]["features"]["weights"]
-    if not o.weights:
-        raise InputError(f"the run {run['folder']} learned with weights {wanted}: give that file with --weights FILE")
-    failed = tiling.make_features(home, [name], everywhere, into / "all-tiles")
-    side = tiling.load_json(into / "all-tiles" / "features" / source / f"{name}.json") or {}
-    if failed or side.get("weights") != wanted:
-        raise InputError(failed.get(name) or f"--weights: {side.get('weights')}, the run has {wanted}")
-    return into / "all-tiles"
 
 
 def write_summary(run, o, label, results, group):

@@ -621,46 +621,24 @@ def linear_probe(x, y, groups, folds=PROBE_FOLDS, seed=0, penalties=RIDGE):
     return r_squared(y, prediction)
 
 
-def read_places(path):
-    """({column: list of str}, x, y (m, 2)) of points/ or spots/, a table with columns x and y in level-0 pixels."""
-    header, rows = tiling.read_rows(path)
-    columns = dict(zip(header, zip(*rows))) if rows else dict.fromkeys(header, ())
-    try:
-        if any(len(row) != len(header) for row in rows):
-            raise ValueError("rows of different length")
-        return columns, np.array([columns["x"], columns["y"]], float).T.reshape(-1, 2)
-    except (ValueError, KeyError) as e:
-        raise InputError(f"{path}: not a table with columns x and y in level-0 pixels ({e})") from None
-
-
-def numbers(column, path):
-    """A column of a table as floats, an empty field as nan. InputError on text."""
-    try:
-        return np.array([v.strip() or "nan" for v in column], float)
-    except ValueError as e:
-        raise InputError(f"{path}: {e}") from None
-
-
-def cell_content(cohort, name, coords, tile):
+def cell_content(cohort, name, coords, tile, mpp):
     """What is known of each tile: {class: (n,)} of one slide, nan where nothing is known of the tile; or None.
 
-    points/<slide>.csv with a column cell (or class): points of each class in the tile; else spots/<slide>.csv: columns
-    fraction:..., the mean of the spots whose centre lies in the tile.
+    points/<slide>.csv: points of each class in the tile; else spots/<slide>.csv: columns fraction:..., the mean of the
+    spots whose centre lies in the tile.
     """
-    for what in ("points", "spots"):
-        path = next((p for e in (".csv", ".csv.gz") if (p := Path(cohort) / what / f"{name}{e}").is_file()), None)
-        if path is None:
-            continue
-        columns, xy = read_places(path)
-        if what == "points":
-            kinds = np.array(columns.get("cell", columns.get("class", ["all cells"] * len(xy))))
-            return {str(c): stats.count_points(xy[kinds == c], coords, tile).astype(float) for c in np.unique(kinds)}
-        held = stats.holder(xy, coords, tile)                                  # (m,) tile of each spot, -1 for none
-        spots = np.bincount(held[held >= 0], minlength=len(coords))
-        with np.errstate(invalid="ignore", divide="ignore"):
-            return {c.removeprefix("fraction:"): np.bincount(held[held >= 0], numbers(v, path)[held >= 0], len(coords))
-                    / spots for c, v in columns.items() if c.startswith("fraction:")}
-    return None
+    cells, spots = tiling.read_places(Path(cohort), name, mpp)
+    if cells is not None:
+        kinds = {c: xy for c, xy in cells.items() if c != "all cells"} or (cells if len(cells["all cells"]) else {})
+        return {c: stats.count_points(xy, coords, tile).astype(float) for c, xy in kinds.items()}
+    if spots is None:
+        return None
+    which = stats.holder(spots[0], coords, tile)                               # (m,) tile of each spot, -1 for none
+    held = which >= 0
+    n = np.bincount(which[held], minlength=len(coords))
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return {c.removeprefix("fraction:"): np.bincount(which[held], v[held], len(coords)) / n
+                for c, v in spots[1].items() if c.startswith("fraction:")}
 
 
 @torch.no_grad()
@@ -972,7 +950,7 @@ def find_data(cohort, slides, o, rank=0, world=1):
         raise InputError(f"no slide file for {few(gone)} in {cohort}: only its tiles are there")
     o.tile_um = tiling.load_json(cohort / "tiles" / "settings.json")["tile_um"]
     data = dict(slides=ready, paths=[found[s] for s in ready], coords=[a["coords"] for a in arrays],
-                tiles=[float(a["tile"]) for a in arrays], px=o.tile_px, stains=[None] * len(ready), unchanged=0)
+                tiles=[float(a["tile"]) for a in arrays], mpp=[float(a["mpp"]) for a in arrays], px=o.tile_px, stains=[None] * len(ready), unchanged=0)
     if o.colour == "macenko":
         stains = lambda s: tiling.slide_stains(tiling.open_slide(data["paths"][s]), data["coords"][s], data["tiles"][s],
                                                o.tile_px, json.loads(str(arrays[s]["settings"]))["seed"])
@@ -1111,7 +1089,7 @@ def probe(o):
     data, failed = find_data(cohort, list(patients), o)
     known, groups, picked = [], [], []
     for s, (name, coords, tile) in enumerate(zip(data["slides"], data["coords"], data["tiles"])):
-        content = cell_content(cohort, name, coords, tile)
+        content = cell_content(cohort, name, coords, tile, data["mpp"][s])
         usable = np.arange(len(coords)) if content == {} else []               # a list of no points: no cells anywhere
         if content:
             usable = np.flatnonzero(np.isfinite(list(content.values())).all(0))

@@ -535,35 +535,38 @@ def recurrent(significant):
 # ----- Gene sets -------------------------------------------------------------------------------
 
 
-def read_gmt(path):
-    """{set name: (gene, ...)} of a .gmt file, plain or gzip: a line per set, name, description, genes between tabs.
+def read_gmt(*paths):
+    """{set name: (gene, ...)} of .gmt files, plain or gzip: a line per set, name, description, genes between tabs.
 
     Any line ends, with or without a byte order mark. A gene that stands twice in a set counts once; a set may be empty.
-    A name that stands twice with the same genes counts once. ValueError, one line with file and line, for everything else.
+    A name that stands twice, in one file or two, must have the same genes and counts once. ValueError, one line with file
+    and line, for everything else.
     """
-    try:
-        with open(path, "rb") as file:
-            data = file.read()
-        text = (gzip.decompress(data) if data[:2] == b"\x1f\x8b" else data).decode("utf-8-sig")
-    except (gzip.BadGzipFile, EOFError, zlib.error) as e:
-        raise ValueError(f"{path}: a damaged gzip file ({e})") from None
-    except UnicodeDecodeError:
-        raise ValueError(f"{path}: not a text file in UTF-8") from None
     sets, places = {}, {}
-    for number, line in enumerate(io.StringIO(text, newline=None), 1):      # newline=None: \r\n and \r become \n
-        name, *fields = (field.strip() for field in line.split("\t"))
-        if not name and not any(fields):
-            continue
-        if not name or not fields:
-            raise ValueError(f"{path}, line {number}: wanted a name, a description and genes between tabs, "
-                             f"found {line.strip()[:40]!r}")
-        genes = tuple(dict.fromkeys(g for g in fields[1:] if g))
-        if set(genes) != set(sets.get(name, genes)):
-            raise ValueError(f"{path}: set {name!r} stands in lines {places[name]} and {number} with different genes")
-        sets.setdefault(name, genes)
-        places.setdefault(name, number)
-    if not sets:
-        raise ValueError(f"{path}: no gene set in it")
+    for path in paths:
+        try:
+            with open(path, "rb") as file:
+                data = file.read()
+            text = (gzip.decompress(data) if data[:2] == b"\x1f\x8b" else data).decode("utf-8-sig")
+        except (gzip.BadGzipFile, EOFError, zlib.error) as e:
+            raise ValueError(f"{path}: a damaged gzip file ({e})") from None
+        except UnicodeDecodeError:
+            raise ValueError(f"{path}: not a text file in UTF-8") from None
+        found = False
+        for number, line in enumerate(io.StringIO(text, newline=None), 1):  # newline=None: \r\n and \r become \n
+            name, *fields = (field.strip() for field in line.split("\t"))
+            if not name and not any(fields):
+                continue
+            if not name or not fields:
+                raise ValueError(f"{path}, line {number}: wanted a name, a description and genes between tabs, "
+                                 f"found {line.strip()[:40]!r}")
+            genes = tuple(dict.fromkeys(g for g in fields[1:] if g))
+            if set(genes) != set(sets.get(name, genes)):
+                raise ValueError(f"{path}, line {number}: set {name!r} stands in {places[name]} too, with different genes")
+            found = sets.setdefault(name, genes) is not None
+            places.setdefault(name, f"{path}, line {number}")
+        if not found:
+            raise ValueError(f"{path}: no gene set in it")
     return sets
 
 

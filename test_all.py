@@ -1808,7 +1808,7 @@ def test_read_gmt_reads_what_is_about(tmp_path, end, pack):
 
 
 @pytest.mark.parametrize("data,words", [
-    (b"A\td\tx\nB\td\ty\nA\td\tz\n", "set 'A' stands in lines 1 and 3 with different genes"),
+    (b"A\td\tx\nB\td\ty\nA\td\tz\n", "line 3: set 'A' stands in .*line 1 too, with different genes"),
     (b"A\td\tx\nno tabs here\n", "line 2: wanted a name.*found 'no tabs here'"), (b"\td\tx\n", "line 1: wanted a name"),
     (b"", "no gene set"), (b"\n\r\n", "no gene set"), ("A\td\tx\n".encode("utf-16"), "not a text file in UTF-8"),
     (gzip.compress(b"A\td\tx\n" * 99)[:-9], "damaged gzip"), (b"\x1f\x8bnonsense", "damaged gzip")])
@@ -2741,7 +2741,7 @@ def test_enrichment_of_a_run(judged, capsys):
     for extra, words in ((["--at-least", "3"], "has 2 cancers"), (["--project", "C"], "the run has A, B")):
         with pytest.raises(tiling.InputError, match=words):
             he2rna.main([*argv, *extra])
-    for text, words in (("A\tx\tG1\nA\tx\tG2\n", "stands in lines 1 and 2"), ("", "no gene set")):
+    for text, words in (("A\tx\tG1\nA\tx\tG2\n", "line 1 too, with different genes"), ("", "no gene set")):
         (folder / "bad.gmt").write_text(text)
         with pytest.raises(tiling.InputError, match=words):
             he2rna.main(["enrich", str(folder), "--gmt", str(folder / "bad.gmt")])
@@ -3943,13 +3943,13 @@ def test_cell_content_of_points_and_spots(tmp_path):
     (tmp_path / "points" / "a.csv").write_text("x,y,cell\n1,1,T\n2,3,T\n12,5,B\n99,99,T\n")
     with gzip.open(tmp_path / "spots" / "b.csv.gz", "wt") as f:
         f.write("x,y,fraction:T,fraction:B,CD3D\n5,5,.2,.8,9\n6,6,.4,.6,9\n25,5,1,0,9\n99,9,.5,.5,1\n")
-    a, b = (histcode.cell_content(tmp_path, n, coords, tile) for n in "ab")
+    a, b = (histcode.cell_content(tmp_path, n, coords, tile, .5) for n in "ab")
     assert {k: v.tolist() for k, v in a.items()} == {"T": [2, 0, 0], "B": [0, 1, 0]}
     assert np.allclose(b["T"], [.3, np.nan, 1], equal_nan=True) and np.allclose(b["B"], [.7, np.nan, 0], equal_nan=True) and len(b) == 2
-    assert histcode.cell_content(tmp_path, "c", coords, tile) is None
+    assert histcode.cell_content(tmp_path, "c", coords, tile, .5) is None
     (tmp_path / "points" / "c.csv").write_text("a,b\n1,2\n")
-    with pytest.raises(tiling.InputError, match="c.csv: not a table with columns x and y"):
-        histcode.cell_content(tmp_path, "c", coords, tile)
+    with pytest.raises(tiling.InputError, match="c.csv: no columns x and y"):
+        histcode.cell_content(tmp_path, "c", coords, tile, .5)
 
 
 def test_probe_prints_a_row_for_each_encoder(unlabelled, tmp_path, monkeypatch, capsys):
