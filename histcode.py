@@ -27,6 +27,7 @@ import hashlib
 import json
 import math
 import os
+import re
 import time
 from datetime import timedelta
 from pathlib import Path
@@ -39,7 +40,7 @@ from torch.nn import functional as F
 
 import stats
 import tiling
-from tiling import InputError, clock, few, save_file
+from tiling import InputError, clock, few, save_csv, save_file, save_text
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Constants
@@ -92,6 +93,17 @@ BAGS = dict(lr=5e-4, weight_decay=5e-3, epochs=50, folds=10, repeats=5, hidden=6
 TABLE_1 = {"MIL-RNN": (.8619, .9107), "ABMIL": (.9000, .9551), "DSMIL": (.9268, .9633), "max": (.8930, .8846),
            "mean": (.9114, .9073), "HistCode": (.9630, .9765)}     # accuracy, AUC: LUAD against LUSC [HistCode Table 1]
 UNKNOWN = ("", "na", "nan", "unknown", "[not available]")     # labels that say nothing [ours]
+TISSUES = {**dict.fromkeys(("1", "01", "yes", "true", "tumor", "tumour", "primary tumor", "primary tumour"), 1),
+           **dict.fromkeys(("0", "11", "no", "false", "normal", "solid tissue normal"), 0)}    # words for tumour, normal [ours]
+LOG2_FC = 1.5                # |log2 fc| above it: differentially expressed   [HistCode Methods, Differential expression analysis]
+ENDS = 100                   # l: highest, and lowest, tiles by attention     [HistCode Methods, Differential expression prediction]
+DRIVERS = 200                # genes of a compendium, by mutations            [HistCode Methods, Cancer driver genes]
+LABEL_RATE, LABEL_EPOCHS = 1e-3, 100      # of the layer that learns labels   [ours]
+GENES_AT_ONCE = 16           # networks of one gene each, trained together    [ours]
+POOLED = {"attention": "HistCode", "mean": "mean", "max": "max"}   # of Fig. 6, and max                 [HistCode Fig. 6]
+BEST_GENES = 50              # whose gene sets are asked for                  [HistCode Fig. 9]
+SHOWN = "PIK3CA MYC PTEN GATA3 CD3D CD3E CD3G CD247 CD19".split()            # [HistCode Fig. 8]
+ALPHA = 0.05                 # after Benjamini-Hochberg                       [HistCode Results]
 VERSION = 1                  # of a run's files; another is refused     [ours]
 SOURCE = "HistCode (Huang et al. 2022, arXiv:2204.11994), contrastive pretraining of the tile encoder"
 
@@ -582,18 +594,23 @@ def train(model, data, counts, o, folder, device, rank, world):
 # Does it learn? The cells in a tile from its frozen features, by ridge regression  [ours]
 # ---------------------------------------------------------------------------------------------------------------------
 def ridge(x, y, penalties):
-    """Ridge regression for each penalty: x (n, D), y (n, C) -> function (m, D) -> (penalties, m, C). Closed form.
+    """Ridge regression for each penalty: x (n, D), y (n, C) -> weights (penalties, D, C), bias (penalties, C), of which
+    x @ weights + bias is the prediction. Closed form, float64.
 
-    Features are standardised, constants dropped to 0; penalty: of the squared weights, against the sum of squared errors.
-    One eigendecomposition serves all penalties.
+    Features are standardised, constants get weight 0; penalty: of the squared weights, against the sum of squared errors;
+    0: of all least squares solutions the smallest. One eigendecomposition, of the smaller side, serves all penalties.
     """
     center, scale, mean = x.mean(0), x.std(0), y.mean(0)
     scale = np.where(scale > 1e-6 * np.abs(center) + 1e-12, scale, np.inf)
-    x = (x - center) / scale
-    values, vectors = np.linalg.eigh(x.T @ x)                                  # (D,), (D, D)
-    along = vectors.T @ (x.T @ (y - mean))                                     # (D, C)
-    weights = [vectors @ (along / (values.clip(0) + p)[:, None]) for p in penalties]                # (D, C) each
-    return lambda new: np.stack([(new - center) / scale @ w + mean for w in weights])
+    z, y = (x - center) / scale, y - mean
+    values, vectors = np.linalg.eigh(z @ z.T if len(z) < z.shape[1] else z.T @ z)
+    share = [np.where(values > 1e-10 * values[-1], 1 / (values.clip(0) + p + (values <= 0)), 0)[:, None] for p in penalties]
+    if len(z) < z.shape[1]:
+        weights = z.T @ np.stack([vectors @ (s * (vectors.T @ y)) for s in share])
+    else:
+        weights = np.stack([vectors @ (s * (vectors.T @ (z.T @ y))) for s in share])                # (penalties, D, C)
+    weights /= scale[:, None]
+    return weights, mean - center @ weights
 
 
 def r_squared(y, prediction):
@@ -615,9 +632,12 @@ def linear_probe(x, y, groups, folds=PROBE_FOLDS, seed=0, penalties=RIDGE):
     for f in np.unique(fold):
         rest = np.flatnonzero(fold != f)
         inner = stats.inner_split(groups[rest], alike[rest], .2, [seed, f])
-        tried = ridge(x[rest[~inner]], y[rest[~inner]], penalties)(x[rest[inner]])                  # (penalties, m, C)
+        weights, bias = ridge(x[rest[~inner]], y[rest[~inner]], penalties)
+        tried = x[rest[inner]] @ weights + bias[:, None]                       # (penalties, m, C)
         best = np.nan_to_num(r_squared(y[rest[inner]], tried), nan=0).argmax(0)                      # (C,)
-        prediction[fold == f] = ridge(x[rest], y[rest], penalties)(x[fold == f])[best, :, np.arange(y.shape[1])].T
+        weights, bias = ridge(x[rest], y[rest], penalties)
+        each = np.arange(y.shape[1])
+        prediction[fold == f] = x[fold == f] @ weights[best, :, each].T + bias[best, each]
     return r_squared(y, prediction)
 
 
@@ -700,13 +720,12 @@ class MaxPooling(nn.Module):
 class PooledClassifier(nn.Module):
     """One vector for the slide, one fully connected layer; softmax and cross-entropy are the loss's. [HistCode eq. 7]
 
-    All classifiers: forward(h, mask) -> logits (B, streams, classes), a (B, T). Each stream learns the label; the last one
-    answers.
+    All of them: forward(h, mask) -> outputs (B, streams, C), a (B, T). Each stream learns the label; the last one answers.
     """
 
-    def __init__(self, pooling, n_features, n_classes=2):
+    def __init__(self, pooling, n_features, outputs=2):
         super().__init__()
-        self.pooling, self.classify = pooling, nn.Linear(n_features, n_classes)
+        self.pooling, self.classify = pooling, nn.Linear(n_features, outputs)
 
     def forward(self, h, mask):
         z, a = self.pooling(h, mask)
@@ -723,10 +742,10 @@ class DSMIL(nn.Module):
     their code's defaults are a little deeper.
     """
 
-    def __init__(self, n_features, n_classes=2, queries=QUERIES):
+    def __init__(self, n_features, outputs=2, queries=QUERIES):
         super().__init__()
-        self.score, self.query = nn.Linear(n_features, n_classes), nn.Linear(n_features, queries)
-        self.classify = nn.Linear(n_classes * n_features, n_classes)
+        self.score, self.query = nn.Linear(n_features, outputs), nn.Linear(n_features, queries)
+        self.classify = nn.Linear(outputs * n_features, outputs)
 
     def forward(self, h, mask):
         h = h.masked_fill(~mask[:, :, None], 0)
@@ -747,11 +766,11 @@ class MILRNN(nn.Module):
     train the first, then the second on its tiles; here both learn together, the choice of tiles has no gradient. [ours]
     """
 
-    def __init__(self, n_features, n_classes=2, state=STATE, top=TOP_TILES):
+    def __init__(self, n_features, outputs=2, state=STATE, top=TOP_TILES):
         super().__init__()
-        self.score, self.top = nn.Linear(n_features, n_classes), top
+        self.score, self.top = nn.Linear(n_features, outputs), top
         self.take, self.keep = nn.Linear(n_features, state), nn.Linear(state, state)
-        self.classify = nn.Linear(state, n_classes)
+        self.classify = nn.Linear(state, outputs)
 
     def forward(self, h, mask):
         scores = self.score(h.masked_fill(~mask[:, :, None], 0))               # (B, T, C)
@@ -767,36 +786,48 @@ class MILRNN(nn.Module):
         return torch.stack([pick(scores, top[:, :1])[:, 0], self.classify(s)], 1), a
 
 
-POOLINGS = {   # Table 1's rows: name -> classifier of D features
-    "MIL-RNN": lambda D, hidden=ATTENTION: MILRNN(D),
-    "ABMIL": lambda D, hidden=ATTENTION: PooledClassifier(GatedAttention(D, hidden, gated=False), D),
-    "DSMIL": lambda D, hidden=ATTENTION: DSMIL(D),
-    "max": lambda D, hidden=ATTENTION: PooledClassifier(MaxPooling(), D),
-    "mean": lambda D, hidden=ATTENTION: PooledClassifier(MeanPooling(), D),
-    "HistCode": lambda D, hidden=ATTENTION: PooledClassifier(GatedAttention(D, hidden), D),
+POOLINGS = {   # Table 1's rows: name -> network from D features to C outputs
+    "MIL-RNN": lambda D, C=2, hidden=ATTENTION: MILRNN(D, C),
+    "ABMIL": lambda D, C=2, hidden=ATTENTION: PooledClassifier(GatedAttention(D, hidden, gated=False), D, C),
+    "DSMIL": lambda D, C=2, hidden=ATTENTION: DSMIL(D, C),
+    "max": lambda D, C=2, hidden=ATTENTION: PooledClassifier(MaxPooling(), D, C),
+    "mean": lambda D, C=2, hidden=ATTENTION: PooledClassifier(MeanPooling(), D, C),
+    "HistCode": lambda D, C=2, hidden=ATTENTION: PooledClassifier(GatedAttention(D, hidden), D, C),
 }
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Training the classifiers: the encoder stays as it is  [HistCode Methods, Tumor diagnosis]
-# M networks of one kind (folds, repeats) learn as one with a leading model dimension (vmap): each has its own weights, bags
-# and order of them, as one after another, where small networks would leave a core idle. [ours]
-# ---------------------------------------------------------------------------------------------------------------------
-class TileClassifier(nn.Module):
+class SlideModel(nn.Module):
     """(h - mean) / SD of the training tiles, constant features 0 [ours] -> fully connected layers with ReLU, none in the
-    paper -> a classifier of POOLINGS. forward(h (B, T, D), mask (B, T)) -> logits (B, streams, 2), a (B, T)."""
+    paper -> a network of POOLINGS. forward(h (B, T, D), mask (B, T)) -> outputs (B, streams, C), a (B, T)."""
 
-    def __init__(self, pooling, mean, sd, embed=(), hidden=ATTENTION):
+    def __init__(self, pooling, mean, sd, outputs=2, embed=(), hidden=ATTENTION):
         super().__init__()
         scale = np.where(sd > 1e-6 * np.abs(mean) + 1e-12, 1 / np.maximum(sd, 1e-12), 0)
         self.register_buffer("mean", torch.from_numpy(np.float32(mean)))
         self.register_buffer("scale", torch.from_numpy(np.float32(scale)))
         widths = [len(mean), *embed]
         self.layers = nn.Sequential(*(layer for a, b in zip(widths, widths[1:]) for layer in (nn.Linear(a, b), nn.ReLU())))
-        self.classifier = POOLINGS[pooling](widths[-1], hidden)
+        self.head = POOLINGS[pooling](widths[-1], outputs, hidden)
 
     def forward(self, h, mask):
-        return self.classifier(self.layers((h.float() - self.mean) * self.scale), mask)
+        return self.head(self.layers((h.float() - self.mean) * self.scale), mask)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Training on frozen features  [HistCode Methods: "only the parameters of the gated-attention pooling and downstream linear
+# layers were updated"]. M networks of one kind (folds, repeats, genes) learn as one with a leading model dimension (vmap):
+# each has its own weights; either each its own bags in its own order, or all the same. [ours]
+# ---------------------------------------------------------------------------------------------------------------------
+def cross_entropy(out, y):
+    """Of every stream, their mean: out (M, b, streams, C), y (M, b) classes -> (M, b). [HistCode eq. 7]"""
+    y = y[:, :, None, None].expand(*out.shape[:3], 1)
+    return -out.log_softmax(3).gather(3, y).mean((2, 3))
+
+
+def squared_error(out, y):
+    """Mean over the genes, unknown ones left out: out (M, b, 1, G), y (M, b, G) with nan -> (M, b). [HistCode eq. 8]"""
+    known = ~y.isnan()
+    return ((out[:, :, -1] - y.nan_to_num()) ** 2 * known).sum(2) / known.sum(2).clamp(min=1)
 
 
 def sums_of(h):
@@ -810,7 +841,7 @@ def mean_and_sd(sums, rows):
     return total / tiles, np.sqrt(np.maximum(squares / tiles - (total / tiles) ** 2, 0))
 
 
-def read_batches_of(bag, orders, batch):
+def read_bags(bag, orders, batch):
     """orders (M, n) of bags -> rows (M, b), x (M, b, T, D), mask (M, b, T), T of the longest; a thread reads ahead."""
     def read(rows):
         h = [np.asarray(bag(i)) for i in rows.flat]
@@ -818,7 +849,7 @@ def read_batches_of(bag, orders, batch):
         mask = np.zeros(x.shape[:2], bool)
         for i, one in enumerate(h):
             x[i, :len(one)], mask[i, :len(one)] = one, True
-        return (torch.from_numpy(v).unflatten(0, rows.shape) for v in (x, mask))
+        return [torch.from_numpy(v).unflatten(0, rows.shape) for v in (x, mask)]
 
     for rows, got in tiling.ordered_map(read, [orders[:, i:i + batch] for i in range(0, orders.shape[1], batch)], 1):
         if isinstance(got, Exception):
@@ -826,80 +857,105 @@ def read_batches_of(bag, orders, batch):
         yield rows, *got
 
 
-def train_networks(models, bag, y, trains, valids, tests, seeds, o, device, what="", state_file=None):
-    """Train M classifiers of one kind; each learns from its own bags and its own validation bags choose its epoch.
+def train_heads(models, bag, target, loss, parts, seeds, o, device, what="", state_file=None):
+    """Train M networks of one kind; each learns from its own bags, and its own validation bags choose its epoch.
 
-    bag(i) -> (T_i, D); y (n,) classes 0, 1; trains, valids, tests: rows of each model, as many trains for all. After each
-    epoch: the loss on the validation bags, whose lowest is kept, and the test bags' probabilities, which choose nothing.
-    Returns a dict for each model: model (state_dict of its epoch), epoch, losses (epochs,), tests (epochs, n_test).
+    bag(i) -> (T_i, D); target(rows (m, b)) -> what `loss` takes beside the outputs; parts: (train, valid, test) rows of
+    each network, as many train for all; one for many networks: all see the same bags. After each epoch: the loss on the
+    validation bags, whose lowest is kept, and the test bags' outputs, which choose nothing. Returns dict: model (state with
+    a leading M, each of its epoch), epochs (M,), losses (epochs, M), tests [(epochs, n_test, C) of each network].
     """
-    M, stacked = len(models), torch.func.stack_module_state(models)
-    params, buffers = ({k: v.detach().to(device) for k, v in part.items()} for part in stacked)
-    optimizer = torch.optim.Adam([p.requires_grad_() for p in params.values()], o.lr, weight_decay=o.weight_decay)
-    frame = copy.deepcopy(models[0]).to("meta")
-    net = torch.vmap(lambda p, b, x, mask: torch.func.functional_call(frame, (p, b), (x, mask))[0])
-    judged = [np.concatenate(rows) for rows in zip(valids, tests)]
-    judged = np.stack([np.pad(rows, (0, max(map(len, judged)) - len(rows)), mode="edge") for rows in judged])       # (M, n)
-    state = dict(epoch=0, best={k: v.detach().clone() for k, v in params.items()},
-                 history=[dict(epoch=0, losses=[], tests=[]) for _ in models])
+    M, shared = len(models), len(parts) < len(models)
+    params = {k: torch.stack([m.get_parameter(k).detach() for m in models]).to(device).requires_grad_()
+              for k, _ in models[0].named_parameters()}
+    buffers = {k: torch.stack([m.get_buffer(k) for m in models]).to(device) for k, _ in models[0].named_buffers()}
+    own = {k: v[0] for k, v in buffers.items()} if shared else buffers
+    frame, one = copy.deepcopy(models[0]).to("meta"), 1 if shared else M
+    call = torch.vmap(lambda p, b, x, mask: torch.func.functional_call(frame, (p, b), (x, mask))[0],
+                      in_dims=(0, None, None, None) if shared else 0)
+    net = lambda x, mask: call(params, own, *(v[0] if shared else v for v in (x.to(device), mask.to(device))))
+    optimizer = torch.optim.Adam(params.values(), o.lr, weight_decay=o.weight_decay)
+    judged = [np.concatenate([valid, test]).astype(int) for _, valid, test in parts]
+    judged = np.stack([np.pad(rows, (0, max(map(len, judged)) - len(rows)), mode="edge") for rows in judged])
+    valid_n = torch.tensor([len(valid) for _, valid, _ in parts]).expand(M)
+    best = {k: v.detach().clone() for k, v in params.items()}
+    epochs, losses, tests, first = torch.zeros(M, dtype=torch.int64), [], [], 0
     if state_file and state_file.is_file():
         state = tiling.load_checkpoint(state_file, device)
         optimizer.load_state_dict(state["optimizer"])
         for k, v in state["params"].items():
             params[k].data.copy_(v)
-    best, history, per_epoch = state["best"], state["history"], M * len(trains[0]) + judged.size
-    tick = tiling.progress(what, (o.epochs - state["epoch"]) * per_epoch, "bags")
-    for epoch in range(state["epoch"] + 1, o.epochs + 1):
-        orders = np.stack([np.random.default_rng([s, epoch]).permutation(t) for s, t in zip(seeds, trains)])
-        for rows, x, mask in read_batches_of(bag, orders, o.batch):
-            logits = net(params, buffers, x.to(device), mask.to(device))       # (M, b, streams, 2)
-            target = torch.from_numpy(y[rows]).to(device)[:, :, None].expand(logits.shape[:3])
-            loss = F.cross_entropy(logits.flatten(0, 2), target.flatten(), reduction="sum") / logits[0, :, :, 0].numel()
-            optimizer.zero_grad()                                              # a sum over models: each has its own gradient
-            loss.backward()
+        best, epochs = state["best"], state["epochs"].cpu()
+        losses, tests, first = [list(state[k].cpu()) for k in ("losses", "tests")] + [len(state["losses"])]
+    tick = tiling.progress(what, (o.epochs - first) * one * (len(parts[0][0]) + judged.shape[1]), "bags")
+    for epoch in range(first + 1, o.epochs + 1):
+        orders = np.stack([np.random.default_rng([s, epoch]).permutation(t) for s, (t, _, _) in zip(seeds, parts)])
+        for rows, x, mask in read_bags(bag, orders, o.batch):
+            optimizer.zero_grad()
+            loss(net(x, mask), target(rows).to(device)).mean(1).sum().backward()         # a sum: each has its own gradient
             optimizer.step()
             tick(rows.size)
-        p = []
-        for rows, x, mask in read_batches_of(bag, judged, o.batch):
-            with torch.no_grad():
-                p.append(net(params, buffers, x.to(device), mask.to(device))[:, :, -1].log_softmax(2).cpu())
-            tick(rows.size)
-        p = torch.cat(p, 1)                                                    # (M, n, 2) log of the probabilities
-        if not p.isfinite().all():
+        outputs, errors = [], []
+        with torch.no_grad():
+            for rows, x, mask in read_bags(bag, judged, o.batch):
+                outputs.append(net(x, mask)[:, :, -1:])                        # (M, b, 1, C) of the stream that answers
+                errors.append(loss(outputs[-1], target(rows).to(device)).cpu())
+                tick(rows.size)
+        outputs, errors = torch.cat(outputs, 1)[:, :, 0].cpu(), torch.cat(errors, 1)                # (M, n, C), (M, n)
+        chooses = torch.arange(errors.shape[1]) < valid_n[:, None]             # (M, n)
+        now = torch.where(chooses, errors, 0).sum(1) / valid_n                 # (M,)
+        if not (now.isfinite().all() and outputs.isfinite().all()):
             raise InputError(f"{what} epoch {epoch}: the loss is not finite; a lower --lr may help")
-        for m, h in enumerate(history):
-            n, k = len(valids[m]), len(tests[m])
-            loss = -p[m, torch.arange(n), torch.from_numpy(y[valids[m]])].mean().item()
-            if loss < min(h["losses"], default=math.inf):
-                h["epoch"] = epoch
-                for name in best:
-                    best[name][m] = params[name][m].detach()
-            h["losses"].append(loss)
-            h["tests"].append(p[m, n:n + k, 1].exp().tolist())
+        better = now < (torch.stack(losses).amin(0) if losses else torch.full((M,), torch.inf))
+        for k, v in params.items():
+            best[k][better.to(device)] = v.detach()[better.to(device)]
+        epochs[better] = epoch
+        losses.append(now)
+        tests.append(outputs)
         if state_file:
-            state.update(epoch=epoch, params={k: v.detach() for k, v in params.items()}, optimizer=optimizer.state_dict())
+            state = dict(params={k: v.detach() for k, v in params.items()}, best=best, optimizer=optimizer.state_dict(),
+                         epochs=epochs, losses=torch.stack(losses), tests=torch.stack(tests))
             save_file(state_file, lambda f: torch.save(state, f))
-    return [dict(model={k: v[m].cpu().clone() for k, v in {**best, **buffers}.items()}, epoch=h["epoch"],
-                 losses=torch.tensor(h["losses"]), tests=torch.tensor(h["tests"])) for m, h in enumerate(history)]
+    tests = torch.stack(tests, 1)                                              # (M, epochs, n, C)
+    return dict(model={k: v.cpu() for k, v in {**best, **buffers}.items()}, epochs=epochs, losses=torch.stack(losses),
+                tests=[tests[m, :, len(v):len(v) + len(t)] for m, (_, v, t) in enumerate(parts * (M if shared else 1))])
+
+
+def apply_heads(saved, device, block=16):
+    """The trained networks of a checkpoint: a function (T, D) -> outputs (M, C) and a (M, T), on the CPU."""
+    D = saved["n_features"]
+    frame = SlideModel(saved["pooling"], np.zeros(D), np.ones(D), saved["outputs"], saved["embed"], saved["hidden"]).to("meta")
+    state = {k: v.to(device) for k, v in saved["model"].items()}
+
+    @torch.no_grad()
+    def apply(h):
+        x, done = torch.from_numpy(np.array(h))[None].to(device), []
+        call = torch.vmap(lambda s: torch.func.functional_call(frame, s, (x, torch.ones(x.shape[:2], dtype=torch.bool,
+                                                                                      device=device))))
+        for i in range(0, len(next(iter(state.values()))), block):
+            out, a = call({k: v[i:i + block] for k, v in state.items()})
+            done.append((out[:, 0, -1].cpu(), a[:, 0].cpu()))
+        return tuple(torch.cat(part) for part in zip(*done))
+    return apply
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Evaluation  [HistCode Results, Tumor diagnosis; Table 1, Figs. 2, 3]
+# Tumour diagnosis: folds and figures  [HistCode Results, Tumor diagnosis; Table 1, Figs. 2, 3]
 # ---------------------------------------------------------------------------------------------------------------------
-def split_patients(patients, y, parts, seed):
-    """Parts 0 to k - 1, patients whole, dealt out evenly by the labels their samples have: (n,) of each sample.
+def split_patients(patients, strata, parts, seed):
+    """Parts 0 to k - 1, patients whole, dealt out evenly by the set of strata (labels) their samples have: (n,).
 
     Part f tests model f, part f + 1 chooses its epoch, the others train: 80/10/10 with ten [HistCode Results].
     """
-    patients, labels = np.asarray(patients), {}
-    for who, label in zip(patients, y):
-        labels.setdefault(who, set()).add(int(label))
-    return stats.patient_folds(patients, ["".join(map(str, sorted(labels[who]))) for who in patients], parts, seed)
+    of = {}
+    for who, stratum in zip(patients, strata):
+        of.setdefault(who, set()).add(str(stratum))
+    return stats.patient_folds(patients, ["".join(sorted(of[who])) for who in patients], parts, seed)
 
 
-def chosen(saved):
-    """The test samples' probabilities at the epoch that the validation part chose, (n,)."""
-    return saved["tests"][saved["epoch"] - 1].double().numpy()
+def probabilities(saved):
+    """Of the positive class, of the test samples after every epoch: (epochs, n)."""
+    return saved["tests"].double().softmax(2)[:, :, 1].numpy()
 
 
 def best_cut(y, p):
@@ -910,11 +966,137 @@ def best_cut(y, p):
 
 def figures_of(y, saved):
     """Figures of one test fold, y (n,): honest ones at the epoch the validation part chose, and the two optimistic ones."""
-    p, own = saved["tests"].double().numpy(), chosen(saved)                    # (epochs, n), (n,)
-    accuracy = ((p > .5) == y).mean(1)
-    aucs = [stats.roc_auc(y, row) for row in p]
-    return dict(accuracy=accuracy[saved["epoch"] - 1], auc=aucs[saved["epoch"] - 1], pr_auc=stats.pr_auc(y, own),
-                best_epoch=accuracy.max(), best_epoch_auc=max(aucs), best_threshold=best_cut(y, own))
+    every, chosen = probabilities(saved), saved["epoch"] - 1                   # (epochs, n)
+    accuracy, aucs = ((every > .5) == y).mean(1), [stats.roc_auc(y, p) for p in every]
+    return dict(accuracy=accuracy[chosen], auc=aucs[chosen], pr_auc=stats.pr_auc(y, every[chosen]),
+                best_epoch=accuracy.max(), best_epoch_auc=max(aucs), best_threshold=best_cut(y, every[chosen]))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Differential expression  [HistCode Methods, Differential expression analysis; Differential expression prediction; eq. 8]
+# ---------------------------------------------------------------------------------------------------------------------
+def fold_change(tumour, normal):
+    """Expression a >= 0 of tumour and matched normal (n, G) -> y = log10(fc + 1) (n, G), and its label |log2 fc| > 1.5 as
+    0, 1, both nan where unknown. [HistCode Methods, Differential expression analysis]
+
+    Nothing in the tumour: fc 0, y 0, label 1. Nothing in the normal tissue: fc is infinite: no y, label 1. Nothing in
+    both, or either missing: neither. [ours; the paper does not say]
+    """
+    with np.errstate(divide="ignore", invalid="ignore"):
+        fc = np.asarray(tumour, np.float64) / np.asarray(normal, np.float64)
+        label = np.where(np.isnan(fc), np.nan, np.abs(np.log2(fc)) > LOG2_FC)
+        return np.where(np.isfinite(fc), np.log10(fc + 1), np.nan), label
+
+
+def label_of(y):
+    """The label (n, G) that predicted log10(fc + 1) stands for; what no fc can give counts as the nearest that can."""
+    return np.abs(np.log2(np.maximum(10.0 ** y - 1, 1e-12))) > LOG2_FC
+
+
+def ends_of(a, most=ENDS):
+    """(highest, lowest) tiles by attention a (T,): l each, at most half of the tiles so that none is in both; of equal ones
+    the first are the higher. T >= 2. [HistCode Methods: "l takes 100"; halves: ours]"""
+    order, n = np.argsort(-a, kind="stable"), min(most, len(a) // 2)
+    return order[:n], order[len(order) - n:]
+
+
+def pair_features(h, a):
+    """The slide's vector (2D,): mean of the highest, mean of the lowest tiles by attention, float64. h (T, D), a (T,)."""
+    return np.concatenate([np.asarray(h[rows], np.float64).mean(0) for rows in map(np.sort, ends_of(a))])
+
+
+def least_squares(x, y, penalty=0.0):
+    """One linear layer for all genes, least squares in closed form: x (n, D), y (n, G) with nan -> weights (D, G), bias
+    (G,). [HistCode eq. 8: MSE]
+
+    penalty: of the squared weights of standardised features, against the sum of squared errors; 0: of all least squares
+    solutions the smallest, which gradient descent from 0 also finds. Genes known of the same samples are solved at once.
+    """
+    weights, bias, known = np.zeros((x.shape[1], y.shape[1])), np.full(y.shape[1], np.nan), ~np.isnan(y)
+    for pattern in np.unique(known[:, known.sum(0) > 1], axis=1).T:            # (n,) patients whose y is known
+        genes = (known == pattern[:, None]).all(0)
+        (weights[:, genes],), bias[genes] = ridge(x[pattern], y[np.ix_(pattern, genes)], (penalty,))
+    return weights, bias
+
+
+def best_penalty(x, y, penalties=RIDGE):
+    """The penalty whose leave-one-out errors are smallest, over all genes, each in units of its SD; x (n, D), y (n, G).
+
+    Leave-one-out in closed form: error_i / (1 - H_ii). Genes with unknown values don't vote. [ours]
+    """
+    y = y[:, ~np.isnan(y).any(0) & (np.ptp(np.nan_to_num(y), axis=0) > 0)]
+    if not y.shape[1]:
+        return penalties[len(penalties) // 2]
+    x, y = x - x.mean(0), (y - y.mean(0)) / y.std(0)
+    x = x / np.where(x.std(0) > 1e-12, x.std(0), np.inf)
+    values, vectors = np.linalg.eigh(x @ x.T)                                  # (n,), (n, n)
+    along, errors = vectors.T @ y, []                                          # (n, G)
+    for p in penalties:
+        share = values.clip(0) / (values.clip(0) + p)                          # of the hat matrix, beside 1 / n of the mean
+        left = y - vectors @ (share[:, None] * along)
+        errors.append(((left / (1 - 1 / len(y) - (vectors ** 2 @ share))[:, None]) ** 2).sum())
+    return penalties[int(np.argmin(errors))]
+
+
+def fit_labels(x, label, train, valid, device):
+    """The same layer with two outputs a gene and a softmax: x (n, D), label (n, G) 0, 1 or nan -> weights (D, G), bias (G,)
+    of the difference of the two, which is the log odds of label 1. [HistCode Results: "replaced the output layer by two
+    nodes"]
+
+    All genes at once by Adam on all training rows from 0; the epoch is that of the lowest mean cross-entropy on the
+    validation rows, the last where there are none. [ours]
+    """
+    center, scale = x[train].mean(0), x[train].std(0)
+    scale = np.where(scale > 1e-6 * np.abs(center) + 1e-12, scale, np.inf)
+    z = torch.from_numpy(np.float32((x - center) / scale)).to(device)
+    known = torch.from_numpy(~np.isnan(label)).to(device)
+    target = torch.from_numpy(np.float32(np.nan_to_num(label))).to(device)
+    weights, bias = (torch.zeros(*shape, label.shape[1], device=device, requires_grad=True) for shape in ((x.shape[1],), ()))
+    optimizer, best, kept = torch.optim.Adam([weights, bias], LABEL_RATE), math.inf, None
+
+    def error(rows):                                                           # of two softmax outputs, by their difference
+        each = F.binary_cross_entropy_with_logits(z[rows] @ weights + bias, target[rows], reduction="none")
+        return (each * known[rows]).sum() / known[rows].sum().clamp(min=1)
+    for _ in range(LABEL_EPOCHS):
+        optimizer.zero_grad()
+        error(train).backward()
+        optimizer.step()
+        with torch.no_grad():
+            now = error(valid).item() if len(valid) else -math.inf
+        if now < best or not len(valid):
+            best, kept = now, [v.detach().cpu().double().numpy().copy() for v in (weights, bias)]
+    weights, bias = kept[0] / scale[:, None], kept[1]
+    return weights, bias - center @ weights
+
+
+def judge_genes(prediction, y, guess, label, rng):
+    """Figures of every gene, dict of (G,) arrays: prediction, y (n, G) and guess (predicted), label (n, G), nan where
+    unknown. [HistCode Results, Differential gene expression prediction]
+
+    n, r, rho; p: one-sided of r, bh over the genes; baseline: R of random predictions between the 5 % and the 95 % of the
+    truth; location_p, error_p, better: stats.against_baseline; accuracy of the label, majority: that of the commoner one.
+    """
+    G, known = y.shape[1], ~np.isnan(y)
+    out = {k: np.full(G, np.nan) for k in ("r", "rho", "baseline", "location_p", "error_p", "better")}
+    out["n"] = known.sum(0)
+    for pattern in np.unique(known, axis=1).T:                                 # genes known of the same patients at once
+        genes = np.flatnonzero((known == pattern[:, None]).all(0))
+        if pattern.sum() < stats.MIN_R:
+            continue
+        p, truth = prediction[np.ix_(pattern, genes)], y[np.ix_(pattern, genes)]
+        random = stats.random_baseline(truth, rng)
+        against = stats.against_baseline(p, truth, random)
+        for k, v in dict(r=stats.pearson(p, truth), rho=stats.spearman(p, truth), baseline=stats.pearson(random, truth),
+                         location_p=against["p"], error_p=against["error_p"], better=against["better"]).items():
+            out[k][genes] = v
+    out["p"] = stats.pearson_p(out["r"], out["n"])
+    for k in ("p", "location_p", "error_p"):
+        out[k.replace("p", "bh") if k == "p" else k.replace("_p", "_bh")] = stats.benjamini_hochberg(out[k])
+    there = ~np.isnan(label)
+    with np.errstate(invalid="ignore"):
+        share = np.where(there, label, 0).sum(0) / there.sum(0)                # (G,)
+        out["accuracy"] = ((guess == label) & there).sum(0) / there.sum(0)
+    return dict(out, positive=share, majority=np.maximum(share, 1 - share))
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -1133,6 +1315,12 @@ def probe(o):
     return 1 if failed else 0
 
 
+def layers(text):
+    """'64,32' -> (64, 32), '0' -> (), for argparse."""
+    values = tuple(map(tiling.natural, text.split(",")))
+    return () if values == (0,) else values
+
+
 def is_number(text):
     try:
         return math.isfinite(float(text))
@@ -1156,26 +1344,49 @@ def two_classes(labels, positive, where):
     return np.array([t == positive for t in labels], np.int64), (negative, positive)
 
 
+def tissue_of(samples, cohort):
+    """1 tumour, 0 normal, None neither, of each row of samples.csv: by its column tumor, else sample_type, else by the
+    sample's or slide's TCGA barcode (01 primary tumour, 11 normal)."""
+    path = Path(cohort) / "samples.csv"
+    column = next((c for c in ("tumor", "tumour", "sample_type") if c in samples[0]), None)
+    if column is None:
+        kinds = [next((tissue for name in (s.get("sample", ""), s["slide"]) if (tissue := barcode(name)[1]) is not None), None)
+                 for s in samples]
+        if not any(k is not None for k in kinds):
+            raise InputError(f"{path}: no column tumor (1, 0) or sample_type, and no TCGA barcode, says which slides are "
+                             "tumour and which are normal tissue; --label COLUMN tells any two labels apart")
+        return kinds
+    words = [s[column].lower() for s in samples]
+    wrong = [s["slide"] for s, w in zip(samples, words) if column != "sample_type" and w not in (*TISSUES, *UNKNOWN)]
+    if wrong:
+        word = next(s[column] for s in samples if s["slide"] == wrong[0])
+        raise InputError(f"{path}: {column} of slide {wrong[0]} is {word!r}; wanted 1 or 0, tumor or normal, or nothing")
+    return [TISSUES.get(w) for w in words]
+
+
+def barcode(name):
+    """(patient, 1 tumour, 0 normal or None) of a TCGA barcode, which a name begins with; else (None, None)."""
+    found = re.match(r"(TCGA-\w\w-\w{4})-(\d\d)", name)
+    return (found.group(1), TISSUES.get(found.group(2))) if found else (None, None)
+
+
 def read_bag_table(path):
     """(labels, bag names, features (n, D) float32) of the rows of a table label, bag, features, with or without header."""
-    try:
-        with open(path, newline="", encoding="utf-8-sig") as f:
-            reader = csv.reader(f)
-            rows = [(reader.line_num, row) for row in reader if row]
-    except (UnicodeDecodeError, csv.Error) as e:
-        raise InputError(f"{path}: not a comma-separated table in UTF-8 ({e})") from None
-    if rows and not any(map(is_number, rows[0][1][2:])):
-        rows = rows[1:]
-    if not rows or len(rows[0][1]) < 3:
+    header, rows = tiling.read_rows(path)
+    if not any(map(is_number, header[2:])):
+        first = 2
+    else:
+        rows, first = [header, *rows], 1
+    if not rows or len(rows[0]) < 3:
         raise InputError(f"{path}: wanted a table with the columns label, bag and the features of an instance in each row")
-    for line, row in rows:
-        wrong = [j for j, v in enumerate(row[2:], 3) if not is_number(v)]
-        if len(row) != len(rows[0][1]):
-            raise InputError(f"{path} line {line}: {len(row)} fields, line {rows[0][0]} has {len(rows[0][1])}")
+    for line, row in enumerate(rows, first):
+        if len(row) != len(rows[0]):
+            raise InputError(f"{path} row {line}: {len(row)} fields, row {first} has {len(rows[0])}")
+        wrong = next((j for j, v in enumerate(row[2:], 3) if not is_number(v)), None)
         if wrong or row[0].strip().lower() in UNKNOWN or not row[1].strip():
-            raise InputError(f"{path} line {line}: " + (f"field {wrong[0]} is {row[wrong[0] - 1]!r}, not a finite number" if
-                             wrong else f"label {row[0]!r}, bag {row[1]!r}: both must be there"))
-    return [r[0].strip() for _, r in rows], [r[1].strip() for _, r in rows], np.array([r[2:] for _, r in rows], np.float32)
+            raise InputError(f"{path} row {line}: " + (f"field {wrong} is {row[wrong - 1]!r}, not a finite number" if wrong
+                             else f"label {row[0]!r}, bag {row[1]!r}: both must be there"))
+    return [r[0].strip() for r in rows], [r[1].strip() for r in rows], np.array([r[2:] for r in rows], np.float32)
 
 
 def bags_of_table(o):
@@ -1191,24 +1402,17 @@ def bags_of_table(o):
         raise InputError(f"{o.bags}: column {again[0] + 3} is the label again (copies of MUSK1 circulate so): take it out")
     parts, first = [x[which == i] for i in range(len(bags))], np.unique(which, return_index=True)[1]
     return dict(names=bags, patients=bags, y=y[first], classes=classes, bag=parts.__getitem__, failed={}, left_out={},
-                sums=list(map(sums_of, parts)), features=dict(file=str(Path(o.bags).resolve())), seen=(x, y, which),
-                what="bags")
+                sums=list(map(sums_of, parts)), n_features=x.shape[1], seen=(x, y, which), what="bags",
+                features=dict(source=Path(o.bags).name, made="a table"))
 
 
-def bags_of_cohort(cohort, o, classes=None):
-    """The same of a cohort's slides, all their tiles' features, read from disk when they are needed."""
-    cohort = Path(cohort)
-    if not cohort.is_dir():
-        raise InputError(f"{cohort}: no such folder")
-    samples, o = tiling.read_samples(cohort), argparse.Namespace(**vars(o))
-    if o.label not in samples[0]:
-        raise InputError(f"{cohort}/samples.csv: no column {o.label}; it has {', '.join(samples[0])}: choose with --label")
-    known = [s for s in samples if s[o.label].lower() not in UNKNOWN]
-    left_out = {f"slides without a label in column {o.label}": [s["slide"] for s in samples if s not in known]}
-    y, classes = two_classes([s[o.label] for s in known], o.positive if classes is None else classes[1],
-                             f"{cohort}/samples.csv, column {o.label}")
-    slides, source = [s["slide"] for s in known], tiling.features_of(o)
-    if not tiling.load_json(cohort / "tiles" / "settings.json"):               # a folder made otherwise stays as it is
+def slide_features(cohort, o, slides, least=1):
+    """Features of slides, made where they are missing: dict of names, bag(i) -> (T, D) memory-mapped, sums, n_features,
+    features (what they are), seen (what tells them from others), failed {slide: why}. Each is read once here, to be
+    checked and for its mean and SD."""
+    source = tiling.features_of(o)
+    if not tiling.load_json(Path(cohort) / "tiles" / "settings.json"):         # a folder made otherwise stays as it is
+        o = argparse.Namespace(**vars(o))
         o.tile_um = o.tile_um or (TILE_UM if o.encoder in tiling.ENCODERS else None)
         o.tissue = o.tissue or "saturation"
     failed, sums = {} if o.features else tiling.make_features(cohort, slides, o), {}
@@ -1216,34 +1420,67 @@ def bags_of_cohort(cohort, o, classes=None):
     for name, got in tiling.ordered_map(lambda s: sums_of(tiling.load_features(cohort, source, s)[0]),
                                         [s for s in slides if s not in failed], o.workers):
         tick()
-        if isinstance(got, Exception):
-            failed[name] = str(got) or type(got).__name__
+        if isinstance(got, (InputError, OSError)):
+            failed[name] = str(got)
+        elif isinstance(got, Exception):
+            raise got
+        elif got[0] < least:
+            failed[name] = f"{got[0]} tile; the highest and the lowest by attention need two"
         else:
             sums[name] = got
     widths = [len(total) for _, total, _ in sums.values()]
     usual = max(set(widths), key=widths.count, default=0)
     failed.update({name: f"{len(total)} features a tile, most slides have {usual}: another encoder's?"
                    for name, (_, total, _) in sums.items() if len(total) != usual})
-    keep = [i for i, name in enumerate(slides) if name not in failed]
-    if not keep:
+    names = [name for name in slides if name not in failed]
+    if not names:
         tiling.report_failures(failed, len(slides))
         raise InputError(f"{cohort}: no slide is left")
-    names = [slides[i] for i in keep]
     made = tiling.provenance(cohort, o, names)
     made.pop("supertiles")
-    return dict(names=np.array(names), patients=np.array([known[i]["patient"] for i in keep]), y=y[keep], classes=classes,
-                bag=lambda i: tiling.load_features(cohort, source, names[i])[0], sums=[sums[name] for name in names],
-                failed=failed, left_out=left_out, features=made, what="slides",
+    return dict(names=np.array(names), bag=lambda i: tiling.load_features(cohort, source, names[i], check=False)[0],
+                sums=[sums[name] for name in names], n_features=usual, features=made, failed=failed,
                 seen=[tiling.features_made_by(cohort, source, name) for name in names])
 
 
-def folds_of(d, o):
+def labelled_slides(cohort, o, classes=None):
+    """(rows of samples.csv that have a label, y (n,), its classes, what was left out)."""
+    if not Path(cohort).is_dir():
+        raise InputError(f"{cohort}: no such folder")
+    samples = tiling.read_samples(cohort)
+    if o.label is None:
+        kinds = tissue_of(samples, cohort)
+        known, classes = [s for s, k in zip(samples, kinds) if k is not None], ("normal", "tumour")
+        y = np.array([k for k in kinds if k is not None], np.int64)
+        if len(set(y.tolist())) < 2:
+            raise InputError(f"{cohort}/samples.csv: every slide is {classes[y[0]]}; a classifier needs two classes")
+    else:
+        if o.label not in samples[0]:
+            raise InputError(f"{cohort}/samples.csv: no column {o.label}; it has {', '.join(samples[0])}: choose with --label")
+        known = [s for s in samples if s[o.label].lower() not in UNKNOWN]
+        y, classes = two_classes([s[o.label] for s in known], o.positive if classes is None else classes[1],
+                                 f"{cohort}/samples.csv, column {o.label}")
+    return known, y, classes, {"slides without a label": [s["slide"] for s in samples if s not in known]}
+
+
+def bags_of_cohort(cohort, o, classes=None):
+    """What diagnose needs of a cohort: as bags_of_table, its slides' features read from disk when they are needed."""
+    known, y, classes, left_out = labelled_slides(cohort, o, classes)
+    d = slide_features(cohort, o, [s["slide"] for s in known])
+    at = {s["slide"]: i for i, s in enumerate(known)}
+    keep = [at[name] for name in d["names"]]
+    return dict(d, patients=np.array([known[i]["patient"] for i in keep]), y=y[keep], classes=classes, left_out=left_out,
+                what="slides")
+
+
+def folds_of(d, o, strata=None):
     """[(repeat, fold, train, valid, test)] and each sample's part in each repeat (repeats, n)."""
     n = len(set(d["patients"].tolist()))
     if n < o.folds:
         raise InputError(f"{n} patients don't go into --folds {o.folds} parts; " + (f"--folds {n} would work" if n > 2 else
                          "one part tests, one validates, the others train: at least 3 are needed"))
-    parts = np.array([split_patients(d["patients"], d["y"], o.folds, [o.seed, r]) for r in range(o.repeats)])
+    parts = np.array([split_patients(d["patients"], d["y"] if strata is None else strata, o.folds, [o.seed, r])
+                      for r in range(o.repeats)])
     jobs = [(r, f, *(np.flatnonzero(rows) for rows in ((part != f) & (part != (f + 1) % o.folds), part == (f + 1) % o.folds,
                                                       part == f)))
             for r, part in enumerate(parts) for f in range(o.folds if o.rotate else max(1, o.folds // 2))]
@@ -1254,58 +1491,50 @@ def folds_of(d, o):
     return jobs, parts
 
 
+def seed_of(o, *key):
+    return int(np.random.default_rng([o.seed, *key]).integers(2 ** 62))
+
+
+def draw_model(pooling, sums, rows, seed, o, outputs=2):
+    torch.manual_seed(seed)
+    return SlideModel(pooling, *mean_and_sd(sums, rows), outputs, o.embed, o.hidden)
+
+
+def save_fold(path, done, d, o, pooling, outputs, patients, rows, **more):
+    """One fold's checkpoint: networks, what they learned from, and whom they were tested on."""
+    saved = dict(done, version=VERSION, pooling=pooling, outputs=outputs, embed=list(o.embed), hidden=o.hidden,
+                 n_features=d["n_features"], features=d["features"], **more,
+                 **{f"{part}_patients": sorted(set(patients[of].tolist())) for part, of in zip(("train", "valid", "test"), rows)})
+    save_file(path, lambda file: torch.save(saved, file))
+
+
 def train_pooling(pooling, d, jobs, o, folder, device):
     """Train what is not there yet -> {(repeat, fold): its checkpoint}."""
     path_of = lambda r, f: folder / f"{pooling}-r{r}-f{f}.pt"
     todo = [job for job in jobs if not path_of(*job[:2]).is_file()]
     alike = [[j for j in todo if len(j[2]) == n] for n in sorted({len(j[2]) for j in todo})]
-    for block in alike if o.bags else [[job] for job in todo]:                 # of slides one network fills the cores
-        seeds, models = [], []
-        for r, f, train, *_ in block:
-            seeds.append(int(np.random.default_rng([o.seed, r, f]).integers(2 ** 62)))
-            torch.manual_seed(seeds[-1])
-            models.append(TileClassifier(pooling, *mean_and_sd(d["sums"], train), o.embed, o.hidden))
-        state = None if o.bags else path_of(*block[0][:2]).with_suffix(".state.pt")
+    target = lambda rows: torch.from_numpy(d["y"][rows])
+    for block in alike if d["what"] == "bags" else [[job] for job in todo]:    # of slides one network fills the cores
+        seeds = [seed_of(o, r, f) for r, f, *_ in block]
+        models = [draw_model(pooling, d["sums"], job[2], seed, o) for seed, job in zip(seeds, block)]
+        state = None if d["what"] == "bags" else path_of(*block[0][:2]).with_suffix(".state.pt")
         names = f"fold {block[0][1]}" if len(block) == 1 else f"{len(block)} networks"
-        done = train_networks(models, d["bag"], d["y"], *([job[i] for job in block] for i in (2, 3, 4)), seeds, o, device,
-                              f"{pooling} {names}", state)
-        for (r, f, *parts), result in zip(block, done):
-            saved = dict(result, version=VERSION, pooling=pooling, embed=list(o.embed), hidden=o.hidden, label=o.label,
-                         classes=list(d["classes"]), n_features=len(d["sums"][0][1]), features=d["features"],
-                         **{f"{part}_patients": sorted(set(d["patients"][rows].tolist()))
-                            for part, rows in zip(("train", "valid", "test"), parts)})
-            save_file(path_of(r, f), lambda file: torch.save(saved, file))
+        done = train_heads(models, d["bag"], target, cross_entropy, [job[2:] for job in block], seeds, o, device,
+                           f"{pooling} {names}", state)
+        for m, (r, f, *rows) in enumerate(block):
+            own = dict(model={k: v[m:m + 1].clone() for k, v in done["model"].items()}, epoch=int(done["epochs"][m]),
+                       losses=done["losses"][:, m].clone(), tests=done["tests"][m].clone())
+            save_fold(path_of(r, f), own, d, o, pooling, 2, d["patients"], rows, classes=list(d["classes"]))
+            p = figures_of(d["y"][rows[2]], own)
+            entry = dict(pooling=pooling, repeat=r, fold=f, epoch=own["epoch"], **{k: float(v) for k, v in p.items()},
+                         valid_losses=[round(v, 5) for v in own["losses"].tolist()])
+            with open(folder / "log.jsonl", "a") as log:
+                log.write(json.dumps(entry) + "\n")
+            print(f"{pooling:8s} repeat {r} fold {f}: {'/'.join(str(len(v)) for v in rows)} {d['what']}, epoch "
+                  f"{own['epoch']:3d}, test accuracy {p['accuracy']:.3f}, AUC {p['auc']:.3f}", flush=True)
         if state:
             state.unlink(missing_ok=True)
-    trained = {job[:2]: tiling.load_checkpoint(path_of(*job[:2]), "cpu") for job in jobs}
-    with open(folder / "log.jsonl", "a") as log:
-        for r, f, train, valid, test in jobs:
-            s = trained[r, f]
-            if any(job[:2] == (r, f) for job in todo):
-                v = {k: float(x) for k, x in figures_of(d["y"][test], s).items()}
-                log.write(json.dumps(dict(pooling=pooling, repeat=r, fold=f, epoch=s["epoch"], **v,
-                                          valid_losses=[round(x, 5) for x in s["losses"].tolist()])) + "\n")
-                print(f"{pooling:8s} repeat {r} fold {f}: {len(train)}/{len(valid)}/{len(test)} {d['what']}, epoch "
-                      f"{s['epoch']:3d}, test accuracy {v['accuracy']:.3f}, AUC {v['auc']:.3f}", flush=True)
-    return trained
-
-
-def network_of(saved, device):
-    """The classifier of a checkpoint."""
-    D = saved["n_features"]
-    model = TileClassifier(saved["pooling"], np.zeros(D), np.ones(D), saved["embed"], saved["hidden"])
-    model.load_state_dict(saved["model"])
-    return model.to(device).eval()
-
-
-@torch.no_grad()
-def probabilities(models, bag, n, device):
-    """Of the positive class, mean over the models, for n bags: (n,)."""
-    out = []
-    for _, x, mask in read_batches_of(bag, np.arange(n)[None], 1):
-        x, mask = x[0].to(device), mask[0].to(device)
-        out.append(np.mean([model(x, mask)[0][0, -1].softmax(0)[1].item() for model in models]))
-    return np.array(out)
+    return {job[:2]: tiling.load_checkpoint(path_of(*job[:2]), "cpu") for job in jobs}
 
 
 def with_interval(y, p, patients, seed):
@@ -1331,88 +1560,87 @@ def draw_curves(path, curves):
             ax.legend(fontsize=8)
 
 
-def markdown(header, rows):
-    line = lambda cells: "| " + " | ".join(cells) + " |"
-    return [line(header), "|" + " --- |" * len(header), *map(line, rows), ""]
-
-
-def settle_diagnosis(o):
-    if (o.cohort is None) == (o.bags is None):
-        raise InputError("give either a cohort folder or --bags FILE")
-    if o.bags and (o.external or o.features):
-        raise InputError(f"--{'external' if o.external else 'features'}: only with a cohort folder, {o.bags} has features")
-    for k, v in (BAGS if o.bags else DIAGNOSIS).items():
-        if getattr(o, k) is None:
-            setattr(o, k, v)
-    o.rotate = bool(o.bags) if o.rotate is None else o.rotate
-    for option, low, high in (("epochs", 1, 1e6), ("folds", 3, 1e6), ("repeats", 1, 1e4), ("batch", 1, 1e6),
-                              ("hidden", 1, 1e5), ("lr", 1e-9, 1e3), ("weight_decay", 0, 1e3)):
-        if not low <= getattr(o, option) <= high:
+def check_ranges(o, *ranges):
+    for option, low, high in ranges:
+        if getattr(o, option) is not None and not low <= getattr(o, option) <= high:
             raise InputError(f"--{option.replace('_', '-')} {getattr(o, option):g}: must lie between {low:g} and {high:g}")
     if o.name is not None and (Path(o.name).name != o.name or o.name in ("", ".", "..")):
         raise InputError(f"--name {o.name}: the name of a folder, not a path")
 
 
-def widths(text):
-    """'64,32' -> (64, 32), '0' -> (), for argparse."""
-    values = tuple(map(tiling.natural, text.split(",")))
-    return () if values == (0,) else values
+def settle_training(o, usual):
+    """Fill in the training options that were not given, and check all of them."""
+    for k, v in usual.items():
+        if getattr(o, k) is None:
+            setattr(o, k, v)
+    check_ranges(o, ("epochs", 1, 1e6), ("folds", 3, 1e6), ("repeats", 1, 1e4), ("batch", 1, 1e6), ("hidden", 1, 1e5),
+                 ("lr", 1e-9, 1e3), ("weight_decay", 0, 1e3))
+
+
+def claim_run(folder, o, d, more, *seen):
+    """Write the config.json of a downstream run -> its settings; a folder of other settings is refused."""
+    config = dict(command=o.verb, version=VERSION, data=tiling.digest(*seen, *d["seen"]), features=d["features"],
+                  n_features=d["n_features"], embed=list(o.embed), **more,
+                  **{k: getattr(o, k) for k in ("hidden", "lr", "weight_decay", "epochs", "batch", "folds", "repeats", "seed")})
+    return tiling.claim_folder(folder, config, "*.pt", cohort=o.cohort and str(Path(o.cohort).resolve()),
+                               features_folder=o.features and str(Path(o.features).resolve()))
 
 
 def diagnose(o):
     """Cross-validate classifiers of slides, or of the bags of a table, and report how well they tell the classes apart."""
     start = time.time()
-    settle_diagnosis(o)
+    if (o.cohort is None) == (o.bags is None):
+        raise InputError("give either a cohort folder or --bags FILE")
+    if o.bags and (o.external or o.features or o.label):
+        given = next(k for k in ("external", "features", "label") if getattr(o, k))
+        raise InputError(f"--{given}: only with a cohort folder; {o.bags} is the whole of the data")
+    settle_training(o, BAGS if o.bags else DIAGNOSIS)
+    o.rotate = bool(o.bags) if o.rotate is None else o.rotate
+    if o.positive is not None and not o.bags and o.label is None:
+        raise InputError(f"--positive {o.positive}: with --label COLUMN; tumour is the positive class otherwise")
     tiling.need_matplotlib()                                                   # better now than after a day
     device = tiling.pick_device(o.device)
     d = bags_of_table(o) if o.bags else bags_of_cohort(o.cohort, o)
-    for what, names in d["left_out"].items():
-        if names:
-            print(f"{len(names)} {what}: {few(names)}")
+    tiling.say_left_out(d["left_out"])
     jobs, parts = folds_of(d, o)
     other = bags_of_cohort(o.external, o, d["classes"]) if o.external else None
     if other:
         check_external(d, other, o)
-    h, y, poolings = hashlib.sha256(), d["y"], list(POOLINGS) if o.table else [o.pooling]
-    for part in (d["names"].tolist(), d["patients"].tolist(), y.tolist(), parts.tolist(), *d["seen"]):
-        h.update(np.ascontiguousarray(part) if isinstance(part, np.ndarray) else json.dumps(part, sort_keys=True).encode())
+    y, poolings = d["y"], list(POOLINGS) if o.table else [o.pooling]
     folder = (Path(o.name or Path(o.bags).stem + "-diagnosis") if o.bags else
               Path(o.cohort) / "runs" / (o.name or "diagnosis"))
-    config = dict(command="diagnose", version=VERSION, data=h.hexdigest()[:16], label=o.label, classes=d["classes"],
-                  features=d["features"], embed=o.embed, **{k: getattr(o, k) for k in (
-                      "hidden", "lr", "weight_decay", "epochs", "batch", "folds", "rotate", "repeats", "seed")})
-    config = tiling.claim_folder(folder, config, "*.pt", source=str(Path(o.bags or o.cohort).resolve()), device=str(device))
+    config = claim_run(folder, o, d, dict(classes=list(d["classes"]), rotate=o.rotate, label=o.label, bags=o.bags),
+                       d["names"].tolist(), d["patients"].tolist(), y.tolist(), parts.tolist())
     save_csv(folder / "folds.csv", (d["what"][:-1], "patient", "label", *(f"part_{r}" for r in range(o.repeats))),
              zip(d["names"], d["patients"], (d["classes"][v] for v in y), *parts))
     print(f"{len(y)} {d['what']} of {len(set(d['patients'].tolist()))} patients, {y.sum()} {d['classes'][1]}, "
-          f"{len(d['sums'][0][1])} features; {o.repeats} x {len(jobs) // o.repeats} folds; {', '.join(poolings)}, on "
-          f"{device}", flush=True)
+          f"{d['n_features']} features; {o.repeats} x {len(jobs) // o.repeats} folds; {', '.join(poolings)}, on {device}",
+          flush=True)
     trained = {pooling: train_pooling(pooling, d, jobs, o, folder, device) for pooling in poolings}
-    rows = [(d["names"][i], d["patients"][i], d["classes"][y[i]], pooling, r, f, f"{p:.6f}", d["classes"][int(p > .5)])
-            for pooling in poolings for r, f, _, _, test in jobs
-            for i, p in zip(test, chosen(trained[pooling][r, f]))]
+    own = {(pooling, *job[:2]): probabilities(s := trained[pooling][job[:2]])[s["epoch"] - 1]
+           for pooling in poolings for job in jobs}
     save_csv(folder / "predictions.csv", (d["what"][:-1], "patient", "label", "pooling", "repeat", "fold",
-                                          f"p_{d['classes'][1]}", "predicted"), rows)
-    figures = {pooling: {job[:2]: figures_of(y[job[4]], trained[pooling][job[:2]]) for job in jobs} for pooling in poolings}
-    write_diagnosis(folder, config, d, jobs, trained, figures, o)
+                                          f"p_{d['classes'][1]}", "predicted"),
+             ((d["names"][i], d["patients"][i], d["classes"][y[i]], pooling, r, f, f"{p:.6f}", d["classes"][int(p > .5)])
+              for pooling in poolings for r, f, _, _, test in jobs for i, p in zip(test, own[pooling, r, f])))
+    write_diagnosis(folder, config, d, jobs, trained, own, o)
     if other:
         judge_external(folder, other, trained, o, device)
     print(f"report: {folder / 'report.md'}   ({clock(time.time() - start)})")
-    return tiling.report_failures(d["failed"], len(y) + len(d["failed"]))
+    return tiling.report_failures(d["failed"] | (other["failed"] if other else {}), len(y) + len(d["failed"]))
 
 
-def write_diagnosis(folder, config, d, jobs, trained, figures, o):
+def write_diagnosis(folder, config, d, jobs, trained, own, o):
     """table.csv, curves.png, report.md; the table also to the terminal."""
-    columns, y = ("accuracy", "auc", "pr_auc", "best_epoch", "best_threshold", "best_epoch_auc"), d["y"]
-    mean_sd, pooled = {}, {}
-    first = [job for job in jobs if job[0] == 0]
+    columns, y, table = ("accuracy", "auc", "pr_auc", "best_epoch", "best_threshold", "best_epoch_auc"), d["y"], tiling.table
+    figures = {pooling: {job[:2]: figures_of(y[job[4]], saved[job[:2]]) for job in jobs} for pooling, saved in trained.items()}
+    mean_sd, first = {}, [job for job in jobs if job[0] == 0]
     tested = np.concatenate([job[4] for job in first])
     for pooling, by_fold in figures.items():
         v = np.array([[f[c] for c in columns] for f in by_fold.values()])      # (folds, figures)
-        some = ~np.isnan(v).all(0)
-        mean_sd[pooling] = [(v[~np.isnan(v[:, j]), j].mean(), v[~np.isnan(v[:, j]), j].std(ddof=1) if len(v) > 1 else 0.0)
-                            if some[j] else (math.nan, math.nan) for j in range(len(columns))]
-        pooled[pooling] = y[tested], np.concatenate([chosen(trained[pooling][job[:2]]) for job in first])
+        there = [x[~np.isnan(x)] for x in v.T]                                 # a fold of one class has no AUC
+        mean_sd[pooling] = [(x.mean() if len(x) else math.nan, x.std(ddof=1) if len(x) > 1 else math.nan) for x in there]
+    pooled = {pooling: (y[tested], np.concatenate([own[pooling, *job[:2]] for job in first])) for pooling in trained}
     save_csv(folder / "table.csv", ("pooling", "folds", *(f"{c}{end}" for c in columns for end in ("", "_sd"))),
              ((pooling, len(jobs), *(f"{x:.4f}" for pair in pairs for x in pair)) for pooling, pairs in mean_sd.items()))
     draw_curves(folder / "curves.png", pooled)
@@ -1420,37 +1648,40 @@ def write_diagnosis(folder, config, d, jobs, trained, figures, o):
     header = ("pooling", "accuracy", "ROC-AUC", "PR-AUC", "paper's accuracy, AUC")
     honest = [(pooling, *map(show, pairs[:3]), "{:.4f}, {:.4f}".format(*TABLE_1[pooling]))
               for pooling, pairs in mean_sd.items()]
-    optimism = [(pooling, f"{v[0][0]:.3f}", f"{v[3][0]:.3f}", f"{v[4][0]:.3f}", f"{v[1][0]:.3f}", f"{v[5][0]:.3f}")
-                for pooling, v in mean_sd.items()]
+    optimism_header = ("pooling", "accuracy, honest", "best epoch on test", "best threshold on test", "AUC, honest",
+                       "AUC, best epoch on test")
+    optimism = [(pooling, *(f"{v[j][0]:.3f}" for j in (0, 3, 4, 1, 5))) for pooling, v in mean_sd.items()]
     bounds = [(pooling, *(f"{v:.3f} ({low:.3f} to {high:.3f})" for _, v, low, high in
                           with_interval(*pair, d["patients"][tested], o.seed))) for pooling, pair in pooled.items()]
     no_auc = sum(math.isnan(f["auc"]) for f in next(iter(figures.values())).values())
     majority = max(y[tested].mean(), 1 - y[tested].mean())
     baseline = f"Always the commoner class: accuracy {majority:.3f}; chance: ROC-AUC .5, PR-AUC {y[tested].mean():.3f}."
+    note = ("The paper's figures are from LUAD against LUSC, those of MIL-RNN, ABMIL and DSMIL copied from other works and "
+            "splits: no comparison.")
     as_text = lambda rows: "\n".join(f"{row[0]:10s}" + "".join(f"{cell:>26s}" for cell in row[1:]) for row in rows)
-    print(as_text([header, *honest]) + f"\n{baseline}")
-    text = [f"# Diagnosis: {folder.name}, {o.label if not o.bags else Path(o.bags).name}", "",
-            f"{len(y)} {d['what']} of {len(set(d['patients'].tolist()))} patients; {y.sum()} {d['classes'][1]}, "
-            f"{len(y) - y.sum()} {d['classes'][0]}. {o.folds} parts by patient, stratified; one tests, the next one chooses "
-            f"the epoch by its loss, the others train; {len(first)} of them tested in turn, {o.repeats} times. Mean ± SD "
-            f"over the {len(jobs)} test folds, positive class {d['classes'][1]}."
-            + (f" {no_auc} test folds have one class only and no AUC." if no_auc else ""), "", *markdown(header, honest),
-            baseline + " The paper's figures are from LUAD against LUSC, four of them copied from other works and splits: "
-            "no comparison.", "", f"## {'First repeat' if o.repeats > 1 else 'All folds'} pooled", "",
-            "Each tested sample once, by the model that did not know its patient; 95 % intervals over patients.", "",
-            *markdown(("pooling", "accuracy", "ROC-AUC", "PR-AUC"), bounds), "![Curves](curves.png)", "",
-            "## Optimism", "", "What the same models seem to reach when the test part chooses the epoch, or the threshold. "
-            "Shown since published figures often are such; nothing here uses them.", "",
-            *markdown(("pooling", "accuracy, honest", "best epoch on test", "best threshold on test", "AUC, honest",
-                       "AUC, best epoch on test"), optimism), "## Folds", "",
-            *markdown(("pooling", "repeat", "fold", "test", "epoch", "accuracy", "AUC"), [
-                (pooling, str(r), str(f), str(len(test)), str(trained[pooling][r, f]["epoch"]),
-                 f"{figures[pooling][r, f]['accuracy']:.3f}", f"{figures[pooling][r, f]['auc']:.3f}")
-                for pooling in figures for r, f, _, _, test in jobs]), "## Left out", "",
-            *([f"- {len(names)} {what}: {', '.join(names)}" for what, names in d["left_out"].items() if names]
-              + [f"- {name} failed: {why}" for name, why in d["failed"].items()] or ["Nothing."]), "", "## Settings", "",
-            *(f"- {k}: {v}" for k, v in config.items()), ""]
-    tiling.save_text(folder / "report.md", text)
+    print(f"{as_text([header, *honest])}\n{baseline} {note}\n\n{as_text([optimism_header, *optimism])}")
+    bags = d["what"]
+    save_text(folder / "report.md", [
+        f"# Diagnosis: {folder.name}", "",
+        f"{len(y)} {bags} of {len(set(d['patients'].tolist()))} patients; {y.sum()} {d['classes'][1]}, "
+        f"{len(y) - y.sum()} {d['classes'][0]}. {o.folds} parts by patient, stratified; one tests, the next one chooses "
+        f"the epoch by its loss, the others train; {len(first)} of them tested in turn, {o.repeats} times. Mean ± SD "
+        f"over the {len(jobs)} test folds, positive class {d['classes'][1]}."
+        + (f" {no_auc} test folds have one class only and no AUC." if no_auc else ""), "", table(header, honest), "",
+        f"{baseline} {note}", "", f"## {'First repeat' if o.repeats > 1 else 'All folds'} pooled", "",
+        "Each tested sample once, by the model that did not know its patient; 95 % intervals over patients.", "",
+        table(("pooling", "accuracy", "ROC-AUC", "PR-AUC"), bounds), "", "![Curves](curves.png)", "",
+        "## Optimism", "", "What the same models seem to reach when the test part chooses the epoch, or the threshold. "
+        "Shown since published figures often are such; nothing here uses them.", "", table(optimism_header, optimism), "",
+        "## Folds", "", table(("pooling", "repeat", "fold", "test", "epoch", "accuracy", "AUC"), [
+            (pooling, r, f, len(test), trained[pooling][r, f]["epoch"], f"{figures[pooling][r, f]['accuracy']:.3f}",
+             f"{figures[pooling][r, f]['auc']:.3f}") for pooling in figures for r, f, _, _, test in jobs]), "",
+        *left_out_lines(d), "## Settings", "", *(f"- {k}: {v}" for k, v in config.items()), ""])
+
+
+def left_out_lines(d):
+    return ["## Left out", "", *([f"- {len(names)} {what}: {', '.join(names)}" for what, names in d["left_out"].items() if names]
+                                 + [f"- {name} failed: {why}" for name, why in d["failed"].items()] or ["Nothing."]), ""]
 
 
 def check_external(d, other, o):
@@ -1459,17 +1690,18 @@ def check_external(d, other, o):
         raise InputError(f"{few(both)}: patients of both {o.cohort} and {o.external}; what a model has seen is no test")
     differ = [f"{k} {other['features'].get(k)}, there {v}" for k, v in d["features"].items()
               if k in ("source", "weights", "colour", "tile_um", "tile_px") and other["features"].get(k) != v]
-    widths = [len(x["sums"][0][1]) for x in (other, d)]
-    if differ or widths[0] != widths[1]:
+    if differ or other["n_features"] != d["n_features"]:
         raise InputError(f"features of {o.external} are of another kind than those of {o.cohort}: "
-                         + ("; ".join(differ) or "{} a tile, there {}".format(*widths)))
+                         + ("; ".join(differ) or f"{other['n_features']} a tile, there {d['n_features']}"))
 
 
 def judge_external(folder, other, trained, o, device):
     """external.csv and its figures: each slide's probability is the mean over the fold models. [HistCode Results, CPTAC]"""
     rows, text, curves = [], [], {}
     for pooling, saved in trained.items():
-        p = probabilities([network_of(s, device) for s in saved.values()], other["bag"], len(other["y"]), device)
+        models = [apply_heads(s, device) for s in saved.values()]
+        p = np.array([np.mean([m(h)[0][0].double().softmax(0)[1].item() for m in models])
+                      for h in map(other["bag"], range(len(other["y"])))])
         rows += zip(other["names"], other["patients"], (other["classes"][v] for v in other["y"]), [pooling] * len(p),
                     (f"{v:.6f}" for v in p))
         text.append((pooling, *(f"{v:.3f} ({low:.3f} to {high:.3f})" for _, v, low, high in
@@ -1478,10 +1710,11 @@ def judge_external(folder, other, trained, o, device):
         print(f"{o.external}, {pooling}: accuracy {text[-1][1]}, ROC-AUC {text[-1][2]}, PR-AUC {text[-1][3]}")
     save_csv(folder / "external.csv", ("slide", "patient", "label", "pooling", f"p_{other['classes'][1]}"), rows)
     draw_curves(folder / "external.png", curves)
-    with open(folder / "report.md", "a", encoding="utf-8") as f:
-        f.write("\n".join(["", f"## External: {o.external}", "", f"{len(other['y'])} slides, none of whose patients a model "
-                           "has seen; mean over the fold models.", "",
-                           *markdown(("pooling", "accuracy", "ROC-AUC", "PR-AUC"), text), "![Curves](external.png)", ""]))
+    report = (folder / "report.md").read_text().split("\n")
+    save_text(folder / "report.md", [*report, f"## External: {o.external}", "", f"{len(other['y'])} slides, none of whose "
+              "patients a model has seen; mean over the fold models.", "",
+              tiling.table(("pooling", "accuracy", "ROC-AUC", "PR-AUC"), text), "", "![Curves](external.png)", "",
+              *left_out_lines(other)])
 
 
 def main(argv=None):
@@ -1552,33 +1785,37 @@ def main(argv=None):
     a("--csv", metavar="FILE", help="write the table there too")
     tiling.add_options(p, encoder=False)
 
+    def training(p, usual, bags=None):
+        """Options of networks on frozen features."""
+        also = lambda k: f"; with --bags {bags[k]:g}" if bags else ""
+        a = p.add_argument_group("training").add_argument
+        a("--folds", type=int, help="parts of the patients: one tests, the next chooses the epoch, the others train "
+          f"(default {usual['folds']}: 80/10/10, the paper's)")
+        a("--repeats", type=int, help="of the cross-validation with other folds and other draws (default "
+          f"{usual['repeats']}{also('repeats')})") if bags else p.set_defaults(repeats=None)
+        a("--epochs", type=int, help=f"default {usual['epochs']}, the authors'; that of the lowest validation loss is kept")
+        a("--batch", type=int, default=1, help="bags a step (default 1, the authors')")
+        a("--lr", type=float, help=f"of Adam (default {usual['lr']:g}, the authors'{also('lr')})")
+        a("--weight-decay", type=float, help=f"default {usual['weight_decay']:g}, the authors'{also('weight_decay')}")
+        a("--hidden", type=int, help=f"rows of V and U in eq. 6 (default {usual['hidden']}, the authors'{also('hidden')})")
+        a("--embed", type=layers, metavar="N,...", help="fully connected layers with ReLU before the pooling (default none, "
+          "as eqs. 5-6; the authors' code 512" + (f"; with --bags {','.join(map(str, bags['embed']))}" if bags else "")
+          + "); 0: none")
+
     p, a = verb(diagnose, "tell tumour from normal slides, or any two labels, by the features of their tiles", nargs="?")
     a("--bags", metavar="FILE", help="instead of a cohort: a table whose rows are label, bag and an instance's features; "
       "results go to ./<its name>-diagnosis")
-    a("--label", default="tumor", help="column of samples.csv (default tumor)")
-    a("--positive", metavar="LABEL", help="the positive class (default: the higher of two numbers, the later of two "
-      "words)")
+    a("--label", metavar="COLUMN", help="of samples.csv, two labels (default: tumour or normal, by the column tumor, else "
+      "sample_type, else the TCGA barcode)")
+    a("--positive", metavar="LABEL", help="with --label or --bags: the positive class (default: the higher of two numbers, "
+      "the later of two words)")
     a("--pooling", choices=tuple(POOLINGS), default="HistCode", help="HistCode: gated attention (default, the paper's)")
-    a("--table", action="store_true", help="all poolings on the same folds: the paper's Table 1")
-    a("--external", metavar="COHORT", help="test the models on this cohort too, whose patients must be others")
-    a = p.add_argument_group("training").add_argument
-    a("--name", help="of the run (default diagnosis); an interrupted run goes on")
-    a("--folds", type=int, help="parts of the patients: one tests, the next chooses the epoch, the others train (default "
-      "10: 80/10/10, the paper's)")
+    a("--table", action="store_true", help="all six poolings on the same folds: the paper's Table 1")
     a("--rotate", action=flag, help="test every part; the paper's five tests of 10 %% cover half of the patients (default "
       "with --bags)")
-    a("--repeats", type=int, help=f"of the cross-validation with other folds (default {DIAGNOSIS['repeats']}; with --bags "
-      f"{BAGS['repeats']})")
-    a("--epochs", type=int, help=f"default {DIAGNOSIS['epochs']}, the authors'; the one with the lowest validation loss "
-      "is kept")
-    a("--batch", type=int, default=1, help="bags a step (default 1, the authors')")
-    a("--lr", type=float, help=f"of Adam (default {DIAGNOSIS['lr']:g}, the authors'; with --bags {BAGS['lr']:g})")
-    a("--weight-decay", type=float, help=f"default {DIAGNOSIS['weight_decay']:g}, the authors'; with --bags "
-      f"{BAGS['weight_decay']:g}: a hundred bags are soon known by heart")
-    a("--hidden", type=int, help=f"rows of V and U in eq. 6 (default {ATTENTION}, the authors'; with --bags "
-      f"{BAGS['hidden']})")
-    a("--embed", type=widths, metavar="N,...", help="fully connected layers with ReLU before the pooling (default none, as "
-      "eqs. 5-6; the authors' code 512; with --bags 64); 0: none")
+    a("--external", metavar="COHORT", help="test the models on this cohort too, whose patients must be others")
+    a("--name", help="of the run (default diagnosis); an interrupted run goes on")
+    training(p, DIAGNOSIS, BAGS)
     tiling.add_options(p)
     p.set_defaults(encoder="resnet50-stage3")
 

@@ -1372,11 +1372,11 @@ def features_made_by(cohort, source, name):
     return dict(file=str(path), bytes=path.stat().st_size, changed=path.stat().st_mtime_ns)
 
 
-def load_features(cohort, source, name):
+def load_features(cohort, source, name, check=True):
     """(features (n, D) float16, memory-mapped where ours; coords (n, 2) level-0 pixels) of one slide; source as above.
 
     An .h5 holds `features` (n, D) or (1, n, D) and `coords` likewise. Raises InputError on what is missing, of the wrong
-    shape, or not finite.
+    shape, or (unless check is False: it reads all) not finite.
     """
     if not isinstance(source, Path):
         path, coords = Path(cohort) / "features" / source / f"{name}.npy", tiles_of(cohort, name)[0]["coords"]
@@ -1390,6 +1390,8 @@ def load_features(cohort, source, name):
         except ImportError:
             raise InputError("reading .h5 features needs the package h5py: pip install h5py") from None
         path = source / f"{name}.h5"
+        if not path.is_file():
+            raise InputError(f"no file {path}")
         try:
             with h5py.File(path) as f:
                 features, coords = f["features"][()], f["coords"][()]
@@ -1401,7 +1403,7 @@ def load_features(cohort, source, name):
         raise InputError(f"{path}: features {features.shape} and coords {coords.shape} don't fit; wanted (n, D) and (n, 2)")
     if len(features) == 0:
         raise InputError(f"{path}: no tiles")
-    if not np.isfinite(features).all():
+    if check and not np.isfinite(features).all():
         raise InputError(f"{path}: NaN or infinite feature in tile {np.argmin(np.isfinite(features).all(1))}")
     if not np.isfinite(coords).all():
         raise InputError(f"{path}: NaN or infinite coords")
