@@ -684,15 +684,9 @@ def summary(results):
 
 def planted(cohort, genes, results):
     """For a simulated cohort: by programme, how many genes were found; what follows nothing must not be. Rows, or None."""
-    path = Path(cohort) / "truth" / "genes.csv"
-    if not path.is_file():
-        return None
-    with open(path, newline="") as f:
-        programme = {row["gene"]: row["programme"] for row in csv.DictReader(f)}
-    own = {p: np.array([programme.get(g) == p for g in genes]) for p in programme.values()}
-    return [(p, name, int(of.sum()), f"{mean_of_values(e['r'][of]):.3f}",
-             *(int((e[c][of] < ALPHA).sum()) for c in ("hs", "bh")))
-            for p, of in own.items() if of.any() for name, e in results.items()]
+    own = tiling.planted_programmes(cohort, genes)
+    return own and [(p, name, int(of.sum()), f"{mean_of_values(e['r'][of]):.3f}",
+                     *(int((e[c][of] < ALPHA).sum()) for c in ("hs", "bh"))) for p, of in own.items() for name, e in results.items()]
 
 
 def nulls_table(results):
@@ -1607,7 +1601,7 @@ def train(o):
 
 def load_run(path):
     """A finished run: dict of its folder, config, fold checkpoints, genes, rows of folds.csv, cohort, and fold_of: the fold
-    whose model did not learn from a patient, also of those that only the run it was fine-tuned from knew."""
+    (in a list) whose model did not learn from a patient, also of those that only the run it was fine-tuned from knew."""
     folder = Path(path)
     config = tiling.load_json(folder / "config.json")
     if config is None:
@@ -1625,7 +1619,7 @@ def load_run(path):
         rows = list(csv.DictReader(f))
     return dict(folder=folder, config=config, folds=saved, genes=saved[0]["genes"], rows=rows,
                 cohort=cohort if (cohort / "samples.csv").is_file() else Path(config["cohort"]),        # it may have moved
-                fold_of={p: f for f, one in enumerate(saved) for p in one["test_patients"]})
+                fold_of={p: [f] for f, one in enumerate(saved) for p in one["test_patients"]})
 
 
 def model_of(saved, device, genes=None, ks=None):

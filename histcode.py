@@ -24,10 +24,12 @@ Tags: [HistCode ...] the paper, [HistCode code] and [AdCo code] only the authors
 import argparse
 import copy
 import hashlib
+import itertools
 import json
 import math
 import os
 import re
+import shutil
 import time
 from datetime import timedelta
 from pathlib import Path
@@ -103,6 +105,7 @@ GENES_AT_ONCE = 16           # networks of one gene each, trained together    [o
 POOLED = {"attention": "HistCode", "mean": "mean", "max": "max"}   # of Fig. 6, and max                 [HistCode Fig. 6]
 BEST_GENES = 50              # whose gene sets are asked for                  [HistCode Fig. 9]
 SHOWN = "PIK3CA MYC PTEN GATA3 CD3D CD3E CD3G CD247 CD19".split()            # [HistCode Fig. 8]
+SHIFTS = 199                 # random shifts behind a p over tiles             [ours]
 ALPHA = 0.05                 # after Benjamini-Hochberg                       [HistCode Results]
 VERSION = 1                  # of a run's files; another is refused     [ours]
 SOURCE = "HistCode (Huang et al. 2022, arXiv:2204.11994), contrastive pretraining of the tile encoder"
@@ -874,7 +877,7 @@ def train_heads(models, bag, target, loss, parts, seeds, o, device, what="", sta
     call = torch.vmap(lambda p, b, x, mask: torch.func.functional_call(frame, (p, b), (x, mask))[0],
                       in_dims=(0, None, None, None) if shared else 0)
     net = lambda x, mask: call(params, own, *(v[0] if shared else v for v in (x.to(device), mask.to(device))))
-    optimizer = torch.optim.Adam(params.values(), o.lr, weight_decay=o.weight_decay)
+    optimizer = torch.optim.Adam(params.values(), o.lr, weight_decay=o.weight_decay, fused=True)
     judged = [np.concatenate([valid, test]).astype(int) for _, valid, test in parts]
     judged = np.stack([np.pad(rows, (0, max(map(len, judged)) - len(rows)), mode="edge") for rows in judged])
     valid_n = torch.tensor([len(valid) for _, valid, _ in parts]).expand(M)
@@ -1321,6 +1324,11 @@ def layers(text):
     return () if values == (0,) else values
 
 
+def penalty_of(text):
+    """'auto' -> None, or a number, for argparse."""
+    return None if text == "auto" else float(text)
+
+
 def is_number(text):
     try:
         return math.isfinite(float(text))
@@ -1500,10 +1508,10 @@ def draw_model(pooling, sums, rows, seed, o, outputs=2):
     return SlideModel(pooling, *mean_and_sd(sums, rows), outputs, o.embed, o.hidden)
 
 
-def save_fold(path, done, d, o, pooling, outputs, patients, rows, **more):
-    """One fold's checkpoint: networks, what they learned from, and whom they were tested on."""
+def save_fold(path, done, d, o, pooling, outputs, patients, rows, learned_from, **more):
+    """One fold's checkpoint: networks, whom they learned from (or chose their epoch by), and whom they were tested on."""
     saved = dict(done, version=VERSION, pooling=pooling, outputs=outputs, embed=list(o.embed), hidden=o.hidden,
-                 n_features=d["n_features"], features=d["features"], **more,
+                 n_features=d["n_features"], features=d["features"], learned_from=sorted(set(learned_from.tolist())), **more,
                  **{f"{part}_patients": sorted(set(patients[of].tolist())) for part, of in zip(("train", "valid", "test"), rows)})
     save_file(path, lambda file: torch.save(saved, file))
 
@@ -1524,7 +1532,8 @@ def train_pooling(pooling, d, jobs, o, folder, device):
         for m, (r, f, *rows) in enumerate(block):
             own = dict(model={k: v[m:m + 1].clone() for k, v in done["model"].items()}, epoch=int(done["epochs"][m]),
                        losses=done["losses"][:, m].clone(), tests=done["tests"][m].clone())
-            save_fold(path_of(r, f), own, d, o, pooling, 2, d["patients"], rows, classes=list(d["classes"]))
+            save_fold(path_of(r, f), own, d, o, pooling, 2, d["patients"], rows, d["patients"][np.concatenate(rows[:2])],
+                      kind="diagnosis", classes=list(d["classes"]))
             p = figures_of(d["y"][rows[2]], own)
             entry = dict(pooling=pooling, repeat=r, fold=f, epoch=own["epoch"], **{k: float(v) for k, v in p.items()},
                          valid_losses=[round(v, 5) for v in own["losses"].tolist()])
@@ -1717,6 +1726,663 @@ def judge_external(folder, other, trained, o, device):
               *left_out_lines(other)])
 
 
+# ----- Differential expression ---------------------------------------------------------------------------------------
+def driver_genes(path, top):
+    """The `top` genes of a compendium by mutations, summed over its cohorts; a table with columns symbol (or gene) and
+    mutations. [HistCode Methods, Cancer driver genes]"""
+    header, rows = tiling.read_rows(path)
+    lower = [c.lower() for c in header]
+    name, count = (next((lower.index(c) for c in names if c in lower), None) for names in (
+        ("symbol", "gene", "hugo_symbol", "gene_name"), ("mutations", "n_mutations", "mutation_count")))
+    if name is None or count is None:
+        raise InputError(f"--drivers {path}: wanted columns symbol and mutations; it has {few(header)}")
+    total = {}
+    for row in rows:
+        n = tiling.number(row[count]) if len(row) == len(header) else math.nan
+        total[row[name].strip()] = total.get(row[name].strip(), 0) + (0 if math.isnan(n) else n)
+    return sorted(filter(None, total), key=lambda g: (-total[g], g))[:top]
+
+
+def pairs_of(cohort, o):
+    """Patients with tumour and matched normal expression, and slides: dict of patients (P,), slides [names of each], genes,
+    tumour and normal (P, G) linear expression, the mean of a patient's samples, and what was left out. Also known, tissue:
+    all slides that are tumour or normal, which teach where to look."""
+    cohort = Path(cohort)
+    if not cohort.is_dir():
+        raise InputError(f"{cohort}: no such folder")
+    samples = tiling.read_samples(cohort)
+    tissue = tissue_of(samples, cohort)
+    key, ids, genes, a = tiling.read_expression(cohort)
+    key = key or ("sample" if "sample" in samples[0] else "slide")
+    if key not in samples[0]:
+        raise InputError(f"{cohort}/expression: its rows are samples, but samples.csv has no column sample")
+    owner, rows, slides = {}, ({}, {}), {}
+    for s, kind in zip(samples, tissue):
+        if owner.setdefault(s[key], (s["patient"], kind)) != (s["patient"], kind):
+            raise InputError(f"{cohort}/samples.csv: {key} {s[key]} is {owner[s[key]]} and {(s['patient'], kind)} (patient, "
+                             "tumour 1 or normal 0): its expression can't be both's")
+        if kind == 1 or kind == 0 and o.slides == "both":
+            slides.setdefault(s["patient"], []).append(s["slide"])
+    for i, name in enumerate(ids):                                             # a normal sample may have no slide
+        patient, kind = owner.get(name) or barcode(name)
+        if kind is not None:
+            rows[kind].setdefault(patient, []).append(i)
+    normal, tumour = rows
+    patients = sorted(set(normal) & set(tumour) & set(slides))
+    left_out = {"patients with tumour but no normal expression": sorted(set(tumour) - set(normal)),
+                "patients with normal but no tumour expression": sorted(set(normal) - set(tumour)),
+                "patients with both but no slide": sorted(set(normal) & set(tumour) - set(slides)),
+                "expression rows of no known patient or tissue": [n for n in ids if (owner.get(n) or barcode(n))[1] is None],
+                "slides that are neither tumour nor normal": [s["slide"] for s, k in zip(samples, tissue) if k is None]}
+    if len(patients) < 3:
+        raise InputError(f"{cohort}: {len(patients)} patients have tumour and normal expression and a slide; at least 3 are "
+                         f"needed, to train, validate and test ({len(tumour)} have tumour, {len(normal)} normal expression)")
+    of = lambda rows: np.stack([a[rows[p]].mean(0, dtype=np.float64) for p in patients])            # (P, G)
+    known = [(s, k) for s, k in zip(samples, tissue) if k is not None]
+    return dict(patients=np.array(patients), slides=[slides[p] for p in patients], genes=genes, tumour=of(tumour),
+                normal=of(normal), left_out=left_out, known=[s for s, _ in known], tissue=np.array([k for _, k in known]))
+
+
+def chosen_genes(d, o):
+    """Columns of the genes asked for whose fold change is known in half of the pairs and varies; the rest is left out."""
+    at = {g: j for j, g in enumerate(d["genes"])}
+    if o.drivers:
+        wanted = driver_genes(o.drivers, o.top)
+        d["left_out"][f"of the {len(wanted)} driver genes, without expression"] = [g for g in wanted if g not in at]
+        chosen = [at[g] for g in wanted if g in at]
+        if not chosen:
+            raise InputError(f"--drivers {o.drivers}: none of its genes ({few(wanted, 3)}) is in the expression table, which "
+                             f"has {few(d['genes'], 3)}")
+    else:
+        chosen = tiling.pick_genes(o.genes, d["genes"], "the expression table")
+    y, _ = fold_change(d["tumour"][:, chosen], d["normal"][:, chosen])
+    known = ~np.isnan(y)
+    usable = (2 * known.sum(0) >= len(y)) & (known.sum(0) >= 3) & (np.nanmax(np.where(known, y, -np.inf), 0)
+                                                                   > np.nanmin(np.where(known, y, np.inf), 0))
+    d["left_out"]["genes whose fold change is unknown in more than half of the pairs (no expression in normal tissue), or "
+                  "does not vary"] = [d["genes"][j] for j, u in zip(chosen, usable) if not u]
+    if not usable.any():
+        raise InputError(f"{o.cohort}: no gene of {len(chosen)} has a fold change in half of the {len(y)} pairs")
+    return [j for j, u in zip(chosen, usable) if u]
+
+
+def predict_pair(saved, apply, h):
+    """Of one bag (T, D) by one fold's checkpoint: (predicted y (G,), log odds of the label (G,) or None, a (M, T))."""
+    out, a = apply(h)
+    a = a.double().numpy()
+    if saved["kind"] == "linear":
+        x = pair_features(h, a[0])
+        return (*(x @ saved[w].double().numpy() + saved[b].double().numpy() for w, b in (
+            ("weights", "bias"), ("label_weights", "label_bias"))), a)
+    return out.flatten().double().numpy(), None, a
+
+
+def train_expression(p, d, y, label, jobs, o, folder, device):
+    """One checkpoint for each fold: fold*.pt. [HistCode Methods, Differential expression prediction]
+
+    --model linear: a classifier of tumour and normal slides says which tiles are most and least tumour, their means give
+    all genes at once. --model attention: the pooled features of all tiles, trained on the genes themselves.
+    """
+    rows_of = {name: i for i, name in enumerate(d["names"])}
+    bag_of = lambda i: np.concatenate([d["bag"](rows_of[s]) for s in p["slides"][i]])
+    sums = [tuple(map(sum, zip(*(d["sums"][rows_of[s]] for s in names)))) for names in p["slides"]]
+    for _, f, *parts in jobs:
+        path = folder / f"fold{f}.pt"
+        if path.is_file():
+            continue
+        start, seed = time.time(), seed_of(o, 0, f)
+        nxt = (f + 1) % o.folds
+        train, valid, test = (np.flatnonzero(rows) for rows in ((p["part"] != f) & (p["part"] != nxt), p["part"] == nxt,
+                                                                p["part"] == f))
+        if len(train) < 2:
+            raise InputError(f"fold {f} has {len(train)} pairs to train on, of {len(p['patients'])}: lower --folds")
+        if o.model == "linear":
+            model = draw_model("HistCode", d["sums"], parts[0], seed, o)
+            done = train_heads([model], d["bag"], lambda r: torch.from_numpy(d["y"][r]), cross_entropy, [(*parts[:2], [])],
+                               [seed], o, device, f"fold {f} attention", path.with_suffix(".state.pt"))
+            apply = apply_heads(dict(model=done["model"], pooling="HistCode", outputs=2, embed=o.embed, hidden=o.hidden,
+                                     n_features=d["n_features"]), device)
+            x = np.full((len(y), 2 * d["n_features"]), np.nan)                 # (P, 2D), without the test patients
+            for i in (*train, *valid):
+                x[i] = pair_features(h := bag_of(i), apply(h)[1][0].numpy())
+            both = np.concatenate([train, valid])                              # least squares has no epoch to choose
+            penalty = best_penalty(x[both], y[both]) if o.ridge is None else o.ridge
+            weights, bias = least_squares(x[both], y[both], penalty)
+            label_weights, label_bias = fit_labels(x, label, train, valid, device)
+            more = {k: torch.from_numpy(np.float32(v)) for k, v in dict(
+                weights=weights, bias=bias, label_weights=label_weights, label_bias=label_bias).items()}
+            pooling, outputs, more["penalty"] = "HistCode", 2, float(penalty)
+        else:
+            pooling, outputs, more = POOLED[o.pooling], 1 if o.per_gene else y.shape[1], {}
+            done, mean = [], np.nanmean(y[train], 0)                           # the bias starts there, as HE2RNA's
+            for genes in np.array_split(np.arange(y.shape[1]), -(-y.shape[1] // GENES_AT_ONCE) if o.per_gene else 1):
+                models = []
+                for j in genes if o.per_gene else [genes]:
+                    models.append(draw_model(pooling, sums, train, seed, o, outputs))
+                    models[-1].head.classify.bias.data.copy_(torch.from_numpy(np.float32(mean[j])))
+                turned = lambda r: torch.from_numpy(np.float32(y[r][..., genes] if not o.per_gene else
+                                                               y[r[0]][:, genes].T[:, :, None]))
+                done.append(train_heads(models, bag_of, turned, squared_error, [(train, valid if len(valid) else train, [])],
+                                        [seed], o, device, f"fold {f}" + f" genes {genes[0] + 1}-{genes[-1] + 1}" * o.per_gene,
+                                        None if o.per_gene else path.with_suffix(".state.pt")))
+            done = dict(model={k: torch.cat([one["model"][k] for one in done]) for k in done[0]["model"]},
+                        epochs=torch.cat([one["epochs"] for one in done]), losses=torch.cat([one["losses"] for one in done], 1))
+        done.pop("tests", None)
+        save_fold(path, done, d, o, pooling, outputs, p["patients"], (train, valid, test), d["patients"][np.concatenate(
+            parts[:2])], kind=o.model, genes=p["chosen"], **more)
+        path.with_suffix(".state.pt").unlink(missing_ok=True)
+        print(f"fold {f}: {len(train)}/{len(valid)}/{len(test)} pairs, epoch {few(done['epochs'].tolist(), 3)}"
+              + (f", penalty {more['penalty']:g}" if more else "") + f", {clock(time.time() - start)}", flush=True)
+    saved, prediction, odds = [], np.full(y.shape, np.nan), np.full(y.shape, np.nan)
+    for f in range(o.folds):
+        saved.append(tiling.load_checkpoint(folder / f"fold{f}.pt", "cpu"))
+        apply = apply_heads(saved[-1], device)
+        for i in np.flatnonzero(p["part"] == f):
+            prediction[i], own, _ = predict_pair(saved[-1], apply, bag_of(i))
+            odds[i] = np.where(label_of(prediction[i]), 1, -1) if own is None else own
+    return saved, prediction, odds > 0
+
+
+def expression(o):
+    """Predict which genes change between tumour and normal tissue of a patient, from the slide; every patient tested once.
+    """
+    start = time.time()
+    settle_training(o, DIAGNOSIS)
+    check_ranges(o, ("top", 1, 1e6), ("ridge", 0, 1e12))
+    if o.model == "linear" and (o.per_gene or o.pooling != "attention"):
+        raise InputError(("--per-gene" if o.per_gene else f"--pooling {o.pooling}") + ": with --model attention; the linear "
+                         "model is one layer over the tiles of highest and lowest attention")
+    if o.model != "linear" and o.ridge != 0:
+        raise InputError("--ridge: with --model linear; the other stops on its validation patients")
+    if o.drivers and o.genes != "all":
+        raise InputError("--drivers and --genes both name genes: give one")
+    tiling.need_matplotlib()
+    device, cohort, sets = tiling.pick_device(o.device), Path(o.cohort), read_sets(o.gmt) if o.gmt else {}
+    p = pairs_of(cohort, o)
+    chosen = chosen_genes(p, o)
+    wanted = {s for names in p["slides"] for s in names}
+    needed = [s["slide"] for s in p["known"] if o.model == "linear" or s["slide"] in wanted]
+    d = slide_features(cohort, o, needed, least=2)
+    gone = [i for i, names in enumerate(p["slides"]) if not set(names) <= set(d["names"])]
+    p["left_out"]["pairs of which a slide failed"] = p["patients"][gone].tolist()
+    keep = np.setdiff1d(np.arange(len(p["patients"])), gone)
+    p.update(patients=p["patients"][keep], slides=[p["slides"][i] for i in keep], tumour=p["tumour"][keep],
+             normal=p["normal"][keep], chosen=[p["genes"][j] for j in chosen])
+    tiling.say_left_out(p["left_out"])
+    y, label = fold_change(p["tumour"][:, chosen], p["normal"][:, chosen])     # (P, G)
+    at = {s["slide"]: (s["patient"], k) for s, k in zip(p["known"], p["tissue"].tolist())}
+    paired = set(p["patients"].tolist())
+    d.update(patients=np.array([at[s][0] for s in d["names"]]), y=np.array([at[s][1] for s in d["names"]], np.int64),
+             classes=("normal", "tumour"), what="slides", left_out=p["left_out"])
+    # dealt from the table alone, so that every model and encoder has the same folds
+    of = split_patients([s["patient"] for s in p["known"]], [f"{k}{s['patient'] in paired}" for s, k in zip(
+        p["known"], p["tissue"])], o.folds, [o.seed, 0]) if len({s["patient"] for s in p["known"]}) >= o.folds else None
+    if of is None:
+        raise InputError(f"{len({s['patient'] for s in p['known']})} patients don't go into --folds {o.folds} parts")
+    part_of = {s["patient"]: g for s, g in zip(p["known"], of.tolist())}
+    p["part"], part = (np.array([part_of[who] for who in names]) for names in (p["patients"], d["patients"]))
+    jobs = [(0, f, *(np.flatnonzero(rows) for rows in ((part != f) & (part != (f + 1) % o.folds), part == (f + 1) % o.folds,
+                                                      part == f))) for f in range(o.folds)]
+    if o.model == "linear":
+        for _, f, train, *_ in jobs:
+            if len(set(d["y"][train])) < 2:
+                raise InputError(f"fold {f} trains on slides of one class only ({d['classes'][d['y'][train[0]]]}); the "
+                                 "attention needs tumour and normal slides; --model attention does without")
+    name = o.name or "-".join(["expression", *([o.pooling] if o.model != "linear" else []), *["per-gene"] * o.per_gene])
+    folder = cohort / "runs" / name
+    config = claim_run(folder, o, d, dict(model=o.model, pooling=o.pooling, per_gene=o.per_gene, slides=o.slides,
+                                          ridge="auto" if o.ridge is None else o.ridge, genes=len(chosen), ends=ENDS),
+                       d["names"].tolist(), d["patients"].tolist(), p["patients"].tolist(), p["chosen"], y, label, part,
+                       p["part"])
+    save_csv(folder / "folds.csv", ("slide", "patient", "tissue", "part", "pair"), zip(
+        d["names"], d["patients"], (d["classes"][v] for v in d["y"]), part, (int(w in paired) for w in d["patients"])))
+    print(f"{len(p['patients'])} pairs, {len(chosen):,} genes, {len(d['names'])} slides, {d['n_features']} features a tile; "
+          f"model {o.model}" + f", {o.pooling} pooling" * (o.model != "linear") + f"; {o.folds} folds, on {device}", flush=True)
+    saved, prediction, guess = train_expression(p, d, y, label, jobs, o, folder, device)
+    found = judge_genes(prediction, y, guess, label, np.random.default_rng([o.seed, 1]))
+    fc = np.where(np.isnan(y), np.nan, 10.0 ** y - 1)
+    with np.errstate(divide="ignore"):
+        found.update(fc=np.nanmean(fc, 0), r_folds=fold_r(prediction, y, p["part"]))
+    save_file(folder / "predictions.npz", lambda f: np.savez_compressed(
+        f, prediction=prediction, truth=y, label=label, predicted_label=guess, genes=np.array(p["chosen"]),
+        patient=p["patients"], part=p["part"]))
+    write_expression(folder, config, p, d, y, prediction, found, saved, sets, o)
+    print(f"report: {folder / 'report.md'}   ({clock(time.time() - start)})")
+    return tiling.report_failures(d["failed"], len(needed))
+
+
+def fold_r(prediction, y, part):
+    """R of each gene within each test part, mean over the parts that have one: (n, G), (n, G), (n,) -> (G,)."""
+    r = np.array([stats.pearson(prediction[part == f], y[part == f]) for f in np.unique(part)
+                  if (part == f).sum() >= stats.MIN_R] or [np.full(y.shape[1], np.nan)])
+    there = ~np.isnan(r)
+    return np.where(there.any(0), np.where(there, r, 0).sum(0) / np.maximum(there.sum(0), 1), np.nan)
+
+
+GENE_COLUMNS = dict(n="n", R="r", p="p", bh="bh", R_within_folds="r_folds", spearman="rho", R_random="baseline",
+                    p_location="location_p", bh_location="location_bh", p_errors="error_p", bh_errors="error_bh",
+                    better="better", mean_fc="fc", share_label_1="positive", accuracy="accuracy", majority="majority")
+
+
+def write_expression(folder, config, p, d, y, prediction, f, saved, sets, o):
+    """genes.csv, pictures of Figs. 4, 5, 7, 8, 9 and report.md; the main figures also to the terminal."""
+    genes, G, table, text = p["chosen"], len(p["chosen"]), tiling.table, []
+    show = lambda v: "" if np.isnan(v) else f"{v:.5g}"
+    order = np.argsort(np.where(np.isnan(f["r"]), np.inf, -f["r"]), kind="stable")
+    save_csv(folder / "genes.csv", ("gene", *GENE_COLUMNS), ((genes[j], *(show(float(f[k][j])) for k in GENE_COLUMNS.values()))
+                                                             for j in order))
+    r, rho, base = (v[~np.isnan(v)] for v in (f["r"], f["rho"], f["baseline"]))
+    u_p = stats.r_against_baseline(f["r"], f["baseline"])[1]
+    mean = lambda v: float(np.mean(v)) if len(v) else math.nan
+    lines = [
+        f"Pearson R over {len(p['patients'])} held-out pairs: mean {mean(r):.3f}, Spearman {mean(rho):.3f}; R > .2 in "
+        f"{(r > .2).sum()}, > .4 in {(r > .4).sum()} of {len(r)} genes; p (one-sided) below {ALPHA} by Benjamini-Hochberg in "
+        f"{(f['bh'] < ALPHA).sum()}.",
+        f"Random predictions between the 5 % and the 95 % of the truth: mean R {mean(base):.3f}, SD {base.std():.3f}; rank-sum "
+        f"of both distributions p {u_p:.2g}.",
+        f"Against them gene by gene, two-sided signed-rank, BH: predictions differ in {(f['location_bh'] < ALPHA).sum()} genes, "
+        f"as the paper words it (location, not skill); errors are smaller in "
+        f"{((f['error_bh'] < ALPHA) & (f['better'] == 1)).sum()}, larger in {((f['error_bh'] < ALPHA) & (f['better'] == 0)).sum()}.",
+        f"Label |log2 fc| > {LOG2_FC}: accuracy above .9 in {(f['accuracy'] > .9).sum()}, above .8 in "
+        f"{(f['accuracy'] > .8).sum()} of {G} genes; always the commoner label would have it in {(f['majority'] > .9).sum()} "
+        f"and {(f['majority'] > .8).sum()}. Accuracy beats the commoner label in {(f['accuracy'] > f['majority']).sum()} genes, "
+        f"falls short in {(f['accuracy'] < f['majority']).sum()}; mean {mean(f['accuracy']):.3f} against "
+        f"{mean(f['majority']):.3f}."]
+    groups = [("R > .5", f["r"] > .5), ("R > .2", f["r"] > .2), ("R < .2", f["r"] < .2)]
+    both = ~np.isnan(f["r"]) & ~np.isnan(f["fc"])
+    tie = stats.spearman(f["r"][both], f["fc"][both]) if both.sum() > 2 else math.nan
+    lines.append("Mean fold change of genes with " + ", ".join(f"{what}: {mean(f['fc'][of & both]):.3f} ({of.sum()})"
+                                                               for what, of in groups)
+                 + f"; Spearman of R and mean fold change over genes {tie:.3f}.")
+    print("\n".join(lines))
+    title = ", ".join([f"model {config['model']}", *[f"{config['pooling']} pooling"] * (config["model"] != "linear")])
+    with tiling.figure(folder / "r.png", figsize=(7, 4)) as ax:
+        bins = np.linspace(min(-.5, *r, *base), max(.5, *r, *base), 41) if len(r) else 10
+        ax.hist([r, base], bins, label=["predicted", "random"], color=[tiling.BLUE, tiling.ORANGE])
+        ax.set(xlabel="Pearson R with the true log$_{10}$(fc + 1)", ylabel="genes", title=title)
+        ax.legend(fontsize=8)
+    with tiling.figure(folder / "accuracy.png", figsize=(7, 4)) as ax:
+        pair = [v[~np.isnan(v)] for v in (f["accuracy"], f["majority"])]
+        ax.hist(pair, np.linspace(0, 1, 21), label=["predicted", "always the commoner label"], color=[tiling.BLUE, tiling.ORANGE])
+        ax.set(xlabel=f"accuracy of |log$_2$ fc| > {LOG2_FC}", ylabel="genes", title=title)
+        ax.legend(fontsize=8)
+    edges = np.arange(math.floor(10 * min(r, default=0)), math.floor(10 * max(r, default=0)) + 2) / 10
+    binned = [(low, f["fc"][both & (f["r"] >= low) & (f["r"] < low + .1)]) for low in edges[:-1]]
+    with tiling.figure(folder / "fold_change.png", figsize=(7, 4)) as ax:
+        full = [(low, v) for low, v in binned if len(v)]
+        ax.boxplot([v for _, v in full], positions=[low + .05 for low, _ in full], widths=.07, manage_ticks=False)
+        ax.set(xlabel="Pearson R, bins of .1", ylabel="mean fold change of the gene", title=title)
+    nine = [genes.index(g) for g in SHOWN if g in genes]
+    nine = (nine + [j for j in order if j not in nine])[:9]
+    with tiling.figure(folder / "scatter.png", 3, 3, figsize=(9, 9)) as axes:
+        for ax, j in zip(axes.flat, nine):
+            ax.scatter(y[:, j], prediction[:, j], s=10, color=tiling.BLUE)
+            ax.set_title(f"{genes[j]}: R = {f['r'][j]:.2f}", fontsize=9)
+            ax.set(xlabel="true log$_{10}$(fc + 1)", ylabel="predicted")
+        for ax in axes.flat[len(nine):]:
+            ax.axis("off")
+    if sets:
+        text += enrich_best(folder, [genes[j] for j in order if not np.isnan(f["r"][j])], sets)
+    truth = tiling.planted_programmes(o.cohort, genes)
+    if truth is not None:
+        rows = [(name, of.sum(), f"{mean(f['r'][of][~np.isnan(f['r'][of])]):.3f}", (f["bh"][of] < ALPHA).sum())
+                for name, of in truth.items()]
+        header = ("programme", "genes", "mean R", f"BH < {ALPHA}")
+        print("SIMULATED: " + "; ".join(f"{name} {hit} of {n} (mean R {m})" for name, n, m, hit in rows))
+        text += ["## Against what was planted", "", "SIMULATED cohort. Housekeeping and noise genes follow nothing on the slide.",
+                 "", table(header, rows), ""]
+    top = [(genes[j], f["n"][j], *(show(float(f[k][j])) for k in ("r", "bh", "rho", "r_folds", "fc", "accuracy", "majority")))
+           for j in order[:20]]
+    save_text(folder / "report.md", [
+        f"# Differential expression: {folder.name}", "",
+        f"{len(p['patients'])} pairs of tumour and matched normal tissue, {G:,} genes, y = log10(fc + 1) [HistCode]; "
+        f"{title}. {config['folds']} parts by patient; each pair is predicted by the model that did not know its patient, "
+        "neither in its attention nor in its regression. R is over all pairs; R within folds: mean over the test parts.", "",
+        *(line + "\n" for line in lines), "![R](r.png) ![Accuracy](accuracy.png)", "",
+        "## Best genes", "", table(("gene", "pairs", "R", "p (BH)", "Spearman", "R within folds", "mean fc", "accuracy",
+                                    "majority"), top), "", "![Predicted against true](scatter.png)", "",
+        "## R and fold change", "", table(("R from", "genes", "mean fold change"), [
+            (f"{low:.1f}", len(v), f"{v.mean():.3f}") for low, v in binned if len(v)]), "", "![Fold change](fold_change.png)", "",
+        *text, "## Folds", "", table(("fold", "train", "validation", "test", "epoch", "penalty"), [
+            (i, *(len(s[f"{part}_patients"]) for part in ("train", "valid", "test")), few(s["epochs"].tolist(), 3),
+             s.get("penalty", "")) for i, s in enumerate(saved)]), "",
+        *left_out_lines(d), "## Settings", "", *(f"- {k}: {v}" for k, v in config.items()), ""])
+
+
+def enrich_best(folder, ranked, sets):
+    """Gene sets of the best genes among those tested: enrichment.csv, its picture and lines of the report. [HistCode Fig. 9]"""
+    best = ranked[:BEST_GENES]
+    e, names = stats.enrichment(best, sets, ranked), list(sets)
+    order = [i for i in np.lexsort((-np.nan_to_num(e["fold"]), np.nan_to_num(e["p"], nan=2))) if e["size"][i]]
+    save_csv(folder / "enrichment.csv", ("set", "genes tested", "hits", "expected", "fold", "p", "p_bh", "hit genes"), (
+        (names[i], e["size"][i], e["overlap"][i], *(f"{e[k][i]:.4g}" for k in ("expected", "fold", "p", "bh")),
+         " ".join(g for g in sets[names[i]] if g in best)) for i in order))
+    line = (f"{len(best)} best of {len(ranked):,} tested genes: {(e['bh'] < ALPHA).sum()} of {len(order)} sets with a tested "
+            f"gene at BH < {ALPHA}")
+    print(line + "".join(f"; first: {names[i]} ({e['overlap'][i]} of {e['size'][i]}, p (BH) {e['bh'][i]:.2g})" for i in order[:1]))
+    shown = [i for i in order[:10] if e["overlap"][i]]
+    if shown:
+        with tiling.figure(folder / "enrichment.png", figsize=(8, .7 + .28 * len(shown))) as ax:
+            ax.barh([f"{names[i][:60]} ({e['overlap'][i]}/{e['size'][i]})" for i in shown],
+                    -np.log10(np.maximum(e["p"][shown], 1e-300)), color=tiling.BLUE)
+            ax.invert_yaxis()
+            ax.set_xlabel("−log$_{10}$ p, one-sided Fisher, uncorrected")
+    return [f"## Gene sets of the {len(best)} best genes", "", line + ".", "", tiling.table(
+        ("set", "hits", "tested", "expected", "p", "p (BH)"), [(names[i], e["overlap"][i], e["size"][i],
+         f"{e['expected'][i]:.1f}", f"{e['p'][i]:.2g}", f"{e['bh'][i]:.2g}") for i in shown]), "",
+        *["![Sets](enrichment.png)", ""] * bool(shown)]
+
+
+# ----- A run's models on slides --------------------------------------------------------------------------------------
+def load_run(path, pooling=None):
+    """A finished run of diagnose or expression: dict as tiling's "run's models on slides" wants it; folds: its checkpoints,
+    kind of each (diagnosis, linear, attention)."""
+    folder = Path(path)
+    config = tiling.load_json(folder / "config.json") or {}
+    if config.get("command") not in ("diagnose", "expression") or config.get("bags"):
+        raise InputError(f"{folder}: not a run on slides of diagnose or expression; give a folder such as "
+                         "COHORT/runs/diagnosis")
+    if config["version"] != VERSION:
+        raise InputError(f"{folder} is a run of version {config['version']} of this program's files, this one reads version "
+                         f"{VERSION}: train it again, or use the program that made it")
+    if config["command"] == "diagnose":
+        there = [name for name in POOLINGS if (folder / f"{name}-r0-f0.pt").is_file()]
+        pooling = pooling or ("HistCode" if "HistCode" in there or not there else there[0])
+        names = [f"{pooling}-r{r}-f{f}.pt" for r in range(config["repeats"])
+                 for f in range(config["folds"] if config["rotate"] else max(1, config["folds"] // 2))]
+    elif pooling:
+        raise InputError(f"--pooling {pooling}: {folder} is a run of expression, which has one")
+    else:
+        names = [f"fold{f}.pt" for f in range(config["folds"])]
+    missing = [name for name in names if not (folder / name).is_file()]
+    if missing or not (folder / "report.md").is_file():
+        raise InputError(f"{folder}: {few(missing, 3) or 'report.md'} is missing: the run is not finished; the command that "
+                         "began it goes on")
+    saved, cohort = [tiling.load_checkpoint(folder / name, "cpu") for name in names], folder.resolve().parents[1]
+    header, rows = tiling.read_rows(folder / "folds.csv")
+    known = {who for s in saved for k in ("learned_from", "test_patients") for who in s[k]}
+    return dict(folder=folder, config=config, folds=saved, rows=[dict(zip(header, row)) for row in rows],
+                cohort=cohort if (cohort / "samples.csv").is_file() else Path(config["cohort"]),    # it may have moved
+                fold_of={who: [m for m, s in enumerate(saved) if who not in s["learned_from"]] for who in known})
+
+
+def mean_prediction(saved, appliers, use, h):
+    """Means over the chosen models of one bag (T, D): probabilities (2,) of a diagnosis, else (y (G,), P(label 1) (G,))."""
+    if saved[0]["kind"] == "diagnosis":
+        return np.mean([appliers[m](h)[0][0].double().softmax(0).numpy() for m in use], 0)
+    each = [predict_pair(saved[m], appliers[m], h)[:2] for m in use]
+    y = np.mean([y for y, _ in each], 0)
+    odds = [o for _, o in each if o is not None]
+    return y, np.mean([1 / (1 + np.exp(-o)) for o in odds], 0) if odds else label_of(y).astype(float)
+
+
+def predict(o):
+    """Diagnose slides, or predict their patients' fold changes, by a finished run: the mean of its models, a csv each."""
+    run, device, failed, done = load_run(o.run, o.pooling), tiling.pick_device(o.device), {}, 0
+    saved, appliers = run["folds"], [apply_heads(s, device) for s in run["folds"]]
+    for _, home, into, source, name in tiling.each_slide(run, o, failed):
+        try:
+            h, use = tiling.load_features(into, source, name)[0], tiling.held_out(run, name, home, o.all_models)
+            if saved[0]["kind"] == "linear" and len(h) < 2:
+                raise InputError("one tile; the highest and the lowest by attention need two")
+        except InputError as e:
+            failed[name] = str(e)
+            continue
+        got, path = mean_prediction(saved, appliers, use, h), run["folder"] / "predict" / f"{name}.csv"
+        if saved[0]["kind"] == "diagnosis":
+            classes = run["config"]["classes"]
+            save_csv(path, ("slide", *(f"p_{c}" for c in classes), "predicted"),
+                     [(name, *(f"{v:.6f}" for v in got), classes[int(got[1] > .5)])])
+            said = f"{classes[1]} {got[1]:.3f}"
+        else:
+            fc = np.maximum(10.0 ** got[0] - 1, 0)
+            save_csv(path, ("gene", "log10_fc_plus_1", "fold_change", f"p_abs_log2_fc_above_{LOG2_FC}"), (
+                (g, *(f"{v:.6g}" for v in row)) for g, *row in zip(saved[0]["genes"], got[0], fc, got[1])))
+            said = f"{len(fc):,} genes"
+        print(f"{name}: {len(h):,} tiles, {len(use)} of {len(saved)} models, {said} -> {path}")
+        done += 1
+    return tiling.report_failures(failed, done + len(failed))
+
+
+def contributions(saved, h, a, j):
+    """What each tile adds to output j of one fold's model, (T,) float64: their sum and the bias are the output; nan for
+    tiles that are in neither end of the linear model. h (T, D), a (M, T) its attention."""
+    if saved["kind"] == "linear":
+        out, D = np.full(len(h), np.nan), h.shape[1]
+        for part, rows in enumerate(ends_of(a[0])):
+            out[rows] = np.asarray(h[rows], np.float64) @ saved["weights"][part * D:(part + 1) * D, j].double().numpy() / len(rows)
+        return out
+    if saved["pooling"] not in ("HistCode", "ABMIL", "mean", "max"):
+        raise InputError(f"--score contribution: {saved['pooling']} is no sum over tiles")
+    m, j = (j, 0) if len(a) > 1 else (0, j)                                    # a network for each gene, or one for all
+    model = SlideModel(saved["pooling"], np.zeros(D := saved["n_features"]), np.ones(D), saved["outputs"], saved["embed"],
+                       saved["hidden"])
+    model.load_state_dict({k: v[m] for k, v in saved["model"].items()})
+    with torch.no_grad():
+        x = model.layers((torch.from_numpy(np.array(h)).float() - model.mean) * model.scale)        # (T, D)
+    w = model.head.classify.weight.detach()
+    w = w[1] - w[0] if saved["kind"] == "diagnosis" else w[j]                  # the log odds of the positive class
+    if saved["pooling"] == "max":
+        value, which = (x * w).double(), x.argmax(0)                           # each feature comes from one tile
+        return np.bincount(which.numpy(), value.gather(0, which[None])[0].numpy(), len(h))
+    return a[m] * (x.double() @ w.double()).numpy()
+
+
+def scale_to_one(a):
+    """Attention (T,) -> 0 for the lowest tile, 1 for the highest. [HistCode Results: "normalization of attention scores"]"""
+    return (a - a.min()) / np.ptp(a) if np.ptp(a) else np.zeros_like(a)
+
+
+def dice(a, b):
+    """2 |A and B| / (|A| + |B|) of two masks."""
+    return 2 * (a & b).sum() / max(a.sum() + b.sum(), 1)
+
+
+def map_scores(run, appliers, use, h, j, score):
+    """Scores (T,) of the chosen models' mean: normalised attention, or contributions to output j; nan where undefined."""
+    each = []
+    for m in use:
+        saved, a = run["folds"][m], appliers[m](h)[1].double().numpy()                              # (M, T)
+        each.append(scale_to_one(a[j if len(a) > 1 else 0]) if score == "attention" else contributions(saved, h, a, j))
+    there = ~np.isnan(each)
+    return np.where(there.any(0), np.where(there, each, 0).sum(0) / np.maximum(there.sum(0), 1), np.nan)
+
+
+def map_slide(run, o, appliers, home, into, source, name, label, j, score):
+    """One slide's map, written at once into RUN/heatmaps/LABEL/SLIDE/. -> dict for the line and the summary."""
+    found = tiling.find_slides(home)
+    if name not in found:
+        raise InputError(f"no slide file {name}.* in {home}: a map is drawn over the slide")
+    h, coords = tiling.load_features(into, source, name)
+    if len(h) < 2:
+        raise InputError("one tile: no highest and lowest")
+    tile, slide = tiling.tile_edge(into, source, name, coords), tiling.open_slide(found[name])
+    (W, H) = slide.dimensions
+    mpp = (tiling.slide_mpp(slide, tiling.table_mpp(home).get(name, o.mpp), name)[0] if isinstance(source, Path) else
+           float(tiling.tiles_of(into, name)[0]["mpp"]))
+    if (coords < 0).any() or (coords + tile > (W + 1, H + 1)).any():
+        raise InputError(f"tiles reach beyond the slide of {W:,} x {H:,} px: are these the features of another slide?")
+    use = tiling.held_out(run, name, home, o.all_models)
+    scores = map_scores(run, appliers, use, h, j, score)
+    shown = np.flatnonzero(~np.isnan(scores))
+    columns, result = {score: scores}, dict(name=name, tiles=len(h), use=len(use))
+    truth = home if any((home / d).is_dir() for d in ("points", "regions")) else run["cohort"]
+    cells, outlines = tiling.read_places(truth, name, mpp)[0], read_outlines(truth / "regions" / f"{name}.geojson")
+    text = [f"# {label} on {name}", "", f"{len(h):,} tiles of {tile * mpp:.0f} µm; {score}"
+            + (" between 0 (lowest) and 1 (highest tile)" if score == "attention" else
+               f", whose sum and the bias are the prediction; {len(shown):,} tiles have one" if len(shown) < len(h) else
+               ", whose sum and the bias are the prediction")
+            + f"; mean of {len(use)} of {len(appliers)} models, "
+            + ("none of which learned from the slide's patient" if not o.all_models else "also those that learned from its "
+               "patient") + f". Run {run['folder']}.", "", "![Map](map.png)", "", "![Highest and lowest tiles](gallery.png)", ""]
+    s = scores[shown]
+    if outlines:
+        inside = stats.inside(coords + tile / 2, outlines)
+        columns["inside"], within, cut = inside.astype(float), inside[shown], tiling.otsu_threshold(s)
+        result.update(auc=stats.roc_auc(within, s), dice=dice(s > cut, within), all_dice=dice(np.ones_like(within), within))
+        text += ["## Outline", "", f"{within.sum():,} of {len(within):,} tiles have their centre inside. AUC "
+                 f"{result['auc']:.3f}; Dice of the tiles above {cut:.3g} (Otsu of the scores, which knows no outline) "
+                 f"{result['dice']:.3f}, of all tiles {result['all_dice']:.3f}.", ""]
+    if cells:
+        counts = {c: stats.count_points(xy, coords, tile) for c, xy in cells.items()}
+        columns.update({f"cells: {c}": n for c, n in counts.items()})
+        r, p = stats.shift_p(s, np.stack([n[shown] for n in counts.values()], 1), [coords[shown]], SHIFTS, o.seed)
+        result["cells"] = dict(zip(counts, r))
+        text += ["## Cells in each tile", "", f"p: a spatial shift of the scores ({SHIFTS} of them) gives an R as high.", "",
+                 tiling.table(("cells", "on tiles", "R", "p"), [(c, f"{n.sum():,}", f"{x:.3f}", f"{y:.3f}")
+                                                                for (c, n), x, y in zip(counts.items(), r, p)]), ""]
+    folder = run["folder"] / "heatmaps" / label / name
+    work = folder.with_name(f".{name}.{os.getpid()}.tmp")
+    try:
+        rgb, _ = tiling.thumbnail(slide, mpp, max(W, H) * mpp / 1500)
+        title = f"{label} on {name}"
+        tiling.draw_heatmap(work / "map.png", rgb, (W, H), mpp, coords[shown], tile, s, title, score)
+        tiling.draw_gallery(work / "gallery.png", slide, coords[shown], tile, s, f"{title}: highest and lowest tiles")
+        save_csv(work / "tiles.csv", ("x", "y", *columns), (
+            (*xy, *("" if np.isnan(v) else f"{v:.6g}" for v in row)) for xy, row in zip(coords, zip(*columns.values()))))
+        tiling.save_json(work / "tiles.geojson", tiling.tiles_geojson(coords, tile, np.stack(list(columns.values()), 1),
+                                                                      list(columns)))
+        save_text(work / "report.md", text)
+        shutil.rmtree(folder, ignore_errors=True)
+        os.replace(work, folder)
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+    return result
+
+
+def heatmap(o):
+    """Where a run's models look: attention laid back on the slide, or what each tile adds to a gene's prediction, against
+    the pathologist's outline where there is one."""
+    tiling.need_matplotlib()
+    run, device, failed = load_run(o.run, o.pooling), tiling.pick_device(o.device), {}
+    saved, appliers = run["folds"], [apply_heads(s, device) for s in run["folds"]]
+    kind, own = saved[0]["kind"], len(next(iter(saved[0]["model"].values()))) > 1
+    if kind == "diagnosis" and o.genes:
+        raise InputError(f"--genes {o.genes}: {run['folder']} is a diagnosis; give a run of expression")
+    if own and not o.genes:
+        raise InputError(f"{run['folder']} has a network for each gene: name some with --genes")
+    chosen = tiling.pick_genes(o.genes, saved[0]["genes"]) if o.genes else [None]
+    score = o.score or ("attention" if kind == "diagnosis" or own or not o.genes else "contribution")
+    if score == "contribution" and not o.genes and kind != "diagnosis":
+        raise InputError("--score contribution: to which gene? name it with --genes")
+    if kind == "diagnosis" and score == "contribution":
+        contributions(saved[0], np.zeros((2, saved[0]["n_features"]), np.float32), np.ones((1, 2)) / 2, 0)   # or it can't be
+    results, seen = {}, 0
+    for options, home, into, source, name in tiling.each_slide(run, o, failed):
+        try:
+            place = tiling.every_tile(run, options, home, into, source, name)
+            for j in chosen:
+                label = (saved[0]["genes"][j] if j is not None else run["config"]["command"]) + (
+                    f"-{score}" if score != ("attention" if j is None or own else "contribution") else "")
+                got = map_slide(run, options, appliers, home, place, source, name, label, j or 0, score)
+                results.setdefault(label, []).append(got)
+                print(f"{name}, {label}: {got['tiles']:,} tiles, {got['use']} of {len(saved)} models"
+                      + (f"; outline AUC {got['auc']:.3f}, Dice {got['dice']:.3f} (all tiles {got['all_dice']:.3f})"
+                         if "auc" in got else "")
+                      + "".join(f"; {c} R {r:.3f}" for c, r in got.get("cells", {}).items() if c != "all cells")
+                      + f" -> {run['folder'] / 'heatmaps' / label / name}", flush=True)
+            seen += 1
+        except (InputError, OSError) as e:
+            failed[name] = str(e)
+    for label, each in results.items():
+        if len(each) > 1:
+            summarise_maps(run["folder"] / "heatmaps" / label / "summary.md", label, each)
+    return tiling.report_failures(failed, seen + len(failed))
+
+
+def summarise_maps(path, label, each):
+    """summary.md of a label's slides, and its line."""
+    outlined = [e for e in each if not math.isnan(e.get("auc", math.nan))]
+    lines = []
+    if outlined:
+        auc, d, base = (np.array([e[k] for e in outlined]) for k in ("auc", "dice", "all_dice"))
+        lines.append(f"{label}, {len(outlined)} slides with an outline that divides their tiles: AUC mean {auc.mean():.3f}, "
+                     f"median {np.median(auc):.3f}, above .5 on {(auc > .5).sum()}; Dice mean {d.mean():.3f}, of all tiles "
+                     f"{base.mean():.3f}")
+    kinds = dict.fromkeys(c for e in each for c in e.get("cells", {}))
+    for c in kinds:
+        r = np.array([e["cells"][c] for e in each if not math.isnan(e.get("cells", {}).get(c, math.nan))])
+        if len(r):
+            lines.append(f"{label} and {c} per tile, {len(r)} slides: R mean {r.mean():.3f}, median {np.median(r):.3f}")
+    print("\n".join(lines))
+    show = lambda v: "" if v is None or math.isnan(v) else f"{v:.3f}"
+    save_text(path, [f"# {label}: {len(each)} slides", "", *(line + "\n" for line in lines), tiling.table(
+        ("slide", "tiles", "AUC", "Dice", "Dice of all tiles", *(f"R {c}" for c in kinds)), [
+            (e["name"], e["tiles"], *(show(e.get(k)) for k in ("auc", "dice", "all_dice")),
+             *(show(e.get("cells", {}).get(c)) for c in kinds)) for e in each]), ""])
+    print(f"report: {path}")
+
+
+# ----- Encoders and poolings against each other ----------------------------------------------------------------------
+def ablation(o):
+    """Encoders x poolings on the same pairs, folds and genes: expression --model attention for each, and one table. [Fig. 6]
+    """
+    base, status, cells = o.name or "ablation", 0, {}
+    twice = [tiling.encoder_name(e) for e in o.encoders]
+    if len(set(twice)) < len(twice):
+        raise InputError(f"--encoders {' '.join(o.encoders)}: two have the name {max(twice, key=twice.count)}, and so would "
+                         "their features")
+    check_ranges(o)
+    for encoder in o.encoders:
+        for pooling in o.poolings:
+            own = argparse.Namespace(**{**vars(o), "encoder": encoder, "pooling": pooling, "model": "attention", "ridge": 0,
+                                        "name": f"{base}-{tiling.encoder_name(encoder)}-{pooling}", "gmt": None, "verb": "expression"})
+            own.weights = o.weights if encoder in tiling.ENCODERS else None
+            print(f"--- {tiling.encoder_name(encoder)}, {pooling} pooling", flush=True)
+            status |= expression(own)
+            header, rows = tiling.read_rows(Path(o.cohort) / "runs" / own.name / "genes.csv")
+            r, rho = header.index("R"), header.index("spearman")
+            cells[tiling.encoder_name(encoder), pooling] = {row[0]: (tiling.number(row[r]), tiling.number(row[rho])) for row in rows}
+    genes = [g for g in next(iter(cells.values())) if all(not math.isnan(c.get(g, (math.nan,))[0]) for c in cells.values())]
+    if not genes:
+        raise InputError("no gene has an R in every cell of the table: is there any signal, or are predictions constant?")
+    values = {cell: np.array([of[g] for g in genes]) for cell, of in cells.items()}                 # (G, 2) R, Spearman
+    rows = [(*cell, len(genes), f"{v[:, 0].mean():.3f} ± {v[:, 0].std():.3f}", f"{np.median(v[:, 0]):.3f}",
+             f"{v[:, 1].mean():.3f} ± {v[:, 1].std():.3f}") for cell, v in values.items()]
+    header, tests = ("encoder", "pooling", "genes", "mean R ± SD", "median R", "mean Spearman ± SD"), []
+    for a, b in itertools.combinations(values, 2):
+        if (a[0] == b[0]) != (a[1] == b[1]):                                   # they differ in one thing
+            d = values[a] - values[b]
+            tests.append((f"{a[0]}, {a[1]}", f"{b[0]}, {b[1]}", *(x for k in (0, 1) for x in (
+                f"{d[:, k].mean():+.3f}", f"{stats.wilcoxon_signed_rank(values[a][:, k], values[b][:, k])[1]:.2g}"))))
+    folder = Path(o.cohort) / "runs" / base
+    save_csv(folder / "table.csv", header, rows)
+    save_csv(folder / "genes.csv", ("gene", *(f"{k} {e} {p}" for e, p in values for k in ("R", "spearman"))),
+             ((g, *(f"{x:.5g}" for v in values.values() for x in v[i])) for i, g in enumerate(genes)))
+    with tiling.figure(folder / "ablation.png", 1, 2, figsize=(4 + 1.3 * len(values), 4), squeeze=False) as axes:
+        for k, what in enumerate(("Pearson R", "Spearman")):
+            axes[0, k].boxplot([v[:, k] for v in values.values()], tick_labels=[f"{e}\n{p}" for e, p in values])
+            axes[0, k].axhline(0, color="0.8", lw=1, zorder=0)
+            axes[0, k].set_ylabel(f"{what} of a gene")
+            axes[0, k].tick_params(axis="x", labelsize=8)
+    paired = ("one", "other", "mean difference of R", "p", "of Spearman", "p ")
+    note = ("p: two-sided signed-rank test over genes, paired. Genes vary together, so it says that the two differ on these "
+            "patients, not that they would on others.")
+    print(tiling.table(header, rows), tiling.table(paired, tests), note, sep="\n\n")
+    save_text(folder / "report.md", [f"# Ablation: {base}", "", "The same pairs, folds, genes and seeds in every cell; "
+                                     "networks of all genes at once, stopped on validation patients. [HistCode Fig. 6]", "",
+                                     tiling.table(header, rows), "", "![R and Spearman](ablation.png)", "",
+                                     tiling.table(paired, tests), "", note, ""])
+    print(f"report: {folder / 'report.md'}")
+    return status
+
+
+def read_sets(paths):                                                           # same in he2rna.py
+    """{set: genes} of .gmt files. InputError on what can't be read."""
+    try:
+        return stats.read_gmt(*paths)
+    except (ValueError, OSError) as e:
+        raise InputError(f"--gmt: {e}") from None
+
+
+def read_outlines(path):                                                        # same in he2rna.py
+    """Polygons of a GeoJSON file as stats.inside takes them, None where there is no file. InputError where none is in it."""
+    try:
+        return stats.read_rings(json.loads(path.read_text())) if path.is_file() else None
+    except ValueError as e:
+        raise InputError(f"{path}: {e}") from None
+
+
 def main(argv=None):
     parser = argparse.ArgumentParser(prog="histcode.py", description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -1818,6 +2484,55 @@ def main(argv=None):
     training(p, DIAGNOSIS, BAGS)
     tiling.add_options(p)
     p.set_defaults(encoder="resnet50-stage3")
+
+    def pairs(p, a):
+        """Options of the two commands on fold changes."""
+        a("--genes", default="all", help="A,B,C, a file of them, or all (default) of the expression table")
+        a("--drivers", metavar="FILE", help="a compendium of driver genes (columns symbol and mutations, such as IntOGen's): "
+          "its most mutated ones")
+        a("--top", type=int, default=DRIVERS, help=f"so many of them (default {DRIVERS}, the paper's)")
+        a("--slides", choices=("tumour", "both"), default="tumour", help="whose tiles stand for a patient: those of the tumour "
+          "slides (default: \"from single whole slide image\"), or of the normal slides too")
+        a("--per-gene", action="store_true", help="a network for each gene, as the authors' code and Fig. 11, instead of one "
+          "for all")
+        a("--name", help="of the run (default: the command and its model); an interrupted run goes on")
+        training(p, DIAGNOSIS)
+        tiling.add_options(p)
+        p.set_defaults(encoder="resnet50-stage3", label=None, positive=None)
+
+    p, a = verb(expression, "predict the fold change of each gene between tumour and normal tissue")
+    a("--model", choices=("linear", "attention"), default="linear", help="linear: one layer over the mean of the tiles of "
+      "highest and of lowest attention of a tumour classifier (default, the paper's eq. 8); attention: all tiles pooled by "
+      "attention that learns from the genes (Fig. 6)")
+    a("--pooling", choices=tuple(POOLED), default="attention", help="with --model attention")
+    a("--ridge", type=penalty_of, default=0.0, metavar="PENALTY|auto", help="with --model linear: of the squared weights of "
+      "standardised features (default 0: least squares, the paper's); auto: by leave-one-out over the training pairs, which "
+      "many features and few patients want")
+    a("--gmt", nargs="+", metavar="FILE", help=f"gene sets to look for the {BEST_GENES} best genes in (Fig. 9)")
+    pairs(p, a)
+
+    p, a = verb(ablation, "encoders x poolings against each other on fold changes (Fig. 6)")
+    a("--encoders", nargs="+", required=True, metavar="NAME|FILE", help="as tiling.py's --encoder: files of pretrain, "
+      "resnet50-stage3 with --weights ...")
+    a("--poolings", nargs="+", choices=tuple(POOLED), default=("attention", "mean"), help="default: attention mean, the paper's")
+    pairs(p, a)
+
+    def of_run(function, what):
+        p = verbs.add_parser(function.__name__, help=what, description=function.__doc__)
+        p.set_defaults(function=function)
+        p.add_argument("run", help="folder of a finished run of diagnose or expression, COHORT/runs/NAME")
+        p.add_argument("slide", nargs="+", help="slide files, names of the run's slides, or all")
+        p.add_argument("--pooling", choices=tuple(POOLINGS), help="of a run of diagnose --table (default HistCode)")
+        p.add_argument("--all-models", action="store_true", help="also the models that learned from the slide's patient")
+        tiling.add_options(p, of_run=True)
+        return p.add_argument
+
+    of_run(predict, "diagnose new slides, or predict their fold changes")
+    a = of_run(heatmap, "where the models look, on the slide")
+    a("--genes", help="with a run of expression: a map for each of A,B,C (Fig. 11: CD3D,CD247,CD19,PTEN)")
+    a("--score", choices=("attention", "contribution"), help="attention (default without --genes, and of networks for one "
+      "gene each): how much a tile counts; contribution (default with --genes): what it adds to the prediction, of a "
+      "diagnosis to the log odds of the positive class")
 
     o = parser.parse_args(argv)
     o.seed = o.seed or 0

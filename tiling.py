@@ -1492,9 +1492,9 @@ def make_supertiles(cohort, slides, o, into=None):
 
 # ---------------------------------------------------------------------------------------------------------------------
 # A run's models on slides: features as those it learned from. run: a dict of folder, config, rows (of folds.csv), cohort,
-# and fold_of {patient: fold whose model did not learn from it}
+# folds (a checkpoint of each model), and fold_of {patient: models that did not learn from it}
 # ---------------------------------------------------------------------------------------------------------------------
-def pick_genes(text, known):
+def pick_genes(text, known, where="the run"):
     """Indices of the genes of 'A,B,C', of a file (one a line, or its first column) or of 'all' in the list of known ones."""
     if text == "all":
         return list(range(len(known)))
@@ -1508,7 +1508,7 @@ def pick_genes(text, known):
         if g not in at:
             upper = {k.upper(): k for k in known}
             near = ", ".join(upper[n] for n in difflib.get_close_matches(g.upper(), upper, 3))
-            raise InputError(f"--genes: the run has no gene {g!r}; " + (f"nearest: {near}" if near else
+            raise InputError(f"--genes: {where} has no gene {g!r}; " + (f"nearest: {near}" if near else
                              f"it has {len(known):,}, such as {', '.join(known[:3])}"))
     if not names:
         raise InputError(f"--genes {text}: no gene in it")
@@ -1516,7 +1516,8 @@ def pick_genes(text, known):
 
 
 def held_out(run, slide, cohort, everyone):
-    """Folds whose models may speak of a slide: those that did not learn from its patient; all when it is new to the run.
+    """Models (their numbers) that may speak of a slide: those that did not learn from its patient; all when it is new to the
+    run. InputError when all of them did.
 
     The patient stands in the run's folds.csv, else in samples.csv, else is a TCGA slide's first 12 characters.
     """
@@ -1524,8 +1525,11 @@ def held_out(run, slide, cohort, everyone):
     for folder in (cohort, run["cohort"]) if patient is None else ():
         if (folder / "samples.csv").is_file():
             patient = patient or {row["slide"]: row["patient"] for row in read_samples(folder)}.get(slide)
-    fold = next((run["fold_of"][p] for p in (patient, slide[:12]) if p in run["fold_of"]), None)
-    return list(range(len(run["folds"]))) if fold is None or everyone else [fold]
+    models = next((run["fold_of"][p] for p in (patient, slide[:12]) if p in run["fold_of"]), None)
+    if models == [] and not everyone:
+        raise InputError(f"every model of {run['folder']} learned from patient {patient}: a run with --rotate has one for each "
+                         "patient that did not; --all-models asks them all the same")
+    return list(range(len(run["folds"]))) if models is None or everyone else models
 
 
 def features_as(run, o, cohort, slides):
@@ -2149,6 +2153,17 @@ def plan_cohort(patients, seed, normal_in=4):
                     glands=glands if tumour else rng.uniform(.6, .9), lymphocytes=lymphocytes * 10 ** rng.normal(0, .06)
                     * (.4 if not tumour else 2.2 if msi == "MSI-H" else 1)))
     return slides
+
+
+def planted_programmes(cohort, genes):
+    """{programme: (G,) which genes are of it} of a simulated cohort; None of another."""
+    path = Path(cohort) / "truth" / "genes.csv"
+    if not path.is_file():
+        return None
+    header, rows = read_rows(path)
+    programme = {row[header.index("gene")]: row[header.index("programme")] for row in rows}
+    of = {p: np.array([programme.get(g) == p for g in genes]) for p in dict.fromkeys(programme.values())}
+    return {p: which for p, which in of.items() if which.any()}
 
 
 def simulate_expression(truth, seed):
