@@ -2318,11 +2318,11 @@ def saturation_level(text):
     return level
 
 
-def add_options(parser, of_run=False, encoder=True):
+def add_options(parser, of_run=False, encoder="resnet50"):
     """The options every command that needs slides shares; None means: as the folder was made, else the default.
 
-    of_run: for slides that a trained run is applied to, whose features must be as the run's; encoder False: for a command
-    that takes tiles alone.
+    of_run: for slides that a trained run is applied to, whose features must be as the run's; encoder: the default, which
+    decides the tile size, or None for a command that takes tiles alone.
     """
     a = parser.add_argument_group("slides, tiles and features").add_argument
     a("--mpp", type=float, help="µm per pixel at level 0 for slides whose file and samples.csv have none; never a guess, "
@@ -2334,8 +2334,9 @@ def add_options(parser, of_run=False, encoder=True):
         parser.set_defaults(tile_um=None, min_tissue=None, max_tiles=None, encoder=None, colour=None,
                             **dict.fromkeys(TISSUE))
     else:
-        a("--tile-um", type=float, help=f"edge of a tile, µm (default {TILE_UM:g}, HE2RNA's, or what the encoder file "
-          f"learned from: HistCode's is 128); the network sees it as {TILE_PX} px, or as its file says")
+        usual = f"{TILE_UM:g}, HE2RNA's" if encoder == "resnet50" else "128, HistCode's"
+        a("--tile-um", type=float, help=f"edge of a tile, µm (default {usual}, or what the encoder file learned from); the "
+          f"network sees it as {TILE_PX} px, or as its file says")
         a("--min-tissue", type=float, help=f"share of a tile that must be tissue (default {MIN_TISSUE}); lower keeps "
           "fat and edges")
         a("--max-tiles", type=int, help=f"tiles per slide, a random sample beyond (default {MAX_TILES}, the paper's): "
@@ -2353,8 +2354,8 @@ def add_options(parser, of_run=False, encoder=True):
     if not encoder:
         parser.set_defaults(encoder="resnet50-stage3", weights=None, precision=None, features=None)
     elif not of_run:
-        a("--encoder", metavar="NAME|FILE", default="resnet50", help="resnet50: 2,048 features (the default, HE2RNA's); "
-          "resnet50-stage3: 1,024 (HistCode's network before it has learned); a checkpoint of histcode.py pretrain, which "
+        a("--encoder", metavar="NAME|FILE", default=encoder, help="resnet50: 2,048 features (HE2RNA's); resnet50-stage3: "
+          f"1,024 (HistCode's network before it has learned); default {encoder}; a checkpoint of histcode.py pretrain, which "
           f"says its tile size and colours; or a TorchScript file from (B, 3, {TILE_PX}, {TILE_PX}), normalised as for "
           "ImageNet, to (B, D): run such code only from whom you trust. Features go to features/<name of the file>")
         a("--weights", help="imagenet (default; downloaded once, hash checked), a torchvision state_dict file, or random "
