@@ -866,7 +866,7 @@ def train_heads(models, bag, target, loss, parts, seeds, o, device, what="", sta
     bag(i) -> (T_i, D); target(rows (m, b)) -> what `loss` takes beside the outputs; parts: (train, valid, test) rows of
     each network, as many train for all; one for many networks: all see the same bags. After each epoch: the loss on the
     validation bags, and the test bags' outputs, which choose nothing. Kept is the epoch with the lowest loss; of classifiers
-    the one with the fewest mistakes, and of those the lowest loss: few bags make the loss of a sure network jump. [ours]
+    the last one with the fewest mistakes: of few bags the loss tells how sure a network is rather than how right. [ours]
     Returns dict: model (state with a leading M, each of its epoch), epochs (M,), losses (epochs, M), tests [(epochs,
     n_test, C) of each network].
     """
@@ -905,15 +905,15 @@ def train_heads(models, bag, target, loss, parts, seeds, o, device, what="", sta
             for rows, x, mask in read_bags(bag, judged, o.batch):
                 outputs.append(net(x, mask)[:, :, -1:])                        # (M, b, 1, C) of the stream that answers
                 errors.append(loss(outputs[-1], y := target(rows).to(device)).cpu())
-                wrong.append((outputs[-1][:, :, 0].argmax(2) != y).cpu() if loss is cross_entropy else torch.zeros_like(errors[-1]))
+                wrong.append((outputs[-1][:, :, 0].argmax(2) != y).cpu() if loss is cross_entropy else errors[-1])
                 tick(rows.size)
         outputs, errors, wrong = torch.cat(outputs, 1)[:, :, 0].cpu(), torch.cat(errors, 1), torch.cat(wrong, 1)    # (M, n, ..)
         chooses = torch.arange(errors.shape[1]) < valid_n[:, None]             # (M, n)
         now = torch.where(chooses, errors, 0).sum(1) / valid_n                 # (M,)
         if not (now.isfinite().all() and outputs.isfinite().all()):
             raise InputError(f"{what} epoch {epoch}: the loss is not finite; a lower --lr may help")
-        rank = (wrong * chooses).sum(1) + now / (1 + now)                      # mistakes first: the other part is below 1
-        better, lowest = rank < lowest, torch.minimum(rank, lowest)
+        rank = (wrong * chooses).sum(1) if loss is cross_entropy else now
+        better, lowest = rank <= lowest, torch.minimum(rank, lowest)
         for k, v in params.items():
             best[k][better.to(device)] = v.detach()[better.to(device)]
         epochs[better] = epoch
@@ -1680,7 +1680,7 @@ def write_diagnosis(folder, config, d, jobs, trained, own, o):
         f"# Diagnosis: {folder.name}", "",
         f"{len(y)} {bags} of {len(set(d['patients'].tolist()))} patients; {y.sum()} {d['classes'][1]}, "
         f"{len(y) - y.sum()} {d['classes'][0]}. {o.folds} parts by patient, stratified; one tests, the next one chooses "
-        f"the epoch by its loss, the others train; {len(first)} of them tested in turn, {o.repeats} times. Mean ± SD "
+        f"the epoch (the last one with the fewest mistakes), the others train; {len(first)} of them tested in turn, {o.repeats} times. Mean ± SD "
         f"over the {len(jobs)} test folds, positive class {d['classes'][1]}."
         + (f" {no_auc} test folds have one class only and no AUC." if no_auc else ""), "", table(header, honest), "",
         f"{baseline} {note}", "", f"## {'First repeat' if o.repeats > 1 else 'All folds'} pooled", "",
