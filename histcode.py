@@ -1840,8 +1840,9 @@ def train_expression(p, d, y, label, jobs, o, folder, device):
         nxt = (f + 1) % o.folds
         train, valid, test = (np.flatnonzero(rows) for rows in ((p["part"] != f) & (p["part"] != nxt), p["part"] == nxt,
                                                                 p["part"] == f))
-        if len(train) < 2:
-            raise InputError(f"fold {f} has {len(train)} pairs to train on, of {len(p['patients'])}: lower --folds")
+        if len(train) < 2 or o.model != "linear" and not len(valid):
+            raise InputError(f"fold {f} has {len(train)} pairs to train on and {len(valid)} to choose its epoch, of "
+                             f"{len(p['patients'])}: lower --folds")
         if o.model == "linear":
             model = draw_model("HistCode", d["sums"], parts[0], seed, o)
             done = train_heads([model], d["bag"], lambda r: torch.from_numpy(d["y"][r]), cross_entropy, [(*parts[:2], [])],
@@ -1868,7 +1869,7 @@ def train_expression(p, d, y, label, jobs, o, folder, device):
                     models[-1].head.classify.bias.data.copy_(torch.from_numpy(np.float32(mean[j])))
                 turned = lambda r: torch.from_numpy(np.float32(y[r][..., genes] if not o.per_gene else
                                                                y[r[0]][:, genes].T[:, :, None]))
-                done.append(train_heads(models, bag_of, turned, squared_error, [(train, valid if len(valid) else train, [])],
+                done.append(train_heads(models, bag_of, turned, squared_error, [(train, valid, [])],
                                         [seed], o, device, f"fold {f}" + f" genes {genes[0] + 1}-{genes[-1] + 1}" * o.per_gene,
                                         None if o.per_gene else path.with_suffix(".state.pt")))
             done = dict(model={k: torch.cat([one["model"][k] for one in done]) for k in done[0]["model"]},
