@@ -31,9 +31,7 @@ import hashlib
 import io
 import json
 import math
-import os
 import re
-import shutil
 import time
 from concurrent.futures import ThreadPoolExecutor
 from fractions import Fraction
@@ -1105,16 +1103,8 @@ def spots_on_map(run, use, device, spots, features, scores, coords, tile):
 
 def map_slide(run, o, models, home, into, source, name, label, chosen, group):
     """Everything of one slide's map, written into RUN/heatmaps/LABEL/SLIDE/ at once. -> dict for the summary."""
-    found, bags = tiling.find_slides(home), run["config"]["bags"]
-    if name not in found:
-        raise InputError(f"no slide file {name}.* in {home}: a map is drawn over the slide")
-    features, coords = tiling.load_features(into, source, name)
-    tile, slide = tiling.tile_edge(into, source, name, coords), tiling.open_slide(found[name])
-    (W, H), elsewhere = slide.dimensions, isinstance(source, Path)
-    mpp = (tiling.slide_mpp(slide, tiling.table_mpp(home).get(name, o.mpp), name)[0] if elsewhere else
-           float(tiling.tiles_of(into, name)[0]["mpp"]))
-    if (coords < 0).any() or (coords + tile > (W + 1, H + 1)).any():
-        raise InputError(f"tiles reach beyond the slide of {W:,} x {H:,} px: are these the features of another slide?")
+    bags, (features, coords) = run["config"]["bags"], tiling.load_features(into, source, name)
+    slide, (W, H), mpp, tile = tiling.map_ground(home, into, source, name, coords, o.mpp)
     use = held_out(run, name, home, o.all_models)
     used, genes = [models[f] for f in use], [run["genes"][j] for j in chosen]
     each = score_tiles(used, features)                                                              # (n, genes)
@@ -1154,8 +1144,7 @@ def map_slide(run, o, models, home, into, source, name, label, chosen, group):
              + ". This is of every tissue tile; predict uses the sample that training used" * (into.name == "all-tiles")
              + ".", ""]
     folder = run["folder"] / "heatmaps" / label / name
-    work = folder.with_name(f".{name}.{os.getpid()}.tmp")
-    try:
+    with tiling.whole_folder(folder) as work:
         rgb, _ = tiling.thumbnail(slide, mpp, max(W, H) * mpp / 1500)
         counted, title = counts[o.cells] if cells else None, f"{label} on {name}"
         tiling.draw_heatmap(work / "map.png", rgb, (W, H), mpp, coords, tile, scores, title,
@@ -1172,10 +1161,6 @@ def map_slide(run, o, models, home, into, source, name, label, chosen, group):
         measured = np.stack(list(columns.values()), 1)
         save_json(work / "tiles.geojson", tiling.tiles_geojson(coords, tile, measured, list(columns)))
         save_text(work / "report.md", text)
-        shutil.rmtree(folder, ignore_errors=True)
-        os.replace(work, folder)
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
     return result
 
 

@@ -1,23 +1,30 @@
-"""HistCode: tile features learned without labels, by contrast against negatives that adapt (AdCo).
+"""HistCode: tile features learned without labels, pooled by attention to diagnose tumours and to tell which genes change.
 
 Huang et al., "Contrastive learning-based computational histopathology predict differential expression of cancer driver
 genes" (2022), arXiv:2204.11994. Two views of a tile must lie nearer to each other than to a bank of negatives, and the
-negatives are moved to make that as hard as can be: one min-max objective [HistCode eqs. 1-4; AdCo, arXiv:2011.08435].
-The file reads in the order of the paper's Methods; the commands stand at its end.
+negatives are moved to make that as hard as can be: one min-max objective [HistCode eqs. 1-4; AdCo, arXiv:2011.08435]. The
+encoder then stays as it is: gated attention pools a slide's tiles [eqs. 5-6], a layer diagnoses [eq. 7], and the tiles of
+highest and lowest attention predict fold changes [eq. 8]. The file reads in the order of the paper's Methods; the commands
+stand at its end.
 
     python histcode.py pretrain COHORT                      -> COHORT/runs/adco/adco.pt, log.jsonl, config.json
     python histcode.py pretrain COHORT --method simclr      the same loop with SimCLR's loss, to compare
     python histcode.py pretrain COHORT --show-views         only runs/adco/views.png: what the two views look like
-    python histcode.py diagnose COHORT --label tumor        slides told apart by attention over tiles; --table: six ways
-    python histcode.py diagnose --bags musk1.csv            the same on a multiple-instance table: label, bag, features
     python histcode.py probe COHORT COHORT/runs/adco/adco.pt random   does it learn? R2 of the cells in a tile
-    python tiling.py features COHORT --encoder COHORT/runs/adco/adco.pt     features by the encoder, for what follows
     torchrun --nproc-per-node 8 histcode.py pretrain COHORT              the same on 8 GPUs; --batch stays the whole batch
+    python histcode.py diagnose COHORT --encoder FILE --rotate   tumour or normal (--table: the six rows of Table 1)
+    python histcode.py diagnose --bags musk1.csv            the same on a multiple-instance table: label, bag, features
+    python histcode.py expression COHORT --encoder FILE     which genes change between tumour and normal tissue (Figs. 4-9)
+    python histcode.py ablation COHORT --encoders FILE FILE encoders x poolings on that task (Fig. 6)
+    python histcode.py heatmap RUN SLIDE...                 where the models look (Figs. 10, 11); predict RUN SLIDE...
 
-COHORT is a folder with slides/ and samples.csv, as for tiling.py. A command that was interrupted goes on where it was.
+COHORT is a folder with slides/ and samples.csv, as for tiling.py, and expression.csv for fold changes; RUN is
+COHORT/runs/NAME. A command that was interrupted goes on where it was.
 
-Glossary: B tiles of a batch, K negatives in the bank, d numbers of an embedding, D features, h embedding before the two
-layers, q and k the unit embeddings of a tile's two views, w a raw negative, tau temperature, S slides, C classes of cells.
+Glossary: B tiles (or slides) of a batch, K negatives in the bank, d numbers of an embedding, D features, h embedding before
+the two layers, q and k the unit embeddings of a tile's two views, w a raw negative, tau temperature; T tiles of a slide,
+a their attention, z the slide's vector, C classes or outputs, M networks trained as one, G genes, P patients with tumour
+and normal expression, fc fold change, y = log10(fc + 1).
 Tags: [HistCode ...] the paper, [HistCode code] and [AdCo code] only the authors' released code, [ours] our choice.
 """
 
@@ -102,6 +109,7 @@ ENDS = 100                   # l: highest, and lowest, tiles by attention     [H
 DRIVERS = 200                # genes of a compendium, by mutations            [HistCode Methods, Cancer driver genes]
 LABEL_RATE, LABEL_EPOCHS = 1e-3, 100      # of the layer that learns labels   [ours]
 SHUFFLES = 10 ** 6           # R of shuffled patients behind a p, over all genes  [ours]
+BAGS_AT_ONCE = 2 ** 25       # numbers of a step of networks on a table, 128 MB  [ours]
 GENES_AT_ONCE = 16           # networks of one gene each, trained together    [ours]
 POOLED = {"attention": "HistCode", "mean": "mean", "max": "max"}   # of Fig. 6, and max                 [HistCode Fig. 6]
 BEST_GENES = 50              # whose gene sets are asked for                  [HistCode Fig. 9]
@@ -1558,9 +1566,11 @@ def train_pooling(pooling, d, jobs, o, folder, device):
     """Train what is not there yet -> {(repeat, fold): its checkpoint}."""
     path_of = lambda r, f: folder / f"{pooling}-r{r}-f{f}.pt"
     todo = [job for job in jobs if not path_of(*job[:2]).is_file()]
+    at_once = 1 if d["what"] == "slides" else max(1, BAGS_AT_ONCE // (max(n for n, *_ in d["sums"]) * d["n_features"]))
     alike = [[j for j in todo if len(j[2]) == n] for n in sorted({len(j[2]) for j in todo})]
+    blocks = [jobs[i:i + at_once] for jobs in alike for i in range(0, len(jobs), at_once)]     # of slides one fills the cores
     target = lambda rows: torch.from_numpy(d["y"][rows])
-    for block in alike if d["what"] == "bags" else [[job] for job in todo]:    # of slides one network fills the cores
+    for block in blocks:
         seeds = [seed_of(o, r, f) for r, f, *_ in block]
         models = [draw_model(pooling, d["sums"], job[2], seed, o) for seed, job in zip(seeds, block)]
         state = None if d["what"] == "bags" else path_of(*block[0][:2]).with_suffix(".state.pt")
@@ -1573,7 +1583,7 @@ def train_pooling(pooling, d, jobs, o, folder, device):
             save_fold(path_of(r, f), own, d, o, pooling, 2, d["patients"], rows, d["patients"][np.concatenate(rows[:2])],
                       kind="diagnosis", classes=list(d["classes"]))
             p = figures_of(d["y"][rows[2]], own)
-            entry = dict(pooling=pooling, repeat=r, fold=f, epoch=own["epoch"], **{k: float(v) for k, v in p.items()},
+            entry = dict(pooling=pooling, repeat=r, fold=f, epoch=own["epoch"], **{k: None if math.isnan(v) else float(v) for k, v in p.items()},
                          valid_losses=[round(v, 5) for v in own["losses"].tolist()])
             with open(folder / "log.jsonl", "a") as log:
                 log.write(json.dumps(entry) + "\n")

@@ -32,6 +32,7 @@ import io
 import json
 import os
 import platform
+import shutil
 import signal
 import struct
 import sys
@@ -1664,6 +1665,33 @@ def figure(path, *grid, **options):
     yield axes
     save_file(path, lambda f: fig.savefig(f, dpi=130, format="png"))
     plt.close(fig)
+
+
+@contextmanager
+def whole_folder(folder):
+    """A folder that is there whole or not at all: yields where to write; at the end that takes the place of the old one."""
+    work = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
+    try:
+        yield work
+        shutil.rmtree(folder, ignore_errors=True)
+        os.replace(work, folder)
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+
+
+def map_ground(home, into, source, name, coords, mpp):
+    """What a map is drawn on: (the slide, its size (W, H), µm per pixel, edge of a tile in level-0 pixels); `mpp` where
+    neither the slide nor samples.csv says. InputError without a slide file, and where the tiles are not of this slide."""
+    found = find_slides(home)
+    if name not in found:
+        raise InputError(f"no slide file {name}.* in {home}: a map is drawn over the slide")
+    tile, slide = tile_edge(into, source, name, coords), open_slide(found[name])
+    (W, H) = slide.dimensions
+    if (coords < 0).any() or (coords + tile > (W + 1, H + 1)).any():
+        raise InputError(f"tiles reach beyond the slide of {W:,} x {H:,} px: are these the features of another slide?")
+    elsewhere = isinstance(source, Path)
+    return slide, (W, H), (slide_mpp(slide, table_mpp(home).get(name, mpp), name)[0] if elsewhere else
+                           float(tiles_of(into, name)[0]["mpp"])), tile
 
 
 def tile_corners(coords, tile):
