@@ -1743,8 +1743,10 @@ def driver_genes(path, top):
     if name is None or count is None:
         raise InputError(f"--drivers {path}: wanted columns symbol and mutations; it has {few(header)}")
     total = {}
-    for row in rows:
-        n = tiling.number(row[count]) if len(row) == len(header) else math.nan
+    for line, row in enumerate(rows, 2):
+        if len(row) != len(header):
+            raise InputError(f"--drivers {path} row {line}: {len(row)} fields, the header has {len(header)}")
+        n = tiling.number(row[count])
         total[row[name].strip()] = total.get(row[name].strip(), 0) + (0 if math.isnan(n) else n)
     return sorted(filter(None, total), key=lambda g: (-total[g], g))[:top]
 
