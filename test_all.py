@@ -4335,6 +4335,267 @@ def test_a_patient_of_both_cohorts_is_no_test(tmp_path):
     assert not (a / "runs").exists()
 
 
+# ----- Differential expression: the pieces ---------------------------------------------------------------------------
+def test_fold_changes_worked_by_hand():
+    tumour = [8, 1, 0, 3, 0, np.nan, 2, 2.83, 2.82, 1]
+    normal = [1, 8, 2, 0, 0, 1, np.nan, 1, 1, 2.83]
+    y, label = histcode.fold_change(np.array(tumour), np.array(normal))
+    log = math.log10
+    want = [log(9), log(1.125), 0, np.nan, np.nan, np.nan, np.nan, log(3.83), log(3.82), log(1 + 1 / 2.83)]
+    assert np.allclose(y, want, equal_nan=True)
+    assert np.array_equal(label, [1, 1, 1, 1, np.nan, np.nan, np.nan, 1, 0, 1], equal_nan=True)          # 2 ** 1.5 = 2.828
+    fc = np.exp(np.random.default_rng(0).normal(0, 2, (40, 5)))
+    y, label = histcode.fold_change(fc, np.ones_like(fc))
+    assert (histcode.label_of(y) == label).all() and 0 < label.mean() < 1       # the label that y itself stands for
+    assert histcode.label_of(np.array([-3., 0, log(2), log(1 + 2 ** 1.51), 9])).tolist() == [True, True, False, True, True]
+
+
+def test_ends_are_the_highest_and_lowest_tiles_and_never_share_one():
+    rng = np.random.default_rng(0)
+    for n, most in ((2, 100), (3, 100), (7, 3), (6, 3), (5, 3), (300, None)):
+        a = rng.integers(0, max(3, n // 2), n) / 7                             # ties
+        high, low = histcode.ends_of(a, *([most] if most else []))
+        count, order = min(most or 100, n // 2), sorted(range(n), key=lambda i: (-a[i], i))         # HistCode: l = 100
+        assert high.tolist() == order[:count] and low.tolist() == order[n - count:] and not set(high) & set(low)
+        h = rng.normal(size=(n, 4)).astype(np.float16)
+        if not most:
+            want = [np.mean([float(h[i, k]) for i in rows]) for rows in (high, low) for k in range(4)]
+            assert np.allclose(histcode.pair_features(h, a), want, atol=1e-12)
+
+
+def test_least_squares_is_lstsq_of_the_known_patients_of_each_gene():
+    rng = np.random.default_rng(0)
+    for n, d in ((30, 5), (6, 9)):                                             # one solution, and many: the smallest
+        x, y = rng.normal(1, 2, (n, d)), rng.normal(size=(n, 5))
+        y[:2, 1], y[3, 2], y[:, 4] = np.nan, np.nan, np.nan
+        y[:2, 3] = np.nan
+        weights, bias = histcode.least_squares(x, y)
+        for j in range(4):
+            known = ~np.isnan(y[:, j])
+            mean, sd = x[known].mean(0), x[known].std(0)
+            w = np.linalg.lstsq((x[known] - mean) / sd, y[known, j] - y[known, j].mean(), rcond=1e-9)[0] / sd
+            assert np.allclose(weights[:, j], w) and bias[j] == pytest.approx(y[known, j].mean() - mean @ w)
+        assert (weights[:, 4] == 0).all() and np.isnan(bias[4])
+        z = (x - x.mean(0)) / x.std(0)                                         # normal equations with a penalty
+        w = np.linalg.solve(z.T @ z + 2.5 * np.eye(d), z.T @ (y[:, 0] - y[:, 0].mean()))
+        assert np.allclose(histcode.least_squares(x, y, 2.5)[0][:, 0] * x.std(0), w)
+
+
+def test_best_penalty_is_that_of_leaving_out_each_patient_in_turn():
+    chosen = []
+    for seed in range(12):
+        rng = np.random.default_rng(seed)
+        n, d = 14, (4, 20)[seed % 2]
+        x = rng.normal(size=(n, d))
+        y = x[:, :3] * (seed // 2) + rng.normal(0, 2, (n, 3)) * [1, 5, .2]
+        x = np.c_[x * 3 + 1, np.full(n, 5.)]                                   # and a constant
+        errors = []
+        for p in histcode.RIDGE:
+            z, left = np.c_[(x[:, :d] - x[:, :d].mean(0)) / x[:, :d].std(0), np.zeros(n)], 0        # scale: of all
+            for i in range(n):
+                rest = np.arange(n) != i
+                center = z[rest].mean(0)
+                zi, yi = z[rest] - center, y[rest] - y[rest].mean(0)
+                w = np.linalg.solve(zi.T @ zi + p * np.eye(d + 1), zi.T @ yi)
+                left += (((y[i] - y[rest].mean(0) - (z[i] - center) @ w) / y.std(0)) ** 2).sum()
+            errors.append(left)
+        chosen.append(histcode.RIDGE[int(np.argmin(errors))])
+        unknown = np.where(np.arange(n) == 3, np.nan, rng.normal(size=n) * 1e3)
+        assert histcode.best_penalty(x, y) == chosen[-1] == histcode.best_penalty(x, np.c_[y, unknown, np.ones(n)])
+    assert len(set(chosen)) > 2 and histcode.best_penalty(x, np.ones((n, 1))) == histcode.RIDGE[3]
+
+
+def adam_of_labels(z, label, rows, steps, rate=1e-3):
+    """Logistic regression of one gene from 0 by Adam (Kingma & Ba 2015, algorithm 1) in NumPy: weights after each step."""
+    w, m, v, after = np.zeros(z.shape[1] + 1), 0, 0, []
+    rows = [i for i in rows if not np.isnan(label[i])]
+    x = np.c_[z[rows], np.ones(len(rows))]
+    for t in range(1, steps + 1):
+        g = x.T @ (1 / (1 + np.exp(-x @ w)) - label[rows]) / len(rows)
+        m, v = .9 * m + .1 * g, .999 * v + .001 * g * g
+        w = w - rate * m / (1 - .9 ** t) / (np.sqrt(v / (1 - .999 ** t)) + 1e-8)
+        after.append(w)
+    return after
+
+
+def test_labels_are_a_logistic_regression_stopped_on_the_validation_patients(monkeypatch):
+    rng = np.random.default_rng(0)
+    n, d, steps, rows = 40, 6, 30, np.arange(40)
+    x = rng.normal(3, 2, (n, d))
+    label = np.where(x[:, :1] + rng.normal(0, 2, (n, 1)) > 3, 1., 0.)
+    label[[1, 5, 26]] = np.nan
+    monkeypatch.setattr(histcode, "LABEL_EPOCHS", steps)
+    monkeypatch.setattr(histcode, "LABEL_RATE", .1)                            # fast enough to overfit
+    train, valid, test = rows[:16], rows[16:28], rows[28:]
+    x[test], z = np.nan, (x - x[train].mean(0)) / x[train].std(0)
+    after = adam_of_labels(z, label[:, 0], train, steps, .1)
+    use = [i for i in valid if not np.isnan(label[i, 0])]
+    losses = [np.mean([np.log1p(np.exp(-(2 * label[i, 0] - 1) * (z[i] @ w[:-1] + w[-1]))) for i in use]) for w in after]
+    best = int(np.argmin(losses))
+    for part, k in ((valid, best), (valid[:0], steps - 1)):
+        weights, bias = histcode.fit_labels(x, label, train, part, torch.device("cpu"))
+        own = z[:28] @ after[k][:-1] + after[k][-1]
+        assert np.allclose(x[:28] @ weights[:, 0] + bias[0], own, atol=2e-3 * np.abs(own).max())
+    assert 0 < best < steps - 2
+
+
+def test_genes_are_judged_as_scipy_judges_them(monkeypatch):
+    rng = np.random.default_rng(0)
+    n, G = 20, 6
+    y = rng.normal(size=(n, G))
+    prediction, label = y + rng.normal(0, [.5, 1, 2, 5, 1, 1], (n, G)), (rng.random((n, G)) < .7).astype(float)
+    y[:3, 1], y[5:, 2], y[2:, 3], label[:4, 0], label[:, 5] = np.nan, np.nan, np.nan, np.nan, np.nan
+    guess = rng.random((n, G)) < .5
+    monkeypatch.setattr(stats, "random_baseline", lambda truth, rng: np.sin(7 * truth))
+    f, S = histcode.judge_genes(prediction, y, guess, label, None), scipy.stats
+    assert f["n"].tolist() == [20, 17, 5, 2, 20, 20]
+    assert all(np.isnan(f[k][3]) for k in ("r", "rho", "p", "error_p", "better", "baseline"))
+    tested = [0, 1, 2, 4, 5]
+    for j in tested:
+        p, t = (v[~np.isnan(y[:, j]), j] for v in (prediction, y))
+        error, base = np.abs(p - t), np.abs(np.sin(7 * t) - t)
+        d = error - base
+        ranks = S.rankdata(np.abs(d))
+        want = dict(r=S.pearsonr(p, t)[0], rho=S.spearmanr(p, t)[0], p=S.pearsonr(p, t, alternative="greater")[1],
+                    baseline=S.pearsonr(np.sin(7 * t), t)[0], location_p=S.wilcoxon(p, np.sin(7 * t))[1],
+                    error_p=S.wilcoxon(error, base)[1], better=ranks[d < 0].sum() > ranks[d > 0].sum())
+        for k, v in want.items():
+            assert f[k][j] == pytest.approx(float(v), rel=1e-6), (k, j)
+        known = ~np.isnan(label[:, j])
+        hits = [guess[i, j] == label[i, j] for i in range(n) if known[i]]
+        share = label[known, j].mean() if known.any() else np.nan
+        assert np.allclose((f["accuracy"][j], f["positive"][j], f["majority"][j]),
+                           (np.mean(hits) if hits else np.nan, share, max(share, 1 - share)), equal_nan=True)
+    for k, p in (("bh", "p"), ("location_bh", "location_p"), ("error_bh", "error_p")):
+        assert np.allclose(f[k][tested], S.false_discovery_control(f[p][tested]), rtol=1e-6) and np.isnan(f[k][3])
+    r = histcode.fold_r(prediction[:, :3], y[:, :3], part := np.arange(n) // 4 % 4)       # folds of 8, 4, 4, 4
+    for j in range(3):
+        rows = [np.flatnonzero(part == f) for f in range(4)]
+        want = [S.pearsonr(prediction[i, j], y[i, j])[0] for i in rows if not np.isnan(y[i, j]).any()]
+        assert r[j] == pytest.approx(np.mean(want)) if want else np.isnan(r[j])
+    assert np.isnan(histcode.fold_r(prediction[:4], y[:4], np.arange(4))).all()          # folds of one have no R
+
+
+def test_squared_error_leaves_out_what_is_unknown():
+    out, y = (torch.randn(3, 4, *shape, generator=seeded(), dtype=torch.float64) for shape in ((2, 5), (5,)))
+    y[0, 1, 2:], y[1, 0] = torch.nan, torch.nan
+    out.requires_grad_()
+    got = histcode.squared_error(out, y)
+    for m, b in itertools.product(range(3), range(4)):
+        each = [(out[m, b, 1, g] - y[m, b, g]).item() ** 2 for g in range(5) if not y[m, b, g].isnan()]
+        assert got[m, b].item() == pytest.approx(np.mean(each) if each else 0)
+    got.sum().backward()
+    assert out.grad.isfinite().all() and (out.grad[0, 1, 1, 2:] == 0).all() and (out.grad[0, 1, 1, :2] != 0).all()
+
+
+# ----- Networks: which epoch, and many on the same bags --------------------------------------------------------------
+def regress(bags, y, parts, seeds, epochs=6, columns=None):
+    """train_heads on squared errors: one output a network, column m of y (n, G) is network m's target."""
+    o, sums = argparse.Namespace(lr=2e-2, weight_decay=0, epochs=epochs, batch=2), list(map(histcode.sums_of, bags))
+    columns, models = range(y.shape[1]) if columns is None else columns, []
+    for m in columns:
+        torch.manual_seed(m)
+        models.append(histcode.SlideModel("HistCode", *histcode.mean_and_sd(sums, parts[0][0]), 1, (), 4))
+    target = lambda rows: torch.from_numpy(np.float32([[[y[i, m]] for i in rows[0]] for m in columns]))
+    return histcode.train_heads(models, bags.__getitem__, target, histcode.squared_error, parts, seeds, o, "cpu")
+
+
+def test_the_epoch_kept_has_fewest_mistakes_then_the_lowest_loss():
+    (bags, y), rng = planted_bags(shift=1.0), np.random.default_rng(1)
+    order, differ = rng.permutation(24), 0
+    splits = [(np.roll(order, 5 * i)[:14], v := np.roll(order, 5 * i)[14:], v) for i in range(4)]     # test is validation
+    for split, got in zip(splits, learn("HistCode", bags, y, splits, [1, 2, 3, 4], epochs=25)):
+        truth, losses = y[split[1]], []
+        mistakes = [int((t.numpy().argmax(1) != truth).sum()) for t in got["tests"]]
+        for t in got["tests"].double():
+            losses.append(-np.mean([t[i].log_softmax(0)[c].item() for i, c in enumerate(truth)]))
+        assert np.allclose(losses, got["losses"], atol=1e-5)
+        assert got["epoch"] == 1 + min(range(25), key=lambda e: (mistakes[e], losses[e]))
+        differ += got["epoch"] != 1 + int(np.argmin(losses))
+        model = histcode.SlideModel("HistCode", np.zeros(6), np.ones(6), 2, (), 8)
+        model.load_state_dict(got["model"])                                    # and its weights are that epoch's
+        for i, t in zip(split[1], got["tests"][got["epoch"] - 1]):
+            out, _ = model(torch.from_numpy(bags[i])[None], torch.ones(1, len(bags[i]), dtype=torch.bool))
+            assert torch.allclose(out[0, 0], t, atol=1e-5)
+    assert differ                                                              # or the mistakes chose nothing
+
+
+def test_the_epoch_of_a_regression_has_the_lowest_loss():
+    (bags, label), rng = planted_bags(), np.random.default_rng(0)
+    y = np.c_[label + rng.normal(0, 1, 24), rng.normal(0, 1, 24)]
+    done = regress(bags, y, [(np.arange(14), v := np.arange(14, 24), v)], [3], epochs=15)
+    for m in range(2):
+        losses = [np.mean([(t[i, 0].item() - y[v[i], m]) ** 2 for i in range(10)]) for t in done["tests"][m]]
+        assert np.allclose(losses, done["losses"][:, m], atol=1e-5) and done["epochs"][m] == 1 + int(np.argmin(losses)) < 15
+
+
+def test_networks_that_share_their_bags_are_those_trained_one_by_one():
+    bags, label = planted_bags()
+    y = np.c_[label, np.sin(np.arange(24)), [b.mean() for b in bags]]
+    part = [(np.arange(13), np.arange(13, 18), np.arange(18, 24))]
+    y[3, 1] = np.nan
+    together = regress(bags, y, part, [9])
+    for m in range(3):
+        alone = regress(bags, y, part, [9], columns=[m])
+        assert alone["epochs"][0] == together["epochs"][m]
+        assert torch.allclose(together["tests"][m], alone["tests"][0], atol=1e-5)
+        assert all(torch.allclose(v[m], alone["model"][k][0], atol=1e-4) for k, v in together["model"].items())
+        assert together["tests"][m].shape == (6, 6, 1)                         # (epochs, n_test, C)
+
+
+@pytest.mark.parametrize("name", histcode.POOLINGS)
+def test_a_checkpoint_of_many_networks_speaks_as_each_of_them(name):
+    bags, _ = planted_bags()
+    models = some_networks(name, bags, [(np.arange(9 + i), (), ()) for i in range(5)], range(5), embed=(5,))
+    saved = dict(model={k: torch.stack([m.state_dict()[k] for m in models]) for k in models[0].state_dict()}, pooling=name,
+                 outputs=2, embed=[5], hidden=8, n_features=6)
+    out, a = histcode.apply_heads(saved, torch.device("cpu"), block=2)(bags[6].astype(np.float16))
+    assert out.shape == (5, 2) and a.shape == (5, len(bags[6]))
+    for m, model in enumerate(models):
+        want, attention = model(torch.from_numpy(bags[6])[None].half(), torch.ones(1, len(bags[6]), dtype=torch.bool))
+        assert torch.allclose(out[m], want[0, -1], atol=1e-5) and torch.allclose(a[m], attention[0], atol=1e-5)
+
+
+# ----- What a cohort says --------------------------------------------------------------------------------------------
+def test_tissue_is_read_from_columns_then_from_barcodes(tmp_path):
+    of = lambda column, *words: histcode.tissue_of([{"slide": f"s{i}", column: w} for i, w in enumerate(words)], tmp_path)
+    assert of("tumor", "1", "0", "Tumor", "normal", "yes", "", "NA", "unknown") == [1, 0, 1, 0, 1, None, None, None]
+    assert of("sample_type", "Primary Tumor", "Solid Tissue Normal", "Metastatic") == [1, 0, None]
+    with pytest.raises(tiling.InputError, match="samples.csv: tumor of slide s1 is 'maybe'; wanted 1 or 0"):
+        of("tumor", "1", "maybe")
+    names = ("TCGA-AA-0001-11A-DX1", ""), ("x", "TCGA-AA-0001-01A"), ("TCGA-AA-0001-06A", ""), ("x", "")
+    rows = [dict(slide=slide, sample=sample) for slide, sample in names]
+    assert histcode.tissue_of(rows, tmp_path) == [0, 1, None, None]
+    with pytest.raises(tiling.InputError, match="no column tumor .1, 0. or sample_type, and no TCGA barcode"):
+        histcode.tissue_of(rows[3:], tmp_path)
+    both = dict(slide="TCGA-AA-0001-11A", tumor="1", sample_type="Solid Tissue Normal")
+    assert histcode.tissue_of([both], tmp_path) == [1]
+    for name, want in (("TCGA-AB-12CD-01A-DX1", ("TCGA-AB-12CD", 1)), ("TCGA-AB-12CD-11", ("TCGA-AB-12CD", 0)),
+                       ("TCGA-AB-12CD-06A", ("TCGA-AB-12CD", None)), ("xTCGA-AB-12CD-01A", (None, None)),
+                       ("TCGA-AB-12C-01A", (None, None))):
+        assert histcode.barcode(name) == want
+
+
+def test_driver_genes_are_the_most_mutated_over_all_cohorts(tmp_path):
+    path = tmp_path / "d.tsv"
+    path.write_text("COHORT\tSymbol\tMUTATIONS\nA\tTP53\t5.0\nB\tKRAS\t6\nB\tTP53\t2\nA\tAPC\t\nA\tPTEN\t6\n")
+    assert histcode.driver_genes(path, 3) == ["TP53", "KRAS", "PTEN"] and histcode.driver_genes(path, 99)[3:] == ["APC"]
+    for text, words in (("gene,samples\nTP53,3\n", "wanted columns symbol and mutations; it has gene, samples"),
+                        ("cohort,gene,mutations\nA,TP53,3\nB\n", "row 3: 1 fields, the header has 3")):
+        path.write_text(text)
+        with pytest.raises(tiling.InputError, match=f"--drivers .*d.tsv.*{words}"):
+            histcode.driver_genes(path, 3)
+
+
+def test_intogens_most_mutated_drivers():
+    path, total = real("genesets", "intogen_2020_drivers.tsv.gz"), {}
+    for row in csv.DictReader(io.StringIO(gzip.decompress(path.read_bytes()).decode()), delimiter="\t"):
+        total[row["SYMBOL"]] = total.get(row["SYMBOL"], 0) + float(row["MUTATIONS"])
+    got = histcode.driver_genes(path, histcode.DRIVERS)
+    assert len(got) == len(set(got)) == 200 and got[0] == "TP53"
+    assert min(total[g] for g in got) >= max(v for g, v in total.items() if g not in got)
+
+
 # =====================================================================================================================
 # README
 # =====================================================================================================================
