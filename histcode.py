@@ -1867,7 +1867,7 @@ def train_expression(p, d, y, label, jobs, o, folder, device):
                 models = []
                 for j in genes if o.per_gene else [genes]:
                     models.append(draw_model(pooling, sums, train, seed, o, outputs))
-                    models[-1].head.classify.bias.data.copy_(torch.from_numpy(np.float32(mean[j])))
+                    models[-1].head.classify.bias.data.copy_(torch.as_tensor(mean[j]))
                 turned = lambda r: torch.from_numpy(np.float32(y[r][..., genes] if not o.per_gene else
                                                                y[r[0]][:, genes].T[:, :, None]))
                 done.append(train_heads(models, bag_of, turned, squared_error, [(train, valid if len(valid) else train, [])],
