@@ -1862,7 +1862,8 @@ def train_expression(p, d, y, label, jobs, o, folder, device):
             pooling, outputs, more["penalty"] = "HistCode", 2, float(penalty)
         else:
             pooling, outputs, more = POOLED[o.pooling], 1 if o.per_gene else y.shape[1], {}
-            done, mean = [], np.nanmean(y[train], 0)                           # the bias starts there, as HE2RNA's
+            known = ~np.isnan(y[train])                                        # of a gene no training patient may know
+            done, mean = [], np.where(known, y[train], 0).sum(0) / np.maximum(known.sum(0), 1)      # the bias starts there
             for genes in np.array_split(np.arange(y.shape[1]), -(-y.shape[1] // GENES_AT_ONCE) if o.per_gene else 1):
                 models = []
                 for j in genes if o.per_gene else [genes]:
