@@ -2188,13 +2188,14 @@ def dice(a, b):
 
 
 def map_scores(run, appliers, use, h, j, score):
-    """Scores (T,) of the chosen models' mean: normalised attention, or contributions to output j; nan where undefined."""
+    """Scores (T,) of the chosen models' mean: normalised attention, or contributions to output j; nan where no model has one
+    (a tile at neither end adds 0 to a model's output, so that the means and the mean bias are the mean prediction)."""
     each = []
     for m in use:
         saved, a = run["folds"][m], appliers[m](h)[1].double().numpy()                              # (M, T)
         each.append(scale_to_one(a[j if len(a) > 1 else 0]) if score == "attention" else contributions(saved, h, a, j))
     there = ~np.isnan(each)
-    return np.where(there.any(0), np.where(there, each, 0).sum(0) / np.maximum(there.sum(0), 1), np.nan)
+    return np.where(there.any(0), np.where(there, each, 0).mean(0), np.nan)
 
 
 def map_slide(run, o, appliers, home, into, source, name, label, j, score):
