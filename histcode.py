@@ -2331,6 +2331,8 @@ def ablation(o):
     """Encoders x poolings on the same pairs, folds and genes: expression --model attention for each, and one table. [Fig. 6]
     """
     base, status, cells = o.name or "ablation", 0, {}
+    if o.features:
+        raise InputError(f"--features {o.features}: not with --encoders, each of which makes its own features")
     twice = [tiling.encoder_name(e) for e in o.encoders]
     if len(set(twice)) < len(twice):
         raise InputError(f"--encoders {' '.join(o.encoders)}: two have the name {max(twice, key=twice.count)}, and so would "
