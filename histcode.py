@@ -2266,7 +2266,7 @@ def heatmap(o):
     tiling.need_matplotlib()
     run, device, failed = load_run(o.run, o.pooling), tiling.pick_device(o.device), {}
     saved, appliers = run["folds"], [apply_heads(s, device) for s in run["folds"]]
-    kind, own = saved[0]["kind"], len(next(iter(saved[0]["model"].values()))) > 1
+    kind, own = saved[0]["kind"], run["config"].get("per_gene", False)
     if kind == "diagnosis" and o.genes:
         raise InputError(f"--genes {o.genes}: {run['folder']} is a diagnosis; give a run of expression")
     if own and not o.genes:
