@@ -2273,7 +2273,7 @@ def heatmap(o):
         raise InputError(f"{run['folder']} has a network for each gene: name some with --genes")
     chosen = tiling.pick_genes(o.genes, saved[0]["genes"]) if o.genes else [None]
     for gene in (saved[0]["genes"][j] for j in chosen if j is not None):
-        if Path(gene).name != gene:
+        if Path(gene).name != gene or gene == "..":
             raise InputError(f"--genes: gene {gene!r} can't name a map's folder; rename it in the expression table")
     score = o.score or ("attention" if kind == "diagnosis" or own or not o.genes else "contribution")
     if score == "contribution" and not o.genes and kind != "diagnosis":
