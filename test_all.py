@@ -4618,7 +4618,8 @@ def write_pairs(folder, patients=9, d=8, seed=0, normals=2):
         up = np.exp(np.r_[content + rng.normal(0, .1, 3), rng.normal(0, 1.5, 3)])
         normal = np.r_[np.exp(rng.normal(0, .5, 6)), p < 3, 2]
         normal[5] *= p > 1
-        rows += [[f"{who}-01A", *(up * np.maximum(normal[:6], .5)), 1 + p, 4], [f"{who}-11A", *np.maximum(normal[:5], .5), *normal[5:]]]
+        rows.append([f"{who}-01A", *(up * np.maximum(normal[:6], .5)), 1 + p, 4])
+        rows.append([f"{who}-11A", *np.maximum(normal[:5], .5), *normal[5:]])
     (folder / "samples.csv").write_text("\n".join(slides) + "\n")
     tiling.save_csv(folder / "expression.csv", ("sample", *genes), ([r[0], *(f"{v:.6g}" for v in r[1:])] for r in rows))
     return folder
@@ -4630,11 +4631,12 @@ def change_table(path, change):
 
 
 def express(cohort, *argv):
-    return histcode.main(["expression", str(cohort), "--features", str(cohort / "h5"), "--epochs", "3", "--lr", "0.01", "--hidden",
-                          "4", "--device", "cpu", "--folds", "3", *argv])
+    return histcode.main(["expression", str(cohort), "--features", str(cohort / "h5"), "--epochs", "3", "--lr", "0.01",
+                          "--hidden", "4", "--device", "cpu", "--folds", "3", *argv])
 
 
-MODELS = {"linear": [], "ridge": ["--ridge", "auto"], "joint": ["--model", "attention"], "mean": ["--model", "attention", "--pooling", "mean"],
+MODELS = {"linear": [], "ridge": ["--ridge", "auto"], "joint": ["--model", "attention"],
+          "mean": ["--model", "attention", "--pooling", "mean"],
           "max": ["--model", "attention", "--pooling", "max", "--embed", "5"],
           "per-gene": ["--model", "attention", "--per-gene", "--genes", "UP0,NO0,HALF"]}
 
@@ -4646,7 +4648,7 @@ def changed(tmp_path_factory):
     patch.setattr(histcode, "GENES_AT_ONCE", 2)                                # the networks of three genes in two lots
     for name, argv in MODELS.items():
         if name != "linear":                                                   # whose pictures are looked at
-            patch.setattr(histcode, "write_expression", lambda folder, *_: tiling.save_text(folder / "report.md", ["written"]))
+            patch.setattr(histcode, "write_expression", lambda folder, *_: tiling.save_text(folder / "report.md", ["done"]))
         else:
             patch.setattr(histcode, "SHOWN", ["NO1"])
         assert express(cohort, "--name", name, *argv) == 0
@@ -4667,7 +4669,8 @@ def spoken_by_hand(saved, h):
     out, attention = [], []
     for m in range(len(next(iter(saved["model"].values())))):
         D = h.shape[1]
-        model = histcode.SlideModel(saved["pooling"], np.zeros(D), np.ones(D), saved["outputs"], saved["embed"], saved["hidden"])
+        shape = (saved[k] for k in ("outputs", "embed", "hidden"))
+        model = histcode.SlideModel(saved["pooling"], np.zeros(D), np.ones(D), *shape)
         model.load_state_dict({k: v[m] for k, v in saved["model"].items()})
         with torch.no_grad():
             got, a = model(torch.from_numpy(h)[None], torch.ones(1, len(h), dtype=torch.bool))
@@ -4685,8 +4688,8 @@ def test_pairs_of_a_table_worked_by_hand(tmp_path, capsys):
     (cohort / "samples.csv").write_text("slide,patient,project,sample,tumor\n" + "".join(f"{r}\n" for r in (
         "a1,A,X,sa,1", "a2,A,X,sa,1", "a0,A,X,na,0", "b1,B,X,sb,1", "b0,B,X,nb,0", "t1,TCGA-AA-0001,X,TCGA-AA-0001-01A,1",
         "c1,C,X,sc,1", "d0,D,X,nd,0", "e0,E,X,ne,0", "e1,E,X,se,", "u,U,X,su,")))
-    tiling.save_csv(cohort / "expression.csv", ("sample", "G", "H"), [(s, i, 2 * i) for i, s in enumerate(
-        "sa na sb nb TCGA-AA-0001-01A TCGA-AA-0001-01B TCGA-AA-0001-11A sc nd ne se su TCGA-ZZ-9999-01A TCGA-ZZ-9999-11A".split())])
+    ids = "sa na sb nb TCGA-AA-0001-01A TCGA-AA-0001-01B TCGA-AA-0001-11A sc nd ne se su TCGA-ZZ-9999-01A TCGA-ZZ-9999-11A"
+    tiling.save_csv(cohort / "expression.csv", ("sample", "G", "H"), [(s, i, 2 * i) for i, s in enumerate(ids.split())])
     p = histcode.pairs_of(cohort, argparse.Namespace(slides="tumour"))
     assert p["patients"].tolist() == ["A", "B", "TCGA-AA-0001"] and p["slides"] == [["a1", "a2"], ["b1"], ["t1"]]
     assert p["tumour"].tolist() == [[0, 0], [2, 4], [4.5, 9]]                  # two samples of a patient: their mean
@@ -4712,7 +4715,7 @@ def test_genes_without_a_fold_change_in_half_of_the_pairs_are_left_out(changed, 
     assert ["OFF", "SAME"] in p["left_out"].values()
     (tmp_path / "d.csv").write_text("symbol,mutations\nUP1,3\nNO1,9\nZZ,8\nUP0,2\n")
     o.drivers = tmp_path / "d.csv"
-    assert [p["genes"][j] for j in histcode.chosen_genes(p, o)] == ["NO1", "UP1"]           # the top three, of which ZZ is not there
+    assert [p["genes"][j] for j in histcode.chosen_genes(p, o)] == ["NO1", "UP1"]           # top three: ZZ is not there
     assert p["left_out"]["of the 3 driver genes, without expression"] == ["ZZ"]
 
 
@@ -4721,26 +4724,32 @@ def test_every_pair_is_predicted_by_the_model_that_did_not_know_its_patient(chan
     run = changed / "runs" / name
     saved, z, folds = folds_in(run), np.load(run / "predictions.npz"), read_csv(run / "folds.csv")
     part = {r["patient"]: int(r["part"]) for r in folds}
-    assert len(saved) == 3 and sorted(z["patient"]) == sorted(part) and [part[p] for p in z["patient"]] == z["part"].tolist()
+    assert len(saved) == 3 and sorted(z["patient"]) == sorted(part)
+    assert [part[p] for p in z["patient"]] == z["part"].tolist()
     tested = [who for s in saved for who in s["test_patients"]]
-    assert sorted(tested) == sorted(z["patient"]) and [s["kind"] for s in saved] == [{"ridge": "linear", "linear": "linear"}.get(name, "attention")] * 3
+    assert sorted(tested) == sorted(z["patient"])
+    assert [s["kind"] for s in saved] == ["linear" if name in ("linear", "ridge") else "attention"] * 3
     for f, s in enumerate(saved):
         assert {p for p in part if part[p] == f} == set(s["test_patients"]) == set(part) - set(s["learned_from"])
-        assert not set(s["test_patients"]) & {*s["train_patients"], *s["valid_patients"]} and not set(s["train_patients"]) & set(s["valid_patients"])
-        assert s["genes"] == z["genes"].tolist() and (s["penalty"] in histcode.RIDGE if name == "ridge" else s.get("penalty", 0) == 0)
+        assert not set(s["test_patients"]) & {*s["train_patients"], *s["valid_patients"]}
+        assert not set(s["train_patients"]) & set(s["valid_patients"])
+        assert s["genes"] == z["genes"].tolist()
+        assert s["penalty"] in histcode.RIDGE if name == "ridge" else s.get("penalty", 0) == 0
     expression = {r["sample"]: r for r in read_csv(changed / "expression.csv")}
     for i, who in enumerate(z["patient"]):
         h = tiles_in(changed, f"s{int(who[-4:])}_1")
         assert np.allclose(z["prediction"][i], spoken_by_hand(saved[part[who]], h)[0], atol=2e-5)
         pair = ([np.float32(expression[f"{who}-{end}"][g]) for g in z["genes"]] for end in ("01A", "11A"))
         y, label = histcode.fold_change(*map(np.array, pair))
-        assert np.allclose(z["truth"][i], y, equal_nan=True, atol=1e-6) and np.array_equal(z["label"][i], label, equal_nan=True)
+        assert np.allclose(z["truth"][i], y, equal_nan=True, atol=1e-6)
+        assert np.array_equal(z["label"][i], label, equal_nan=True)
 
 
 def test_per_gene_networks_are_each_its_own_and_joint_ones_share(changed):
     per, joint = (folds_in(changed / "runs" / name)[0] for name in ("per-gene", "joint"))
     w = per["model"]["head.pooling.w.weight"]
-    assert per["genes"] == ["UP0", "NO0", "HALF"] and w.shape == (3, 1, 4) and not torch.allclose(w[0], w[1]) and len(per["epochs"]) == 3
+    assert per["genes"] == ["UP0", "NO0", "HALF"] and w.shape == (3, 1, 4) and not torch.allclose(w[0], w[1])
+    assert len(per["epochs"]) == 3
     assert joint["model"]["head.pooling.w.weight"].shape == (1, 1, 4) and joint["outputs"] == 6 == len(joint["genes"])
 
 
@@ -4755,7 +4764,8 @@ def test_the_test_patients_features_and_expression_teach_the_fold_nothing(change
             with h5py.File(cohort / "h5" / f"{r['slide']}.h5", "r+") as h:
                 h["features"][:] = h["features"][:] * 3 - 1
     other = lambda row: [row[0], *(float(v) * (3 + j % 2) for j, v in enumerate(row[1:7])), *row[7:]]
-    change_table(cohort / "expression.csv", lambda rows: [other(r) if r[0][:12] in test and "01A" in r[0] else r for r in rows])
+    theirs = [f"{patient}-01A" for patient in test]
+    change_table(cohort / "expression.csv", lambda rows: [other(r) if r[0] in theirs else r for r in rows])
     monkeypatch.setattr(histcode, "write_expression", lambda *_: None)
     monkeypatch.setattr(histcode, "GENES_AT_ONCE", 2)
     assert express(cohort, "--name", name, *MODELS[name]) == 0
@@ -4763,7 +4773,8 @@ def test_the_test_patients_features_and_expression_teach_the_fold_nothing(change
     own = z["part"] == f
     assert all(not np.allclose(z[k][own], old[k][own], equal_nan=True) for k in ("truth", "prediction"))
     after = folds_in(cohort / "runs" / name)
-    own = lambda s: dict(s["model"], **{k: s[k] for k in ("weights", "bias", "label_weights", "label_bias", "epochs") if k in s})
+    kept = ("weights", "bias", "label_weights", "label_bias", "epochs")
+    own = lambda s: dict(s["model"], **{k: s[k] for k in kept if k in s})
     same = lambda a, b: all(torch.equal(v, own(b)[k]) for k, v in own(a).items())
     assert same(before[f], after[f]) and not same(before[2], after[2])         # they are the third fold's training part
 
@@ -4788,7 +4799,8 @@ def test_an_interrupted_expression_ends_as_one_that_was_not(changed, tmp_path, m
     there = {p.name for p in (cohort / "runs" / name).glob("fold*.pt")}        # one fold done, one begun
     assert there == ({"fold0.pt"} if name == "per-gene" else {"fold0.pt", "fold1.state.pt"})
     done = (cohort / "runs" / name / "fold0.pt").stat().st_mtime_ns
-    assert express(cohort, "--name", name, *MODELS[name]) == 0 and (cohort / "runs" / name / "fold0.pt").stat().st_mtime_ns == done
+    assert express(cohort, "--name", name, *MODELS[name]) == 0
+    assert (cohort / "runs" / name / "fold0.pt").stat().st_mtime_ns == done
     z, old = (np.load(c / "runs" / name / "predictions.npz") for c in (cohort, changed))
     assert all(np.array_equal(z[k], old[k], equal_nan=z[k].dtype.kind == "f") for k in old.files)
     assert not list(cohort.glob("runs/*/*.state.pt"))
@@ -4800,7 +4812,7 @@ def test_a_gene_that_no_training_patient_of_a_fold_knows_stops_nothing(changed, 
     cohort, z = tmp_path / "c", np.load(changed / "runs" / name / "predictions.npz")
     shutil.copytree(changed, cohort, ignore=shutil.ignore_patterns("runs"))
     gone = {f"{who}-11A" for who in z["patient"][z["part"] == 2]}              # fold 0 tests 0, validates 1, trains on 2
-    change_table(cohort / "expression.csv", lambda rows: [[*r[:4], "0", *r[5:]] if r[0] in gone else r for r in rows])      # NO0
+    change_table(cohort / "expression.csv", lambda rows: [[*r[:4], "0", *r[5:]] if r[0] in gone else r for r in rows])
     monkeypatch.setattr(histcode, "write_expression", lambda *_: None)
     assert express(cohort, "--name", name, *MODELS[name]) == 0
     new = np.load(cohort / "runs" / name / "predictions.npz")
@@ -4822,9 +4834,11 @@ def test_what_a_run_of_expression_writes(changed, capsys):
         known = ~np.isnan(z["truth"][:, j])
         truth, prediction, label = z["truth"][known, j], z["prediction"][known, j], z["label"][:, j]
         hits = z["predicted_label"][:, j][~np.isnan(label)] == label[~np.isnan(label)]
-        want = dict(n=known.sum(), R=scipy.stats.pearsonr(prediction, truth)[0], spearman=scipy.stats.spearmanr(prediction, truth)[0],
+        want = dict(n=known.sum(), R=scipy.stats.pearsonr(prediction, truth)[0],
+                    spearman=scipy.stats.spearmanr(prediction, truth)[0],
                     p=scipy.stats.pearsonr(prediction, truth, alternative="greater")[1], mean_fc=(10 ** truth - 1).mean(),
-                    accuracy=hits.mean(), share_label_1=np.nanmean(label), majority=max(np.nanmean(label), 1 - np.nanmean(label)))
+                    accuracy=hits.mean(), share_label_1=np.nanmean(label),
+                    majority=max(np.nanmean(label), 1 - np.nanmean(label)))
         assert all(float(row[k]) == pytest.approx(v, rel=2e-4, abs=1e-6) for k, v in want.items()), row["gene"]
     report = (run / "report.md").read_text()
     for name in ("r", "accuracy", "fold_change", "scatter"):
@@ -4833,30 +4847,41 @@ def test_what_a_run_of_expression_writes(changed, capsys):
     assert "OFF, SAME" in report and "- model: linear" in report and "planted" not in report
 
 
-MISTAKES = [
-    (lambda c: [], ["--ridge", "1", "--model", "attention"], "--ridge: with --model linear"),
-    (lambda c: [], ["--ridge", "auto", "--model", "attention"], "--ridge: with --model linear"),
-    (lambda c: [], ["--ridge", "-1"], "--ridge -1: must lie between 0"),
-    (lambda c: [], ["--per-gene"], "--per-gene: with --model attention"), (lambda c: [], ["--pooling", "max"], "--pooling max: with --model"),
-    (lambda c: [], ["--gmt", "nowhere.gmt"], "--gmt: .*No such file.*nowhere.gmt"), (lambda c: [], ["--name", "a/b"], "not a path"),
-    (lambda c: [], ["--genes", "UP9"], "the expression table has no gene 'UP9'; nearest: UP"), (lambda c: [], ["--folds", "12"], "9 patients don't go into --folds 12"),
-    (lambda c: [], ["--genes", "UP0", "--drivers", "x"], "--drivers and --genes both"), (lambda c: [], ["--drivers", "nowhere.tsv"], "nowhere.tsv: can't be read"),
-    (lambda c: [], ["--drivers", str(Path(__file__).with_name("requirements.txt"))], "requirements.txt: wanted columns symbol and mutations"),
-    (lambda c: [], ["--genes", "OFF,SAME"], "no gene of 2 has a fold change in half of the 9 pairs"),
-    (lambda c: (c / "d.csv").write_text("gene,mutations\nTP53,3\n"), ["--drivers", "d.csv"], "--drivers d.csv: none of its genes .TP53. is in the expression table, which has UP0"),
-    (lambda c: change_table(c / "samples.csv", lambda rows: [r for r in rows if r[4] == "1"]), [], "trains on slides of one class only .tumour.*--model attention does without"),
-    (lambda c: change_table(c / "samples.csv", lambda rows: [[*r[:4], "perhaps"] for r in rows]), [], "samples.csv: tumor of slide s0_1 is 'perhaps'; wanted 1 or 0"),
-    (lambda c: change_table(c / "samples.csv", lambda rows: [["a/" + r[0], *r[1:]] for r in rows]), [], "slide a/s0_1 is a path"),
-    (lambda c: change_table(c / "expression.csv", lambda rows: rows[::2]), [], "0 patients have tumour and normal .* .9 have tumour, 0 normal"),
-    (lambda c: change_table(c / "expression.csv", lambda rows: [[*r[:3], "-1", *r[4:]] for r in rows]), [], "expression.csv.*UP2"),
-    (lambda c: (c / "expression.csv").unlink(), [], "no expression.csv")]
+def rewritten(name, change):
+    return lambda cohort: change_table(cohort / name, change)
 
 
-@pytest.mark.parametrize("spoil, argv, words", MISTAKES)
-def test_expression_says_one_line(tmp_path, monkeypatch, spoil, argv, words):
+@pytest.mark.parametrize("argv, words, spoil", [(*mistake, None)[:3] for mistake in (
+    (["--ridge", "1", "--model", "attention"], "--ridge: with --model linear"),
+    (["--ridge", "auto", "--model", "attention"], "--ridge: with --model linear"),
+    (["--ridge", "-1"], "--ridge -1: must lie between 0"),
+    (["--per-gene"], "--per-gene: with --model attention"),
+    (["--pooling", "max"], "--pooling max: with --model attention"),
+    (["--gmt", "nowhere.gmt"], "--gmt: .*No such file.*nowhere.gmt"),
+    (["--name", "a/b"], "--name a/b: the name of a folder, not a path"),
+    (["--genes", "UP9"], "the expression table has no gene 'UP9'; nearest: UP"),
+    (["--folds", "12"], "9 patients don't go into --folds 12"),
+    (["--genes", "UP0", "--drivers", "x"], "--drivers and --genes both"),
+    (["--drivers", "nowhere.tsv"], "nowhere.tsv: can't be read"),
+    (["--drivers", "samples.csv"], "--drivers samples.csv: wanted columns symbol and mutations; it has slide, patient"),
+    (["--drivers", "d.csv"], "--drivers d.csv: none of its genes .TP53. is in the expression table, which has UP0",
+     lambda c: (c / "d.csv").write_text("gene,mutations\nTP53,3\n")),
+    (["--genes", "OFF,SAME"], "no gene of 2 has a fold change in half of the 9 pairs"),
+    ([], "trains on slides of one class only .tumour.*--model attention does without",
+     rewritten("samples.csv", lambda rows: [r for r in rows if r[4] == "1"])),
+    ([], "samples.csv: tumor of slide s0_1 is 'perhaps'; wanted 1 or 0",
+     rewritten("samples.csv", lambda rows: [[*r[:4], "perhaps"] for r in rows])),
+    ([], "samples.csv line 2: slide a/s0_1 is a path",
+     rewritten("samples.csv", lambda rows: [["a/" + r[0], *r[1:]] for r in rows])),
+    ([], "0 patients have tumour and normal .*9 have tumour, 0 normal",
+     rewritten("expression.csv", lambda rows: rows[::2])),
+    ([], "expression.csv.*UP2", rewritten("expression.csv", lambda rows: [[*r[:3], "-1", *r[4:]] for r in rows])),
+    ([], "c: no expression.csv", lambda c: (c / "expression.csv").unlink()))])
+def test_expression_says_one_line(tmp_path, monkeypatch, argv, words, spoil):
     cohort = write_pairs(tmp_path / "c")
     monkeypatch.chdir(cohort)
-    spoil(cohort)
+    if spoil:
+        spoil(cohort)
     with pytest.raises(tiling.InputError, match=words) as e:
         express(cohort, *argv)
     assert "\n" not in str(e.value) and not (cohort / "runs").exists()
@@ -4870,14 +4895,16 @@ def test_slides_of_one_tile_or_nan_are_left_out_with_their_pair_and_named(tmp_pa
         h["features"], h["coords"] = x, coords
     with h5py.File(cohort / "h5" / "s3_1.h5", "r+") as h:
         h["features"][4, 2] = np.nan
-    folders, left = [], []
-    monkeypatch.setattr(histcode, "write_expression", lambda folder, config, p, d, *_: left.append(histcode.left_out_lines(d)))
+    left = []
+    monkeypatch.setattr(histcode, "write_expression", lambda *given: left.append(histcode.left_out_lines(given[3])))
     assert express(cohort) == 1
     said = capsys.readouterr()
-    assert "s1_1: 1 tile; the highest and the lowest by attention need two" in said.err and "2 of 20 slides failed" in said.err
+    assert "s1_1: 1 tile; the highest and the lowest by attention need two" in said.err
+    assert "2 of 20 slides failed" in said.err
     assert "s3_1: " in said.err and "s3_1.h5: NaN or infinite feature in tile 4" in said.err
-    assert "2 pairs of which a slide failed: TCGA-AA-0001, TCGA-AA-0003" in said.out and "10 pairs, 6 genes, 18 slides" in said.out
-    assert any("s1_1 failed: 1 tile" in line for line in left[0]) and not folders
+    assert "2 pairs of which a slide failed: TCGA-AA-0001, TCGA-AA-0003" in said.out
+    assert "10 pairs, 6 genes, 18 slides" in said.out
+    assert any("s1_1 failed: 1 tile" in line for line in left[0])
     z = np.load(cohort / "runs" / "expression" / "predictions.npz")
     assert len(z["patient"]) == 10 and np.isfinite(z["prediction"]).all()
 
@@ -4886,11 +4913,13 @@ def test_a_run_of_expression_with_other_settings_is_refused(changed, tmp_path, m
     cohort = tmp_path / "c"
     shutil.copytree(changed, cohort)
     before = {p.name: p.read_bytes() for p in (cohort / "runs" / "ridge").iterdir()}
-    for argv, words in ((["--ridge", "3"], "ridge"), (["--epochs", "4"], "epochs"), (["--genes", "UP0,UP1"], "genes"), (["--seed", "1"], "seed"),
-                        (["--slides", "both"], "slides"), (["--model", "attention", "--ridge", "0"], "model")):
+    for argv, words in ((["--ridge", "3"], "ridge"), (["--epochs", "4"], "epochs"), (["--genes", "UP0,UP1"], "genes"),
+                        (["--seed", "1"], "seed"), (["--slides", "both"], "slides"),
+                        (["--model", "attention", "--ridge", "0"], "model")):
         with pytest.raises(tiling.InputError, match=f"other settings .*{words}.*choose another --name"):
             express(cohort, "--name", "ridge", "--ridge", "auto", *argv)
-    change_table(cohort / "expression.csv", lambda rows: [*rows[:-2], [rows[-2][0], *(2 * float(v) for v in rows[-2][1:])], rows[-1]])
+    twice = lambda row: [row[0], *(2 * float(v) for v in row[1:])]
+    change_table(cohort / "expression.csv", lambda rows: [*rows[:-2], twice(rows[-2]), rows[-1]])
     with pytest.raises(tiling.InputError, match="other settings .*data"):
         express(cohort, "--name", "ridge", "--ridge", "auto")
     assert before == {p.name: p.read_bytes() for p in (cohort / "runs" / "ridge").iterdir()}
@@ -4909,7 +4938,8 @@ def test_gene_sets_of_the_best_genes_are_fishers(tmp_path, monkeypatch, capsys):
         assert (int(r["hits"]), int(r["genes tested"])) == (hits, size) and float(r["p"]) == pytest.approx(p, rel=1e-3)
         assert float(r["expected"]) == pytest.approx(size * 4 / 12, rel=1e-3) and len(r["hit genes"].split()) == hits
     assert rows["first"]["hit genes"] == "G0 G1 G2" and (tmp_path / "enrichment.png").is_file()
-    assert "of 3 sets with a tested gene" in capsys.readouterr().out and any("| first | 3 | 3 | 1.0 |" in line for line in text)
+    assert "of 3 sets with a tested gene" in capsys.readouterr().out
+    assert any("| first | 3 | 3 | 1.0 |" in line for line in text)
 
 
 def test_gene_sets_are_read_from_several_files(tmp_path):
@@ -4917,7 +4947,7 @@ def test_gene_sets_are_read_from_several_files(tmp_path):
         (tmp_path / name).write_text(text)
     a, b, c = (str(tmp_path / f"{n}.gmt") for n in "abc")
     assert stats.read_gmt(a, b) == histcode.read_sets([a, b]) == dict(A=("G1", "G2"), B=("G3",), C=("G4",))
-    with pytest.raises(tiling.InputError, match="--gmt: .*c.gmt, line 1: set 'B' stands in .*b.gmt, line 2|a.gmt, line 2.* too, with different"):
+    with pytest.raises(tiling.InputError, match="--gmt: .*c.gmt, line 1: set 'B' stands in .*b.gmt, line 2 too"):
         histcode.read_sets([b, a, c])
     with pytest.raises(tiling.InputError, match="--gmt: .*nowhere.gmt"):
         histcode.read_sets([a, str(tmp_path / "nowhere.gmt")])
@@ -4928,21 +4958,24 @@ def test_planted_programmes_are_those_of_the_simulated_cohort(drawn, tmp_path):
     genes = [r["gene"] for r in rows[::3]] + ["unheard"]
     of = histcode.tiling.planted_programmes(drawn, genes)
     assert set(of) == {r["programme"] for r in rows[::3]} and sum(w.sum() for w in of.values()) == len(genes) - 1
-    assert all(of[r["programme"]][genes.index(r["gene"])] for r in rows[::3]) and tiling.planted_programmes(tmp_path, genes) is None
+    assert all(of[r["programme"]][genes.index(r["gene"])] for r in rows[::3])
+    assert tiling.planted_programmes(tmp_path, genes) is None
 
 
 def test_pieces_in_both_files_are_the_same_text():
     for name in ("read_sets", "read_outlines"):
-        assert inspect.getsource(getattr(he2rna, name)).split("\n", 1)[1] == inspect.getsource(getattr(histcode, name)).split("\n", 1)[1]
-        for module, other in ((he2rna, "histcode.py"), (histcode, "he2rna.py")):
-            assert f"# same in {other}" in inspect.getsource(getattr(module, name)).split("\n", 1)[0]
+        (first, ours), (second, theirs) = (inspect.getsource(getattr(m, name)).split("\n", 1) for m in (he2rna, histcode))
+        assert ours == theirs and first.replace("histcode.py", "he2rna.py") == second
+        assert "# same in histcode.py" in first and "# same in he2rna.py" in second
 
 
 # ----- A run's models on slides --------------------------------------------------------------------------------------
 def test_attention_between_0_and_1_and_dice_worked_by_hand():
-    assert np.allclose(histcode.scale_to_one(np.array([.2, .1, .5])), [.25, 0, 1]) and (histcode.scale_to_one(np.full(3, .3)) == 0).all()
+    assert np.allclose(histcode.scale_to_one(np.array([.2, .1, .5])), [.25, 0, 1])
+    assert (histcode.scale_to_one(np.full(3, .3)) == 0).all()
     a, b = np.array([1, 1, 1, 0, 0], bool), np.array([0, 1, 1, 1, 0], bool)
-    assert histcode.dice(a, b) == pytest.approx(4 / 6) and histcode.dice(a, a) == 1 and histcode.dice(a, ~a) == histcode.dice(~a & a, ~a & a) == 0
+    assert histcode.dice(a, b) == pytest.approx(4 / 6) and histcode.dice(a, a) == 1
+    assert histcode.dice(a, ~a) == histcode.dice(~a & a, ~a & a) == 0
 
 
 def labels_by_hand(saved, x):
@@ -4957,7 +4990,8 @@ def test_predictions_of_a_run_are_the_means_of_its_models_by_hand(changed, tmp_p
     shutil.copy(changed / "h5" / "s4_1.h5", new)
     part, header = z["part"][z["patient"].tolist().index("TCGA-AA-0004")], f"p_abs_log2_fc_above_{histcode.LOG2_FC}"
     h = tiles_in(changed, "s4_1")
-    for argv, slide, use in (([str(new)], "new", [0, 1, 2]), (["s4_1"], "s4_1", [part]), (["s4_1", "--all-models"], "s4_1", [0, 1, 2])):
+    for argv, slide, use in (([str(new)], "new", [0, 1, 2]), (["s4_1"], "s4_1", [part]),
+                             (["s4_1", "--all-models"], "s4_1", [0, 1, 2])):
         assert histcode.main(["predict", str(run), *argv, "--device", "cpu"]) == 0
         assert f"{len(h)} tiles, {len(use)} of 3 models, {len(z['genes'])} genes" in capsys.readouterr().out
         rows, each = read_csv(run / "predict" / f"{slide}.csv"), [spoken_by_hand(saved[m], h) for m in use]
@@ -4965,15 +4999,16 @@ def test_predictions_of_a_run_are_the_means_of_its_models_by_hand(changed, tmp_p
         assert [r["gene"] for r in rows] == z["genes"].tolist()
         assert np.allclose([float(r["log10_fc_plus_1"]) for r in rows], y, atol=2e-5)
         assert np.allclose([float(r["fold_change"]) for r in rows], np.maximum(10 ** y - 1, 0), atol=2e-4, rtol=1e-4)
-        p = np.mean([labels_by_hand(saved[m], histcode.pair_features(h, a[0])) for m, (_, a) in zip(use, each)], 0) if name == "linear" \
-            else (np.abs(np.log2(np.maximum(10 ** y - 1, 1e-12))) > 1.5).astype(float)
+        p = np.abs(np.log2(np.maximum(10 ** y - 1, 1e-12))) > 1.5
+        if name == "linear":                                                   # it has a layer of its own for the label
+            p = np.mean([labels_by_hand(saved[m], histcode.pair_features(h, a[0])) for m, (_, a) in zip(use, each)], 0)
         assert np.allclose([float(r[header]) for r in rows], p, atol=2e-5)
 
 
 @pytest.mark.parametrize("name", ["linear", "joint", "mean", "max", "per-gene"])
 def test_what_tiles_add_and_the_bias_are_the_prediction(changed, name):
     run = histcode.load_run(changed / "runs" / name)
-    for slide, (f, saved) in itertools.product(("s2_1", "s5_1", "s5_0"), enumerate(run["folds"])):
+    for slide, (f, saved) in itertools.product(("s2_1", "s3_1", "s4_0"), enumerate(run["folds"])):
         h, (_, a) = tiles_in(changed, slide), histcode.apply_heads(saved, "cpu")(tiles_in(changed, slide))
         want, by_hand = spoken_by_hand(saved, h)
         assert np.allclose(a, by_hand, atol=1e-6)
@@ -4986,7 +5021,8 @@ def test_what_tiles_add_and_the_bias_are_the_prediction(changed, name):
             if name in ("joint", "per-gene", "mean"):                          # tile by tile
                 s = {k: v[m].double().numpy() for k, v in saved["model"].items()}
                 x = (h.astype(float) - s["mean"]) * s["scale"]
-                assert np.allclose(got, [by_hand[m, i] * (x[i] @ s["head.classify.weight"][at]) for i in range(len(h))], atol=1e-6)
+                w = s["head.classify.weight"][at]
+                assert np.allclose(got, [b * (xi @ w) for b, xi in zip(by_hand[m], x)], atol=1e-6)
             if name == "max":
                 assert (got[a[0].numpy() == 0] == 0).all()
 
@@ -4997,7 +5033,7 @@ def test_maps_are_means_over_models_and_keep_their_sum(changed):
     appliers = [histcode.apply_heads(s, "cpu") for s in run["folds"]]
     attention = [spoken_by_hand(s, h)[1][0] for s in run["folds"]]
     got = histcode.map_scores(run, appliers, [0, 2], h, 0, "attention")
-    assert np.allclose(got, np.mean([(a - a.min()) / (a.max() - a.min()) for a in (attention[0], attention[2])], 0), atol=1e-5)
+    assert np.allclose(got, sum((a - a.min()) / (a.max() - a.min()) for a in (attention[0], attention[2])) / 2, atol=1e-5)
     for use in ([1], [0, 1, 2]):
         got = histcode.map_scores(run, appliers, use, h, 3, "contribution")
         want = np.mean([spoken_by_hand(run["folds"][m], h)[0][3] for m in use])
@@ -5018,15 +5054,17 @@ def test_a_diagnosis_is_predicted_by_models_that_did_not_know_the_patient(tmp_pa
     said, own = capsys.readouterr(), [s for s, p in parts.items() if len(learned(p)) == 2]
     assert {p.stem for p in (run / "predict").iterdir()} == set(own) and 0 < len(own) < len(parts)
     for slide in set(parts) - set(own):
-        assert f"failed: {slide}: every model of {run} learned from patient {slide[:3]}: a run with --rotate has one" in said.err
+        assert f"failed: {slide}: every model of {run} learned from patient {slide[:3]}: a run with --rotate" in said.err
     slide = own[0]
     saved = tiling.load_checkpoint(run / f"HistCode-r0-f{parts[slide]}.pt", "cpu")
     row, = read_csv(run / "predict" / f"{slide}.csv")
     logits, a = spoken_by_hand(saved, h := tiles_in(cohort, slide))
     p = np.exp(logits) / np.exp(logits).sum()
-    assert np.allclose([float(row["p_normal"]), float(row["p_tumour"])], p, atol=2e-6) and row["predicted"] == ("normal", "tumour")[p.argmax()]
+    assert np.allclose([float(row["p_normal"]), float(row["p_tumour"])], p, atol=2e-6)
+    assert row["predicted"] == ("normal", "tumour")[p.argmax()]
     b = saved["model"]["head.classify.bias"][0]
-    assert histcode.contributions(saved, h, a, 0).sum() + (b[1] - b[0]).item() == pytest.approx(logits[1] - logits[0], abs=1e-5)
+    added = histcode.contributions(saved, h, a, 0).sum()
+    assert added + (b[1] - b[0]).item() == pytest.approx(logits[1] - logits[0], abs=1e-5)
     lost = next(s for s in parts if s not in own)
     assert histcode.main(["predict", str(run), lost, "--all-models", "--device", "cpu"]) == 0
     models = dict(rows=[dict(slide=lost, patient="P")], fold_of=dict(P=[]), folds=[0, 1], folder=run, cohort=cohort)
@@ -5048,7 +5086,8 @@ def test_a_folder_that_is_no_finished_run_is_told(changed, tmp_path):
     shutil.copytree(changed / "runs" / "linear", run)
     whole = (run / "config.json").read_text()
     config = json.loads(whole)
-    for text, words in (({**config, "version": 0}, "version 0 of this program's files, this one reads version 1"), ({**config, "command": "pretrain"}, "not a run on"),
+    for text, words in (({**config, "version": 0}, "version 0 of this program's files, this one reads version 1"),
+                        ({**config, "command": "pretrain"}, "not a run on slides"),
                         ({**config, "command": "diagnose", "bags": "x.csv"}, "not a run on slides")):
         (run / "config.json").write_text(json.dumps(text))
         with pytest.raises(tiling.InputError, match=words):
@@ -5062,7 +5101,7 @@ def test_a_folder_that_is_no_finished_run_is_told(changed, tmp_path):
     for name in ("report.md", "fold1.pt"):
         data = (run / name).read_bytes()
         (run / name).unlink()
-        with pytest.raises(tiling.InputError, match=f"{name} is missing: the run is not finished; the command that began it"):
+        with pytest.raises(tiling.InputError, match=f"{name} is missing: the run is not finished; the command that began"):
             histcode.load_run(run)
         (run / name).write_bytes(data)
     for folder in (tmp_path, changed, tmp_path / "nowhere"):
@@ -5071,18 +5110,18 @@ def test_a_folder_that_is_no_finished_run_is_told(changed, tmp_path):
 
 
 # ----- Maps of drawn slides, and encoders against each other -----------------------------------------------------------
-GENES = "CD3D,CD3E,MKI67,ACTB,PTEN,COL1A1"
+GENES = "CD3D,CD3E,MKI67,ACTB,ZG16,COL1A1"
 
 
 def small_encoder(path, seed):
     torch.manual_seed(seed)
-    parts = torch.nn.AvgPool2d(8), torch.nn.Conv2d(3, 6, 5, 3), torch.nn.ReLU(), torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten()
-    torch.jit.script(torch.nn.Sequential(*parts).eval()).save(path)
+    parts = torch.nn.AvgPool2d(8), torch.nn.Conv2d(3, 6, 5, 3), torch.nn.ReLU(), torch.nn.AdaptiveAvgPool2d(1)
+    torch.jit.script(torch.nn.Sequential(*parts, torch.nn.Flatten()).eval()).save(path)
 
 
 def drawn_run(command, cohort, *argv):
-    return histcode.main([command, str(cohort), "--tile-um", "25", "--epochs", "2", "--lr", "0.01", "--hidden", "4", "--folds", "3",
-                          "--device", "cpu", *argv])
+    return histcode.main([command, str(cohort), "--tile-um", "25", "--epochs", "2", "--lr", "0.01", "--hidden", "4",
+                          "--folds", "3", "--device", "cpu", *argv])
 
 
 @pytest.fixture(scope="module")
@@ -5096,7 +5135,8 @@ def looked_at(tmp_path_factory):
     one, argv = str(cohort.parent / "one.pt"), ["--genes", GENES]
     assert drawn_run("diagnose", cohort, "--rotate", "--encoder", one) == 0
     assert drawn_run("expression", cohort, "--encoder", one, *argv, "--gmt", str(gmt_of(cohort))) == 0
-    assert drawn_run("expression", cohort, "--encoder", one, *argv, "--model", "attention", "--per-gene", "--name", "per-gene") == 0
+    argv += ["--model", "attention", "--per-gene", "--name", "per-gene"]
+    assert drawn_run("expression", cohort, "--encoder", one, *argv) == 0
     patch.undo()
     return cohort
 
@@ -5126,22 +5166,25 @@ def test_attention_on_the_slide_against_its_outline(looked_at, capsys):
         own = spoken_by_hand(saved, np.load(looked_at / "features" / "one" / f"{slide}.npy"))[1][0]
         assert a.min() == 0 and a.max() == 1 and np.allclose(a, (own - own.min()) / np.ptp(own), atol=2e-4)
         shapes = json.loads((folder / "tiles.geojson").read_text())["features"]
-        assert len(shapes) == len(rows) and {p.name for p in folder.iterdir()} == {"map.png", "gallery.png", "tiles.csv", "tiles.geojson", "report.md"}
-        line, report = next(x for x in said.splitlines() if x.startswith(f"{slide}, diagnose:")), (folder / "report.md").read_text()
+        assert len(shapes) == len(rows)
+        assert {p.name for p in folder.iterdir()} == {"map.png", "gallery.png", "tiles.csv", "tiles.geojson", "report.md"}
+        line, = [x for x in said.splitlines() if x.startswith(f"{slide}, diagnose:")]
+        report = (folder / "report.md").read_text()
         assert f"{len(rows)} tiles, 1 of 3 models" in line and "none of which learned from the slide's patient" in report
         if slide.split("-")[1] == "11A":
             assert "outline" not in line and "inside" not in rows[0]
             continue
         region = json.loads((looked_at / "regions" / f"{slide}.geojson").read_text())["features"]
         rings = [[Outline(np.array(ring)) for ring in f["geometry"]["coordinates"]] for f in region]
-        inside = [any(sum(ring.contains_point(xy) for ring in polygon) % 2 for polygon in rings) for xy in coords + tile / 2]
+        inside = [any(sum(r.contains_point(xy) for r in polygon) % 2 for polygon in rings) for xy in coords + tile / 2]
         got = np.array([r["inside"] == "1" for r in rows])
         assert (got == inside).mean() > .98                                    # but for points on an edge
         up, down = a[got], a[~got]
         auc = np.mean([(x > y) + .5 * (x == y) for x in up for y in down])
         cut = tiling.otsu_threshold(a)
         dice, everywhere = 2 * ((a > cut) & got).sum() / ((a > cut).sum() + got.sum()), 2 * got.sum() / (len(a) + got.sum())
-        assert f"outline AUC {auc:.3f}, Dice {dice:.3f} (all tiles {everywhere:.3f})" in line and f"AUC {auc:.3f}; Dice" in report
+        assert f"outline AUC {auc:.3f}, Dice {dice:.3f} (all tiles {everywhere:.3f})" in line
+        assert f"AUC {auc:.3f}; Dice" in report
         points = read_csv(looked_at / "points" / f"{slide}.csv")
         held = sum(any(x <= float(p["x"]) < x + tile and y <= float(p["y"]) < y + tile for x, y in coords) for p in points)
         assert abs(sum(int(r["cells: all cells"]) for r in rows) - held) <= .01 * held
@@ -5163,18 +5206,23 @@ def test_gene_maps_of_a_linear_and_of_per_gene_networks(looked_at, monkeypatch, 
     m, = run["fold_of"]["S002"]
     rows = read_csv(run["folder"] / "heatmaps" / "CD3E" / slide / "tiles.csv")
     score = [float(r["contribution"]) for r in rows if r["contribution"]]
-    assert len(score) == 8 < len(rows) == len(h) and "8 tiles have one" in (run["folder"] / "heatmaps" / "CD3E" / slide / "report.md").read_text()
+    assert len(score) == 8 < len(rows) == len(h)
+    assert "8 tiles have one" in (run["folder"] / "heatmaps" / "CD3E" / slide / "report.md").read_text()
     monkeypatch.setattr(histcode, "ENDS", 4)
-    assert sum(score) + run["folds"][m]["bias"][1].item() == pytest.approx(spoken_by_hand(run["folds"][m], h)[0][1], abs=1e-3)
-    assert maps_of(looked_at, "per-gene", slide, "--genes", "CD3D,PTEN") == 0 and maps_of(looked_at, "per-gene", slide, "--genes", "PTEN", "--score", "contribution") == 0
+    want = spoken_by_hand(run["folds"][m], h)[0][1]
+    assert sum(score) + run["folds"][m]["bias"][1].item() == pytest.approx(want, abs=1e-3)
+    assert maps_of(looked_at, "per-gene", slide, "--genes", "CD3D,ZG16") == 0
+    assert maps_of(looked_at, "per-gene", slide, "--genes", "ZG16", "--score", "contribution") == 0
     per = histcode.load_run(looked_at / "runs" / "per-gene")
     a, maps = spoken_by_hand(per["folds"][m], h)[1], per["folder"] / "heatmaps"
-    for gene, j in (("CD3D", 0), ("PTEN", 4)):                                 # HistCode Fig. 11: attention of the gene's own network
+    for gene, j in (("CD3D", 0), ("ZG16", 4)):                                 # attention of the gene's own network
         got = [float(r["attention"]) for r in read_csv(maps / gene / slide / "tiles.csv")]
         assert np.allclose(got, (a[j] - a[j].min()) / np.ptp(a[j]), atol=2e-4)
-    assert {p.name for p in maps.iterdir()} == {"CD3D", "PTEN", "PTEN-contribution"}
-    for argv, words in ((["per-gene", slide], "has a network for each gene: name some with --genes"), (["expression", slide, "--genes", "CD3F"], "no gene 'CD3F'; nearest: CD3"),
-                        (["expression", slide, "--score", "contribution"], "to which gene. name it with --genes"), (["expression", "nobody"], "neither a slide file")):
+    assert {p.name for p in maps.iterdir()} == {"CD3D", "ZG16", "ZG16-contribution"}
+    for argv, words in ((["per-gene", slide], "has a network for each gene: name some with --genes"),
+                        (["expression", slide, "--genes", "CD3F"], "no gene 'CD3F'; nearest: CD3"),
+                        (["expression", slide, "--score", "contribution"], "to which gene. name it with --genes"),
+                        (["expression", "nobody"], "neither a slide file nor a slide of the run")):
         with pytest.raises(tiling.InputError, match=words):
             maps_of(looked_at, *argv)
 
@@ -5186,14 +5234,15 @@ def test_a_gene_whose_name_is_a_path_is_drawn_nowhere(changed, tmp_path):
         saved = tiling.load_checkpoint(path, "cpu")
         saved["genes"][1] = "../../x"
         torch.save(saved, path)
-    with pytest.raises(tiling.InputError, match="gene '../../x': .*folder"):
+    with pytest.raises(tiling.InputError, match="gene '../../x' can't name a map's folder"):
         histcode.main(["heatmap", str(run), "s0_1", "--genes", "../../x", "--device", "cpu"])
 
 
 def test_the_report_of_a_simulated_cohort_says_what_was_planted(looked_at):
     report = (looked_at / "runs" / "expression" / "report.md").read_text()
     assert "## Against what was planted" in report and "SIMULATED cohort" in report and "| lymphocyte | 2 |" in report
-    assert "## Gene sets of the 6 best genes" in report and len(read_csv(looked_at / "runs" / "expression" / "enrichment.csv")) == 2
+    assert "## Gene sets of the 6 best genes" in report
+    assert len(read_csv(looked_at / "runs" / "expression" / "enrichment.csv")) == 2
 
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit")
@@ -5208,22 +5257,27 @@ def test_ablation_compares_encoders_and_poolings_on_the_same_folds(looked_at, ca
     for e, p in cells:
         run = looked_at / "runs" / f"ablation-{e}-{p}"
         own = {r["gene"]: r for r in read_csv(run / "genes.csv")}
-        assert all(r[f"R {e} {p}"] == own[r["gene"]]["R"] and r[f"spearman {e} {p}"] == own[r["gene"]]["spearman"] for r in genes)
+        assert all(r[f"{k} {e} {p}"] == own[r["gene"]][k] for r in genes for k in ("R", "spearman"))
         values[f"{e}, {p}"] = np.array([[float(own[r["gene"]][k]) for k in ("R", "spearman")] for r in genes])
         folds.append((run / "folds.csv").read_text())
     assert len(set(folds)) == 1 and (folder / "ablation.png").is_file()
     for (e, p), r in zip(cells, table):
         v = values[f"{e}, {p}"]
-        assert r["mean R ± SD"] == f"{v[:, 0].mean():.3f} ± {v[:, 0].std():.3f}" and r["median R"] == f"{np.median(v[:, 0]):.3f}"
-    lines = [[c.strip() for c in line.strip("|").split("|")] for line in (folder / "report.md").read_text().splitlines() if line.count(",") > 1 and line[0] == "|"]
+        assert r["mean R ± SD"] == f"{v[:, 0].mean():.3f} ± {v[:, 0].std():.3f}"
+        assert r["median R"] == f"{np.median(v[:, 0]):.3f}"
+    lines = [line.strip("|") for line in (folder / "report.md").read_text().splitlines() if line[:1] == "|"]
+    lines = [[c.strip() for c in line.split("|")] for line in lines if line.count(",") == 2]
     assert [tuple(line[:2]) for line in lines] == [("one, attention", "one, mean"), ("one, attention", "two, attention"),
                                                    ("one, mean", "two, mean"), ("two, attention", "two, mean")]
+    compared = 0
     for a, b, *rest in lines:
         d = values[a] - values[b]
         for k in (0, 1):
             p = scipy.stats.wilcoxon(d[:, k])[1] if len(set(np.abs(d[:, k]))) == len(d) and d[:, k].all() else None
-            assert rest[2 * k] == f"{d[:, k].mean():+.3f}" and (p is None or float(rest[2 * k + 1]) == pytest.approx(p, rel=.06))
-    assert "Genes vary together" in said
+            compared += p is not None
+            assert rest[2 * k] == f"{d[:, k].mean():+.3f}"
+            assert p is None or float(rest[2 * k + 1]) == pytest.approx(p, rel=.06)
+    assert compared > 3 and "Genes vary together" in said                      # SciPy approximates the ties of others
     with pytest.raises(tiling.InputError, match="--encoders .* two have the name one"):
         drawn_run("ablation", looked_at, "--encoders", encoders[0], encoders[0])
     with pytest.raises(tiling.InputError, match="--features.*--encoders"):
