@@ -1785,8 +1785,10 @@ def driver_genes(path, top):
     if name is None or count is None:
         raise InputError(f"--drivers {path}: wanted columns symbol and mutations; it has {few(header)}")
     total = {}
-    for row in rows:
-        n = tiling.number(row[count]) if len(row) == len(header) else math.nan
+    for line, row in enumerate(rows, 2):
+        if len(row) != len(header):
+            raise InputError(f"--drivers {path} row {line}: {len(row)} fields, the header has {len(header)}")
+        n = tiling.number(row[count])
         total[row[name].strip()] = total.get(row[name].strip(), 0) + (0 if math.isnan(n) else n)
     return sorted(filter(None, total), key=lambda g: (-total[g], g))[:top]
 
@@ -1903,12 +1905,13 @@ def train_expression(p, d, y, label, jobs, o, folder, device):
             pooling, outputs, more["penalty"] = "HistCode", 2, float(penalty)
         else:
             pooling, outputs, more = POOLED[o.pooling], 1 if o.per_gene else y.shape[1], {}
-            done, mean = [], np.nanmean(y[train], 0)                           # the bias starts there, as HE2RNA's
+            known = ~np.isnan(y[train])                                        # of a gene no training patient may know
+            done, mean = [], np.where(known, y[train], 0).sum(0) / np.maximum(known.sum(0), 1)      # the bias starts there
             for genes in np.array_split(np.arange(y.shape[1]), -(-y.shape[1] // GENES_AT_ONCE) if o.per_gene else 1):
                 models = []
                 for j in genes if o.per_gene else [genes]:
                     models.append(draw_model(pooling, sums, train, seed, o, outputs))
-                    models[-1].head.classify.bias.data.copy_(torch.from_numpy(np.float32(mean[j])))
+                    models[-1].head.classify.bias.data.copy_(torch.as_tensor(mean[j]))
                 turned = lambda r: torch.from_numpy(np.float32(y[r][..., genes] if not o.per_gene else
                                                                y[r[0]][:, genes].T[:, :, None]))
                 done.append(train_heads(models, bag_of, turned, squared_error, [(train, valid, [])],
@@ -2235,13 +2238,14 @@ def dice(a, b):
 
 
 def map_scores(run, appliers, use, h, j, score):
-    """Scores (T,) of the chosen models' mean: normalised attention, or contributions to output j; nan where undefined."""
+    """Scores (T,) of the chosen models' mean: normalised attention, or contributions to output j; nan where no model has one
+    (a tile at neither end adds 0 to a model's output, so that the means and the mean bias are the mean prediction)."""
     each = []
     for m in use:
         saved, a = run["folds"][m], appliers[m](h)[1].double().numpy()                              # (M, T)
         each.append(scale_to_one(a[j if len(a) > 1 else 0]) if score == "attention" else contributions(saved, h, a, j))
     there = ~np.isnan(each)
-    return np.where(there.any(0), np.where(there, each, 0).sum(0) / np.maximum(there.sum(0), 1), np.nan)
+    return np.where(there.any(0), np.where(there, each, 0).mean(0), np.nan)
 
 
 def map_slide(run, o, appliers, home, into, source, name, label, j, score):
@@ -2312,12 +2316,15 @@ def heatmap(o):
     tiling.need_matplotlib()
     run, device, failed = load_run(o.run, o.pooling), tiling.pick_device(o.device), {}
     saved, appliers = run["folds"], [apply_heads(s, device) for s in run["folds"]]
-    kind, own = saved[0]["kind"], len(next(iter(saved[0]["model"].values()))) > 1
+    kind, own = saved[0]["kind"], run["config"].get("per_gene", False)
     if kind == "diagnosis" and o.genes:
         raise InputError(f"--genes {o.genes}: {run['folder']} is a diagnosis; give a run of expression")
     if own and not o.genes:
         raise InputError(f"{run['folder']} has a network for each gene: name some with --genes")
     chosen = tiling.pick_genes(o.genes, saved[0]["genes"]) if o.genes else [None]
+    for gene in (saved[0]["genes"][j] for j in chosen if j is not None):
+        if Path(gene).name != gene or gene == "..":
+            raise InputError(f"--genes: gene {gene!r} can't name a map's folder; rename it in the expression table")
     score = o.score or ("attention" if kind == "diagnosis" or own or not o.genes else "contribution")
     if score == "contribution" and not o.genes and kind != "diagnosis":
         raise InputError("--score contribution: to which gene? name it with --genes")
@@ -2374,6 +2381,8 @@ def ablation(o):
     """Encoders x poolings on the same pairs, folds and genes: expression --model attention for each, and one table. [Fig. 6]
     """
     base, status, cells = o.name or "ablation", 0, {}
+    if o.features:
+        raise InputError(f"--features {o.features}: not with --encoders, each of which makes its own features")
     twice = [tiling.encoder_name(e) for e in o.encoders]
     if len(set(twice)) < len(twice):
         raise InputError(f"--encoders {' '.join(o.encoders)}: two have the name {max(twice, key=twice.count)}, and so would "

@@ -10,6 +10,7 @@ import copy
 import csv
 import filecmp
 import gzip
+import inspect
 import io
 import itertools
 import json
@@ -4334,6 +4335,954 @@ def test_a_patient_of_both_cohorts_is_no_test(tmp_path):
     with pytest.raises(tiling.InputError, match="p00.*patients of both"):
         diagnose(a, "--external", str(b))
     assert not (a / "runs").exists()
+
+
+# ----- Differential expression: the pieces ---------------------------------------------------------------------------
+def test_fold_changes_worked_by_hand():
+    tumour = [8, 1, 0, 3, 0, np.nan, 2, 2.83, 2.82, 1]
+    normal = [1, 8, 2, 0, 0, 1, np.nan, 1, 1, 2.83]
+    y, label = histcode.fold_change(np.array(tumour), np.array(normal))
+    log = math.log10
+    want = [log(9), log(1.125), 0, np.nan, np.nan, np.nan, np.nan, log(3.83), log(3.82), log(1 + 1 / 2.83)]
+    assert np.allclose(y, want, equal_nan=True)
+    assert np.array_equal(label, [1, 1, 1, 1, np.nan, np.nan, np.nan, 1, 0, 1], equal_nan=True)          # 2 ** 1.5 = 2.828
+    fc = np.exp(np.random.default_rng(0).normal(0, 2, (40, 5)))
+    y, label = histcode.fold_change(fc, np.ones_like(fc))
+    assert (histcode.label_of(y) == label).all() and 0 < label.mean() < 1       # the label that y itself stands for
+    assert histcode.label_of(np.array([-3., 0, log(2), log(1 + 2 ** 1.51), 9])).tolist() == [True, True, False, True, True]
+
+
+def test_ends_are_the_highest_and_lowest_tiles_and_never_share_one():
+    rng = np.random.default_rng(0)
+    for n, most in ((2, 100), (3, 100), (7, 3), (6, 3), (5, 3), (300, None)):
+        a = rng.integers(0, max(3, n // 2), n) / 7                             # ties
+        high, low = histcode.ends_of(a, *([most] if most else []))
+        count, order = min(most or 100, n // 2), sorted(range(n), key=lambda i: (-a[i], i))         # HistCode: l = 100
+        assert high.tolist() == order[:count] and low.tolist() == order[n - count:] and not set(high) & set(low)
+        h = rng.normal(size=(n, 4)).astype(np.float16)
+        if not most:
+            want = [np.mean([float(h[i, k]) for i in rows]) for rows in (high, low) for k in range(4)]
+            assert np.allclose(histcode.pair_features(h, a), want, atol=1e-12)
+
+
+def test_least_squares_is_lstsq_of_the_known_patients_of_each_gene():
+    rng = np.random.default_rng(0)
+    for n, d in ((30, 5), (6, 9)):                                             # one solution, and many: the smallest
+        x, y = rng.normal(1, 2, (n, d)), rng.normal(size=(n, 5))
+        y[:2, 1], y[3, 2], y[:, 4] = np.nan, np.nan, np.nan
+        y[:2, 3] = np.nan
+        weights, bias = histcode.least_squares(x, y)
+        for j in range(4):
+            known = ~np.isnan(y[:, j])
+            mean, sd = x[known].mean(0), x[known].std(0)
+            w = np.linalg.lstsq((x[known] - mean) / sd, y[known, j] - y[known, j].mean(), rcond=1e-9)[0] / sd
+            assert np.allclose(weights[:, j], w) and bias[j] == pytest.approx(y[known, j].mean() - mean @ w)
+        assert (weights[:, 4] == 0).all() and np.isnan(bias[4])
+        z = (x - x.mean(0)) / x.std(0)                                         # normal equations with a penalty
+        w = np.linalg.solve(z.T @ z + 2.5 * np.eye(d), z.T @ (y[:, 0] - y[:, 0].mean()))
+        assert np.allclose(histcode.least_squares(x, y, 2.5)[0][:, 0] * x.std(0), w)
+
+
+def test_best_penalty_is_that_of_leaving_out_each_patient_in_turn():
+    chosen = []
+    for seed in range(12):
+        rng = np.random.default_rng(seed)
+        n, d = 14, (4, 20)[seed % 2]
+        x = rng.normal(size=(n, d))
+        y = x[:, :3] * (seed // 2) + rng.normal(0, 2, (n, 3)) * [1, 5, .2]
+        x = np.c_[x * 3 + 1, np.full(n, 5.)]                                   # and a constant
+        errors = []
+        for p in histcode.RIDGE:
+            z, left = np.c_[(x[:, :d] - x[:, :d].mean(0)) / x[:, :d].std(0), np.zeros(n)], 0        # scale: of all
+            for i in range(n):
+                rest = np.arange(n) != i
+                center = z[rest].mean(0)
+                zi, yi = z[rest] - center, y[rest] - y[rest].mean(0)
+                w = np.linalg.solve(zi.T @ zi + p * np.eye(d + 1), zi.T @ yi)
+                left += (((y[i] - y[rest].mean(0) - (z[i] - center) @ w) / y.std(0)) ** 2).sum()
+            errors.append(left)
+        chosen.append(histcode.RIDGE[int(np.argmin(errors))])
+        unknown = np.where(np.arange(n) == 3, np.nan, rng.normal(size=n) * 1e3)
+        assert histcode.best_penalty(x, y) == chosen[-1] == histcode.best_penalty(x, np.c_[y, unknown, np.ones(n)])
+    assert len(set(chosen)) > 2 and histcode.best_penalty(x, np.ones((n, 1))) == histcode.RIDGE[3]
+
+
+def adam_of_labels(z, label, rows, steps, rate=1e-3):
+    """Logistic regression of one gene from 0 by Adam (Kingma & Ba 2015, algorithm 1) in NumPy: weights after each step."""
+    w, m, v, after = np.zeros(z.shape[1] + 1), 0, 0, []
+    rows = [i for i in rows if not np.isnan(label[i])]
+    x = np.c_[z[rows], np.ones(len(rows))]
+    for t in range(1, steps + 1):
+        g = x.T @ (1 / (1 + np.exp(-x @ w)) - label[rows]) / len(rows)
+        m, v = .9 * m + .1 * g, .999 * v + .001 * g * g
+        w = w - rate * m / (1 - .9 ** t) / (np.sqrt(v / (1 - .999 ** t)) + 1e-8)
+        after.append(w)
+    return after
+
+
+def test_labels_are_a_logistic_regression_stopped_on_the_validation_patients(monkeypatch):
+    rng = np.random.default_rng(0)
+    n, d, steps, rows = 40, 6, 30, np.arange(40)
+    x = rng.normal(3, 2, (n, d))
+    label = np.where(x[:, :1] + rng.normal(0, 2, (n, 1)) > 3, 1., 0.)
+    label[[1, 5, 26]] = np.nan
+    monkeypatch.setattr(histcode, "LABEL_EPOCHS", steps)
+    monkeypatch.setattr(histcode, "LABEL_RATE", .1)                            # fast enough to overfit
+    train, valid, test = rows[:16], rows[16:28], rows[28:]
+    x[test], z = np.nan, (x - x[train].mean(0)) / x[train].std(0)
+    after = adam_of_labels(z, label[:, 0], train, steps, .1)
+    use = [i for i in valid if not np.isnan(label[i, 0])]
+    losses = [np.mean([np.log1p(np.exp(-(2 * label[i, 0] - 1) * (z[i] @ w[:-1] + w[-1]))) for i in use]) for w in after]
+    best = int(np.argmin(losses))
+    for part, k in ((valid, best), (valid[:0], steps - 1)):
+        weights, bias = histcode.fit_labels(x, label, train, part, torch.device("cpu"))
+        own = z[:28] @ after[k][:-1] + after[k][-1]
+        assert np.allclose(x[:28] @ weights[:, 0] + bias[0], own, atol=2e-3 * np.abs(own).max())
+    assert 0 < best < steps - 2
+
+
+def test_genes_are_judged_as_scipy_judges_them(monkeypatch):
+    rng = np.random.default_rng(0)
+    n, G = 20, 6
+    y = rng.normal(size=(n, G))
+    prediction, label = y + rng.normal(0, [.5, 1, 2, 5, 1, 1], (n, G)), (rng.random((n, G)) < .7).astype(float)
+    y[:3, 1], y[5:, 2], y[2:, 3], label[:4, 0], label[:, 5] = np.nan, np.nan, np.nan, np.nan, np.nan
+    guess = rng.random((n, G)) < .5
+    monkeypatch.setattr(stats, "random_baseline", lambda truth, rng: np.sin(7 * truth))
+    f, S = histcode.judge_genes(prediction, y, guess, label, None), scipy.stats
+    assert f["n"].tolist() == [20, 17, 5, 2, 20, 20]
+    assert all(np.isnan(f[k][3]) for k in ("r", "rho", "p", "error_p", "better", "baseline"))
+    tested = [0, 1, 2, 4, 5]
+    for j in tested:
+        p, t = (v[~np.isnan(y[:, j]), j] for v in (prediction, y))
+        error, base = np.abs(p - t), np.abs(np.sin(7 * t) - t)
+        d = error - base
+        ranks = S.rankdata(np.abs(d))
+        want = dict(r=S.pearsonr(p, t)[0], rho=S.spearmanr(p, t)[0], p=S.pearsonr(p, t, alternative="greater")[1],
+                    baseline=S.pearsonr(np.sin(7 * t), t)[0], location_p=S.wilcoxon(p, np.sin(7 * t))[1],
+                    error_p=S.wilcoxon(error, base)[1], better=ranks[d < 0].sum() > ranks[d > 0].sum())
+        for k, v in want.items():
+            assert f[k][j] == pytest.approx(float(v), rel=1e-6), (k, j)
+        known = ~np.isnan(label[:, j])
+        hits = [guess[i, j] == label[i, j] for i in range(n) if known[i]]
+        share = label[known, j].mean() if known.any() else np.nan
+        assert np.allclose((f["accuracy"][j], f["positive"][j], f["majority"][j]),
+                           (np.mean(hits) if hits else np.nan, share, max(share, 1 - share)), equal_nan=True)
+    for k, p in (("bh", "p"), ("location_bh", "location_p"), ("error_bh", "error_p")):
+        assert np.allclose(f[k][tested], S.false_discovery_control(f[p][tested]), rtol=1e-6) and np.isnan(f[k][3])
+    r = histcode.fold_r(prediction[:, :3], y[:, :3], part := np.arange(n) // 4 % 4)       # folds of 8, 4, 4, 4
+    for j in range(3):
+        rows = [np.flatnonzero(part == f) for f in range(4)]
+        want = [S.pearsonr(prediction[i, j], y[i, j])[0] for i in rows if not np.isnan(y[i, j]).any()]
+        assert r[j] == pytest.approx(np.mean(want)) if want else np.isnan(r[j])
+    assert np.isnan(histcode.fold_r(prediction[:4], y[:4], np.arange(4))).all()          # folds of one have no R
+
+
+def test_squared_error_leaves_out_what_is_unknown():
+    out, y = (torch.randn(3, 4, *shape, generator=seeded(), dtype=torch.float64) for shape in ((2, 5), (5,)))
+    y[0, 1, 2:], y[1, 0] = torch.nan, torch.nan
+    out.requires_grad_()
+    got = histcode.squared_error(out, y)
+    for m, b in itertools.product(range(3), range(4)):
+        each = [(out[m, b, 1, g] - y[m, b, g]).item() ** 2 for g in range(5) if not y[m, b, g].isnan()]
+        assert got[m, b].item() == pytest.approx(np.mean(each) if each else 0)
+    got.sum().backward()
+    assert out.grad.isfinite().all() and (out.grad[0, 1, 1, 2:] == 0).all() and (out.grad[0, 1, 1, :2] != 0).all()
+
+
+# ----- Networks: which epoch, and many on the same bags --------------------------------------------------------------
+def regress(bags, y, parts, seeds, epochs=6, columns=None):
+    """train_heads on squared errors: one output a network, column m of y (n, G) is network m's target."""
+    o, sums = argparse.Namespace(lr=2e-2, weight_decay=0, epochs=epochs, batch=2), list(map(histcode.sums_of, bags))
+    columns, models = range(y.shape[1]) if columns is None else columns, []
+    for m in columns:
+        torch.manual_seed(m)
+        models.append(histcode.SlideModel("HistCode", *histcode.mean_and_sd(sums, parts[0][0]), 1, (), 4))
+    target = lambda rows: torch.from_numpy(np.float32([[[y[i, m]] for i in rows[0]] for m in columns]))
+    return histcode.train_heads(models, bags.__getitem__, target, histcode.squared_error, parts, seeds, o, "cpu")
+
+
+def test_the_epoch_kept_has_fewest_mistakes_then_the_lowest_loss():
+    (bags, y), rng = planted_bags(shift=1.0), np.random.default_rng(1)
+    order, differ = rng.permutation(24), 0
+    splits = [(np.roll(order, 5 * i)[:14], v := np.roll(order, 5 * i)[14:], v) for i in range(4)]     # test is validation
+    for split, got in zip(splits, learn("HistCode", bags, y, splits, [1, 2, 3, 4], epochs=25)):
+        truth, losses = y[split[1]], []
+        mistakes = [int((t.numpy().argmax(1) != truth).sum()) for t in got["tests"]]
+        for t in got["tests"].double():
+            losses.append(-np.mean([t[i].log_softmax(0)[c].item() for i, c in enumerate(truth)]))
+        assert np.allclose(losses, got["losses"], atol=1e-5)
+        assert got["epoch"] == 1 + min(range(25), key=lambda e: (mistakes[e], losses[e]))
+        differ += got["epoch"] != 1 + int(np.argmin(losses))
+        model = histcode.SlideModel("HistCode", np.zeros(6), np.ones(6), 2, (), 8)
+        model.load_state_dict(got["model"])                                    # and its weights are that epoch's
+        for i, t in zip(split[1], got["tests"][got["epoch"] - 1]):
+            out, _ = model(torch.from_numpy(bags[i])[None], torch.ones(1, len(bags[i]), dtype=torch.bool))
+            assert torch.allclose(out[0, 0], t, atol=1e-5)
+    assert differ                                                              # or the mistakes chose nothing
+
+
+def test_the_epoch_of_a_regression_has_the_lowest_loss():
+    (bags, label), rng = planted_bags(), np.random.default_rng(0)
+    y = np.c_[label + rng.normal(0, 1, 24), rng.normal(0, 1, 24)]
+    done = regress(bags, y, [(np.arange(14), v := np.arange(14, 24), v)], [3], epochs=15)
+    for m in range(2):
+        losses = [np.mean([(t[i, 0].item() - y[v[i], m]) ** 2 for i in range(10)]) for t in done["tests"][m]]
+        assert np.allclose(losses, done["losses"][:, m], atol=1e-5) and done["epochs"][m] == 1 + int(np.argmin(losses)) < 15
+
+
+def test_networks_that_share_their_bags_are_those_trained_one_by_one():
+    bags, label = planted_bags()
+    y = np.c_[label, np.sin(np.arange(24)), [b.mean() for b in bags]]
+    part = [(np.arange(13), np.arange(13, 18), np.arange(18, 24))]
+    y[3, 1] = np.nan
+    together = regress(bags, y, part, [9])
+    for m in range(3):
+        alone = regress(bags, y, part, [9], columns=[m])
+        assert alone["epochs"][0] == together["epochs"][m]
+        assert torch.allclose(together["tests"][m], alone["tests"][0], atol=1e-5)
+        assert all(torch.allclose(v[m], alone["model"][k][0], atol=1e-4) for k, v in together["model"].items())
+        assert together["tests"][m].shape == (6, 6, 1)                         # (epochs, n_test, C)
+
+
+@pytest.mark.parametrize("name", histcode.POOLINGS)
+def test_a_checkpoint_of_many_networks_speaks_as_each_of_them(name):
+    bags, _ = planted_bags()
+    models = some_networks(name, bags, [(np.arange(9 + i), (), ()) for i in range(5)], range(5), embed=(5,))
+    saved = dict(model={k: torch.stack([m.state_dict()[k] for m in models]) for k in models[0].state_dict()}, pooling=name,
+                 outputs=2, embed=[5], hidden=8, n_features=6)
+    out, a = histcode.apply_heads(saved, torch.device("cpu"), block=2)(bags[6].astype(np.float16))
+    assert out.shape == (5, 2) and a.shape == (5, len(bags[6]))
+    for m, model in enumerate(models):
+        want, attention = model(torch.from_numpy(bags[6])[None].half(), torch.ones(1, len(bags[6]), dtype=torch.bool))
+        assert torch.allclose(out[m], want[0, -1], atol=1e-5) and torch.allclose(a[m], attention[0], atol=1e-5)
+
+
+# ----- What a cohort says --------------------------------------------------------------------------------------------
+def test_tissue_is_read_from_columns_then_from_barcodes(tmp_path):
+    of = lambda column, *words: histcode.tissue_of([{"slide": f"s{i}", column: w} for i, w in enumerate(words)], tmp_path)
+    assert of("tumor", "1", "0", "Tumor", "normal", "yes", "", "NA", "unknown") == [1, 0, 1, 0, 1, None, None, None]
+    assert of("sample_type", "Primary Tumor", "Solid Tissue Normal", "Metastatic") == [1, 0, None]
+    with pytest.raises(tiling.InputError, match="samples.csv: tumor of slide s1 is 'maybe'; wanted 1 or 0"):
+        of("tumor", "1", "maybe")
+    names = ("TCGA-AA-0001-11A-DX1", ""), ("x", "TCGA-AA-0001-01A"), ("TCGA-AA-0001-06A", ""), ("x", "")
+    rows = [dict(slide=slide, sample=sample) for slide, sample in names]
+    assert histcode.tissue_of(rows, tmp_path) == [0, 1, None, None]
+    with pytest.raises(tiling.InputError, match="no column tumor .1, 0. or sample_type, and no TCGA barcode"):
+        histcode.tissue_of(rows[3:], tmp_path)
+    both = dict(slide="TCGA-AA-0001-11A", tumor="1", sample_type="Solid Tissue Normal")
+    assert histcode.tissue_of([both], tmp_path) == [1]
+    for name, want in (("TCGA-AB-12CD-01A-DX1", ("TCGA-AB-12CD", 1)), ("TCGA-AB-12CD-11", ("TCGA-AB-12CD", 0)),
+                       ("TCGA-AB-12CD-06A", ("TCGA-AB-12CD", None)), ("xTCGA-AB-12CD-01A", (None, None)),
+                       ("TCGA-AB-12C-01A", (None, None))):
+        assert histcode.barcode(name) == want
+
+
+def test_driver_genes_are_the_most_mutated_over_all_cohorts(tmp_path):
+    path = tmp_path / "d.tsv"
+    path.write_text("COHORT\tSymbol\tMUTATIONS\nA\tTP53\t5.0\nB\tKRAS\t6\nB\tTP53\t2\nA\tAPC\t\nA\tPTEN\t6\n")
+    assert histcode.driver_genes(path, 3) == ["TP53", "KRAS", "PTEN"] and histcode.driver_genes(path, 99)[3:] == ["APC"]
+    for text, words in (("gene,samples\nTP53,3\n", "wanted columns symbol and mutations; it has gene, samples"),
+                        ("cohort,gene,mutations\nA,TP53,3\nB\n", "row 3: 1 fields, the header has 3")):
+        path.write_text(text)
+        with pytest.raises(tiling.InputError, match=f"--drivers .*d.tsv.*{words}"):
+            histcode.driver_genes(path, 3)
+
+
+def test_intogens_most_mutated_drivers():
+    path, total = real("genesets", "intogen_2020_drivers.tsv.gz"), {}
+    for row in csv.DictReader(io.StringIO(gzip.decompress(path.read_bytes()).decode()), delimiter="\t"):
+        total[row["SYMBOL"]] = total.get(row["SYMBOL"], 0) + float(row["MUTATIONS"])
+    got = histcode.driver_genes(path, histcode.DRIVERS)
+    assert len(got) == len(set(got)) == 200 and got[0] == "TP53"
+    assert min(total[g] for g in got) >= max(v for g, v in total.items() if g not in got)
+
+
+# ----- Differential expression: runs ---------------------------------------------------------------------------------
+def write_pairs(folder, patients=9, d=8, seed=0, normals=2):
+    """A cohort of .h5 features, tumour and normal expression of each patient; `normals` of three have a normal slide too.
+
+    UP0 to UP2: their fold change follows feature 1 of the tumour slide. NO0, NO1: noise. HALF: unknown in two pairs. OFF:
+    nothing in most normal samples. SAME: one fold change for all. Feature 0: tumour tiles. -> folder
+    """
+    (folder / "h5").mkdir(parents=True)
+    rng, slides, rows = np.random.default_rng(seed), ["slide,patient,project,sample,tumor"], []
+    genes = ["UP0", "UP1", "UP2", "NO0", "NO1", "HALF", "OFF", "SAME"]
+    for p in range(patients):
+        who, content = f"TCGA-AA-{p:04d}", rng.normal()
+        for label in (1, 0)[:1 + (p % 3 < normals)]:
+            x = rng.normal(size=(9 + p % 4, d))
+            x[:4, 0], x[:, 1] = x[:4, 0] + 6 * label, x[:, 1] + 2 * content * label
+            with h5py.File(folder / "h5" / f"s{p}_{label}.h5", "w") as h:
+                h["features"], h["coords"] = x.astype(np.float16), tile_cloud(len(x), p)
+            slides.append(f"s{p}_{label},{who},X,{who}-{'01A' if label else '11A'},{label}")
+        up = np.exp(np.r_[content + rng.normal(0, .1, 3), rng.normal(0, 1.5, 3)])
+        normal = np.r_[np.exp(rng.normal(0, .5, 6)), p < 3, 2]
+        normal[5] *= p > 1
+        rows.append([f"{who}-01A", *(up * np.maximum(normal[:6], .5)), 1 + p, 4])
+        rows.append([f"{who}-11A", *np.maximum(normal[:5], .5), *normal[5:]])
+    (folder / "samples.csv").write_text("\n".join(slides) + "\n")
+    tiling.save_csv(folder / "expression.csv", ("sample", *genes), ([r[0], *(f"{v:.6g}" for v in r[1:])] for r in rows))
+    return folder
+
+
+def change_table(path, change):
+    header, rows = tiling.read_rows(path)
+    tiling.save_csv(path, header, change(rows))
+
+
+def express(cohort, *argv):
+    return histcode.main(["expression", str(cohort), "--features", str(cohort / "h5"), "--epochs", "3", "--lr", "0.01",
+                          "--hidden", "4", "--device", "cpu", "--folds", "3", *argv])
+
+
+MODELS = {"linear": [], "ridge": ["--ridge", "auto"], "joint": ["--model", "attention"],
+          "mean": ["--model", "attention", "--pooling", "mean"],
+          "max": ["--model", "attention", "--pooling", "max", "--embed", "5"],
+          "per-gene": ["--model", "attention", "--per-gene", "--genes", "UP0,NO0,HALF"]}
+
+
+@pytest.fixture(scope="module")
+def changed(tmp_path_factory):
+    """A finished run of each model on one cohort."""
+    cohort, patch = write_pairs(tmp_path_factory.mktemp("changed") / "c"), pytest.MonkeyPatch()
+    patch.setattr(histcode, "GENES_AT_ONCE", 2)                                # the networks of three genes in two lots
+    for name, argv in MODELS.items():
+        if name != "linear":                                                   # whose pictures are looked at
+            patch.setattr(histcode, "write_expression", lambda folder, *_: tiling.save_text(folder / "report.md", ["done"]))
+        else:
+            patch.setattr(histcode, "SHOWN", ["NO1"])
+        assert express(cohort, "--name", name, *argv) == 0
+    patch.undo()
+    return cohort
+
+
+def folds_in(run):
+    return [tiling.load_checkpoint(path, "cpu") for path in sorted(run.glob("fold*.pt"))]
+
+
+def tiles_in(cohort, slide):
+    return tiling.load_features(cohort, (cohort / "h5").resolve(), slide)[0]
+
+
+def spoken_by_hand(saved, h):
+    """Output of each gene for a bag h (T, D) of a fold's checkpoint by `SlideModel` and NumPy, (G,); attention (M, T)."""
+    out, attention = [], []
+    for m in range(len(next(iter(saved["model"].values())))):
+        D = h.shape[1]
+        shape = (saved[k] for k in ("outputs", "embed", "hidden"))
+        model = histcode.SlideModel(saved["pooling"], np.zeros(D), np.ones(D), *shape)
+        model.load_state_dict({k: v[m] for k, v in saved["model"].items()})
+        with torch.no_grad():
+            got, a = model(torch.from_numpy(h)[None], torch.ones(1, len(h), dtype=torch.bool))
+        out.append(got[0, -1].double().numpy()), attention.append(a[0].double().numpy())
+    if saved["kind"] != "linear":
+        return np.concatenate(out), np.stack(attention)
+    order, n = sorted(range(len(h)), key=lambda i: (-a[0, i].item(), i)), min(histcode.ENDS, len(h) // 2)
+    x = np.concatenate([np.mean([h[i] for i in rows], 0, dtype=np.float64) for rows in (order[:n], order[len(h) - n:])])
+    return x @ saved["weights"].double().numpy() + saved["bias"].double().numpy(), np.stack(attention)
+
+
+def test_pairs_of_a_table_worked_by_hand(tmp_path, capsys):
+    cohort = tmp_path / "c"
+    cohort.mkdir()
+    (cohort / "samples.csv").write_text("slide,patient,project,sample,tumor\n" + "".join(f"{r}\n" for r in (
+        "a1,A,X,sa,1", "a2,A,X,sa,1", "a0,A,X,na,0", "b1,B,X,sb,1", "b0,B,X,nb,0", "t1,TCGA-AA-0001,X,TCGA-AA-0001-01A,1",
+        "c1,C,X,sc,1", "d0,D,X,nd,0", "e0,E,X,ne,0", "e1,E,X,se,", "u,U,X,su,")))
+    ids = "sa na sb nb TCGA-AA-0001-01A TCGA-AA-0001-01B TCGA-AA-0001-11A sc nd ne se su TCGA-ZZ-9999-01A TCGA-ZZ-9999-11A"
+    tiling.save_csv(cohort / "expression.csv", ("sample", "G", "H"), [(s, i, 2 * i) for i, s in enumerate(ids.split())])
+    p = histcode.pairs_of(cohort, argparse.Namespace(slides="tumour"))
+    assert p["patients"].tolist() == ["A", "B", "TCGA-AA-0001"] and p["slides"] == [["a1", "a2"], ["b1"], ["t1"]]
+    assert p["tumour"].tolist() == [[0, 0], [2, 4], [4.5, 9]]                  # two samples of a patient: their mean
+    assert p["normal"].tolist() == [[1, 2], [3, 6], [6, 12]] and p["genes"] == ["G", "H"]          # which has no slide
+    assert [len(names) for names in p["left_out"].values()] == [1, 2, 1, 2, 2]
+    assert list(p["left_out"].values()) == [["C"], ["D", "E"], ["TCGA-ZZ-9999"], ["se", "su"], ["e1", "u"]]
+    tiling.say_left_out(p["left_out"])
+    said = capsys.readouterr().out
+    assert "1 patients with tumour but no normal expression: C" in said and "2 patients with normal but no tumour" in said
+    assert [s["slide"] for s in p["known"]] == ["a1", "a2", "a0", "b1", "b0", "t1", "c1", "d0", "e0"]
+    assert p["tissue"].tolist() == [1, 1, 0, 1, 0, 1, 1, 0, 0]
+    both = histcode.pairs_of(cohort, argparse.Namespace(slides="both"))
+    assert both["slides"] == [["a1", "a2", "a0"], ["b1", "b0"], ["t1"]]
+    change_table(cohort / "samples.csv", lambda rows: [[*r[:3], "sa" if r[0] == "b0" else r[3], r[4]] for r in rows])
+    with pytest.raises(tiling.InputError, match=r"samples.csv: sample sa is \('A', 1\) and \('B', 0\)"):
+        histcode.pairs_of(cohort, argparse.Namespace(slides="both"))
+
+
+def test_genes_without_a_fold_change_in_half_of_the_pairs_are_left_out(changed, tmp_path):
+    cohort, o = changed, argparse.Namespace(cohort="C", slides="tumour", drivers=None, genes="all", top=3)
+    p = histcode.pairs_of(cohort, o)
+    assert [p["genes"][j] for j in histcode.chosen_genes(p, o)] == ["UP0", "UP1", "UP2", "NO0", "NO1", "HALF"]
+    assert ["OFF", "SAME"] in p["left_out"].values()
+    (tmp_path / "d.csv").write_text("symbol,mutations\nUP1,3\nNO1,9\nZZ,8\nUP0,2\n")
+    o.drivers = tmp_path / "d.csv"
+    assert [p["genes"][j] for j in histcode.chosen_genes(p, o)] == ["NO1", "UP1"]           # top three: ZZ is not there
+    assert p["left_out"]["of the 3 driver genes, without expression"] == ["ZZ"]
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_every_pair_is_predicted_by_the_model_that_did_not_know_its_patient(changed, name):
+    run = changed / "runs" / name
+    saved, z, folds = folds_in(run), np.load(run / "predictions.npz"), read_csv(run / "folds.csv")
+    part = {r["patient"]: int(r["part"]) for r in folds}
+    assert len(saved) == 3 and sorted(z["patient"]) == sorted(part)
+    assert [part[p] for p in z["patient"]] == z["part"].tolist()
+    tested = [who for s in saved for who in s["test_patients"]]
+    assert sorted(tested) == sorted(z["patient"])
+    assert [s["kind"] for s in saved] == ["linear" if name in ("linear", "ridge") else "attention"] * 3
+    for f, s in enumerate(saved):
+        assert {p for p in part if part[p] == f} == set(s["test_patients"]) == set(part) - set(s["learned_from"])
+        assert not set(s["test_patients"]) & {*s["train_patients"], *s["valid_patients"]}
+        assert not set(s["train_patients"]) & set(s["valid_patients"])
+        assert s["genes"] == z["genes"].tolist()
+        assert s["penalty"] in histcode.RIDGE if name == "ridge" else s.get("penalty", 0) == 0
+    expression = {r["sample"]: r for r in read_csv(changed / "expression.csv")}
+    for i, who in enumerate(z["patient"]):
+        h = tiles_in(changed, f"s{int(who[-4:])}_1")
+        assert np.allclose(z["prediction"][i], spoken_by_hand(saved[part[who]], h)[0], atol=2e-5)
+        pair = ([np.float32(expression[f"{who}-{end}"][g]) for g in z["genes"]] for end in ("01A", "11A"))
+        y, label = histcode.fold_change(*map(np.array, pair))
+        assert np.allclose(z["truth"][i], y, equal_nan=True, atol=1e-6)
+        assert np.array_equal(z["label"][i], label, equal_nan=True)
+
+
+def test_per_gene_networks_are_each_its_own_and_joint_ones_share(changed):
+    per, joint = (folds_in(changed / "runs" / name)[0] for name in ("per-gene", "joint"))
+    w = per["model"]["head.pooling.w.weight"]
+    assert per["genes"] == ["UP0", "NO0", "HALF"] and w.shape == (3, 1, 4) and not torch.allclose(w[0], w[1])
+    assert len(per["epochs"]) == 3
+    assert joint["model"]["head.pooling.w.weight"].shape == (1, 1, 4) and joint["outputs"] == 6 == len(joint["genes"])
+
+
+@pytest.mark.parametrize("name", ["linear", "joint", "per-gene"])
+def test_the_test_patients_features_and_expression_teach_the_fold_nothing(changed, tmp_path, monkeypatch, name):
+    before, run = folds_in(changed / "runs" / name), changed / "runs" / name
+    test, f = before[1]["test_patients"], 1
+    cohort = tmp_path / "c"
+    shutil.copytree(changed, cohort, ignore=shutil.ignore_patterns("runs"))
+    for r in read_csv(run / "folds.csv"):
+        if r["patient"] in test:
+            with h5py.File(cohort / "h5" / f"{r['slide']}.h5", "r+") as h:
+                h["features"][:] = h["features"][:] * 3 - 1
+    other = lambda row: [row[0], *(float(v) * (3 + j % 2) for j, v in enumerate(row[1:7])), *row[7:]]
+    theirs = [f"{patient}-01A" for patient in test]
+    change_table(cohort / "expression.csv", lambda rows: [other(r) if r[0] in theirs else r for r in rows])
+    monkeypatch.setattr(histcode, "write_expression", lambda *_: None)
+    monkeypatch.setattr(histcode, "GENES_AT_ONCE", 2)
+    assert express(cohort, "--name", name, *MODELS[name]) == 0
+    z, old = (np.load(c / "runs" / name / "predictions.npz") for c in (cohort, changed))
+    own = z["part"] == f
+    assert all(not np.allclose(z[k][own], old[k][own], equal_nan=True) for k in ("truth", "prediction"))
+    after = folds_in(cohort / "runs" / name)
+    kept = ("weights", "bias", "label_weights", "label_bias", "epochs")
+    own = lambda s: dict(s["model"], **{k: s[k] for k in kept if k in s})
+    same = lambda a, b: all(torch.equal(v, own(b)[k]) for k, v in own(a).items())
+    assert same(before[f], after[f]) and not same(before[2], after[2])         # they are the third fold's training part
+
+
+@pytest.mark.parametrize("name", ["linear", "joint", "per-gene"])
+def test_an_interrupted_expression_ends_as_one_that_was_not(changed, tmp_path, monkeypatch, name):
+    cohort = tmp_path / "c"
+    shutil.copytree(changed, cohort, ignore=shutil.ignore_patterns("runs"))
+    monkeypatch.setattr(histcode, "write_expression", lambda *_: None)
+    monkeypatch.setattr(histcode, "GENES_AT_ONCE", 2)
+    save, saves = histcode.save_file, []
+
+    def breaks(path, write):
+        save(path, write)
+        saves.append(path.name)
+        if len(saves) == (1 if name == "per-gene" else 5):
+            raise KeyboardInterrupt
+    with monkeypatch.context() as m:
+        m.setattr(histcode, "save_file", breaks)
+        with pytest.raises(KeyboardInterrupt):
+            express(cohort, "--name", name, *MODELS[name])
+    there = {p.name for p in (cohort / "runs" / name).glob("fold*.pt")}        # one fold done, one begun
+    assert there == ({"fold0.pt"} if name == "per-gene" else {"fold0.pt", "fold1.state.pt"})
+    done = (cohort / "runs" / name / "fold0.pt").stat().st_mtime_ns
+    assert express(cohort, "--name", name, *MODELS[name]) == 0
+    assert (cohort / "runs" / name / "fold0.pt").stat().st_mtime_ns == done
+    z, old = (np.load(c / "runs" / name / "predictions.npz") for c in (cohort, changed))
+    assert all(np.array_equal(z[k], old[k], equal_nan=z[k].dtype.kind == "f") for k in old.files)
+    assert not list(cohort.glob("runs/*/*.state.pt"))
+
+
+@pytest.mark.filterwarnings("error::RuntimeWarning")
+@pytest.mark.parametrize("name", ["linear", "joint", "per-gene"])
+def test_a_gene_that_no_training_patient_of_a_fold_knows_stops_nothing(changed, tmp_path, monkeypatch, name):
+    cohort, z = tmp_path / "c", np.load(changed / "runs" / name / "predictions.npz")
+    shutil.copytree(changed, cohort, ignore=shutil.ignore_patterns("runs"))
+    gone = {f"{who}-11A" for who in z["patient"][z["part"] == 2]}              # fold 0 tests 0, validates 1, trains on 2
+    change_table(cohort / "expression.csv", lambda rows: [[*r[:4], "0", *r[5:]] if r[0] in gone else r for r in rows])
+    monkeypatch.setattr(histcode, "write_expression", lambda *_: None)
+    assert express(cohort, "--name", name, *MODELS[name]) == 0
+    new = np.load(cohort / "runs" / name / "predictions.npz")
+    at, first = new["genes"].tolist().index("NO0"), new["part"] == 0
+    assert np.isfinite(np.delete(new["prediction"], at, 1)).all() and np.isnan(new["truth"][new["part"] == 2, at]).all()
+    others = [j for j in range(len(new["genes"])) if j != at]
+    if name != "joint":                                                        # there all genes share their tiles
+        assert np.array_equal(new["prediction"][first][:, others], z["prediction"][first][:, others])
+
+
+def test_what_a_run_of_expression_writes(changed, capsys):
+    run = changed / "runs" / "linear"
+    rows, z = read_csv(run / "genes.csv"), np.load(run / "predictions.npz")
+    assert list(rows[0]) == ["gene", *histcode.GENE_COLUMNS] and {r["gene"] for r in rows} == set(z["genes"])
+    r = [float(row["R"]) for row in rows]
+    assert r == sorted(r, reverse=True)
+    for row in rows:
+        j = z["genes"].tolist().index(row["gene"])
+        known = ~np.isnan(z["truth"][:, j])
+        truth, prediction, label = z["truth"][known, j], z["prediction"][known, j], z["label"][:, j]
+        hits = z["predicted_label"][:, j][~np.isnan(label)] == label[~np.isnan(label)]
+        want = dict(n=known.sum(), R=scipy.stats.pearsonr(prediction, truth)[0],
+                    spearman=scipy.stats.spearmanr(prediction, truth)[0],
+                    p=scipy.stats.pearsonr(prediction, truth, alternative="greater")[1], mean_fc=(10 ** truth - 1).mean(),
+                    accuracy=hits.mean(), share_label_1=np.nanmean(label),
+                    majority=max(np.nanmean(label), 1 - np.nanmean(label)))
+        assert all(float(row[k]) == pytest.approx(v, rel=2e-4, abs=1e-6) for k, v in want.items()), row["gene"]
+    report = (run / "report.md").read_text()
+    for name in ("r", "accuracy", "fold_change", "scatter"):
+        assert Image.open(run / f"{name}.png").size > (300, 300) and f"({name}.png)" in report
+    assert "9 pairs of tumour and matched normal tissue, 6 genes" in report and "always the commoner label" in report
+    assert "OFF, SAME" in report and "- model: linear" in report and "planted" not in report
+
+
+def rewritten(name, change):
+    return lambda cohort: change_table(cohort / name, change)
+
+
+@pytest.mark.parametrize("argv, words, spoil", [(*mistake, None)[:3] for mistake in (
+    (["--ridge", "1", "--model", "attention"], "--ridge: with --model linear"),
+    (["--ridge", "auto", "--model", "attention"], "--ridge: with --model linear"),
+    (["--ridge", "-1"], "--ridge -1: must lie between 0"),
+    (["--per-gene"], "--per-gene: with --model attention"),
+    (["--pooling", "max"], "--pooling max: with --model attention"),
+    (["--gmt", "nowhere.gmt"], "--gmt: .*No such file.*nowhere.gmt"),
+    (["--name", "a/b"], "--name a/b: the name of a folder, not a path"),
+    (["--genes", "UP9"], "the expression table has no gene 'UP9'; nearest: UP"),
+    (["--folds", "12"], "9 patients don't go into --folds 12"),
+    (["--genes", "UP0", "--drivers", "x"], "--drivers and --genes both"),
+    (["--drivers", "nowhere.tsv"], "nowhere.tsv: can't be read"),
+    (["--drivers", "samples.csv"], "--drivers samples.csv: wanted columns symbol and mutations; it has slide, patient"),
+    (["--drivers", "d.csv"], "--drivers d.csv: none of its genes .TP53. is in the expression table, which has UP0",
+     lambda c: (c / "d.csv").write_text("gene,mutations\nTP53,3\n")),
+    (["--genes", "OFF,SAME"], "no gene of 2 has a fold change in half of the 9 pairs"),
+    ([], "trains on slides of one class only .tumour.*--model attention does without",
+     rewritten("samples.csv", lambda rows: [r for r in rows if r[4] == "1"])),
+    ([], "samples.csv: tumor of slide s0_1 is 'perhaps'; wanted 1 or 0",
+     rewritten("samples.csv", lambda rows: [[*r[:4], "perhaps"] for r in rows])),
+    ([], "samples.csv line 2: slide a/s0_1 is a path",
+     rewritten("samples.csv", lambda rows: [["a/" + r[0], *r[1:]] for r in rows])),
+    ([], "0 patients have tumour and normal .*9 have tumour, 0 normal",
+     rewritten("expression.csv", lambda rows: rows[::2])),
+    ([], "expression.csv.*UP2", rewritten("expression.csv", lambda rows: [[*r[:3], "-1", *r[4:]] for r in rows])),
+    ([], "c: no expression.csv", lambda c: (c / "expression.csv").unlink()))])
+def test_expression_says_one_line(tmp_path, monkeypatch, argv, words, spoil):
+    cohort = write_pairs(tmp_path / "c")
+    monkeypatch.chdir(cohort)
+    if spoil:
+        spoil(cohort)
+    with pytest.raises(tiling.InputError, match=words) as e:
+        express(cohort, *argv)
+    assert "\n" not in str(e.value) and not (cohort / "runs").exists()
+
+
+def test_slides_of_one_tile_or_nan_are_left_out_with_their_pair_and_named(tmp_path, monkeypatch, capsys):
+    cohort = write_pairs(tmp_path / "c", 12)
+    with h5py.File(cohort / "h5" / "s1_1.h5", "r+") as h:
+        x, coords = h["features"][:1], h["coords"][:1]
+        del h["features"], h["coords"]
+        h["features"], h["coords"] = x, coords
+    with h5py.File(cohort / "h5" / "s3_1.h5", "r+") as h:
+        h["features"][4, 2] = np.nan
+    left = []
+    monkeypatch.setattr(histcode, "write_expression", lambda *given: left.append(histcode.left_out_lines(given[3])))
+    assert express(cohort) == 1
+    said = capsys.readouterr()
+    assert "s1_1: 1 tile; the highest and the lowest by attention need two" in said.err
+    assert "2 of 20 slides failed" in said.err
+    assert "s3_1: " in said.err and "s3_1.h5: NaN or infinite feature in tile 4" in said.err
+    assert "2 pairs of which a slide failed: TCGA-AA-0001, TCGA-AA-0003" in said.out
+    assert "10 pairs, 6 genes, 18 slides" in said.out
+    assert any("s1_1 failed: 1 tile" in line for line in left[0])
+    z = np.load(cohort / "runs" / "expression" / "predictions.npz")
+    assert len(z["patient"]) == 10 and np.isfinite(z["prediction"]).all()
+
+
+def test_a_run_of_expression_with_other_settings_is_refused(changed, tmp_path, monkeypatch):
+    cohort = tmp_path / "c"
+    shutil.copytree(changed, cohort)
+    before = {p.name: p.read_bytes() for p in (cohort / "runs" / "ridge").iterdir()}
+    for argv, words in ((["--ridge", "3"], "ridge"), (["--epochs", "4"], "epochs"), (["--genes", "UP0,UP1"], "genes"),
+                        (["--seed", "1"], "seed"), (["--slides", "both"], "slides"),
+                        (["--model", "attention", "--ridge", "0"], "model")):
+        with pytest.raises(tiling.InputError, match=f"other settings .*{words}.*choose another --name"):
+            express(cohort, "--name", "ridge", "--ridge", "auto", *argv)
+    twice = lambda row: [row[0], *(2 * float(v) for v in row[1:])]
+    change_table(cohort / "expression.csv", lambda rows: [*rows[:-2], twice(rows[-2]), rows[-1]])
+    with pytest.raises(tiling.InputError, match="other settings .*data"):
+        express(cohort, "--name", "ridge", "--ridge", "auto")
+    assert before == {p.name: p.read_bytes() for p in (cohort / "runs" / "ridge").iterdir()}
+
+
+def test_gene_sets_of_the_best_genes_are_fishers(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(histcode, "BEST_GENES", 4)
+    ranked = [f"G{i}" for i in range(12)]
+    sets = dict(first=("G0", "G1", "G2", "X"), mixed=("G3", "G4", "G11"), none=("Y",), last=("G9", "G10"))
+    text = histcode.enrich_best(tmp_path, ranked, sets)
+    rows = {r["set"]: r for r in read_csv(tmp_path / "enrichment.csv")}
+    assert list(rows) == ["first", "mixed", "last"]                            # by p; of the fourth no gene was tested
+    for name, (hits, size) in dict(first=(3, 3), mixed=(1, 3), last=(0, 2)).items():
+        p = scipy.stats.fisher_exact([[hits, size - hits], [4 - hits, 12 - 4 - size + hits]], "greater")[1]
+        r = rows[name]
+        assert (int(r["hits"]), int(r["genes tested"])) == (hits, size) and float(r["p"]) == pytest.approx(p, rel=1e-3)
+        assert float(r["expected"]) == pytest.approx(size * 4 / 12, rel=1e-3) and len(r["hit genes"].split()) == hits
+    assert rows["first"]["hit genes"] == "G0 G1 G2" and (tmp_path / "enrichment.png").is_file()
+    assert "of 3 sets with a tested gene" in capsys.readouterr().out
+    assert any("| first | 3 | 3 | 1.0 |" in line for line in text)
+
+
+def test_gene_sets_are_read_from_several_files(tmp_path):
+    for name, text in (("a.gmt", "A\tx\tG1\tG2\nB\tx\tG3\n"), ("b.gmt", "C\tx\tG4\nB\ty\tG3\n"), ("c.gmt", "B\tx\tG9\n")):
+        (tmp_path / name).write_text(text)
+    a, b, c = (str(tmp_path / f"{n}.gmt") for n in "abc")
+    assert stats.read_gmt(a, b) == histcode.read_sets([a, b]) == dict(A=("G1", "G2"), B=("G3",), C=("G4",))
+    with pytest.raises(tiling.InputError, match="--gmt: .*c.gmt, line 1: set 'B' stands in .*b.gmt, line 2 too"):
+        histcode.read_sets([b, a, c])
+    with pytest.raises(tiling.InputError, match="--gmt: .*nowhere.gmt"):
+        histcode.read_sets([a, str(tmp_path / "nowhere.gmt")])
+
+
+def test_planted_programmes_are_those_of_the_simulated_cohort(drawn, tmp_path):
+    rows = read_csv(drawn / "truth" / "genes.csv")
+    genes = [r["gene"] for r in rows[::3]] + ["unheard"]
+    of = histcode.tiling.planted_programmes(drawn, genes)
+    assert set(of) == {r["programme"] for r in rows[::3]} and sum(w.sum() for w in of.values()) == len(genes) - 1
+    assert all(of[r["programme"]][genes.index(r["gene"])] for r in rows[::3])
+    assert tiling.planted_programmes(tmp_path, genes) is None
+
+
+def test_pieces_in_both_files_are_the_same_text():
+    for name in ("read_sets", "read_outlines"):
+        (first, ours), (second, theirs) = (inspect.getsource(getattr(m, name)).split("\n", 1) for m in (he2rna, histcode))
+        assert ours == theirs and first.replace("histcode.py", "he2rna.py") == second
+        assert "# same in histcode.py" in first and "# same in he2rna.py" in second
+
+
+# ----- A run's models on slides --------------------------------------------------------------------------------------
+def test_attention_between_0_and_1_and_dice_worked_by_hand():
+    assert np.allclose(histcode.scale_to_one(np.array([.2, .1, .5])), [.25, 0, 1])
+    assert (histcode.scale_to_one(np.full(3, .3)) == 0).all()
+    a, b = np.array([1, 1, 1, 0, 0], bool), np.array([0, 1, 1, 1, 0], bool)
+    assert histcode.dice(a, b) == pytest.approx(4 / 6) and histcode.dice(a, a) == 1
+    assert histcode.dice(a, ~a) == histcode.dice(~a & a, ~a & a) == 0
+
+
+def labels_by_hand(saved, x):
+    return 1 / (1 + np.exp(-(x @ saved["label_weights"].double().numpy() + saved["label_bias"].double().numpy())))
+
+
+@pytest.mark.parametrize("name", ["linear", "joint", "per-gene"])
+def test_predictions_of_a_run_are_the_means_of_its_models_by_hand(changed, tmp_path, name, capsys):
+    run, new = changed / "runs" / name, tmp_path / "h5" / "new.h5"
+    saved, z = folds_in(run), np.load(run / "predictions.npz")
+    new.parent.mkdir()
+    shutil.copy(changed / "h5" / "s4_1.h5", new)
+    part, header = z["part"][z["patient"].tolist().index("TCGA-AA-0004")], f"p_abs_log2_fc_above_{histcode.LOG2_FC}"
+    h = tiles_in(changed, "s4_1")
+    for argv, slide, use in (([str(new)], "new", [0, 1, 2]), (["s4_1"], "s4_1", [part]),
+                             (["s4_1", "--all-models"], "s4_1", [0, 1, 2])):
+        assert histcode.main(["predict", str(run), *argv, "--device", "cpu"]) == 0
+        assert f"{len(h)} tiles, {len(use)} of 3 models, {len(z['genes'])} genes" in capsys.readouterr().out
+        rows, each = read_csv(run / "predict" / f"{slide}.csv"), [spoken_by_hand(saved[m], h) for m in use]
+        y = np.mean([out for out, _ in each], 0)
+        assert [r["gene"] for r in rows] == z["genes"].tolist()
+        assert np.allclose([float(r["log10_fc_plus_1"]) for r in rows], y, atol=2e-5)
+        assert np.allclose([float(r["fold_change"]) for r in rows], np.maximum(10 ** y - 1, 0), atol=2e-4, rtol=1e-4)
+        p = np.abs(np.log2(np.maximum(10 ** y - 1, 1e-12))) > 1.5
+        if name == "linear":                                                   # it has a layer of its own for the label
+            p = np.mean([labels_by_hand(saved[m], histcode.pair_features(h, a[0])) for m, (_, a) in zip(use, each)], 0)
+        assert np.allclose([float(r[header]) for r in rows], p, atol=2e-5)
+
+
+@pytest.mark.parametrize("name", ["linear", "joint", "mean", "max", "per-gene"])
+def test_what_tiles_add_and_the_bias_are_the_prediction(changed, name):
+    run = histcode.load_run(changed / "runs" / name)
+    for slide, (f, saved) in itertools.product(("s2_1", "s3_1", "s4_0"), enumerate(run["folds"])):
+        h, (_, a) = tiles_in(changed, slide), histcode.apply_heads(saved, "cpu")(tiles_in(changed, slide))
+        want, by_hand = spoken_by_hand(saved, h)
+        assert np.allclose(a, by_hand, atol=1e-6)
+        for j in range(len(want)):
+            m, at = (j, 0) if name == "per-gene" else (0, j)
+            got = histcode.contributions(saved, h, a.double().numpy(), j)
+            bias = saved["bias"][j] if name == "linear" else saved["model"]["head.classify.bias"][m, at]
+            assert np.nansum(got) + bias.item() == pytest.approx(want[j], abs=2e-5)
+            assert np.isnan(got).sum() == (len(h) % 2 if name == "linear" else 0)       # the one tile between both halves
+            if name in ("joint", "per-gene", "mean"):                          # tile by tile
+                s = {k: v[m].double().numpy() for k, v in saved["model"].items()}
+                x = (h.astype(float) - s["mean"]) * s["scale"]
+                w = s["head.classify.weight"][at]
+                assert np.allclose(got, [b * (xi @ w) for b, xi in zip(by_hand[m], x)], atol=1e-6)
+            if name == "max":
+                assert (got[a[0].numpy() == 0] == 0).all()
+
+
+def test_maps_are_means_over_models_and_keep_their_sum(changed):
+    run, h = histcode.load_run(changed / "runs" / "linear"), tiles_in(changed, "s2_1")
+    assert len(h) == 11                                                        # odd: each model leaves one tile out
+    appliers = [histcode.apply_heads(s, "cpu") for s in run["folds"]]
+    attention = [spoken_by_hand(s, h)[1][0] for s in run["folds"]]
+    got = histcode.map_scores(run, appliers, [0, 2], h, 0, "attention")
+    assert np.allclose(got, sum((a - a.min()) / (a.max() - a.min()) for a in (attention[0], attention[2])) / 2, atol=1e-5)
+    for use in ([1], [0, 1, 2]):
+        got = histcode.map_scores(run, appliers, use, h, 3, "contribution")
+        want = np.mean([spoken_by_hand(run["folds"][m], h)[0][3] for m in use])
+        assert np.nansum(got) + np.mean([run["folds"][m]["bias"][3] for m in use]) == pytest.approx(want, abs=2e-5)
+        undefined = [{i for i in range(11) if sorted(a).index(a[i]) == 5} for a in (attention[m] for m in use)]
+        assert set(np.flatnonzero(np.isnan(got))) == set.intersection(*undefined)
+
+
+def test_a_diagnosis_is_predicted_by_models_that_did_not_know_the_patient(tmp_path, monkeypatch, capsys):
+    cohort = write_slides(tmp_path / "c", 12, labels=("normal", "tumor"))
+    monkeypatch.setattr(histcode, "draw_curves", lambda *_: None)
+    assert diagnose(cohort) == 0                                               # parts 3 to 5 are never tested
+    run = cohort / "runs" / "diagnosis"
+    parts = {r["slide"]: int(r["part_0"]) for r in read_csv(run / "folds.csv")}
+    learned = lambda part: [f for f in range(3) if part != f]                  # part f tests model f, all others teach it
+    capsys.readouterr()
+    assert histcode.main(["predict", str(run), "all", "--device", "cpu"]) == 1
+    said, own = capsys.readouterr(), [s for s, p in parts.items() if len(learned(p)) == 2]
+    assert {p.stem for p in (run / "predict").iterdir()} == set(own) and 0 < len(own) < len(parts)
+    for slide in set(parts) - set(own):
+        assert f"failed: {slide}: every model of {run} learned from patient {slide[:3]}: a run with --rotate" in said.err
+    slide = own[0]
+    saved = tiling.load_checkpoint(run / f"HistCode-r0-f{parts[slide]}.pt", "cpu")
+    row, = read_csv(run / "predict" / f"{slide}.csv")
+    logits, a = spoken_by_hand(saved, h := tiles_in(cohort, slide))
+    p = np.exp(logits) / np.exp(logits).sum()
+    assert np.allclose([float(row["p_normal"]), float(row["p_tumour"])], p, atol=2e-6)
+    assert row["predicted"] == ("normal", "tumour")[p.argmax()]
+    b = saved["model"]["head.classify.bias"][0]
+    added = histcode.contributions(saved, h, a, 0).sum()
+    assert added + (b[1] - b[0]).item() == pytest.approx(logits[1] - logits[0], abs=1e-5)
+    lost = next(s for s in parts if s not in own)
+    assert histcode.main(["predict", str(run), lost, "--all-models", "--device", "cpu"]) == 0
+    models = dict(rows=[dict(slide=lost, patient="P")], fold_of=dict(P=[]), folds=[0, 1], folder=run, cohort=cohort)
+    with pytest.raises(tiling.InputError, match="every model of .* learned from patient P: .*--rotate.*--all-models"):
+        tiling.held_out(models, lost, cohort, False)
+    assert tiling.held_out(models, lost, cohort, True) == [0, 1] == tiling.held_out(models, "nobody's", cohort, False)
+    with pytest.raises(tiling.InputError, match="--genes UP0: .* is a diagnosis; give a run of expression"):
+        histcode.main(["heatmap", str(run), slide, "--genes", "UP0", "--device", "cpu"])
+    for pooling in ("MIL-RNN", "DSMIL"):
+        assert diagnose(cohort, "--pooling", pooling) == 0
+        with pytest.raises(tiling.InputError, match=f"--score contribution: {pooling} is no sum over tiles"):
+            histcode.main(["heatmap", str(run), slide, "--pooling", pooling, "--score", "contribution", "--device", "cpu"])
+    with pytest.raises(tiling.InputError, match="max-r0-f0.pt, max-r0-f1.pt, max-r0-f2.pt is missing"):
+        histcode.load_run(run, "max")
+
+
+def test_a_folder_that_is_no_finished_run_is_told(changed, tmp_path):
+    run = tmp_path / "c" / "runs" / "r"
+    shutil.copytree(changed / "runs" / "linear", run)
+    whole = (run / "config.json").read_text()
+    config = json.loads(whole)
+    for text, words in (({**config, "version": 0}, "version 0 of this program's files, this one reads version 1"),
+                        ({**config, "command": "pretrain"}, "not a run on slides"),
+                        ({**config, "command": "diagnose", "bags": "x.csv"}, "not a run on slides")):
+        (run / "config.json").write_text(json.dumps(text))
+        with pytest.raises(tiling.InputError, match=words):
+            histcode.load_run(run)
+    (run / "config.json").write_text(whole)
+    assert histcode.load_run(run)["cohort"] == changed                         # the copy has no samples.csv: where it was
+    with pytest.raises(tiling.InputError, match="--pooling max: .* is a run of expression, which has one"):
+        histcode.load_run(run, "max")
+    fold_of = histcode.load_run(run)["fold_of"]
+    assert sorted(map(tuple, fold_of.values())) == sorted((f,) for f in range(3) for _ in range(3))
+    for name in ("report.md", "fold1.pt"):
+        data = (run / name).read_bytes()
+        (run / name).unlink()
+        with pytest.raises(tiling.InputError, match=f"{name} is missing: the run is not finished; the command that began"):
+            histcode.load_run(run)
+        (run / name).write_bytes(data)
+    for folder in (tmp_path, changed, tmp_path / "nowhere"):
+        with pytest.raises(tiling.InputError, match="not a run on slides of diagnose or expression; give a folder such as"):
+            histcode.load_run(folder)
+
+
+# ----- Maps of drawn slides, and encoders against each other -----------------------------------------------------------
+GENES = "CD3D,CD3E,MKI67,ACTB,ZG16,COL1A1"
+
+
+def small_encoder(path, seed):
+    torch.manual_seed(seed)
+    parts = torch.nn.AvgPool2d(8), torch.nn.Conv2d(3, 6, 5, 3), torch.nn.ReLU(), torch.nn.AdaptiveAvgPool2d(1)
+    torch.jit.script(torch.nn.Sequential(*parts, torch.nn.Flatten()).eval()).save(path)
+
+
+def drawn_run(command, cohort, *argv):
+    return histcode.main([command, str(cohort), "--tile-um", "25", "--epochs", "2", "--lr", "0.01", "--hidden", "4",
+                          "--folds", "3", "--device", "cpu", *argv])
+
+
+@pytest.fixture(scope="module")
+def looked_at(tmp_path_factory):
+    """A simulated cohort whose patients all have normal tissue, and runs on a small encoder."""
+    cohort, patch = tmp_path_factory.mktemp("looked") / "demo", pytest.MonkeyPatch()
+    tiling.simulate_cohort(cohort, normal_in=1, workers=2, **SMALL)
+    for seed, name in enumerate(("one.pt", "two.pt")):
+        small_encoder(cohort.parent / name, seed)
+    patch.setattr(histcode, "draw_curves", lambda *_: None)
+    one, argv = str(cohort.parent / "one.pt"), ["--genes", GENES]
+    assert drawn_run("diagnose", cohort, "--rotate", "--encoder", one) == 0
+    assert drawn_run("expression", cohort, "--encoder", one, *argv, "--gmt", str(gmt_of(cohort))) == 0
+    argv += ["--model", "attention", "--per-gene", "--name", "per-gene"]
+    assert drawn_run("expression", cohort, "--encoder", one, *argv) == 0
+    patch.undo()
+    return cohort
+
+
+def gmt_of(cohort):
+    path = cohort.parent / "sets.gmt"
+    path.write_text("T cells\tx\tCD3D\tCD3E\nproliferation\tx\tMKI67\n")
+    return path
+
+
+def maps_of(cohort, run, *argv):
+    return histcode.main(["heatmap", str(cohort / "runs" / run), *argv, "--device", "cpu"])
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit")
+def test_attention_on_the_slide_against_its_outline(looked_at, capsys):
+    run, slides = looked_at / "runs" / "diagnosis", ["S001-01A-DX1", "S003-01A-DX1", "S001-11A-DX1"]
+    capsys.readouterr()
+    assert maps_of(looked_at, "diagnosis", *slides) == 0
+    said, part, aucs = capsys.readouterr().out, {r["slide"]: r["part_0"] for r in read_csv(run / "folds.csv")}, []
+    for slide in slides:
+        folder, (arrays, _) = run / "heatmaps" / "diagnose" / slide, tiling.tiles_of(looked_at, slide)
+        rows, coords, tile = read_csv(folder / "tiles.csv"), arrays["coords"], float(arrays["tile"])
+        assert [(int(r["x"]), int(r["y"])) for r in rows] == list(map(tuple, coords.tolist())) and len(rows) > 20
+        a = np.array([float(r["attention"]) for r in rows])
+        saved = tiling.load_checkpoint(run / f"HistCode-r0-f{part[slide]}.pt", "cpu")
+        own = spoken_by_hand(saved, np.load(looked_at / "features" / "one" / f"{slide}.npy"))[1][0]
+        assert a.min() == 0 and a.max() == 1 and np.allclose(a, (own - own.min()) / np.ptp(own), atol=2e-4)
+        shapes = json.loads((folder / "tiles.geojson").read_text())["features"]
+        assert len(shapes) == len(rows)
+        assert {p.name for p in folder.iterdir()} == {"map.png", "gallery.png", "tiles.csv", "tiles.geojson", "report.md"}
+        line, = [x for x in said.splitlines() if x.startswith(f"{slide}, diagnose:")]
+        report = (folder / "report.md").read_text()
+        assert f"{len(rows)} tiles, 1 of 3 models" in line and "none of which learned from the slide's patient" in report
+        if slide.split("-")[1] == "11A":
+            assert "outline" not in line and "inside" not in rows[0]
+            continue
+        region = json.loads((looked_at / "regions" / f"{slide}.geojson").read_text())["features"]
+        rings = [[Outline(np.array(ring)) for ring in f["geometry"]["coordinates"]] for f in region]
+        inside = [any(sum(r.contains_point(xy) for r in polygon) % 2 for polygon in rings) for xy in coords + tile / 2]
+        got = np.array([r["inside"] == "1" for r in rows])
+        assert (got == inside).mean() > .98                                    # but for points on an edge
+        up, down = a[got], a[~got]
+        auc = np.mean([(x > y) + .5 * (x == y) for x in up for y in down])
+        cut = tiling.otsu_threshold(a)
+        dice, everywhere = 2 * ((a > cut) & got).sum() / ((a > cut).sum() + got.sum()), 2 * got.sum() / (len(a) + got.sum())
+        assert f"outline AUC {auc:.3f}, Dice {dice:.3f} (all tiles {everywhere:.3f})" in line
+        assert f"AUC {auc:.3f}; Dice" in report
+        points = read_csv(looked_at / "points" / f"{slide}.csv")
+        held = sum(any(x <= float(p["x"]) < x + tile and y <= float(p["y"]) < y + tile for x, y in coords) for p in points)
+        assert abs(sum(int(r["cells: all cells"]) for r in rows) - held) <= .01 * held
+        counts = np.array([int(r["cells: tumour"]) for r in rows])
+        assert f"tumour R {scipy.stats.pearsonr(a, counts)[0]:.3f}" in line
+        aucs.append(auc)
+    assert f"diagnose, 2 slides with an outline that divides their tiles: AUC mean {np.mean(aucs):.3f}" in said
+    summary = (run / "heatmaps" / "diagnose" / "summary.md").read_text()
+    assert summary.startswith("# diagnose: 3 slides") and f"above .5 on {sum(v > .5 for v in aucs)}" in summary
+    assert f"| {slides[0]} | " in summary and f" | {aucs[0]:.3f} | " in summary
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit")
+def test_gene_maps_of_a_linear_and_of_per_gene_networks(looked_at, monkeypatch, capsys):
+    slide, h = "S002-01A-DX1", np.load(looked_at / "features" / "one" / "S002-01A-DX1.npy")
+    monkeypatch.setattr(histcode.ends_of, "__defaults__", (4,))                # so that most tiles are at no end
+    assert maps_of(looked_at, "expression", slide, "--genes", "CD3E") == 0
+    run = histcode.load_run(looked_at / "runs" / "expression")
+    m, = run["fold_of"]["S002"]
+    rows = read_csv(run["folder"] / "heatmaps" / "CD3E" / slide / "tiles.csv")
+    score = [float(r["contribution"]) for r in rows if r["contribution"]]
+    assert len(score) == 8 < len(rows) == len(h)
+    assert "8 tiles have one" in (run["folder"] / "heatmaps" / "CD3E" / slide / "report.md").read_text()
+    monkeypatch.setattr(histcode, "ENDS", 4)
+    want = spoken_by_hand(run["folds"][m], h)[0][1]
+    assert sum(score) + run["folds"][m]["bias"][1].item() == pytest.approx(want, abs=1e-3)
+    assert maps_of(looked_at, "per-gene", slide, "--genes", "CD3D,ZG16") == 0
+    assert maps_of(looked_at, "per-gene", slide, "--genes", "ZG16", "--score", "contribution") == 0
+    per = histcode.load_run(looked_at / "runs" / "per-gene")
+    a, maps = spoken_by_hand(per["folds"][m], h)[1], per["folder"] / "heatmaps"
+    for gene, j in (("CD3D", 0), ("ZG16", 4)):                                 # attention of the gene's own network
+        got = [float(r["attention"]) for r in read_csv(maps / gene / slide / "tiles.csv")]
+        assert np.allclose(got, (a[j] - a[j].min()) / np.ptp(a[j]), atol=2e-4)
+    assert {p.name for p in maps.iterdir()} == {"CD3D", "ZG16", "ZG16-contribution"}
+    for argv, words in ((["per-gene", slide], "has a network for each gene: name some with --genes"),
+                        (["expression", slide, "--genes", "CD3F"], "no gene 'CD3F'; nearest: CD3"),
+                        (["expression", slide, "--score", "contribution"], "to which gene. name it with --genes"),
+                        (["expression", "nobody"], "neither a slide file nor a slide of the run")):
+        with pytest.raises(tiling.InputError, match=words):
+            maps_of(looked_at, *argv)
+
+
+def test_a_gene_whose_name_is_a_path_is_drawn_nowhere(changed, tmp_path):
+    run = tmp_path / "c" / "runs" / "r"
+    shutil.copytree(changed / "runs" / "joint", run)
+    for path in run.glob("fold*.pt"):
+        saved = tiling.load_checkpoint(path, "cpu")
+        saved["genes"][1] = "../../x"
+        torch.save(saved, path)
+    with pytest.raises(tiling.InputError, match="gene '../../x' can't name a map's folder"):
+        histcode.main(["heatmap", str(run), "s0_1", "--genes", "../../x", "--device", "cpu"])
+
+
+def test_the_report_of_a_simulated_cohort_says_what_was_planted(looked_at):
+    report = (looked_at / "runs" / "expression" / "report.md").read_text()
+    assert "## Against what was planted" in report and "SIMULATED cohort" in report and "| lymphocyte | 2 |" in report
+    assert "## Gene sets of the 6 best genes" in report
+    assert len(read_csv(looked_at / "runs" / "expression" / "enrichment.csv")) == 2
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit")
+def test_ablation_compares_encoders_and_poolings_on_the_same_folds(looked_at, capsys):
+    encoders = [str(looked_at.parent / name) for name in ("one.pt", "two.pt")]
+    assert drawn_run("ablation", looked_at, "--genes", GENES, "--encoders", *encoders) == 0
+    said, folder = capsys.readouterr().out, looked_at / "runs" / "ablation"
+    cells = [(e, p) for e in ("one", "two") for p in ("attention", "mean")]
+    table, genes = read_csv(folder / "table.csv"), read_csv(folder / "genes.csv")
+    assert [(r["encoder"], r["pooling"]) for r in table] == cells and all(r["genes"] == str(len(genes)) for r in table)
+    values, folds = {}, []
+    for e, p in cells:
+        run = looked_at / "runs" / f"ablation-{e}-{p}"
+        own = {r["gene"]: r for r in read_csv(run / "genes.csv")}
+        assert all(r[f"{k} {e} {p}"] == own[r["gene"]][k] for r in genes for k in ("R", "spearman"))
+        values[f"{e}, {p}"] = np.array([[float(own[r["gene"]][k]) for k in ("R", "spearman")] for r in genes])
+        folds.append((run / "folds.csv").read_text())
+    assert len(set(folds)) == 1 and (folder / "ablation.png").is_file()
+    for (e, p), r in zip(cells, table):
+        v = values[f"{e}, {p}"]
+        assert r["mean R ± SD"] == f"{v[:, 0].mean():.3f} ± {v[:, 0].std():.3f}"
+        assert r["median R"] == f"{np.median(v[:, 0]):.3f}"
+    lines = [line.strip("|") for line in (folder / "report.md").read_text().splitlines() if line[:1] == "|"]
+    lines = [[c.strip() for c in line.split("|")] for line in lines if line.count(",") == 2]
+    assert [tuple(line[:2]) for line in lines] == [("one, attention", "one, mean"), ("one, attention", "two, attention"),
+                                                   ("one, mean", "two, mean"), ("two, attention", "two, mean")]
+    compared = 0
+    for a, b, *rest in lines:
+        d = values[a] - values[b]
+        for k in (0, 1):
+            p = scipy.stats.wilcoxon(d[:, k])[1] if len(set(np.abs(d[:, k]))) == len(d) and d[:, k].all() else None
+            compared += p is not None
+            assert rest[2 * k] == f"{d[:, k].mean():+.3f}"
+            assert p is None or float(rest[2 * k + 1]) == pytest.approx(p, rel=.06)
+    assert compared > 3 and "Genes vary together" in said                      # SciPy approximates the ties of others
+    with pytest.raises(tiling.InputError, match="--encoders .* two have the name one"):
+        drawn_run("ablation", looked_at, "--encoders", encoders[0], encoders[0])
+    with pytest.raises(tiling.InputError, match="--features.*--encoders"):
+        drawn_run("ablation", looked_at, "--encoders", *encoders, "--features", str(looked_at / "features" / "one"))
 
 
 # =====================================================================================================================
