@@ -1042,10 +1042,10 @@ def least_squares(x, y, penalty=0.0):
 
 
 def best_penalty(x, y, penalties=RIDGE):
-    """The penalty whose leave-one-out predictions have the highest mean R over genes; x (n, D), y (n, G).
+    """The penalty with the best leave-one-out predictions: the highest R2, mean over genes; x (n, D), y (n, G).
 
-    Leave-one-out in closed form: error_i / (1 - H_ii). Squared errors would choose a prediction of almost nothing where
-    most genes can't be predicted. Genes with unknown values don't vote. [ours]
+    Leave-one-out in closed form: error_i / (1 - H_ii). An R2 below 0 counts as 0: genes that can't be predicted, often most,
+    would vote for predicting nothing. Genes with unknown values don't vote. [ours]
     """
     y = y[:, ~np.isnan(y).any(0) & (np.ptp(np.nan_to_num(y), axis=0) > 0)]
     if not y.shape[1]:
@@ -1053,12 +1053,12 @@ def best_penalty(x, y, penalties=RIDGE):
     x, y = x - x.mean(0), y - y.mean(0)
     x = x / np.where(x.std(0) > 1e-12, x.std(0), np.inf)
     values, vectors = np.linalg.eigh(x @ x.T)                                  # (n,), (n, n)
-    along, rs = vectors.T @ y, []                                              # (n, G)
+    along, r2 = vectors.T @ y, []                                              # (n, G)
     for p in penalties:
         share = values.clip(0) / (values.clip(0) + p)                          # of the hat matrix, beside 1 / n of the mean
         errors = (y - vectors @ (share[:, None] * along)) / (1 - 1 / len(y) - vectors ** 2 @ share)[:, None]
-        rs.append(np.nan_to_num(stats.pearson(y - errors, y)).mean())
-    return penalties[int(np.argmax(rs))]
+        r2.append((1 - (errors ** 2).sum(0) / (y ** 2).sum(0)).clip(0).mean())
+    return penalties[int(np.argmax(r2))]
 
 
 def shuffled_p(r, xs, part, penalties, y, rng):
@@ -1076,8 +1076,10 @@ def shuffled_p(r, xs, part, penalties, y, rng):
             if test.any() and not test.all():
                 (weights,), (bias,) = ridge(x[rows][~test], np.eye((~test).sum()), (penalty,))
                 S[np.ix_(test, ~test)] = x[rows][test] @ weights + bias
-        for _ in range(draws):
-            moved = y[np.ix_(rng.permutation(rows), genes)]
+        step = max(1, 2048 // len(genes))                                      # orders at a time: a product of 2,048 columns
+        for start in range(0, draws, step):
+            orders = rng.permuted(np.tile(rows, (min(step, draws - start), 1)), axis=1)             # (orders, n)
+            moved = y[:, genes][orders].swapaxes(0, 1).reshape(len(rows), -1)  # (n, orders x genes)
             null.append(stats.pearson(S @ moved, moved))
     null = np.sort(np.concatenate(null))
     null = null[~np.isnan(null)]
@@ -1886,7 +1888,7 @@ def train_expression(p, d, y, label, jobs, o, folder, device):
                                                                 p["part"] == f))
         if len(train) < 2 or o.model != "linear" and not len(valid):
             raise InputError(f"fold {f} has {len(train)} pairs to train on and {len(valid)} to choose its epoch, of "
-                             f"{len(p['patients'])}: lower --folds")
+                             f"{len(p['patients'])}: " + ("too few" if o.folds == 3 else "lower --folds"))
         if o.model == "linear":
             model = draw_model("HistCode", d["sums"], parts[0], seed, o)
             done = train_heads([model], d["bag"], lambda r: torch.from_numpy(d["y"][r]), cross_entropy, [(*parts[:2], [])],
@@ -2147,6 +2149,8 @@ def load_run(path, pooling=None):
     if config["command"] == "diagnose":
         there = [name for name in POOLINGS if (folder / f"{name}-r0-f0.pt").is_file()]
         pooling = pooling or ("HistCode" if "HistCode" in there or not there else there[0])
+        if pooling not in there:
+            raise InputError(f"--pooling {pooling}: {folder} has {few(there) or 'no finished fold'}")
         names = [f"{pooling}-r{r}-f{f}.pt" for r in range(config["repeats"])
                  for f in range(config["folds"] if config["rotate"] else max(1, config["folds"] // 2))]
     elif pooling:
