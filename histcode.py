@@ -36,7 +36,6 @@ import json
 import math
 import os
 import re
-import shutil
 import time
 from datetime import timedelta
 from pathlib import Path
@@ -1058,7 +1057,7 @@ def best_penalty(x, y, penalties=RIDGE):
         share = values.clip(0) / (values.clip(0) + p)                          # of the hat matrix, beside 1 / n of the mean
         errors = (y - vectors @ (share[:, None] * along)) / (1 - 1 / len(y) - vectors ** 2 @ share)[:, None]
         r2.append((1 - (errors ** 2).sum(0) / (y ** 2).sum(0)).clip(0).mean())
-    return penalties[int(np.argmax(r2))]
+    return max(zip(r2, penalties))[1]                                          # of equals the larger
 
 
 def shuffled_p(r, xs, part, penalties, y, rng):
@@ -2254,18 +2253,10 @@ def map_scores(run, appliers, use, h, j, score):
 
 def map_slide(run, o, appliers, home, into, source, name, label, j, score):
     """One slide's map, written at once into RUN/heatmaps/LABEL/SLIDE/. -> dict for the line and the summary."""
-    found = tiling.find_slides(home)
-    if name not in found:
-        raise InputError(f"no slide file {name}.* in {home}: a map is drawn over the slide")
     h, coords = tiling.load_features(into, source, name)
     if len(h) < 2:
         raise InputError("one tile: no highest and lowest")
-    tile, slide = tiling.tile_edge(into, source, name, coords), tiling.open_slide(found[name])
-    (W, H) = slide.dimensions
-    mpp = (tiling.slide_mpp(slide, tiling.table_mpp(home).get(name, o.mpp), name)[0] if isinstance(source, Path) else
-           float(tiling.tiles_of(into, name)[0]["mpp"]))
-    if (coords < 0).any() or (coords + tile > (W + 1, H + 1)).any():
-        raise InputError(f"tiles reach beyond the slide of {W:,} x {H:,} px: are these the features of another slide?")
+    slide, (W, H), mpp, tile = tiling.map_ground(home, into, source, name, coords, o.mpp)
     use = tiling.held_out(run, name, home, o.all_models)
     scores = map_scores(run, appliers, use, h, j, score)
     shown = np.flatnonzero(~np.isnan(scores))
@@ -2296,8 +2287,7 @@ def map_slide(run, o, appliers, home, into, source, name, label, j, score):
                  tiling.table(("cells", "on tiles", "R", "p"), [(c, f"{n.sum():,}", f"{x:.3f}", f"{y:.3f}")
                                                                 for (c, n), x, y in zip(counts.items(), r, p)]), ""]
     folder = run["folder"] / "heatmaps" / label / name
-    work = folder.with_name(f".{name}.{os.getpid()}.tmp")
-    try:
+    with tiling.whole_folder(folder) as work:
         rgb, _ = tiling.thumbnail(slide, mpp, max(W, H) * mpp / 1500)
         title = f"{label} on {name}"
         tiling.draw_heatmap(work / "map.png", rgb, (W, H), mpp, coords[shown], tile, s, title, score)
@@ -2307,10 +2297,6 @@ def map_slide(run, o, appliers, home, into, source, name, label, j, score):
         tiling.save_json(work / "tiles.geojson", tiling.tiles_geojson(coords, tile, np.stack(list(columns.values()), 1),
                                                                       list(columns)))
         save_text(work / "report.md", text)
-        shutil.rmtree(folder, ignore_errors=True)
-        os.replace(work, folder)
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
     return result
 
 
