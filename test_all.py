@@ -4563,7 +4563,7 @@ def test_the_epoch_kept_is_the_last_one_with_the_fewest_mistakes():
 
 
 def test_an_interruption_after_the_best_epoch_keeps_it(tmp_path, monkeypatch):
-    (bags, y), (train, valid, test) = planted_bags(), three_splits()[0]
+    (bags, y), (_, valid, _) = planted_bags(), three_splits()[0]
     y = y.copy()
     y[valid] = 1 - y[valid]                                                    # the better it learns the worse: an early epoch is best
     whole, = learn("HistCode", bags, y, three_splits()[:1], [4], epochs=8)
