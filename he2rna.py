@@ -1148,7 +1148,7 @@ def map_slide(run, o, models, home, into, source, name, label, chosen, group):
         rgb, _ = tiling.thumbnail(slide, mpp, max(W, H) * mpp / 1500)
         counted, title = counts[o.cells] if cells else None, f"{label} on {name}"
         tiling.draw_heatmap(work / "map.png", rgb, (W, H), mpp, coords, tile, scores, title,
-                            "score, log$_{10}$(1 + FPKM-UQ)", cells[o.cells] if cells else None)
+                            "score, log$_{10}$(1 + FPKM-UQ)", cells[o.cells] if cells else None, outlines)
         tiling.draw_gallery(work / "gallery.png", slide, coords, tile, scores, f"{title}: highest and lowest tiles", counted,
                             o.cells)
         if cells:

@@ -2290,7 +2290,7 @@ def map_slide(run, o, appliers, home, into, source, name, label, j, score):
     with tiling.whole_folder(folder) as work:
         rgb, _ = tiling.thumbnail(slide, mpp, max(W, H) * mpp / 1500)
         title = f"{label} on {name}"
-        tiling.draw_heatmap(work / "map.png", rgb, (W, H), mpp, coords[shown], tile, s, title, score)
+        tiling.draw_heatmap(work / "map.png", rgb, (W, H), mpp, coords[shown], tile, s, title, score, None, outlines)
         tiling.draw_gallery(work / "gallery.png", slide, coords[shown], tile, s, f"{title}: highest and lowest tiles")
         save_csv(work / "tiles.csv", ("x", "y", *columns), (
             (*xy, *("" if np.isnan(v) else f"{v:.6g}" for v in row)) for xy, row in zip(coords, zip(*columns.values()))))

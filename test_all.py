@@ -532,7 +532,7 @@ def test_h5_features(tmp_path):
     for name in ("flat", "batch"):
         got = tiling.load_features(tmp_path, tmp_path, name)
         assert (got[0] == features).all() and (got[1] == coords).all()
-    for name, words in (("nan", "NaN or infinite feature in tile"), ("short", "don't fit"), ("empty", "no tiles"), ("place", "infinite coords"), ("text", "not a CLAM"), ("gone", "not a CLAM")):
+    for name, words in (("nan", "NaN or infinite feature in tile"), ("short", "don't fit"), ("empty", "no tiles"), ("place", "infinite coords"), ("text", "not a CLAM"), ("gone", "no file")):
         with pytest.raises(tiling.InputError, match=words):
             tiling.load_features(tmp_path, tmp_path, name)
 
@@ -599,6 +599,16 @@ def test_heatmap_draws_each_tile_where_it_lies(tmp_path, size):
     step = round(tile * scale)
     around = {tuple(image[y + b * step, x + a * step]) for a, b in ((0, 0), (1, 0), (0, 1), (1, 1))}
     assert len(around) == 4                                                    # three tiles and the slide
+
+
+def test_outlines_are_drawn_on_slide_and_map(tmp_path):
+    ring = np.array([[200, 100], [700, 100], [700, 600], [200, 600]], float)
+    tiling.draw_heatmap(tmp_path / "a.png", GREY, (1000, 800), .5, np.array([[8, 8], [900, 700]]), 20.0, [0, 9], "", "score", None, [[ring]])
+    image = np.asarray(Image.open(tmp_path / "a.png"))[:, :, :3].astype(int)
+    red = (image[:, :, 0] > 200) & (image[:, :, 1:].max(2) < 60)
+    for half in np.split(red, [red.shape[1] // 2], axis=1):                    # 1,000 pixels of the picture for 1,000 of the slide
+        y, x = np.nonzero(half)
+        assert abs(np.ptp(x) - 500) < 6 and abs(np.ptp(y) - 500) < 6 and not half[y.min() + 10:y.max() - 10, x.min() + 10:x.max() - 10].any()
 
 
 def test_heatmap_of_neighbours_of_real_pitch_has_no_seams(tmp_path):

@@ -100,6 +100,7 @@ PICTURE_DPI = 200             # a tile of 224 pixels is 1.12 inches             
 SCORE_RANGE = (1, 99)         # percentiles at the ends of the colours, so that one tile can't pale all    [ours]
 SCORE_COLORS = "viridis"      # even steps of lightness, for any eye                                       [ours]
 INK, RULE, POINT = "#222222", "#bbbbbb", "#00429d"     # of text, of frames, of single cells                [ours]
+OUTLINE = "red"               # of what a pathologist has drawn              [HistCode Fig. 10]
 BLUE, ORANGE = "#0072B2", "#D55E00"    # told apart by any eye: Okabe & Ito                                [ours]
 ENCODERS = {"resnet50": 4, "resnet50-stage3": 3}   # name -> stages; 3: "the first four main layers" [HistCode Methods]
 ENCODER_VERSION = 1           # of the checkpoints that histcode.py pretrain writes                        [ours]
@@ -1735,12 +1736,13 @@ def place(fig, left, bottom, width, height):
     return ax
 
 
-def draw_heatmap(path, rgb, size, mpp, coords, tile, scores, title, label, points=None):
+def draw_heatmap(path, rgb, size, mpp, coords, tile, scores, title, label, points=None, outlines=()):
     """The slide with its scale bar beside (wide slides: above) the same slide in grey under its tile scores, a PNG.
 
     rgb (h, w, 3) uint8 of the whole slide of size (W, H) level-0 pixels; mpp µm per level-0 pixel; coords (n, 2) level-0
     top-left; tile: edge in level-0 pixels; scores (n,) finite, label: their name and unit; points (m, 2) level-0 x, y,
-    drawn on the slide. Each tile is drawn where it lies, opaque: its colour is the colour bar's. [HE2RNA Fig. 4a]
+    drawn on the slide; outlines: polygons, lists of rings (k, 2), drawn on both [HistCode Fig. 10]. Each tile is drawn
+    where it lies, opaque: its colour is the colour bar's. [HE2RNA Fig. 4a]
     """
     plt = need_matplotlib()
     from matplotlib.collections import PolyCollection
@@ -1783,6 +1785,8 @@ def draw_heatmap(path, rgb, size, mpp, coords, tile, scores, title, label, point
                            antialiased=False, linewidths=0)                    # whole pixels: no seams between neighbours
     axes[1].add_collection(tiles, autolim=False)
     for ax in axes:
+        for ring in (ring for rings in outlines or () for ring in rings):
+            ax.plot(*np.vstack([ring, ring[:1]]).T, color=OUTLINE, lw=1.2)
         ax.set(xlim=(0, W), ylim=(H, 0))
     below = place(fig, right[0], right[1] - .2, 2.6, .1)
     colors = fig.colorbar(tiles, cax=below, orientation="horizontal", extend=ends)
