@@ -2371,8 +2371,6 @@ def ablation(o):
     """Encoders x poolings on the same pairs, folds and genes: expression --model attention for each, and one table. [Fig. 6]
     """
     base, status, cells = o.name or "ablation", 0, {}
-    if o.features:
-        raise InputError(f"--features {o.features}: not with --encoders, each of which makes its own features")
     twice = [tiling.encoder_name(e) for e in o.encoders]
     if len(set(twice)) < len(twice):
         raise InputError(f"--encoders {' '.join(o.encoders)}: two have the name {max(twice, key=twice.count)}, and so would "
@@ -2539,7 +2537,7 @@ def main(argv=None):
     training(p, DIAGNOSIS, BAGS)
     tiling.add_options(p, encoder="resnet50-stage3")
 
-    def pairs(p, a):
+    def pairs(p, a, encoder):
         """Options of the two commands on fold changes."""
         a("--genes", default="all", help="A,B,C, a file of them, or all (default) of the expression table")
         a("--drivers", metavar="FILE", help="a compendium of driver genes (columns symbol and mutations, such as IntOGen's): "
@@ -2551,7 +2549,7 @@ def main(argv=None):
           "for all")
         a("--name", help="of the run (default: the command and its model); an interrupted run goes on")
         training(p, DIAGNOSIS)
-        tiling.add_options(p, encoder="resnet50-stage3")
+        tiling.add_options(p, encoder=encoder)
 
     p, a = verb(expression, "predict the fold change of each gene between tumour and normal tissue")
     a("--model", choices=("linear", "attention"), default="linear", help="linear: one layer over the mean of the tiles of "
@@ -2562,13 +2560,14 @@ def main(argv=None):
       "standardised features (default 0: least squares, the paper's); auto: by leave-one-out over the training pairs, which "
       "many features and few patients want")
     a("--gmt", nargs="+", metavar="FILE", help=f"gene sets to look for the {BEST_GENES} best genes in (Fig. 9)")
-    pairs(p, a)
+    pairs(p, a, "resnet50-stage3")
 
     p, a = verb(ablation, "encoders x poolings against each other on fold changes (Fig. 6)")
-    a("--encoders", nargs="+", required=True, metavar="NAME|FILE", help="as tiling.py's --encoder: files of pretrain, "
-      "resnet50-stage3 with --weights ...")
+    a("--encoders", nargs="+", required=True, metavar="NAME|FILE", help="files of pretrain, resnet50-stage3 with "
+      "--weights, TorchScript files: as tiling.py's --encoder")
     a("--poolings", nargs="+", choices=tuple(POOLED), default=("attention", "mean"), help="default: attention mean, the paper's")
-    pairs(p, a)
+    a("--weights", help="of resnet50-stage3 and the like: imagenet (default), a torchvision state_dict file, or random")
+    pairs(p, a, None)
 
     def of_run(function, what):
         p = verbs.add_parser(function.__name__, help=what, description=function.__doc__)

@@ -5353,8 +5353,6 @@ def test_ablation_compares_encoders_and_poolings_on_the_same_folds(looked_at, ca
     assert compared > 3 and "Genes vary together" in said                      # SciPy approximates the ties of others
     with pytest.raises(tiling.InputError, match="--encoders .* two have the name one"):
         drawn_run("ablation", looked_at, "--encoders", encoders[0], encoders[0])
-    with pytest.raises(tiling.InputError, match="--features.*--encoders"):
-        drawn_run("ablation", looked_at, "--encoders", *encoders, "--features", str(looked_at / "features" / "one"))
 
 
 # =====================================================================================================================
