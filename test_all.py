@@ -5150,7 +5150,7 @@ def test_a_diagnosis_is_predicted_by_models_that_did_not_know_the_patient(tmp_pa
         assert diagnose(cohort, "--pooling", pooling) == 0
         with pytest.raises(tiling.InputError, match=f"--score contribution: {pooling} is no sum over tiles"):
             histcode.main(["heatmap", str(run), slide, "--pooling", pooling, "--score", "contribution", "--device", "cpu"])
-    with pytest.raises(tiling.InputError, match="max-r0-f0.pt, max-r0-f1.pt, max-r0-f2.pt is missing"):
+    with pytest.raises(tiling.InputError, match="--pooling max: .* has MIL-RNN, DSMIL, HistCode"):
         histcode.load_run(run, "max")
 
 
