@@ -1022,9 +1022,8 @@ def pair_features(h, a):
 
 def known_alike(y):
     """[(rows, columns)] of y (n, G): the genes known (not nan) of just the same samples, together."""
-    known = ~np.isnan(y)
-    return [(np.flatnonzero(pattern), np.flatnonzero((known == pattern[:, None]).all(0)))
-            for pattern in np.unique(known, axis=1).T if pattern.any()]
+    patterns, which = np.unique(~np.isnan(y), axis=1, return_inverse=True)
+    return [(np.flatnonzero(pattern), np.flatnonzero(which.ravel() == i)) for i, pattern in enumerate(patterns.T) if pattern.any()]
 
 
 def least_squares(x, y, penalty=0.0):
@@ -2020,6 +2019,37 @@ GENE_COLUMNS = dict(n="n", R="r", p="p", bh="bh", R_within_folds="r_folds", spea
                     better="better", mean_fc="fc", share_label_1="positive", accuracy="accuracy", majority="majority")
 
 
+def draw_expression(folder, title, genes, y, prediction, f, order):
+    """Pictures of Figs. 4, 5, 7 and 8; -> [(lower end of a bin of R, mean fold changes of its genes)], Fig. 7's numbers."""
+    r, base = (v[~np.isnan(v)] for v in (f["r"], f["baseline"]))
+    with tiling.figure(folder / "r.png", figsize=(7, 4)) as ax:
+        bins = np.linspace(min(-.5, *r, *base), max(.5, *r, *base), 41) if len(r) else 10
+        ax.hist([r, base], bins, label=["predicted", "random"], color=[tiling.BLUE, tiling.ORANGE])
+        ax.set(xlabel="Pearson R with the true log$_{10}$(fc + 1)", ylabel="genes", title=title)
+        ax.legend(fontsize=8)
+    with tiling.figure(folder / "accuracy.png", figsize=(7, 4)) as ax:
+        pair = [v[~np.isnan(v)] for v in (f["accuracy"], f["majority"])]
+        ax.hist(pair, np.linspace(0, 1, 21), label=["predicted", "always the commoner label"], color=[tiling.BLUE, tiling.ORANGE])
+        ax.set(xlabel=f"accuracy of |log$_2$ fc| > {LOG2_FC}", ylabel="genes", title=title)
+        ax.legend(fontsize=8)
+    tenth = np.floor(10 * np.where(np.isnan(f["r"] + f["fc"]), np.nan, f["r"]))                     # (G,) its bin of R
+    binned = [(t / 10, f["fc"][tenth == t]) for t in np.unique(tenth[~np.isnan(tenth)])]
+    with tiling.figure(folder / "fold_change.png", figsize=(7, 4)) as ax:
+        if binned:
+            ax.boxplot([v for _, v in binned], positions=[low + .05 for low, _ in binned], widths=.07, manage_ticks=False)
+        ax.set(xlabel="Pearson R, bins of .1", ylabel="mean fold change of the gene", title=title)
+    nine = [genes.index(g) for g in SHOWN if g in genes]
+    nine = (nine + [j for j in order if j not in nine])[:9]
+    with tiling.figure(folder / "scatter.png", 3, 3, figsize=(9, 9)) as axes:
+        for ax, j in zip(axes.flat, nine):
+            ax.scatter(y[:, j], prediction[:, j], s=10, color=tiling.BLUE)
+            ax.set_title(f"{genes[j]}: R = {f['r'][j]:.2f}", fontsize=9)
+            ax.set(xlabel="true log$_{10}$(fc + 1)", ylabel="predicted")
+        for ax in axes.flat[len(nine):]:
+            ax.axis("off")
+    return binned
+
+
 def write_expression(folder, config, p, d, y, prediction, f, saved, sets, o):
     """genes.csv, pictures of Figs. 4, 5, 7, 8, 9 and report.md; the main figures also to the terminal."""
     genes, G, table, text = p["chosen"], len(p["chosen"]), tiling.table, []
@@ -2056,31 +2086,7 @@ def write_expression(folder, config, p, d, y, prediction, f, saved, sets, o):
                  + f"; Spearman of R and mean fold change over genes {tie:.3f}.")
     print("\n".join(lines))
     title = ", ".join([f"model {config['model']}", *[f"{config['pooling']} pooling"] * (config["model"] != "linear")])
-    with tiling.figure(folder / "r.png", figsize=(7, 4)) as ax:
-        bins = np.linspace(min(-.5, *r, *base), max(.5, *r, *base), 41) if len(r) else 10
-        ax.hist([r, base], bins, label=["predicted", "random"], color=[tiling.BLUE, tiling.ORANGE])
-        ax.set(xlabel="Pearson R with the true log$_{10}$(fc + 1)", ylabel="genes", title=title)
-        ax.legend(fontsize=8)
-    with tiling.figure(folder / "accuracy.png", figsize=(7, 4)) as ax:
-        pair = [v[~np.isnan(v)] for v in (f["accuracy"], f["majority"])]
-        ax.hist(pair, np.linspace(0, 1, 21), label=["predicted", "always the commoner label"], color=[tiling.BLUE, tiling.ORANGE])
-        ax.set(xlabel=f"accuracy of |log$_2$ fc| > {LOG2_FC}", ylabel="genes", title=title)
-        ax.legend(fontsize=8)
-    edges = np.arange(math.floor(10 * min(r, default=0)), math.floor(10 * max(r, default=0)) + 2) / 10
-    binned = [(low, f["fc"][both & (f["r"] >= low) & (f["r"] < low + .1)]) for low in edges[:-1]]
-    with tiling.figure(folder / "fold_change.png", figsize=(7, 4)) as ax:
-        full = [(low, v) for low, v in binned if len(v)]
-        ax.boxplot([v for _, v in full], positions=[low + .05 for low, _ in full], widths=.07, manage_ticks=False)
-        ax.set(xlabel="Pearson R, bins of .1", ylabel="mean fold change of the gene", title=title)
-    nine = [genes.index(g) for g in SHOWN if g in genes]
-    nine = (nine + [j for j in order if j not in nine])[:9]
-    with tiling.figure(folder / "scatter.png", 3, 3, figsize=(9, 9)) as axes:
-        for ax, j in zip(axes.flat, nine):
-            ax.scatter(y[:, j], prediction[:, j], s=10, color=tiling.BLUE)
-            ax.set_title(f"{genes[j]}: R = {f['r'][j]:.2f}", fontsize=9)
-            ax.set(xlabel="true log$_{10}$(fc + 1)", ylabel="predicted")
-        for ax in axes.flat[len(nine):]:
-            ax.axis("off")
+    binned = draw_expression(folder, title, genes, y, prediction, f, order)
     if sets:
         text += enrich_best(folder, [genes[j] for j in order if not np.isnan(f["r"][j])], sets)
     truth = tiling.planted_programmes(o.cohort, genes)
@@ -2102,7 +2108,7 @@ def write_expression(folder, config, p, d, y, prediction, f, saved, sets, o):
         "## Best genes", "", table(("gene", "pairs", "R", "p (BH)", "Spearman", "R within folds", "mean fc", "accuracy",
                                     "majority"), top), "", "![Predicted against true](scatter.png)", "",
         "## R and fold change", "", table(("R from", "genes", "mean fold change"), [
-            (f"{low:.1f}", len(v), f"{v.mean():.3f}") for low, v in binned if len(v)]), "", "![Fold change](fold_change.png)", "",
+            (f"{low:.1f}", len(v), f"{v.mean():.3f}") for low, v in binned]), "", "![Fold change](fold_change.png)", "",
         *text, "## Folds", "", table(("fold", "train", "validation", "test", "epoch", "penalty"), [
             (i, *(len(s[f"{part}_patients"]) for part in ("train", "valid", "test")), few(s["epochs"].tolist(), 3),
              s.get("penalty", "")) for i, s in enumerate(saved)]), "",
