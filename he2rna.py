@@ -985,7 +985,7 @@ def provenance(scores, ks):
 def read_outlines(path):                                                        # same in histcode.py
     """Polygons of a GeoJSON file as stats.inside takes them, None where there is no file. InputError where none is in it."""
     try:
-        return stats.read_rings(json.loads(path.read_text())) if path.is_file() else None
+        return stats.read_rings(json.loads(path.read_text("utf-8"))) if path.is_file() else None
     except ValueError as e:
         raise InputError(f"{path}: {e}") from None
 

@@ -709,7 +709,7 @@ class GatedAttention(nn.Module):
         if self.u is not None:
             hidden = hidden * torch.sigmoid(self.u(h))
         a = self.w(hidden)[:, :, 0].masked_fill(~mask, -torch.inf).softmax(1)  # (B, T)
-        return (a[:, :, None] * h).sum(1), a
+        return (a[:, None] @ h)[:, 0], a
 
 
 class MeanPooling(nn.Module):
@@ -890,7 +890,7 @@ def train_heads(models, bag, target, loss, parts, seeds, o, device, what="", sta
     optimizer = torch.optim.Adam(params.values(), o.lr, weight_decay=o.weight_decay, fused=True)
     judged = [np.concatenate([valid, test]).astype(int) for _, valid, test in parts]
     judged = np.stack([np.pad(rows, (0, max(map(len, judged)) - len(rows)), mode="edge") for rows in judged])
-    valid_n = torch.tensor([len(valid) for _, valid, _ in parts]).expand(M)
+    valid_n, tested = torch.tensor([len(valid) for _, valid, _ in parts]).expand(M), any(len(test) for *_, test in parts)
     best = {k: v.detach().clone() for k, v in params.items()}
     epochs, lowest, losses, tests, first = torch.zeros(M, dtype=torch.int64), torch.full((M,), torch.inf), [], [], 0
     if state_file and state_file.is_file():
@@ -926,7 +926,7 @@ def train_heads(models, bag, target, loss, parts, seeds, o, device, what="", sta
             best[k][better.to(device)] = v.detach()[better.to(device)]
         epochs[better] = epoch
         losses.append(now)
-        tests.append(outputs)
+        tests.append(outputs if tested else outputs[:, :0])
         if state_file:
             state = dict(params={k: v.detach() for k, v in params.items()}, best=best, optimizer=optimizer.state_dict(),
                          lowest=lowest, epochs=epochs, losses=torch.stack(losses), tests=torch.stack(tests))
@@ -940,15 +940,16 @@ def apply_heads(saved, device, block=16):
     """The trained networks of a checkpoint: a function (T, D) -> outputs (M, C) and a (M, T), on the CPU."""
     D = saved["n_features"]
     frame = SlideModel(saved["pooling"], np.zeros(D), np.ones(D), saved["outputs"], saved["embed"], saved["hidden"]).to("meta")
-    state = {k: v.to(device) for k, v in saved["model"].items()}
+    own = {k: v.to(device) for k, v in saved["model"].items() if k not in dict(frame.named_buffers())}
+    shared = {k: saved["model"][k][0].to(device) for k, _ in frame.named_buffers()}                 # mean and scale: all the same
 
     @torch.no_grad()
     def apply(h):
         x, done = torch.from_numpy(np.array(h))[None].to(device), []
-        call = torch.vmap(lambda s: torch.func.functional_call(frame, s, (x, torch.ones(x.shape[:2], dtype=torch.bool,
-                                                                                      device=device))))
-        for i in range(0, len(next(iter(state.values()))), block):
-            out, a = call({k: v[i:i + block] for k, v in state.items()})
+        mask = torch.ones(x.shape[:2], dtype=torch.bool, device=device)
+        call = torch.vmap(lambda s: torch.func.functional_call(frame, (s, shared), (x, mask)))
+        for i in range(0, len(next(iter(own.values()))), block):
+            out, a = call({k: v[i:i + block] for k, v in own.items()})
             done.append((out[:, 0, -1].cpu(), a[:, 0].cpu()))
         return tuple(torch.cat(part) for part in zip(*done))
     return apply
@@ -1059,6 +1060,16 @@ def best_penalty(x, y, penalties=RIDGE):
     return max(zip(r2, penalties))[1]                                          # of equals the larger
 
 
+def smoother(x, new, penalty):
+    """S (m, n) of which S y is `ridge`'s prediction for new (m, D) from x (n, D) and any y (n, C); by the kernel z z'."""
+    center, scale = x.mean(0), x.std(0)
+    scale = np.where(scale > 1e-6 * np.abs(center) + 1e-12, scale, np.inf)
+    z, n = (x - center) / scale, len(x)
+    values, vectors = np.linalg.eigh(z @ z.T)
+    share = np.where(values > 1e-10 * values[-1], 1 / (values.clip(0) + penalty + (values <= 0)), 0)                # (n,)
+    return (((new - center) / scale) @ z.T) @ (vectors * share) @ vectors.T @ (np.eye(n) - 1 / n) + 1 / n
+
+
 def shuffled_p(r, xs, part, penalties, y, rng):
     """p (G,) of R: how often as high an R comes out when the fold changes of the patients change places, all folds fitted
     anew; over all genes together. xs: features (P, 2D) of all patients by each fold's attention; part (P,); y (P, G). [ours]
@@ -1072,8 +1083,7 @@ def shuffled_p(r, xs, part, penalties, y, rng):
         for f, (x, penalty) in enumerate(zip(xs, penalties)):
             test = part[rows] == f
             if test.any() and not test.all():
-                (weights,), (bias,) = ridge(x[rows][~test], np.eye((~test).sum()), (penalty,))
-                S[np.ix_(test, ~test)] = x[rows][test] @ weights + bias
+                S[np.ix_(test, ~test)] = smoother(x[rows][~test], x[rows][test], penalty)
         step = max(1, 2048 // len(genes))                                      # orders at a time: a product of 2,048 columns
         for start in range(0, draws, step):
             orders = rng.permuted(np.tile(rows, (min(step, draws - start), 1)), axis=1)             # (orders, n)
@@ -1124,7 +1134,7 @@ def judge_genes(prediction, y, guess, label, rng, shuffled=None):
     """Figures of every gene, dict of (G,) arrays: prediction, y (n, G) and guess (predicted), label (n, G), nan where
     unknown. [HistCode Results, Differential gene expression prediction]
 
-    n, r, rho; p of r: shuffled(r), or of a t, two-sided; bh over the genes; baseline: R of random predictions between the 5 % and the 95 % of the
+    n, r, rho; p of R > 0: shuffled(r), or twice that of a t; bh over the genes; baseline: R of random predictions between the 5 % and the 95 % of the
     truth; location_p, error_p, better: stats.against_baseline; accuracy of the label, majority: that of the commoner one.
     """
     out = {k: np.full(y.shape[1], np.nan) for k in ("r", "rho", "baseline", "location_p", "error_p", "better")}
@@ -1367,19 +1377,22 @@ def probe(o):
 def layers(text):
     """'64,32' -> (64, 32), '0' -> (), for argparse."""
     values = tuple(map(tiling.natural, text.split(",")))
+    if 0 in values and len(values) > 1:
+        raise argparse.ArgumentTypeError(f"{text!r}: a layer of no width; 0 alone means none")
     return () if values == (0,) else values
 
 
 def penalty_of(text):
     """'auto' -> None, or a number, for argparse."""
-    return None if text == "auto" else float(text)
+    try:
+        return None if text == "auto" else float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is neither a number nor auto") from None
 
 
 def is_number(text):
-    try:
-        return math.isfinite(float(text))
-    except ValueError:
-        return False
+    """Finite in float32?"""
+    return abs(tiling.number(text)) <= float(np.finfo(np.float32).max)         # nan is not
 
 
 def two_classes(labels, positive, where):
@@ -1410,7 +1423,7 @@ def tissue_of(samples, cohort):
             raise InputError(f"{path}: no column tumor (1, 0) or sample_type, and no TCGA barcode, says which slides are "
                              "tumour and which are normal tissue; --label COLUMN tells any two labels apart")
         return kinds
-    words = [s[column].lower() for s in samples]
+    words = [f"{float(s[column]):g}" if is_number(s[column]) and column != "sample_type" else s[column].lower() for s in samples]
     wrong = [s["slide"] for s, w in zip(samples, words) if column != "sample_type" and w not in (*TISSUES, *UNKNOWN)]
     if wrong:
         word = next(s[column] for s in samples if s["slide"] == wrong[0])
@@ -1427,12 +1440,11 @@ def barcode(name):
 def read_bag_table(path):
     """(labels, bag names, features (n, D) float32) of the rows of a table label, bag, features, with or without header."""
     header, rows = tiling.read_rows(path)
-    if not any(map(is_number, header[2:])):
-        first = 2
-    else:
-        rows, first = [header, *rows], 1
+    named = all(math.isnan(tiling.number(v)) and v.strip().lower() not in UNKNOWN for v in header[2:])      # words, no data
+    rows, first = (rows, 2) if named else ([header, *rows], 1)
     if not rows or len(rows[0]) < 3:
-        raise InputError(f"{path}: wanted a table with the columns label, bag and the features of an instance in each row")
+        raise InputError(f"{path}: wanted a table with the columns label, bag and the features of an instance in each row, "
+                         "separated by commas or tabs")
     for line, row in enumerate(rows, first):
         if len(row) != len(rows[0]):
             raise InputError(f"{path} row {line}: {len(row)} fields, row {first} has {len(rows[0])}")
@@ -1527,17 +1539,21 @@ def bags_of_cohort(cohort, o, classes=None):
                 what="slides")
 
 
-def folds_of(d, o, strata=None):
+def roles(part, f, folds):
+    """Rows that train, choose the epoch of, and test model f."""
+    follows = (f + 1) % folds
+    return tuple(np.flatnonzero(rows) for rows in ((part != f) & (part != follows), part == follows, part == f))
+
+
+def folds_of(d, o):
     """[(repeat, fold, train, valid, test)] and each sample's part in each repeat (repeats, n)."""
     n = len(set(d["patients"].tolist()))
     if n < o.folds:
         raise InputError(f"{n} patients don't go into --folds {o.folds} parts; " + (f"--folds {n} would work" if n > 2 else
                          "one part tests, one validates, the others train: at least 3 are needed"))
-    parts = np.array([split_patients(d["patients"], d["y"] if strata is None else strata, o.folds, [o.seed, r])
-                      for r in range(o.repeats)])
-    jobs = [(r, f, *(np.flatnonzero(rows) for rows in ((part != f) & (part != (f + 1) % o.folds), part == (f + 1) % o.folds,
-                                                      part == f)))
-            for r, part in enumerate(parts) for f in range(o.folds if o.rotate else max(1, o.folds // 2))]
+    parts = np.array([split_patients(d["patients"], d["y"], o.folds, [o.seed, r]) for r in range(o.repeats)])
+    jobs = [(r, f, *roles(part, f, o.folds)) for r, part in enumerate(parts)
+            for f in range(o.folds if o.rotate else max(1, o.folds // 2))]
     for r, f, train, *_ in jobs:
         if len(set(d["y"][train])) < 2:
             raise InputError(f"the training part of fold {f} has {d['what']} of one class only: {len(d['y'])} {d['what']}, "
@@ -1573,7 +1589,7 @@ def train_pooling(pooling, d, jobs, o, folder, device):
     for block in blocks:
         seeds = [seed_of(o, r, f) for r, f, *_ in block]
         models = [draw_model(pooling, d["sums"], job[2], seed, o) for seed, job in zip(seeds, block)]
-        state = None if d["what"] == "bags" else path_of(*block[0][:2]).with_suffix(".state.pt")
+        state = path_of(*block[0][:2]).with_suffix(f".{len(block)}.state.pt")
         names = f"fold {block[0][1]}" if len(block) == 1 else f"{len(block)} networks"
         done = train_heads(models, d["bag"], target, cross_entropy, [job[2:] for job in block], seeds, o, device,
                            f"{pooling} {names}", state)
@@ -1589,8 +1605,7 @@ def train_pooling(pooling, d, jobs, o, folder, device):
                 log.write(json.dumps(entry) + "\n")
             print(f"{pooling:8s} repeat {r} fold {f}: {'/'.join(str(len(v)) for v in rows)} {d['what']}, epoch "
                   f"{own['epoch']:3d}, test accuracy {p['accuracy']:.3f}, AUC {p['auc']:.3f}", flush=True)
-        if state:
-            state.unlink(missing_ok=True)
+        state.unlink(missing_ok=True)
     return {job[:2]: tiling.load_checkpoint(path_of(*job[:2]), "cpu") for job in jobs}
 
 
@@ -1639,7 +1654,7 @@ def claim_run(folder, o, d, more, *seen):
     config = dict(command=o.verb, version=VERSION, data=tiling.digest(*seen, *d["seen"]), features=d["features"],
                   n_features=d["n_features"], embed=list(o.embed), **more,
                   **{k: getattr(o, k) for k in ("hidden", "lr", "weight_decay", "epochs", "batch", "folds", "repeats", "seed")})
-    return tiling.claim_folder(folder, config, "*.pt", cohort=o.cohort and str(Path(o.cohort).resolve()),
+    return tiling.claim_folder(folder, config, "*.pt", bags=getattr(o, "bags", None), cohort=o.cohort and str(Path(o.cohort).resolve()),
                                features_folder=o.features and str(Path(o.features).resolve()))
 
 
@@ -1648,9 +1663,11 @@ def diagnose(o):
     start = time.time()
     if (o.cohort is None) == (o.bags is None):
         raise InputError("give either a cohort folder or --bags FILE")
-    if o.bags and (o.external or o.features or o.label):
-        given = next(k for k in ("external", "features", "label") if getattr(o, k))
-        raise InputError(f"--{given}: only with a cohort folder; {o.bags} is the whole of the data")
+    of_slides = dict.fromkeys(("external features label weights precision mpp tile_um min_tissue max_tiles colour tissue "
+                               "tissue_threshold min_area").split(), None) | dict(encoder="resnet50-stage3")
+    given = [f"--{k.replace('_', '-')}" for k, usual in of_slides.items() if getattr(o, k) != usual]
+    if o.bags and given:
+        raise InputError(f"{', '.join(given)}: only with a cohort folder; {o.bags} is the whole of the data")
     settle_training(o, BAGS if o.bags else DIAGNOSIS)
     o.rotate = bool(o.bags) if o.rotate is None else o.rotate
     if o.positive is not None and not o.bags and o.label is None:
@@ -1666,7 +1683,7 @@ def diagnose(o):
     y, poolings = d["y"], list(POOLINGS) if o.table else [o.pooling]
     folder = (Path(o.name or Path(o.bags).stem + "-diagnosis") if o.bags else
               Path(o.cohort) / "runs" / (o.name or "diagnosis"))
-    config = claim_run(folder, o, d, dict(classes=list(d["classes"]), rotate=o.rotate, label=o.label, bags=o.bags),
+    config = claim_run(folder, o, d, dict(classes=list(d["classes"]), rotate=o.rotate, label=o.label),
                        d["names"].tolist(), d["patients"].tolist(), y.tolist(), parts.tolist())
     save_csv(folder / "folds.csv", (d["what"][:-1], "patient", "label", *(f"part_{r}" for r in range(o.repeats))),
              zip(d["names"], d["patients"], (d["classes"][v] for v in y), *parts))
@@ -1681,6 +1698,8 @@ def diagnose(o):
              ((d["names"][i], d["patients"][i], d["classes"][y[i]], pooling, r, f, f"{p:.6f}", d["classes"][int(p > .5)])
               for pooling in poolings for r, f, _, _, test in jobs for i, p in zip(test, own[pooling, r, f])))
     write_diagnosis(folder, config, d, jobs, trained, own, o)
+    for stale in (folder / "external.csv", folder / "external.png"):
+        stale.unlink(missing_ok=True)
     if other:
         judge_external(folder, other, trained, o, device)
     print(f"report: {folder / 'report.md'}   ({clock(time.time() - start)})")
@@ -1745,6 +1764,8 @@ def check_external(d, other, o):
     both = sorted(set(d["patients"].tolist()) & set(other["patients"].tolist()))
     if both:
         raise InputError(f"{few(both)}: patients of both {o.cohort} and {o.external}; what a model has seen is no test")
+    if set(other["classes"]) != set(d["classes"]):
+        raise InputError(f"labels of {o.external} are {few(other['classes'])}, of {o.cohort} {few(d['classes'])}")
     differ = [f"{k} {other['features'].get(k)}, there {v}" for k, v in d["features"].items()
               if k in ("source", "weights", "colour", "tile_um", "tile_px") and other["features"].get(k) != v]
     if differ or other["n_features"] != d["n_features"]:
@@ -1767,7 +1788,7 @@ def judge_external(folder, other, trained, o, device):
         print(f"{o.external}, {pooling}: accuracy {text[-1][1]}, ROC-AUC {text[-1][2]}, PR-AUC {text[-1][3]}")
     save_csv(folder / "external.csv", ("slide", "patient", "label", "pooling", f"p_{other['classes'][1]}"), rows)
     draw_curves(folder / "external.png", curves)
-    report = (folder / "report.md").read_text().split("\n")
+    report = (folder / "report.md").read_text("utf-8").split("\n")
     save_text(folder / "report.md", [*report, f"## External: {o.external}", "", f"{len(other['y'])} slides, none of whose "
               "patients a model has seen; mean over the fold models.", "",
               tiling.table(("pooling", "accuracy", "ROC-AUC", "PR-AUC"), text), "", "![Curves](external.png)", "",
@@ -1808,7 +1829,7 @@ def pairs_of(cohort, o):
         raise InputError(f"{cohort}/expression: its rows are samples, but samples.csv has no column sample")
     owner, rows, slides = {}, ({}, {}), {}
     for s, kind in zip(samples, tissue):
-        if owner.setdefault(s[key], (s["patient"], kind)) != (s["patient"], kind):
+        if s[key] and owner.setdefault(s[key], (s["patient"], kind)) != (s["patient"], kind):
             raise InputError(f"{cohort}/samples.csv: {key} {s[key]} is {owner[s[key]]} and {(s['patient'], kind)} (patient, "
                              "tumour 1 or normal 0): its expression can't be both's")
         if kind == 1 or kind == 0 and o.slides == "both":
@@ -1825,6 +1846,7 @@ def pairs_of(cohort, o):
                 "expression rows of no known patient or tissue": [n for n in ids if (owner.get(n) or barcode(n))[1] is None],
                 "slides that are neither tumour nor normal": [s["slide"] for s, k in zip(samples, tissue) if k is None]}
     if len(patients) < 3:
+        tiling.say_left_out(left_out)
         raise InputError(f"{cohort}: {len(patients)} patients have tumour and normal expression and a slide; at least 3 are "
                          f"needed, to train, validate and test ({len(tumour)} have tumour, {len(normal)} normal expression)")
     of = lambda rows: np.stack([a[rows[p]].mean(0, dtype=np.float64) for p in patients])            # (P, G)
@@ -1881,16 +1903,11 @@ def train_expression(p, d, y, label, jobs, o, folder, device):
         if path.is_file():
             continue
         start, seed = time.time(), seed_of(o, 0, f)
-        nxt = (f + 1) % o.folds
-        train, valid, test = (np.flatnonzero(rows) for rows in ((p["part"] != f) & (p["part"] != nxt), p["part"] == nxt,
-                                                                p["part"] == f))
-        if len(train) < 2 or o.model != "linear" and not len(valid):
-            raise InputError(f"fold {f} has {len(train)} pairs to train on and {len(valid)} to choose its epoch, of "
-                             f"{len(p['patients'])}: " + ("too few" if o.folds == 3 else "lower --folds"))
+        train, valid, test = roles(p["part"], f, o.folds)
         if o.model == "linear":
             model = draw_model("HistCode", d["sums"], parts[0], seed, o)
             done = train_heads([model], d["bag"], lambda r: torch.from_numpy(d["y"][r]), cross_entropy, [(*parts[:2], [])],
-                               [seed], o, device, f"fold {f} attention", path.with_suffix(".state.pt"))
+                               [seed], o, device, f"fold {f} attention", path.with_suffix(".0.state.pt"))
             apply = apply_heads(dict(model=done["model"], pooling="HistCode", outputs=2, embed=o.embed, hidden=o.hidden,
                                      n_features=d["n_features"]), device)
             x = np.full((len(y), 2 * d["n_features"]), np.nan)                 # (P, 2D), without the test patients
@@ -1916,13 +1933,16 @@ def train_expression(p, d, y, label, jobs, o, folder, device):
                                                                y[r[0]][:, genes].T[:, :, None]))
                 done.append(train_heads(models, bag_of, turned, squared_error, [(train, valid, [])],
                                         [seed], o, device, f"fold {f}" + f" genes {genes[0] + 1}-{genes[-1] + 1}" * o.per_gene,
-                                        None if o.per_gene else path.with_suffix(".state.pt")))
+                                        path.with_suffix(f".{genes[0]}.state.pt")))
             done = dict(model={k: torch.cat([one["model"][k] for one in done]) for k in done[0]["model"]},
                         epochs=torch.cat([one["epochs"] for one in done]), losses=torch.cat([one["losses"] for one in done], 1))
         done.pop("tests", None)
         save_fold(path, done, d, o, pooling, outputs, p["patients"], (train, valid, test), d["patients"][np.concatenate(
             parts[:2])], kind=o.model, genes=p["chosen"], **more)
-        path.with_suffix(".state.pt").unlink(missing_ok=True)
+        for state in folder.glob(f"fold{f}.*.state.pt"):
+            state.unlink()
+        with open(folder / "log.jsonl", "a") as log:
+            log.write(json.dumps(dict(fold=f, epochs=done["epochs"].tolist(), valid_losses=done["losses"].tolist())) + "\n")
         print(f"fold {f}: {len(train)}/{len(valid)}/{len(test)} pairs, epoch {few(done['epochs'].tolist(), 3)}"
               + (f", penalty {more['penalty']:g}" if more else "") + f", {clock(time.time() - start)}", flush=True)
     saved, xs, prediction, odds = [], [], np.full(y.shape, np.nan), np.full(y.shape, np.nan)
@@ -1976,13 +1996,15 @@ def expression(o):
         raise InputError(f"{len({s['patient'] for s in p['known']})} patients don't go into --folds {o.folds} parts")
     part_of = {s["patient"]: g for s, g in zip(p["known"], of.tolist())}
     p["part"], part = (np.array([part_of[who] for who in names]) for names in (p["patients"], d["patients"]))
-    jobs = [(0, f, *(np.flatnonzero(rows) for rows in ((part != f) & (part != (f + 1) % o.folds), part == (f + 1) % o.folds,
-                                                      part == f))) for f in range(o.folds)]
-    if o.model == "linear":
-        for _, f, train, *_ in jobs:
-            if len(set(d["y"][train])) < 2:
-                raise InputError(f"fold {f} trains on slides of one class only ({d['classes'][d['y'][train[0]]]}); the "
-                                 "attention needs tumour and normal slides; --model attention does without")
+    jobs = [(0, f, *roles(part, f, o.folds)) for f in range(o.folds)]
+    for _, f, rows, *_ in jobs:                                                # all folds before anything is written
+        train, valid, _ = roles(p["part"], f, o.folds)
+        if len(train) < 2 or o.model != "linear" and not len(valid):
+            raise InputError(f"fold {f} has {len(train)} pairs to train on and {len(valid)} to choose its epoch, of "
+                             f"{len(p['patients'])}: " + ("too few" if o.folds == 3 else "lower --folds"))
+        if o.model == "linear" and len(set(d["y"][rows])) < 2:
+            raise InputError(f"fold {f} trains on slides of one class only ({d['classes'][d['y'][rows[0]]]}); the attention "
+                             "needs tumour and normal slides; --model attention does without")
     name = o.name or "-".join(["expression", *([o.pooling] if o.model != "linear" else []), *["per-gene"] * o.per_gene])
     folder = cohort / "runs" / name
     config = claim_run(folder, o, d, dict(model=o.model, pooling=o.pooling, per_gene=o.per_gene, slides=o.slides,
@@ -2064,7 +2086,7 @@ def write_expression(folder, config, p, d, y, prediction, f, saved, sets, o):
         f"Pearson R over {len(p['patients'])} held-out pairs: mean {mean(r):.3f}, Spearman {mean(rho):.3f}; R > .2 in "
         f"{(r > .2).sum()}, > .4 in {(r > .4).sum()} of {len(r)} genes; p below {ALPHA} by Benjamini-Hochberg in "
         f"{(f['bh'] < ALPHA).sum()} (p: " + ("patients shuffled, all folds fitted anew)." if config["model"] == "linear" else
-                                             "two-sided t, as if R were of one sample; it scatters more)."),
+                                             "twice the t's, as if R were of one sample; it scatters more)."),
         f"Random predictions between the 5 % and the 95 % of the truth: mean R {mean(base):.3f}, SD {base.std():.3f}; rank-sum "
         f"of both distributions p {u_p:.2g}.",
         f"Against them gene by gene, two-sided signed-rank, BH: predictions differ in {(f['location_bh'] < ALPHA).sum()} genes, "
@@ -2204,7 +2226,8 @@ def predict(o):
             said = f"{classes[1]} {got[1]:.3f}"
         else:
             fc = np.maximum(10.0 ** got[0] - 1, 0)
-            save_csv(path, ("gene", "log10_fc_plus_1", "fold_change", f"p_abs_log2_fc_above_{LOG2_FC}"), (
+            said = "p" if saved[0]["kind"] == "linear" else "predicted"        # a probability, or 1 and 0
+            save_csv(path, ("gene", "log10_fc_plus_1", "fold_change", f"{said}_abs_log2_fc_above_{LOG2_FC}"), (
                 (g, *(f"{v:.6g}" for v in row)) for g, *row in zip(saved[0]["genes"], got[0], fc, got[1])))
             said = f"{len(fc):,} genes"
         print(f"{name}: {len(h):,} tiles, {len(use)} of {len(saved)} models, {said} -> {path}")
@@ -2322,6 +2345,9 @@ def heatmap(o):
         if Path(gene).name != gene or gene == "..":
             raise InputError(f"--genes: gene {gene!r} can't name a map's folder; rename it in the expression table")
     score = o.score or ("attention" if kind == "diagnosis" or own or not o.genes else "contribution")
+    if score == "attention" and o.genes and not own:
+        raise InputError(f"--score attention --genes {o.genes}: the attention of this run is one for all genes; leave --genes "
+                         "out, or give a run with --per-gene")
     if score == "contribution" and not o.genes and kind != "diagnosis":
         raise InputError("--score contribution: to which gene? name it with --genes")
     if kind == "diagnosis" and score == "contribution":
@@ -2382,6 +2408,8 @@ def ablation(o):
         raise InputError(f"--encoders {' '.join(o.encoders)}: two have the name {max(twice, key=twice.count)}, and so would "
                          "their features")
     check_ranges(o)
+    for encoder in o.encoders:                                                 # now, not after hours with the first
+        tiling.encoder_wants(argparse.Namespace(**{**vars(o), "encoder": encoder}))
     for encoder in o.encoders:
         for pooling in o.poolings:
             own = argparse.Namespace(**{**vars(o), "encoder": encoder, "pooling": pooling, "model": "attention", "ridge": 0,
@@ -2437,7 +2465,7 @@ def read_sets(paths):                                                           
 def read_outlines(path):                                                        # same in he2rna.py
     """Polygons of a GeoJSON file as stats.inside takes them, None where there is no file. InputError where none is in it."""
     try:
-        return stats.read_rings(json.loads(path.read_text())) if path.is_file() else None
+        return stats.read_rings(json.loads(path.read_text("utf-8"))) if path.is_file() else None
     except ValueError as e:
         raise InputError(f"{path}: {e}") from None
 
@@ -2518,13 +2546,14 @@ def main(argv=None):
           f"(default {usual['folds']}: 80/10/10, the paper's)")
         a("--repeats", type=int, help="of the cross-validation with other folds and other draws (default "
           f"{usual['repeats']}{also('repeats')})") if bags else p.set_defaults(repeats=None)
-        a("--epochs", type=int, help=f"default {usual['epochs']}, the authors'; that of the lowest validation loss is kept")
+        a("--epochs", type=int, help=f"default {usual['epochs']}, the authors'; kept is, of diagnosis and attention, the last "
+          "one with the fewest mistakes on the validation part, of regressions that of the lowest loss there")
         a("--batch", type=int, default=1, help="bags a step (default 1, the authors')")
         a("--lr", type=float, help=f"of Adam (default {usual['lr']:g}, the authors'{also('lr')})")
         a("--weight-decay", type=float, help=f"default {usual['weight_decay']:g}, the authors'{also('weight_decay')}")
         a("--hidden", type=int, help=f"rows of V and U in eq. 6 (default {usual['hidden']}, the authors'{also('hidden')})")
         a("--embed", type=layers, metavar="N,...", help="fully connected layers with ReLU before the pooling (default none, "
-          "as eqs. 5-6; the authors' code 512" + (f"; with --bags {','.join(map(str, bags['embed']))}" if bags else "")
+          "as eqs. 5-6; the authors' code 512; the linear model of expression averages the features before them" + (f"; with --bags {','.join(map(str, bags['embed']))}" if bags else "")
           + "); 0: none")
 
     p, a = verb(diagnose, "tell tumour from normal slides, or any two labels, by the features of their tiles", nargs="?")
@@ -2538,7 +2567,8 @@ def main(argv=None):
     a("--table", action="store_true", help="all six poolings on the same folds: the paper's Table 1")
     a("--rotate", action=flag, help="test every part; the paper's five tests of 10 %% cover half of the patients (default "
       "with --bags)")
-    a("--external", metavar="COHORT", help="test the models on this cohort too, whose patients must be others")
+    a("--external", metavar="COHORT", help="test the models on this cohort too, whose patients must be others (with "
+      "--features: whose .h5 files lie in the same folder)")
     a("--name", help="of the run (default diagnosis); an interrupted run goes on")
     training(p, DIAGNOSIS, BAGS)
     tiling.add_options(p, encoder="resnet50-stage3")

@@ -4247,6 +4247,8 @@ def test_diagnose_a_table_of_bags(tmp_path, monkeypatch, capsys):
     (lambda rows: [*rows[:4], [*rows[4][:3], "", *rows[4][4:]], *rows[5:]], "row 5: field 4 is '', not a finite"),
     (lambda rows: [*rows[:4], rows[4][:-1], *rows[5:]], "row 5: 7 fields, row 1 has 8"),
     (lambda rows: [["", *rows[0][1:]], *rows[1:]], "row 1: label '', bag 'b0'"),
+    (lambda rows: [[*rows[0][:2], *["nan"] * 6], *rows[1:]], "row 1: field 3 is 'nan'"),     # no header
+    (lambda rows: [*rows[:4], [*rows[4][:3], "1e39", *rows[4][4:]], *rows[5:]], "row 5: field 4 is '1e39', not a finite"),
     (lambda rows: [[*r, r[0]] for r in rows], "column 9 is the label again"),
     (lambda rows: [r[:2] for r in rows], "wanted a table with the columns label, bag"),
     (lambda rows: [r for r in rows if r[1] in ("b0", "b1", "b2")], "3 patients don't go into --folds 5"),
@@ -4258,6 +4260,28 @@ def test_mistakes_in_a_table_of_bags_are_told(tmp_path, monkeypatch, change, wor
     with pytest.raises(tiling.InputError, match=words):
         histcode.main("diagnose --bags toy.csv --folds 5 --epochs 1 --device cpu".split())
     assert os.listdir(tmp_path) == ["toy.csv"]
+
+
+def test_an_interrupted_table_of_bags_goes_on(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    write_bag_table(tmp_path / "toy.csv")
+    argv = "diagnose --bags toy.csv --repeats 1 --folds 3 --epochs 6 --lr 0.01 --device cpu".split()
+    assert histcode.main([*argv, "--name", "whole"]) == 0
+    save, saves = histcode.save_file, []
+
+    def breaks(path, write):
+        save(path, write)
+        saves.append(path)
+        if len(saves) == 3:
+            raise KeyboardInterrupt
+    with monkeypatch.context() as m, pytest.raises(KeyboardInterrupt):
+        m.setattr(histcode, "save_file", breaks)
+        histcode.main([*argv, "--name", "broken"])
+    assert list((tmp_path / "broken").glob("*.state.pt")) and histcode.main(argv + ["--name", "broken", "--bags", "./toy.csv"]) == 0
+    for path in (tmp_path / "whole").glob("*.pt"):
+        a, b = (tiling.load_checkpoint(tmp_path / d / path.name, "cpu") for d in ("whole", "broken"))
+        assert a["epoch"] == b["epoch"] and all(torch.equal(v, b["model"][k]) for k, v in a["model"].items())
+    assert not list((tmp_path / "broken").glob("*.state.pt"))
 
 
 def test_musk1_has_its_92_bags_and_166_features():
@@ -4338,6 +4362,19 @@ def test_diagnose_says_one_line(tmp_path, argv, words):
     with pytest.raises(tiling.InputError, match=words):
         diagnose(cohort, *argv)
     assert not (cohort / "runs").exists()
+
+
+def test_an_external_cohort_of_other_labels_is_no_test(tmp_path):
+    a, b = write_slides(tmp_path / "a", 12, labels=("LUAD", "LUSC")), write_slides(tmp_path / "b", 12, "q", ("KIRC", "LUSC"))
+    for path in (b / "h5").iterdir():
+        shutil.copy(path, a / "h5")
+    with pytest.raises(tiling.InputError, match="labels of .* are KIRC, LUSC, of .* LUAD, LUSC"):
+        diagnose(a, "--label", "tumor", "--external", str(b))
+
+
+def test_slides_may_be_1_and_0_as_numbers_with_a_point(tmp_path):
+    samples = [dict(slide=s, tumor=v) for s, v in (("a", "1.0"), ("b", "0.0"), ("c", "Tumor"), ("d", ""))]
+    assert histcode.tissue_of(samples, tmp_path) == [1, 0, 1, None]
 
 
 def test_a_patient_of_both_cohorts_is_no_test(tmp_path):
@@ -4488,6 +4525,15 @@ def test_genes_are_judged_as_scipy_judges_them(monkeypatch):
     assert np.isnan(histcode.fold_r(prediction[:4], y[:4], np.arange(4))).all()          # folds of one have no R
 
 
+@pytest.mark.parametrize("n", [12, 60])
+def test_smoother_is_ridge_for_any_order(n):
+    rng = np.random.default_rng(0)
+    x, new, y = rng.normal(2, 3, (n, 30)), rng.normal(2, 3, (5, 30)), rng.normal(size=(n, 4))
+    x[:, 3] = new[:, 3] = 7
+    for penalty in (0, 25.):
+        assert np.allclose(histcode.smoother(x, new, penalty) @ y, ridge_at(x, y, (penalty,), new)[0])
+
+
 def shuffled_cohort(n=40, d=60, G=60, seed=0):
     """Features by each of 4 folds' attention (they differ), parts, y of genes that follow nothing, some unknown."""
     rng = np.random.default_rng(seed)
@@ -4618,7 +4664,7 @@ def test_networks_that_share_their_bags_are_those_trained_one_by_one():
 @pytest.mark.parametrize("name", histcode.POOLINGS)
 def test_a_checkpoint_of_many_networks_speaks_as_each_of_them(name):
     bags, _ = planted_bags()
-    models = some_networks(name, bags, [(np.arange(9 + i), (), ()) for i in range(5)], range(5), embed=(5,))
+    models = some_networks(name, bags, [(np.arange(9), (), ())] * 5, range(5), embed=(5,))
     saved = dict(model={k: torch.stack([m.state_dict()[k] for m in models]) for k in models[0].state_dict()}, pooling=name,
                  outputs=2, embed=[5], hidden=8, n_features=6)
     out, a = histcode.apply_heads(saved, torch.device("cpu"), block=2)(bags[6].astype(np.float16))
@@ -4863,14 +4909,14 @@ def test_an_interrupted_expression_ends_as_one_that_was_not(changed, tmp_path, m
     def breaks(path, write):
         save(path, write)
         saves.append(path.name)
-        if len(saves) == (1 if name == "per-gene" else 10):
+        if len(saves) == 10:
             raise KeyboardInterrupt
     with monkeypatch.context() as m:
         m.setattr(histcode, "save_file", breaks)
         with pytest.raises(KeyboardInterrupt):
             express(cohort, "--name", name, *MODELS[name])
     there = {p.name for p in (cohort / "runs" / name).glob("fold*.pt")}        # the next one is begun
-    assert there == ({"fold0.pt"} if name == "per-gene" else {"fold0.pt", "fold1.pt", "fold2.state.pt"})
+    assert there == ({"fold0.pt", "fold1.0.state.pt"} if name == "per-gene" else {"fold0.pt", "fold1.pt", "fold2.0.state.pt"})
     done = (cohort / "runs" / name / "fold0.pt").stat().st_mtime_ns
     assert express(cohort, "--name", name, *MODELS[name]) == 0
     assert (cohort / "runs" / name / "fold0.pt").stat().st_mtime_ns == done
@@ -5061,7 +5107,8 @@ def test_predictions_of_a_run_are_the_means_of_its_models_by_hand(changed, tmp_p
     saved, z = folds_in(run), np.load(run / "predictions.npz")
     new.parent.mkdir()
     shutil.copy(changed / "h5" / "s4_1.h5", new)
-    part, header = z["part"][z["patient"].tolist().index("TCGA-AA-0004")], f"p_abs_log2_fc_above_{histcode.LOG2_FC}"
+    part = z["part"][z["patient"].tolist().index("TCGA-AA-0004")]
+    header = f"{'p' if name == 'linear' else 'predicted'}_abs_log2_fc_above_{histcode.LOG2_FC}"
     h = tiles_in(changed, "s4_1")
     for argv, slide, use in (([str(new)], "new", [0, 1, 2]), (["s4_1"], "s4_1", [part]),
                              (["s4_1", "--all-models"], "s4_1", [0, 1, 2])):

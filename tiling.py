@@ -1163,8 +1163,9 @@ def claim_folder(folder, config, results, **more):
         raise InputError(f"{folder} has {results} but no config.json that says with which settings: choose another --name, "
                          "or delete it")
     if before and {k: before.get(k) for k in config} != config:
-        raise InputError(f"{folder} is a run with other settings ({differences(before, config)}): choose another "
-                         "--name, or delete it")
+        raise InputError(f"{folder} is a run with other settings ({differences(before, config)}"
+                         + "; data: slides, labels, expression, folds or feature files" * (before.get("data") != config.get("data"))
+                         + "): choose another --name, or delete it")
     packages = ("numpy", "scipy", "torch", "openslide-python", "openslide-bin", "Pillow")
     config.update(more, threads=torch.get_num_threads(), python=platform.python_version(),
                   **{p: importlib.metadata.version(p) for p in packages})
