@@ -97,14 +97,14 @@ STATE = 128                  # of its recurrent network                 [Campane
 DIAGNOSIS = dict(lr=1e-4, weight_decay=1e-5, epochs=50, folds=10, repeats=1, hidden=ATTENTION, embed=())
 #                            # slides: Adam, one slide a step [HistCode code]; ten parts: 80/10/10 [HistCode Results]
 BAGS = dict(lr=5e-4, weight_decay=5e-3, epochs=100, folds=10, repeats=5, hidden=64, embed=(64,))
-#                            # small tables: rate, decay, epochs of Ilse et al. 2018 for MUSK1; one layer of theirs, Adam [ours]
+#                            # small tables: rate, decay, epochs of Ilse et al. 2018 for MUSK1; one layer, Adam [ours]
 TABLE_1 = {"MIL-RNN": (.8619, .9107), "ABMIL": (.9000, .9551), "DSMIL": (.9268, .9633), "max": (.8930, .8846),
            "mean": (.9114, .9073), "HistCode": (.9630, .9765)}     # accuracy, AUC: LUAD against LUSC [HistCode Table 1]
 UNKNOWN = ("", "na", "nan", "unknown", "[not available]")     # labels that say nothing [ours]
 TISSUES = {**dict.fromkeys(("1", "01", "yes", "true", "tumor", "tumour", "primary tumor", "primary tumour"), 1),
            **dict.fromkeys(("0", "11", "no", "false", "normal", "solid tissue normal"), 0)}    # words for tumour, normal [ours]
-LOG2_FC = 1.5                # |log2 fc| above it: differentially expressed   [HistCode Methods, Differential expression analysis]
-ENDS = 100                   # l: highest, and lowest, tiles by attention     [HistCode Methods, Differential expression prediction]
+LOG2_FC = 1.5                # |log2 fc| above it: label 1              [HistCode Methods, Differential expression analysis]
+ENDS = 100                   # l highest and l lowest tiles             [HistCode Methods, Differential expression prediction]
 DRIVERS = 200                # genes of a compendium, by mutations            [HistCode Methods, Cancer driver genes]
 LABEL_RATE, LABEL_EPOCHS = 2e-5, 100      # of the layer that learns labels: thousands of weights step at once [ours]
 SHUFFLES = 10 ** 6           # R of shuffled patients behind a p, over all genes  [ours]
@@ -915,7 +915,8 @@ def train_heads(models, bag, target, loss, parts, seeds, o, device, what="", sta
                 errors.append(loss(outputs[-1], y := target(rows).to(device)).cpu())
                 wrong.append((outputs[-1][:, :, 0].argmax(2) != y).cpu() if loss is cross_entropy else errors[-1])
                 tick(rows.size)
-        outputs, errors, wrong = torch.cat(outputs, 1)[:, :, 0].cpu(), torch.cat(errors, 1), torch.cat(wrong, 1)    # (M, n, ..)
+        outputs = torch.cat(outputs, 1)[:, :, 0].cpu()                         # (M, n, C)
+        errors, wrong = torch.cat(errors, 1), torch.cat(wrong, 1)              # (M, n)
         chooses = torch.arange(errors.shape[1]) < valid_n[:, None]             # (M, n)
         now = torch.where(chooses, errors, 0).sum(1) / valid_n                 # (M,)
         if not (now.isfinite().all() and outputs.isfinite().all()):
@@ -939,9 +940,10 @@ def train_heads(models, bag, target, loss, parts, seeds, o, device, what="", sta
 def apply_heads(saved, device, block=16):
     """The trained networks of a checkpoint: a function (T, D) -> outputs (M, C) and a (M, T), on the CPU."""
     D = saved["n_features"]
-    frame = SlideModel(saved["pooling"], np.zeros(D), np.ones(D), saved["outputs"], saved["embed"], saved["hidden"]).to("meta")
+    frame = SlideModel(saved["pooling"], np.zeros(D), np.ones(D), saved["outputs"], saved["embed"], saved["hidden"])
+    frame = frame.to("meta")
     own = {k: v.to(device) for k, v in saved["model"].items() if k not in dict(frame.named_buffers())}
-    shared = {k: saved["model"][k][0].to(device) for k, _ in frame.named_buffers()}                 # mean and scale: all the same
+    shared = {k: saved["model"][k][0].to(device) for k, _ in frame.named_buffers()}                 # mean, scale: the same
 
     @torch.no_grad()
     def apply(h):
@@ -1024,7 +1026,8 @@ def pair_features(h, a):
 def known_alike(y):
     """[(rows, columns)] of y (n, G): the genes known (not nan) of just the same samples, together."""
     patterns, which = np.unique(~np.isnan(y), axis=1, return_inverse=True)
-    return [(np.flatnonzero(pattern), np.flatnonzero(which.ravel() == i)) for i, pattern in enumerate(patterns.T) if pattern.any()]
+    return [(np.flatnonzero(pattern), np.flatnonzero(which.ravel() == i)) for i, pattern in enumerate(patterns.T)
+            if pattern.any()]
 
 
 def least_squares(x, y, penalty=0.0):
@@ -1134,8 +1137,9 @@ def judge_genes(prediction, y, guess, label, rng, shuffled=None):
     """Figures of every gene, dict of (G,) arrays: prediction, y (n, G) and guess (predicted), label (n, G), nan where
     unknown. [HistCode Results, Differential gene expression prediction]
 
-    n, r, rho; p of R > 0: shuffled(r), or twice that of a t; bh over the genes; baseline: R of random predictions between the 5 % and the 95 % of the
-    truth; location_p, error_p, better: stats.against_baseline; accuracy of the label, majority: that of the commoner one.
+    n, r, rho; p of R > 0: shuffled(r), or twice that of a t; bh over the genes; baseline: R of random predictions between
+    the 5 % and the 95 % of the truth; location_p, error_p, better: stats.against_baseline; accuracy of the label, majority:
+    that of the commoner one.
     """
     out = {k: np.full(y.shape[1], np.nan) for k in ("r", "rho", "baseline", "location_p", "error_p", "better")}
     out["n"] = (~np.isnan(y)).sum(0)
@@ -1191,7 +1195,8 @@ def find_data(cohort, slides, o, rank=0, world=1):
         raise InputError(f"no slide file for {few(gone)} in {cohort}: only its tiles are there")
     o.tile_um = tiling.load_json(cohort / "tiles" / "settings.json")["tile_um"]
     data = dict(slides=ready, paths=[found[s] for s in ready], coords=[a["coords"] for a in arrays],
-                tiles=[float(a["tile"]) for a in arrays], mpp=[float(a["mpp"]) for a in arrays], px=o.tile_px, stains=[None] * len(ready), unchanged=0)
+                tiles=[float(a["tile"]) for a in arrays], mpp=[float(a["mpp"]) for a in arrays], px=o.tile_px,
+                stains=[None] * len(ready), unchanged=0)
     if o.colour == "macenko":
         stains = lambda s: tiling.slide_stains(tiling.open_slide(data["paths"][s]), data["coords"][s], data["tiles"][s],
                                                o.tile_px, json.loads(str(arrays[s]["settings"]))["seed"])
@@ -1423,7 +1428,8 @@ def tissue_of(samples, cohort):
             raise InputError(f"{path}: no column tumor (1, 0) or sample_type, and no TCGA barcode, says which slides are "
                              "tumour and which are normal tissue; --label COLUMN tells any two labels apart")
         return kinds
-    words = [f"{float(s[column]):g}" if is_number(s[column]) and column != "sample_type" else s[column].lower() for s in samples]
+    words = [f"{float(s[column]):g}" if is_number(s[column]) and column != "sample_type" else s[column].lower()
+             for s in samples]
     wrong = [s["slide"] for s, w in zip(samples, words) if column != "sample_type" and w not in (*TISSUES, *UNKNOWN)]
     if wrong:
         word = next(s[column] for s in samples if s["slide"] == wrong[0])
@@ -1599,7 +1605,8 @@ def train_pooling(pooling, d, jobs, o, folder, device):
             save_fold(path_of(r, f), own, d, o, pooling, 2, d["patients"], rows, d["patients"][np.concatenate(rows[:2])],
                       kind="diagnosis", classes=list(d["classes"]))
             p = figures_of(d["y"][rows[2]], own)
-            entry = dict(pooling=pooling, repeat=r, fold=f, epoch=own["epoch"], **{k: None if math.isnan(v) else float(v) for k, v in p.items()},
+            entry = dict(pooling=pooling, repeat=r, fold=f, epoch=own["epoch"],
+                         **{k: None if math.isnan(v) else float(v) for k, v in p.items()},
                          valid_losses=[round(v, 5) for v in own["losses"].tolist()])
             with open(folder / "log.jsonl", "a") as log:
                 log.write(json.dumps(entry) + "\n")
@@ -1654,7 +1661,8 @@ def claim_run(folder, o, d, more, *seen):
     config = dict(command=o.verb, version=VERSION, data=tiling.digest(*seen, *d["seen"]), features=d["features"],
                   n_features=d["n_features"], embed=list(o.embed), **more,
                   **{k: getattr(o, k) for k in ("hidden", "lr", "weight_decay", "epochs", "batch", "folds", "repeats", "seed")})
-    return tiling.claim_folder(folder, config, "*.pt", bags=getattr(o, "bags", None), cohort=o.cohort and str(Path(o.cohort).resolve()),
+    return tiling.claim_folder(folder, config, "*.pt", bags=getattr(o, "bags", None),
+                               cohort=o.cohort and str(Path(o.cohort).resolve()),
                                features_folder=o.features and str(Path(o.features).resolve()))
 
 
@@ -1741,7 +1749,8 @@ def write_diagnosis(folder, config, d, jobs, trained, own, o):
         f"# Diagnosis: {folder.name}", "",
         f"{len(y)} {bags} of {len(set(d['patients'].tolist()))} patients; {y.sum()} {d['classes'][1]}, "
         f"{len(y) - y.sum()} {d['classes'][0]}. {o.folds} parts by patient, stratified; one tests, the next one chooses "
-        f"the epoch (the last one with the fewest mistakes), the others train; {len(first)} of them tested in turn, {o.repeats} times. Mean ± SD "
+        f"the epoch (the last one with the fewest mistakes), the others train; {len(first)} of them tested in turn, "
+        f"{o.repeats} time{'s' * (o.repeats > 1)}. Mean ± SD "
         f"over the {len(jobs)} test folds, positive class {d['classes'][1]}."
         + (f" {no_auc} test folds have one class only and no AUC." if no_auc else ""), "", table(header, honest), "",
         f"{baseline} {note}", "", f"## {'First repeat' if o.repeats > 1 else 'All folds'} pooled", "",
@@ -2091,7 +2100,8 @@ def write_expression(folder, config, p, d, y, prediction, f, saved, sets, o):
         f"of both distributions p {u_p:.2g}.",
         f"Against them gene by gene, two-sided signed-rank, BH: predictions differ in {(f['location_bh'] < ALPHA).sum()} genes, "
         f"as the paper words it (location, not skill); errors are smaller in "
-        f"{((f['error_bh'] < ALPHA) & (f['better'] == 1)).sum()}, larger in {((f['error_bh'] < ALPHA) & (f['better'] == 0)).sum()}.",
+        f"{((f['error_bh'] < ALPHA) & (f['better'] == 1)).sum()}, larger in "
+        f"{((f['error_bh'] < ALPHA) & (f['better'] == 0)).sum()}.",
         f"Label |log2 fc| > {LOG2_FC}: accuracy above .9 in {(f['accuracy'] > .9).sum()}, above .8 in "
         f"{(f['accuracy'] > .8).sum()} of {G} genes; always the commoner label would have it in {(f['majority'] > .9).sum()} "
         f"and {(f['majority'] > .8).sum()}. Accuracy beats the commoner label in {(f['accuracy'] > f['majority']).sum()} genes, "
@@ -2241,7 +2251,8 @@ def contributions(saved, h, a, j):
     if saved["kind"] == "linear":
         out, D = np.full(len(h), np.nan), h.shape[1]
         for part, rows in enumerate(ends_of(a[0])):
-            out[rows] = np.asarray(h[rows], np.float64) @ saved["weights"][part * D:(part + 1) * D, j].double().numpy() / len(rows)
+            w = saved["weights"][part * D:(part + 1) * D, j].double().numpy()  # (D,) of the highest, then of the lowest
+            out[rows] = np.asarray(h[rows], np.float64) @ w / len(rows)
         return out
     if saved["pooling"] not in ("HistCode", "ABMIL", "mean", "max"):
         raise InputError(f"--score contribution: {saved['pooling']} is no sum over tiles")
@@ -2413,13 +2424,15 @@ def ablation(o):
     for encoder in o.encoders:
         for pooling in o.poolings:
             own = argparse.Namespace(**{**vars(o), "encoder": encoder, "pooling": pooling, "model": "attention", "ridge": 0,
-                                        "name": f"{base}-{tiling.encoder_name(encoder)}-{pooling}", "gmt": None, "verb": "expression"})
+                                        "name": f"{base}-{tiling.encoder_name(encoder)}-{pooling}", "gmt": None,
+                                        "verb": "expression"})
             own.weights = o.weights if encoder in tiling.ENCODERS else None
             print(f"--- {tiling.encoder_name(encoder)}, {pooling} pooling", flush=True)
             status |= expression(own)
             header, rows = tiling.read_rows(Path(o.cohort) / "runs" / own.name / "genes.csv")
             r, rho = header.index("R"), header.index("spearman")
-            cells[tiling.encoder_name(encoder), pooling] = {row[0]: (tiling.number(row[r]), tiling.number(row[rho])) for row in rows}
+            cells[tiling.encoder_name(encoder), pooling] = {
+                row[0]: (tiling.number(row[r]), tiling.number(row[rho])) for row in rows}
     genes = [g for g in next(iter(cells.values())) if all(not math.isnan(c.get(g, (math.nan,))[0]) for c in cells.values())]
     if not genes:
         raise InputError("no gene has an R in every cell of the table: is there any signal, or are predictions constant?")
@@ -2553,7 +2566,8 @@ def main(argv=None):
         a("--weight-decay", type=float, help=f"default {usual['weight_decay']:g}, the authors'{also('weight_decay')}")
         a("--hidden", type=int, help=f"rows of V and U in eq. 6 (default {usual['hidden']}, the authors'{also('hidden')})")
         a("--embed", type=layers, metavar="N,...", help="fully connected layers with ReLU before the pooling (default none, "
-          "as eqs. 5-6; the authors' code 512; the linear model of expression averages the features before them" + (f"; with --bags {','.join(map(str, bags['embed']))}" if bags else "")
+          "as eqs. 5-6; the authors' code 512; the linear model of expression averages the features before them"
+          + (f"; with --bags {','.join(map(str, bags['embed']))}" if bags else "")
           + "); 0: none")
 
     p, a = verb(diagnose, "tell tumour from normal slides, or any two labels, by the features of their tiles", nargs="?")
