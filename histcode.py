@@ -604,6 +604,11 @@ def train(model, data, counts, o, folder, device, rank, world):
 # ---------------------------------------------------------------------------------------------------------------------
 # Does it learn? The cells in a tile from its frozen features, by ridge regression  [ours]
 # ---------------------------------------------------------------------------------------------------------------------
+def divisor(mean, sd):
+    """What standardises features of this mean and SD, (D,): the SD; infinite for a constant, which becomes 0."""
+    return np.where(sd > 1e-6 * np.abs(mean) + 1e-12, sd, np.inf)
+
+
 def ridge(x, y, penalties):
     """Ridge regression for each penalty: x (n, D), y (n, C) -> weights (penalties, D, C), bias (penalties, C), of which
     x @ weights + bias is the prediction. Closed form, float64.
@@ -611,8 +616,8 @@ def ridge(x, y, penalties):
     Features are standardised, constants get weight 0; penalty: of the squared weights, against the sum of squared errors;
     0: of all least squares solutions the smallest. One eigendecomposition, of the smaller side, serves all penalties.
     """
-    center, scale, mean = x.mean(0), x.std(0), y.mean(0)
-    scale = np.where(scale > 1e-6 * np.abs(center) + 1e-12, scale, np.inf)
+    center, mean = x.mean(0), y.mean(0)
+    scale = divisor(center, x.std(0))
     z, y = (x - center) / scale, y - mean
     values, vectors = np.linalg.eigh(z @ z.T if len(z) < z.shape[1] else z.T @ z)
     share = [np.where(values > 1e-10 * values[-1], 1 / (values.clip(0) + p + (values <= 0)), 0)[:, None] for p in penalties]
@@ -813,9 +818,8 @@ class SlideModel(nn.Module):
 
     def __init__(self, pooling, mean, sd, outputs=2, embed=(), hidden=ATTENTION):
         super().__init__()
-        scale = np.where(sd > 1e-6 * np.abs(mean) + 1e-12, 1 / np.maximum(sd, 1e-12), 0)
         self.register_buffer("mean", torch.from_numpy(np.float32(mean)))
-        self.register_buffer("scale", torch.from_numpy(np.float32(scale)))
+        self.register_buffer("scale", torch.from_numpy(np.float32(1 / divisor(mean, sd))))
         widths = [len(mean), *embed]
         self.layers = nn.Sequential(*(layer for a, b in zip(widths, widths[1:]) for layer in (nn.Linear(a, b), nn.ReLU())))
         self.head = POOLINGS[pooling](widths[-1], outputs, hidden)
@@ -1052,8 +1056,7 @@ def best_penalty(x, y, penalties=RIDGE):
     y = y[:, ~np.isnan(y).any(0) & (np.ptp(np.nan_to_num(y), axis=0) > 0)]
     if not y.shape[1]:
         return penalties[len(penalties) // 2]
-    x, y = x - x.mean(0), y - y.mean(0)
-    x = x / np.where(x.std(0) > 1e-12, x.std(0), np.inf)
+    x, y = (x - x.mean(0)) / divisor(x.mean(0), x.std(0)), y - y.mean(0)
     values, vectors = np.linalg.eigh(x @ x.T)                                  # (n,), (n, n)
     along, r2 = vectors.T @ y, []                                              # (n, G)
     for p in penalties:
@@ -1065,8 +1068,8 @@ def best_penalty(x, y, penalties=RIDGE):
 
 def smoother(x, new, penalty):
     """S (m, n) of which S y is `ridge`'s prediction for new (m, D) from x (n, D) and any y (n, C); by the kernel z z'."""
-    center, scale = x.mean(0), x.std(0)
-    scale = np.where(scale > 1e-6 * np.abs(center) + 1e-12, scale, np.inf)
+    center = x.mean(0)
+    scale = divisor(center, x.std(0))
     z, n = (x - center) / scale, len(x)
     values, vectors = np.linalg.eigh(z @ z.T)
     share = np.where(values > 1e-10 * values[-1], 1 / (values.clip(0) + penalty + (values <= 0)), 0)                # (n,)
@@ -1106,8 +1109,8 @@ def fit_labels(x, label, train, valid, device):
     All genes at once by Adam on all training rows, from the log odds of their labels; the epoch is that of the lowest mean
     cross-entropy on the validation rows, 0 among them; the last where there are none. [ours]
     """
-    center, scale = x[train].mean(0), x[train].std(0)
-    scale = np.where(scale > 1e-6 * np.abs(center) + 1e-12, scale, np.inf)
+    center = x[train].mean(0)
+    scale = divisor(center, x[train].std(0))
     z = torch.from_numpy(np.float32((x - center) / scale)).to(device)
     known = torch.from_numpy(~np.isnan(label)).to(device)
     target = torch.from_numpy(np.float32(np.nan_to_num(label))).to(device)
@@ -1210,6 +1213,15 @@ def find_data(cohort, slides, o, rank=0, world=1):
     return data, failed[0]
 
 
+def check_ranges(o, *ranges):
+    """InputError for an option that lies outside of its (name, lowest, highest), and for a --name that is a path."""
+    for option, low, high in ranges:
+        if getattr(o, option) is not None and not low <= getattr(o, option) <= high:
+            raise InputError(f"--{option.replace('_', '-')} {getattr(o, option):g}: must lie between {low:g} and {high:g}")
+    if o.name is not None and (Path(o.name).name != o.name or o.name in ("", ".", "..")):
+        raise InputError(f"--name {o.name}: the name of a folder, not a path")
+
+
 def settle_options(o, world):
     """Fill in what was not asked for: the paper's values, or with --follow code the authors'; check all of them."""
     if o.method == "simclr":
@@ -1224,21 +1236,17 @@ def settle_options(o, world):
         if getattr(o, k) is None:
             setattr(o, k, v)
     o.bank_tau = o.tau if o.bank_tau is None else o.bank_tau
-    for option, low, high in (("epochs", 1, 1e6), ("batch", 2, 1e6), ("tiles_per_slide", 1, 1e9), ("lr", 1e-9, 1e3),
-                              ("final_lr", 0, 1e3), ("tau", 1e-3, 1e3), ("bank_tau", 1e-3, 1e3), ("bank_lr", 0, 1e6),
-                              ("bank_momentum", 0, .9999), ("bank_decay", 0, 1), ("bank_percent", 0, 100),
-                              ("bank_size", 1, 1e9), ("momentum_encoder", 0, .99999), ("view_px", 32, 1024),
-                              ("tile_px", 32, 2048)):
-        if not low <= getattr(o, option) <= high:
-            raise InputError(f"--{option.replace('_', '-')} {getattr(o, option):g}: must lie between {low:g} and {high:g}")
+    check_ranges(o, ("epochs", 1, 1e6), ("batch", 2, 1e6), ("tiles_per_slide", 1, 1e9), ("lr", 1e-9, 1e3),
+                 ("final_lr", 0, 1e3), ("tau", 1e-3, 1e3), ("bank_tau", 1e-3, 1e3), ("bank_lr", 0, 1e6),
+                 ("bank_momentum", 0, .9999), ("bank_decay", 0, 1), ("bank_percent", 0, 100),
+                 ("bank_size", 1, 1e9), ("momentum_encoder", 0, .99999), ("view_px", 32, 1024),
+                 ("tile_px", 32, 2048))
     if o.final_lr and not o.cosine:
         raise InputError(f"--final-lr {o.final_lr:g}: only with --cosine; the rate is constant without it")
     if o.method == "adco" and o.bank_size < world:
         raise InputError(f"--bank-size {o.bank_size}: fewer than {world} processes")
     if o.batch % world:
         raise InputError(f"--batch {o.batch} can't be shared out evenly to {world} processes")
-    if Path(o.name).name != o.name or o.name in ("", ".", ".."):
-        raise InputError(f"--name {o.name}: the name of a folder in runs/, not a path")
 
 
 def open_run(o, data, counts, device, rank, world):
@@ -1551,12 +1559,15 @@ def roles(part, f, folds):
     return tuple(np.flatnonzero(rows) for rows in ((part != f) & (part != follows), part == follows, part == f))
 
 
-def folds_of(d, o):
-    """[(repeat, fold, train, valid, test)] and each sample's part in each repeat (repeats, n)."""
-    n = len(set(d["patients"].tolist()))
+def check_folds(n, o):
     if n < o.folds:
         raise InputError(f"{n} patients don't go into --folds {o.folds} parts; " + (f"--folds {n} would work" if n > 2 else
                          "one part tests, one validates, the others train: at least 3 are needed"))
+
+
+def folds_of(d, o):
+    """[(repeat, fold, train, valid, test)] and each sample's part in each repeat (repeats, n)."""
+    check_folds(len(set(d["patients"].tolist())), o)
     parts = np.array([split_patients(d["patients"], d["y"], o.folds, [o.seed, r]) for r in range(o.repeats)])
     jobs = [(r, f, *roles(part, f, o.folds)) for r, part in enumerate(parts)
             for f in range(o.folds if o.rotate else max(1, o.folds // 2))]
@@ -1637,14 +1648,6 @@ def draw_curves(path, curves):
         right.set(xlabel="recall", ylabel="precision", title="Precision-recall", ylim=(0, 1.02))
         for ax in (left, right):
             ax.legend(fontsize=8)
-
-
-def check_ranges(o, *ranges):
-    for option, low, high in ranges:
-        if getattr(o, option) is not None and not low <= getattr(o, option) <= high:
-            raise InputError(f"--{option.replace('_', '-')} {getattr(o, option):g}: must lie between {low:g} and {high:g}")
-    if o.name is not None and (Path(o.name).name != o.name or o.name in ("", ".", "..")):
-        raise InputError(f"--name {o.name}: the name of a folder, not a path")
 
 
 def settle_training(o, usual):
@@ -1999,10 +2002,9 @@ def expression(o):
     d.update(patients=np.array([at[s][0] for s in d["names"]]), y=np.array([at[s][1] for s in d["names"]], np.int64),
              classes=("normal", "tumour"), what="slides", left_out=p["left_out"])
     # dealt from the table alone, so that every model and encoder has the same folds
+    check_folds(len({s["patient"] for s in p["known"]}), o)
     of = split_patients([s["patient"] for s in p["known"]], [f"{k}{s['patient'] in paired}" for s, k in zip(
-        p["known"], p["tissue"])], o.folds, [o.seed, 0]) if len({s["patient"] for s in p["known"]}) >= o.folds else None
-    if of is None:
-        raise InputError(f"{len({s['patient'] for s in p['known']})} patients don't go into --folds {o.folds} parts")
+        p["known"], p["tissue"])], o.folds, [o.seed, 0])
     part_of = {s["patient"]: g for s, g in zip(p["known"], of.tolist())}
     p["part"], part = (np.array([part_of[who] for who in names]) for names in (p["patients"], d["patients"]))
     jobs = [(0, f, *roles(part, f, o.folds)) for f in range(o.folds)]
