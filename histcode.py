@@ -1559,22 +1559,28 @@ def roles(part, f, folds):
     return tuple(np.flatnonzero(rows) for rows in ((part != f) & (part != follows), part == follows, part == f))
 
 
-def check_folds(n, o):
+def refuse(d, text):
+    """InputError after a word on each slide that failed: they may be why too few are left."""
+    tiling.report_failures(d["failed"], len(d["names"]) + len(d["failed"]))
+    raise InputError(text)
+
+
+def check_folds(n, d, o):
     if n < o.folds:
-        raise InputError(f"{n} patients don't go into --folds {o.folds} parts; " + (f"--folds {n} would work" if n > 2 else
+        refuse(d, f"{n} patients don't go into --folds {o.folds} parts; " + (f"--folds {n} would work" if n > 2 else
                          "one part tests, one validates, the others train: at least 3 are needed"))
 
 
 def folds_of(d, o):
     """[(repeat, fold, train, valid, test)] and each sample's part in each repeat (repeats, n)."""
-    check_folds(len(set(d["patients"].tolist())), o)
+    check_folds(len(set(d["patients"].tolist())), d, o)
     parts = np.array([split_patients(d["patients"], d["y"], o.folds, [o.seed, r]) for r in range(o.repeats)])
     jobs = [(r, f, *roles(part, f, o.folds)) for r, part in enumerate(parts)
             for f in range(o.folds if o.rotate else max(1, o.folds // 2))]
     for r, f, train, *_ in jobs:
         if len(set(d["y"][train])) < 2:
-            raise InputError(f"the training part of fold {f} has {d['what']} of one class only: {len(d['y'])} {d['what']}, "
-                             f"{d['y'].sum()} {d['classes'][1]}, are too few for --folds {o.folds}")
+            refuse(d, f"the training part of fold {f} has {d['what']} of one class only: {len(d['y'])} {d['what']}, "
+                   f"{d['y'].sum()} {d['classes'][1]}, are too few for --folds {o.folds}")
     return jobs, parts
 
 
@@ -2002,7 +2008,7 @@ def expression(o):
     d.update(patients=np.array([at[s][0] for s in d["names"]]), y=np.array([at[s][1] for s in d["names"]], np.int64),
              classes=("normal", "tumour"), what="slides", left_out=p["left_out"])
     # dealt from the table alone, so that every model and encoder has the same folds
-    check_folds(len({s["patient"] for s in p["known"]}), o)
+    check_folds(len({s["patient"] for s in p["known"]}), d, o)
     of = split_patients([s["patient"] for s in p["known"]], [f"{k}{s['patient'] in paired}" for s, k in zip(
         p["known"], p["tissue"])], o.folds, [o.seed, 0])
     part_of = {s["patient"]: g for s, g in zip(p["known"], of.tolist())}
@@ -2011,11 +2017,11 @@ def expression(o):
     for _, f, rows, *_ in jobs:                                                # all folds before anything is written
         train, valid, _ = roles(p["part"], f, o.folds)
         if len(train) < 2 or o.model != "linear" and not len(valid):
-            raise InputError(f"fold {f} has {len(train)} pairs to train on and {len(valid)} to choose its epoch, of "
-                             f"{len(p['patients'])}: " + ("too few" if o.folds == 3 else "lower --folds"))
+            refuse(d, f"fold {f} has {len(train)} pairs to train on and {len(valid)} to choose its epoch, of "
+                   f"{len(p['patients'])}: " + ("too few" if o.folds == 3 else "lower --folds"))
         if o.model == "linear" and len(set(d["y"][rows])) < 2:
-            raise InputError(f"fold {f} trains on slides of one class only ({d['classes'][d['y'][rows[0]]]}); the attention "
-                             "needs tumour and normal slides; --model attention does without")
+            refuse(d, f"fold {f} trains on slides of one class only ({d['classes'][d['y'][rows[0]]]}); the attention needs "
+                   "tumour and normal slides; --model attention does without")
     name = o.name or "-".join(["expression", *([o.pooling] if o.model != "linear" else []), *["per-gene"] * o.per_gene])
     folder = cohort / "runs" / name
     config = claim_run(folder, o, d, dict(model=o.model, pooling=o.pooling, per_gene=o.per_gene, slides=o.slides,

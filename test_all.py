@@ -4352,6 +4352,16 @@ def test_slides_without_whole_features_are_named_and_left_out(tmp_path, capsys):
     assert "p00_0: " in said and "NaN or infinite feature in tile 2" in said and "p01_1: no file" in said
 
 
+def test_where_too_few_slides_are_left_each_says_why(tmp_path, capsys):
+    cohort = write_slides(tmp_path / "a", 9)
+    for path in sorted((cohort / "h5").iterdir())[:6]:
+        path.unlink()
+    with pytest.raises(tiling.InputError, match="patients don't go into --folds 6"):
+        diagnose(cohort)
+    said = capsys.readouterr().err
+    assert said.count("no file") == 6 and "6 of 12 slides failed" in said and not (cohort / "runs").exists()
+
+
 @pytest.mark.parametrize("argv, words", [
     (["--label", "stage"], "no column stage; it has slide, patient, project, tumor"), (["--label", "project"], "every label is X"),
     (["--label", "tumor", "--positive", "2"], "--positive 2: the labels of .* are 0, 1"), (["--positive", "1"], "with --label COLUMN"), (["--folds", "40"], "12 patients don't go into --folds 40"),
