@@ -14,6 +14,8 @@ reads in the order of the paper's Methods; the commands stand at its end.
     python he2rna.py signatures RUN --gmt F...   python he2rna.py enrich RUN --gmt F...  pathways of the well-predicted genes
     python he2rna.py heatmap RUN SLIDE... --genes CD3D,CD3E      where on the slide, best and worst tiles, against the truth
     python he2rna.py msi COHORT|FILE.npz     hospital A's transcriptome for MSI in hospital B: what it is worth
+    python he2rna.py choices                 where paper and authors' code differ or are silent, and what is done here
+    python he2rna.py audit [COHORT]          each of those choices turned to its other side: what it changes
 
 COHORT holds samples.csv (slide,patient,project[,sample,...]), slides/ and expression.csv (.csv.gz, .npz). What comes out
 stands in COHORT/runs/<name>/: report.md and its pictures, genes.csv, predictions.npz, folds.csv, fold*.pt, log.jsonl.
@@ -32,6 +34,7 @@ import io
 import json
 import math
 import re
+import textwrap
 import time
 from concurrent.futures import ThreadPoolExecutor
 from fractions import Fraction
@@ -40,7 +43,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import nn
-from torch.nn.functional import embedding_bag
+from torch.nn.functional import embedding_bag, pad
 
 import stats
 import tiling
@@ -96,13 +99,74 @@ MSI_ARMS = {"transcriptome": "transcriptome of A", "direct": "direct, one networ
 #   direct networks as A has folds, hence as many as stand behind its representation                    [ours]
 MSI_LINES = {"transcriptome": ("tab:blue", "-"), "direct": ("tab:red", "-"), "ensemble": ("tab:red", "--"),
              "autoencoder-a": ("tab:grey", "-"), "autoencoder-b": ("tab:grey", "--")}    # blue and red [HE2RNA Fig. 5b]; others [ours]
-MSI_CODE = {  # what the authors' code does otherwise [HE2RNA code], each a name for --code
-    "scaling": "features scaled over the whole cohort, its test patients too",
-    "genes": "genes chosen by their median over the whole cohort",
-    "autoencoder": "autoencoder B learns from all of hospital B, its test patients too",
-    "epochs": "autoencoders trained for 100 epochs",
-    "msi-l": "MSI-L left out"}
+AUDIT_EPOCHS = 12            # of each run of audit on the simulated cohort: all in a quarter of an hour  [ours]
+AUDIT_SEEDS = 3              #                                                                [ours]
 VERSION = 2                  # of a run's files; another is refused     [ours]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Choices: all that paper and authors' code disagree on or leave open, as far as a switch can express it
+# ---------------------------------------------------------------------------------------------------------------------
+# Rule: the paper; where it is silent or ambiguous, the authors' code; where that is a defect or a leak, the correct thing.
+# A row: command and name for its --code NAME,..; the paper; the authors' code; ours; the other side, which --code turns this
+# one choice to (code or paper: that side, as --follow does with all of its; else in words); the tag of ours.
+CHOICES = (
+    ("train", "colour", "silent", "each channel of each tile shifted and stretched to 0..255", "as on the slide", "code",
+     "[ours]"),
+    ("train", "genes", "those of positive median over all samples", "no such filter on this path", "the paper's", "code",
+     "[HE2RNA Methods, Cleaning]"),
+    ("train", "padding", "not mentioned", "padded rows of zeros score 0 and compete: tiles of -1, -2, -3 give 0 for every k",
+     "padding never counts: -1 for k = 1", "code", "[ours]"),
+    ("train", "relu", "silent", "predictions pass a ReLU before metrics", "no ReLU", "code", "[ours]"),
+    ("train", "k", "a k drawn \"at every iteration and for every gene\"", "one k an iteration, for all genes", "the code's",
+     "paper", "[HE2RNA code]"),
+    ("train", "folds", "5, patients whole, projects evenly spread", "5 of the sorted patients, blind to projects; 10 % of "
+     "the others choose the epoch", "the paper's", "code", "[HE2RNA Methods, Training and evaluation]"),
+    ("train", "epochs", "a fixed number of epochs, all training patients learn", "the best epoch by R of a part of the "
+     "training patients, who do not learn", "the code's, of at most the paper's epochs", "paper", "[HE2RNA code]"),
+    ("train", "bias", "silent", "the last bias starts at the training mean", "the code's", "the last bias starts as torch draws "
+     "it", "[HE2RNA code]"),
+    ("train", "merged", "LUNG, KIDN and UTER count, not their subtypes", "the same", "the paper's; subtypes stand beside",
+     "subtypes count, not LUNG, KIDN and UTER", "[HE2RNA Table 1]"),
+    ("train", "pooled", "R of each fold, their mean", "the same", "the paper's", "one R over the test slides of all folds",
+     "[HE2RNA Methods, Training and evaluation]"),
+    ("msi", "scaling", "silent", "features scaled over the whole cohort, its test patients too", "over training patients",
+     "code", "[ours]"),
+    ("msi", "genes", "those of positive median over the cohort's samples", "genes chosen by their median over the whole cohort",
+     "by hospital A's median", "code", "[ours]"),
+    ("msi", "autoencoder", "trained on A or on B", "autoencoder B learns from all of hospital B, its test patients too",
+     "training patients of B", "code", "[ours]"),
+    ("msi", "epochs", "50", "autoencoders trained for 100 epochs", "the paper's", "code", "[HE2RNA Methods, MSI status]"),
+    ("msi", "msi-l", "counts as not MSI-H", "MSI-L left out", "the paper's", "code", "[HE2RNA Methods, MSI status]"))
+SAME_MODELS = ("merged", "pooled")   # they judge otherwise: nothing is trained again for them
+
+
+def switches(command):
+    """{name for --code: what is done where it is given} of one command."""
+    return {name: dict(paper=paper, code=code).get(other, other) for c, name, paper, code, _, other, _ in CHOICES if c == command}
+
+
+def flipped(command, names, follow):
+    """The choices that --code names or --follow paper|code turns to their other side, in the table's order."""
+    return [name for c, name, *_, other, _ in CHOICES if c == command and (name in names or other == follow)]
+
+
+MSI_CODE = switches("msi")
+
+
+def choices(o):
+    """What paper and authors' code say of each choice, what is done here, and what --code NAME turns it to."""
+    width, header = (15, 28, 30, 22, 20), ("command, name", "the paper", "the authors' code", "ours", "--code turns it to")
+    rows = [(f"{c} {name}", paper, code, f"{ours} {tag}", {"code": "the code's", "paper": "the paper's"}.get(other, other))
+            for c, name, paper, code, ours, other, tag in CHOICES]
+    for row in (header, *rows):
+        cells = [textwrap.wrap(cell, w) for cell, w in zip(row, width)]
+        for i in range(max(map(len, cells))):
+            print(" ".join(f"{cell[i] if i < len(cell) else '':{w}}" for cell, w in zip(cells, width)).rstrip())
+        print("-" * (sum(width) + len(width) - 1) if row is header else "")
+    print("One at a time: python he2rna.py train COHORT --code NAME,.. (msi: the same); all of a side: --follow paper|code.\n"
+          "What each is worth on a cohort: python he2rna.py audit [COHORT]")
+    return 0
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -226,6 +290,16 @@ def top_k_mean(scores, mask, k):
     return top.masked_fill(top == -torch.inf, 0).sum(1) / kept[:, None]
 
 
+def padded_top_k_mean(scores, mask, k, rows):
+    """The same as the authors' code does it: bags are padded to `rows` rows, whose score is 0. They compete for the k places,
+    of which the first min(k, n) are averaged: three tiles of -1, -2, -3 and five padded rows give 0 for every k. [HE2RNA code]
+    """
+    scores = pad(scores * mask[:, :, None], (0, 0, 0, max(0, rows - scores.shape[1])))              # (B, rows, G)
+    top = scores.topk(min(k, scores.shape[1]), dim=1).values                                        # (B, k, G), falling
+    counts = torch.arange(top.shape[1], device=mask.device) < mask.sum(1, keepdim=True)             # (B, k)
+    return (top * counts[:, :, None]).sum(1) / counts.sum(1, keepdim=True)
+
+
 def rank_weights(n, ks):
     """(n,) weight of the tile of rank 1..n in the test-time prediction of a slide of n tiles: mean over ks of
     [rank <= k] / k.
@@ -341,14 +415,17 @@ class HE2RNA(nn.Module):
 
     n_features D, n_genes G; hidden layers with ReLU, dropout between consecutive layers; ks: the list k is drawn from.
     The paper's "1D convolutions of kernel size 1" is the same linear layer on every tile. `precision`: see TopKHead.
+    code: the flipped ones of CHOICES, of which padding, relu and k are the model's; pad_to: rows the authors pad a bag to.
     [HE2RNA Methods, Model architecture; hidden sizes and dropout: HE2RNA code]
     """
 
-    def __init__(self, n_features, n_genes, hidden=HIDDEN, ks=KS_SUPERTILES, dropout=DROPOUT, precision="float32"):
+    def __init__(self, n_features, n_genes, hidden=HIDDEN, ks=KS_SUPERTILES, dropout=DROPOUT, precision="float32", code=(),
+                 pad_to=tiling.N_SUPERTILES):
         super().__init__()
         sizes = (n_features, *hidden, n_genes)
         self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in zip(sizes, sizes[1:]))
         self.dropout, self.ks, self.precision = nn.Dropout(dropout), tuple(ks), precision
+        self.code, self.pad_to = tuple(code), pad_to
 
     def representation(self, x):
         """x (..., D) -> the last hidden layer (..., H), what the genes are read from."""
@@ -365,10 +442,26 @@ class HE2RNA(nn.Module):
 
         Training: one k for all slides and genes of an iteration, drawn from ks (torch's generator) if not given; the paper's
         "selects a number k at every iteration and for every gene" can also be read as a k per gene [HE2RNA code: one k].
-        Evaluation: the mean over all of ks.
+        Evaluation: the mean over all of ks, and its positive part where relu is flipped.
         """
-        if self.training and k is None:
+        if not self.training and "relu" in self.code:
+            return self.slide_scores(x, mask, k).relu()                                             # [HE2RNA code]
+        return self.slide_scores(x, mask, k)
+
+    def slide_scores(self, x, mask, k):
+        per_gene = self.training and k is None and "k" in self.code
+        if self.training and k is None and not per_gene:
             k = self.ks[int(torch.randint(len(self.ks), ()))]
+        if per_gene or "padding" in self.code:                                 # the direct way: slower, for these two alone
+            mean = lambda s, k: padded_top_k_mean(s, mask, k, self.pad_to) if "padding" in self.code else top_k_mean(s, mask, k)
+            scores = self.tile_scores(x)                                                            # (B, T, G)
+            if not per_gene:
+                return torch.stack([mean(scores, k) for k in ([k] if k is not None else self.ks)]).mean(0)
+            drawn = torch.randint(len(self.ks), (scores.shape[2],)).to(x.device)                    # (G,) a k for each gene
+            out = torch.empty_like(scores[:, 0])                                                    # (B, G)
+            for i, k in enumerate(self.ks):
+                out[:, drawn == i] = mean(scores[:, :, drawn == i], k)
+            return out
         h, last = self.representation(x), self.layers[-1]                                           # (B, T, H)
         if k is not None:
             return top_k_head(h, mask, last, k, self.precision)
@@ -408,6 +501,11 @@ def as_entry(line):
         return None
 
 
+def saw(ledger, step, whom):
+    """Leak ledger, {step: sorted list}: put down whom a step learned from, where it does. what_saw_whom reads it."""
+    ledger[step] = sorted({*ledger.get(step, ()), *np.asarray(whom).tolist()})
+
+
 def train_fold(model, bags, y, projects, train, valid, o, fold, folder):
     """Train one fold and leave `model` with the weights of its best epoch. Returns a dict on how it went.
 
@@ -416,7 +514,7 @@ def train_fold(model, bags, y, projects, train, valid, o, fold, folder):
     """
     device, state_file, log = next(model.parameters()).device, folder / f"fold{fold}.state.pt", folder / "log.jsonl"
     optimizer = torch.optim.Adam(model.parameters(), lr=o.lr)
-    state = dict(epoch=0, best_score=-np.inf, best_epoch=0, best=None, seconds=0.0)
+    state = dict(epoch=0, best_score=-np.inf, best_epoch=0, best=None, seconds=0.0, saw={})
     if state_file.is_file():
         state = tiling.load_checkpoint(state_file, device)
         model.load_state_dict(state["model"])
@@ -432,6 +530,7 @@ def train_fold(model, bags, y, projects, train, valid, o, fold, folder):
         draw = int(np.random.default_rng([o.seed, fold, epoch]).integers(2 ** 62))
         torch.manual_seed(draw)                                                # dropout, k
         order, loss_sum, tick = torch.from_numpy(np.random.default_rng(draw).permutation(train)), 0.0, time.time()
+        saw(state["saw"], "weights of the network", order)
         model.train()
         for rows, x, mask in bags(order.split(o.batch)):
             prediction = model(x.to(device).float(), mask.to(device))                               # (B, G)
@@ -445,6 +544,7 @@ def train_fold(model, bags, y, projects, train, valid, o, fold, folder):
         rate = len(train) / (time.time() - tick)
         r, valid_loss, score = None, None, epoch                           # nobody to choose by: the last epoch is the best
         if len(valid):
+            saw(state["saw"], "choice of the epoch", valid)
             p = predict_slides(model, bags, valid, o.batch)
             r, valid_loss = mean_r(p, y[valid], projects[valid]), float(np.square(p - y[valid]).mean())
             score = -valid_loss if not by_r else -1.0 if r is None else r
@@ -464,7 +564,7 @@ def train_fold(model, bags, y, projects, train, valid, o, fold, folder):
               f"at most {clock(left)} left", flush=True)
     model.load_state_dict(state["best"])
     by = "R" if by_r else f"loss ({len(valid)} validation slides are too few for R)" if len(valid) else "none: the last"
-    return dict(best_epoch=state["best_epoch"], epochs=state["epoch"], seconds=state["seconds"], by=by)
+    return dict(best_epoch=state["best_epoch"], epochs=state["epoch"], seconds=state["seconds"], by=by, saw=state["saw"])
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -490,6 +590,11 @@ def fold_r(prediction, y, fold, group, k):
         if rows.sum() >= stats.MIN_R:
             r[f] = stats.pearson(prediction[rows], y[rows])
     return r
+
+
+def judged_in(fold, config):
+    """(fold of each slide, number of folds) within which R is computed: all one fold where `pooled` is flipped."""
+    return (np.zeros_like(fold), 1) if "pooled" in config.get("code", ()) else (fold, config["folds"])
 
 
 def mean_of_values(r):
@@ -530,10 +635,17 @@ def r_sign(e, null):
     return float(stats.null_threshold(-np.expm1(np.log1p(-ALPHA) / tested), *e["fits"][null]))
 
 
-def separate(names):
-    """Cancers that no other one contains: a merged cancer stands for its subtypes. [HE2RNA Table 1: 28 cancers]"""
-    parts = {p for m in MERGED if m in names for p in MERGED[m]}
-    return [n for n in names if n not in parts]
+def separate(names, code=()):
+    """Cancers that count, each slide once: a merged cancer stands for its subtypes [HE2RNA Table 1: 28 cancers], or they for
+    it where `merged` is flipped."""
+    merged = [m for m in MERGED if m in names]
+    others = merged if "merged" in code else {p for m in merged for p in MERGED[m]}
+    return [n for n in names if n not in others]
+
+
+def code_of(folder):
+    """The flipped choices of a run."""
+    return (tiling.load_json(Path(folder) / "config.json") or {}).get("code", [])
 
 
 @torch.inference_mode()
@@ -544,6 +656,7 @@ def untrained_r(config, data, bags, o, device, folder):
     against a gene, so that there is a null to fit. [HE2RNA Methods, Statistics and reproducibility]
     """
     y, fold, groups = data["y"], data["fold"], cancers(data["projects"])
+    within, k = judged_in(fold, config)
     M, G = o.null_models, y.shape[1]
     copies = -(-MIN_NULL // (M * G))
     saved = tiling.load_arrays(folder / "null.npz") or {}
@@ -554,14 +667,15 @@ def untrained_r(config, data, bags, o, device, folder):
         prediction = np.zeros((len(y), G * copies), np.float32)
         for f in range(config["folds"]):
             torch.manual_seed(int(np.random.default_rng([o.seed, f, 1 + m]).integers(2 ** 62)))
-            model = HE2RNA(config["n_features"], G * copies, config["hidden"], config["ks"]).to(device)
+            model = HE2RNA(config["n_features"], G * copies, config["hidden"], config["ks"], code=config["code"],
+                           pad_to=config["pad_to"]).to(device)
             rows = np.flatnonzero(fold == f)
             if len(rows):
                 prediction[rows] = predict_slides(model, bags, rows, o.batch)
             tick()
         for name, group in groups.items():
             for c in range(copies):
-                r[name].append(mean_of_values(fold_r(prediction[:, c * G:(c + 1) * G], y, fold, group, config["folds"])))
+                r[name].append(mean_of_values(fold_r(prediction[:, c * G:(c + 1) * G], y, within, group, k)))
     r = {name: np.array(rows, np.float32) for name, rows in r.items()}
     save_file(folder / "null.npz", lambda f: np.savez(f, models=M, **r))
     return r
@@ -599,10 +713,10 @@ def write_genes(path, genes, results):
 # ---------------------------------------------------------------------------------------------------------------------
 # Report
 # ---------------------------------------------------------------------------------------------------------------------
-def plot_r(results, path):
+def plot_r(results, path, code=()):
     """R per cancer, the smallest significant R (triangle) and the number of significant genes (Fig. 2a); beside it, how
     many genes are significant in at least so many cancers (Fig. 2b)."""
-    at_least = stats.recurrent(np.array([results[n]["hs"] < ALPHA for n in separate(results)]))[1]
+    at_least = stats.recurrent(np.array([results[n]["hs"] < ALPHA for n in separate(results, code)]))[1]
     with tiling.figure(path, 1, 2, figsize=(max(8, 4 + .8 * len(results)), 4),
                        width_ratios=(max(2, .4 * len(results)), 1)) as (ax, many):
         for i, (name, e) in enumerate(results.items()):
@@ -699,13 +813,40 @@ NULLS_HEADER = ("cancer", "null", "n", "R_sign", "HS", "BH")
 SUMMARY_HEADER = ("cancer", "slides", "genes", "mean R", "median R", "significant HS", "significant BH")
 
 
-def write_report(folder, cohort, config, data, results, prediction, notes, seconds):
+def what_saw_whom(ledgers, tested):
+    """Leak ledger of a run -> rows (step, patients seen, of them test patients of the fold, remark), and the steps that reach a
+    prediction and saw any of those. ledgers: {step: patients} of each fold; tested: its test patients."""
+    remarks = {"gene filter": "as the paper words it, over all samples: it decides which genes are asked for, no prediction "
+                              "learns from it", "untrained null": "by design: it judges R, nothing learns from it"}
+    rows, leaks = [], []
+    span = lambda values: "–".join(map(str, sorted({min(values), max(values)})))
+    for step in dict.fromkeys(step for ledger in ledgers for step in ledger):
+        seen = [set(ledger.get(step, ())) for ledger in ledgers]
+        test = [len(s & set(t)) for s, t in zip(seen, tested)]
+        rows.append((step, span(list(map(len, seen))), f"{span(test)} of {span(list(map(len, tested)))}",
+                     remarks.get(step.split(": ")[-1], "**a leak**" if any(test) else "")))
+        leaks += [step] if any(test) and not step.endswith("untrained null") else []
+    return rows, leaks
+
+
+def certificate(data, k):
+    """Lines on how even the folds are: patients of each project in each, and chi-square of projects against folds."""
+    counts, chi2, freedom, p = stats.fold_balance(data["patients"], data["projects"], data["fold"], k)
+    return [table(("project", *(f"fold {f}" for f in range(k))), [(name, *row) for name, row in counts.items()]), "",
+            f"Patients of each project. Chi-square of projects against folds {chi2:.2f}, {freedom} degrees of freedom, p = "
+            f"{p:.2g}: near 1 where the folds are more even than by lot, small where a fold has more of a project than "
+            "others."]
+
+
+def write_report(folder, cohort, config, data, results, prediction, notes, ledgers, seconds):
     """report.md and its pictures; genes.csv, predictions.npz and folds.csv stand beside it."""
-    genes, y, fold, coding, names = data["genes"], data["y"], data["fold"], data.get("coding"), separate(results)
+    genes, y, fold, coding, code = data["genes"], data["y"], data["fold"], data.get("coding"), config["code"]
+    names, (within, k) = separate(results, code), judged_in(fold, config)
     groups, truth = cancers(data["projects"]), planted(cohort, genes, results)
-    plot_r(results, folder / "r_distribution.png")
+    seen, leaks = what_saw_whom(ledgers, tested_in(data, config["folds"]))
+    plot_r(results, folder / "r_distribution.png", code)
     plot_scatter(best_genes(results), genes, prediction, y, fold, groups, folder / "scatter.png")
-    small = [name for name, rows in groups.items() if 0 < rows.sum() < SMALL_FOLD * config["folds"]]
+    small = [name for name, rows in groups.items() if 0 < rows.sum() < SMALL_FOLD * k]
     significant = {c: np.array([results[n][c] < ALPHA for n in names]) for c in ("hs", "bh")}       # (P, G)
     (in_hs, at_least), (in_bh, _) = (stats.recurrent(s) for s in significant.values())
     mean = mean_of_values(np.array([results[n]["r"] for n in names]))                               # (G,)
@@ -713,16 +854,20 @@ def write_report(folder, cohort, config, data, results, prediction, notes, secon
     save_csv(folder / "recurrent.csv", ("gene", "cancers_hs", "cancers_bh", "mean_R"), (
         (genes[j], in_hs[j], in_bh[j], "" if np.isnan(mean[j]) else f"{mean[j]:.4g}") for j in order))
 
-    interval_of = lambda j, name: interval(prediction[:, j:j + 1], y[:, j:j + 1], data["patients"], fold, groups[name],
+    interval_of = lambda j, name: interval(prediction[:, j:j + 1], y[:, j:j + 1], data["patients"], within, groups[name],
                                            np.random.default_rng(config["seed"]))
     text = [
         f"# HE2RNA: {folder.name}", "",
         *(["**SIMULATED cohort: drawn slides and planted expression, no patient.**", ""] if truth else []),
+        *([f"**Steps that saw test patients: {', '.join(leaks)}** (What saw whom, below).", ""] if leaks else []),
+        *(["Turned to their other side (`python he2rna.py choices`): "
+           + "; ".join(f"{c}: {switches('train')[c]}" for c in code) + ".", ""] if code else []),
         f"{len(y)} slides of {len(set(data['patients']))} patients, {len(genes):,} genes "
-        + (f"with a positive median (of {config['genes_in_table']:,})" if "genes_in_table" in config else
-           f"of the run {config['from_run']['name']}, its models fine-tuned on all tiles")
-        + f", {config['folds']} folds by patient. R is Pearson's over the slides of a cancer within a fold's test part, "
-        "never over several cancers, and the mean of the folds. HS is Holm–Šidák, BH Benjamini–Hochberg, over all genes of "
+        + (f"of the run {config['from_run']['name']}, its models fine-tuned on all tiles" if "from_run" in config else
+           "unfiltered" if "genes" in code else f"with a positive median (of {config['genes_in_table']:,})")
+        + f", {config['folds']} folds by {config['folds_by']}. R is Pearson's over the slides of a cancer "
+        + ("of all folds together" if "pooled" in code else "within a fold's test part")
+        + ", never over several cancers" + ("" if "pooled" in code else ", and the mean of the folds") + ". HS is Holm–Šidák, BH Benjamini–Hochberg, over all genes of "
         f"the cancer, significant below {ALPHA}, of the one-sided p under the {results[names[0]]['null']} null.", "",
         table(SUMMARY_HEADER, summary(results)), "", "![Distribution of R](r_distribution.png)", "",
         "## The three nulls", "", "The smallest R that is significant (first Šidák step) and the genes significant by "
@@ -753,7 +898,10 @@ def write_report(folder, cohort, config, data, results, prediction, notes, secon
                  + ", ".join(f"{genes[j]} ({in_hs[j]})" for j in order[:30] if in_hs[j] > 1) + ".", ""]
     text += ["## Folds", "", table(("fold", "test slides", "best epoch", "epochs run", "chosen by", "training time"),
              [(f, int((fold == f).sum()), n["best_epoch"], n["epochs"], n["by"], clock(n["seconds"]))
-              for f, n in enumerate(notes)]), "", "## Left out", "",
+              for f, n in enumerate(notes)]), "", *certificate(data, config["folds"]), "",
+             "## What saw whom", "", "Patients that each step of each fold learned from, put down where it did (least to most "
+             "over the folds). Tissue, tiles, features and super-tiles are made slide by slide.", "",
+             table(("step", "patients", "test patients of its fold", ""), seen), "", "## Left out", "",
              *([f"- {len(names)} {what}: {', '.join(names)}" for what, names in data["left_out"].items() if names]
                + [f"- slide {name} failed: {why}" for name, why in data["failed"].items()] or ["Nothing."]),
              "", "## Settings", "", *(f"- {k}: {v}" for k, v in config.items()),
@@ -856,7 +1004,7 @@ def signatures(o):
     if o.lists < 1:
         raise InputError(f"--lists {o.lists}: must be at least 1")
     names, note = as_symbols(genes, read_gene_table(o.gene_table)[0] if o.gene_table else {})
-    wanted, projects = pick_signatures(o.signature, read_sets(o.gmt)), separate(results)
+    wanted, projects = pick_signatures(o.signature, read_sets(o.gmt)), separate(results, code_of(o.run))
     r = np.stack([results[p]["r"] for p in projects], 1)                                            # (G, P)
     significant = np.stack([results[p][o.correction] for p in projects], 1)
     members = np.array([np.isin(names, list(g)) if g else np.zeros(len(names), bool) for g, _ in wanted.values()])  # (S, G)
@@ -904,7 +1052,7 @@ def enrich(o):
     tiling.need_matplotlib()
     genes, results = read_results(o.run)
     symbol, known_coding = read_gene_table(o.gene_table) if o.gene_table else ({}, None)
-    (names, note), sets, projects = as_symbols(genes, symbol), read_sets(o.gmt), separate(results)
+    (names, note), sets, projects = as_symbols(genes, symbol), read_sets(o.gmt), separate(results, code_of(o.run))
     if o.at_least is not None and not 1 <= o.at_least <= len(projects):
         raise InputError(f"--at-least {o.at_least}: the run has {len(projects)} cancer{'s' * (len(projects) > 1)}")
     if o.at_least is not None and (o.project or o.min_r is not None):
@@ -1037,9 +1185,10 @@ def group_r(run, genes):
     if z is None:
         raise InputError(f"{run['folder'] / 'predictions.npz'} is missing or not whole: run the command that made it again")
     mean = [z[k][:, genes].mean(1, keepdims=True) for k in ("prediction", "truth")]                 # (S, 1)
-    results = evaluate(*mean, z["fold"], z["project"], run["config"]["folds"])
+    fold, k = judged_in(z["fold"], run["config"])
+    results = evaluate(*mean, fold, z["project"], k)
     groups, rng = cancers(z["project"]), np.random.default_rng(run["config"]["seed"])
-    return [(name, e["slides"], f"{e['r'][0]:.3f}", interval(*mean, z["patient"], z["fold"], groups[name], rng),
+    return [(name, e["slides"], f"{e['r'][0]:.3f}", interval(*mean, z["patient"], fold, groups[name], rng),
              f"{e['p'][0]:.2g}") for name, e in results.items()]
 
 
@@ -1140,7 +1289,8 @@ def map_slide(run, o, models, home, into, source, name, label, chosen, group):
     text += [*group, "## Where the prediction comes from", "", f"{gene}: {np.mean(sums):.6f} in log10(1 + FPKM-UQ), the sum "
              f"of weight x score over the {bags} in provenance.csv"
              + (f", mean of the folds' {few([f'{v:.6f}' for v in sums])}" if len(sums) > 1 else "")
-             + ". tiles.csv has each tile's weight" + " (its super-tile's, shared among its tiles)" * (bags == "super-tiles")
+             + (". The run's own prediction differs from this sum: its padding or ReLU is the authors'"
+                if {"padding", "relu"} & set(code_of(run["folder"])) else "") + ". tiles.csv has each tile's weight" + " (its super-tile's, shared among its tiles)" * (bags == "super-tiles")
              + ". This is of every tissue tile; predict uses the sample that training used" * (into.name == "all-tiles")
              + ".", ""]
     folder = run["folder"] / "heatmaps" / label / name
@@ -1425,7 +1575,10 @@ def prepare(cohort, o):
     samples, wrong_type = select(samples, o.types, None)
     samples, rows, left_out = join(samples, key, ids, Path(cohort) / "expression")
     left_out = say_left_out({**wrong_type, **left_out})
-    fold = folds_of(samples, o)                                                # of all projects, then one is selected
+    fold, validates = folds_of(samples, o), None                               # of all projects, then one is selected
+    if "folds" in o.code and o.valid:
+        inner = [set(valid.tolist()) for _, valid, _ in stats.authors_folds([s["patient"] for s in samples])]
+        validates = {s["slide"]: [str(f) for f, rows in enumerate(inner) if i in rows] for i, s in enumerate(samples)}
     chosen, _ = select(samples, "all", o.project)
     failed = tiling.make_supertiles(cohort, [s["slide"] for s in chosen], o)
     ready = {s["slide"] for s in chosen} - set(failed)
@@ -1435,13 +1588,17 @@ def prepare(cohort, o):
         raise InputError(f"{cohort}: no slide is left to train on")
     samples, rows, fold = [s for s, k in zip(samples, keep) if k], rows[keep], fold[keep]
     check_folds(cohort, samples, fold, o, failed)
-    unique = np.unique(rows)
-    kept = np.flatnonzero(expressed(a[unique]))                                # over samples, not slides
+    unique, seen = np.unique(rows), {}
+    if "genes" in o.code:
+        kept = np.arange(len(genes))
+    else:
+        kept = np.flatnonzero(expressed(a[unique]))                            # over samples, not slides
+        saw(seen, "gene filter", [s["patient"] for s in samples])
     if not len(kept):
         raise InputError(f"{cohort}: no gene has a positive median over the {len(unique)} samples")
     x, mask = load_bags(cohort, tiling.source_name(o), [s["slide"] for s in samples])
     data = table_of(samples, fold, [genes[j] for j in kept], log_expression(a[np.ix_(rows, kept)]), left_out, failed)
-    return dict(data, genes_in_table=len(genes)), x, mask
+    return dict(data, genes_in_table=len(genes), validates=validates, ledgers=[dict(seen) for _ in range(o.folds)]), x, mask
 
 
 def check_folds(cohort, samples, fold, o, failed):
@@ -1465,7 +1622,24 @@ def folds_of(samples, o):
         raise InputError(f"{n} patients are too few: a fold needs one to test, one to validate and one to train on")
     if n < o.folds or n - -(-n // o.folds) < 2:                                # 2 training patients: one validates
         raise InputError(f"{n} patients don't go into --folds {o.folds}: --folds {min(n, max(3, o.folds))} would work")
-    return stats.patient_folds(patients, [s["project"] for s in samples], o.folds, o.seed)
+    projects = [s["project"] for s in samples]
+    if "folds" in o.code:                                                      # five, whatever the seed [HE2RNA code]
+        return sum(f * np.isin(np.arange(len(samples)), test) for f, (_, _, test) in enumerate(stats.authors_folds(patients)))
+    if o.folds_by == "patient":
+        return stats.patient_folds(patients, projects, o.folds, o.seed)
+    odd = sorted({p for p in patients if not re.match(r"TCGA-\w\w-", p)})
+    if odd:
+        raise InputError(f"--folds-by site: samples.csv has the patient{'s' * (len(odd) > 1)} {few(odd)}, no TCGA barcode "
+                         "(TCGA-XX-..., XX the site): leave --folds-by out")
+    sites = [p[5:7] for p in patients]                                         # of the tissue source
+    if len(set(sites)) < o.folds:
+        raise InputError(f"--folds-by site: {len(set(sites))} sites ({few(sorted(set(sites)))}) don't go into --folds {o.folds}"
+                         + (f": --folds {len(set(sites))} would work" if len(set(sites)) > 1 else ""))
+    fold = stats.site_folds(patients, projects, sites, o.folds, o.seed)
+    if len(set(fold.tolist())) < o.folds:
+        raise InputError(f"--folds-by site: the sites leave only {len(set(fold.tolist()))} of --folds {o.folds} with patients: "
+                         "fewer folds are needed")
+    return fold
 
 
 def open_run(cohort, o, config, data, device, *seen):
@@ -1476,18 +1650,20 @@ def open_run(cohort, o, config, data, device, *seen):
     columns = (data[k].tolist() for k in ("slides", "patients", "projects"))
     config = dict(config, data=digest(*seen, data["y"], data["fold"], *columns, data["genes"]), version=VERSION,
                   slides=len(data["y"]), genes=len(data["genes"]),
-                  **{k: getattr(o, k) for k in ("lr", "batch", "epochs", "patience", "folds", "seed")})
-    folder = cohort / "runs" / o.name
+                  **{k: getattr(o, k) for k in ("lr", "batch", "epochs", "patience", "folds", "folds_by", "seed", "code")})
+    folder = cohort / "runs" / o.within / o.name
     config = tiling.claim_folder(folder, config, "fold*.pt", cohort=str(cohort.resolve()), device=str(device),
                                  features_folder=o.features and str(Path(o.features).resolve()))
     made = ", ".join(str(v) for k, v in config["features"].items() if k in ("source", "made", "weights", "precision"))
     print(f"{config['slides']} slides of {len(set(data['patients']))} patients, {config['genes']:,} genes, "
-          f"{config['bags']}, {config['n_features']} features ({made}), {o.folds} folds, on {device}")
+          f"{config['bags']}, {config['n_features']} features ({made}), {o.folds} folds, on {device}"
+          + (f"; other side of {', '.join(o.code)}" if o.code else ""))
     return folder, config
 
 
 def split_folds(data, o, folder, chooses=None):
-    """[(train, valid, test) rows] of each fold, and folds.csv: each slide's test fold and the folds whose epoch it chooses.
+    """[(train, valid, test) rows] of each fold, and folds.csv: each slide's test fold and the folds whose epoch it chooses;
+    beside it folds.md, how even they are.
 
     chooses: {slide: [folds]} keeps an earlier run's choice, whose patients the models did not learn from, where there is
     one.
@@ -1503,7 +1679,13 @@ def split_folds(data, o, folder, chooses=None):
         validates[rest[inner]] = [f"{v} {f}".strip() for v in validates[rest[inner]]]
     save_csv(folder / "folds.csv", ("slide", "patient", "project", "test_fold", "validates_folds"),
              zip(data["slides"], patients, projects, fold, validates))
+    save_text(folder / "folds.md", [f"# Folds of {folder.name}, by {o.folds_by}", "", *certificate(data, o.folds), ""])
     return splits
+
+
+def tested_in(data, k):
+    """Test patients of each fold, also of slides that only the run gone on from had."""
+    return data.get("held_out") or [sorted(set(data["patients"][data["fold"] == f].tolist())) for f in range(k)]
 
 
 def cross_validate(folder, config, o, data, bags, splits, first_model, start):
@@ -1511,7 +1693,7 @@ def cross_validate(folder, config, o, data, bags, splits, first_model, start):
 
     first_model(fold, training rows) -> the model training starts from; start: when the command began.
     """
-    y = data["y"]
+    y, tested, ledgers = data["y"], tested_in(data, config["folds"]), []
     prediction, notes = np.zeros(y.shape, np.float32), []
     for f, (train_rows, valid_rows, test_rows) in enumerate(splits):
         model, path = first_model(f, train_rows), folder / f"fold{f}.pt"
@@ -1520,35 +1702,61 @@ def cross_validate(folder, config, o, data, bags, splits, first_model, start):
             model.load_state_dict(saved["model"])
         else:
             note = train_fold(model, bags, y, data["projects"], train_rows, valid_rows, o, f, folder)
-            tested = data["held_out"][f] if "held_out" in data else sorted(set(data["patients"][test_rows].tolist()))
-            settings = {k: config[k] for k in ("hidden", "n_features", "ks", "dropout", "features")}
+            for step, rows in note.pop("saw").items():
+                saw(data["ledgers"][f], step, data["patients"][rows])
+            settings = {k: config[k] for k in ("hidden", "n_features", "ks", "dropout", "features", "code", "pad_to")}
             saved = dict(version=VERSION, model=model.state_dict(), note=note, genes=data["genes"], **settings,
-                         test_patients=tested)
+                         test_patients=tested[f], saw=data["ledgers"][f])
             save_file(path, lambda file: torch.save(saved, file))
         (folder / f"fold{f}.state.pt").unlink(missing_ok=True)
         notes.append(saved["note"])
+        ledgers.append(dict(saved.get("saw", {})))
+        saw(ledgers[f], "untrained null", data["patients"][test_rows])
         if len(test_rows):
             prediction[test_rows] = predict_slides(model, bags, test_rows, o.batch)
     untrained = untrained_r(config, data, bags, o, next(model.parameters()).device, folder)
-    results = evaluate(prediction, y, data["fold"], data["projects"], len(splits), untrained, o.null)
+    within, k = judged_in(data["fold"], config)
+    results = evaluate(prediction, y, within, data["projects"], k, untrained, o.null)
     save_file(folder / "predictions.npz", lambda f: np.savez_compressed(
         f, prediction=prediction, truth=y, genes=np.array(data["genes"]), slide=data["slides"], patient=data["patients"],
         project=data["projects"], fold=data["fold"]))
     write_genes(folder / "genes.csv", data["genes"], results)
     some, rng = np.sort(np.random.default_rng(o.seed).permutation(y.shape[1])[:500]), np.random.default_rng([o.seed, len(y)])
-    permuted = {name: stats.permutation_null(prediction[rows][:, some], y[rows][:, some], data["fold"][rows], 20, rng)
+    permuted = {name: stats.permutation_null(prediction[rows][:, some], y[rows][:, some], within[rows], 20, rng)
                 for name, rows in cancers(data["projects"]).items()}
     plot_null(results, untrained, permuted, folder / "null.png")
-    write_report(folder, Path(config["cohort"]), config, data, results, prediction, notes, time.time() - start)
+    write_report(folder, Path(config["cohort"]), config, data, results, prediction, notes, ledgers, time.time() - start)
     print("\n" + "".join("{:>12} {:>7} {:>7} {:>9} {:>9} {:>15} {:>15}\n".format(*row)
                          for row in [SUMMARY_HEADER, *summary(results)]))
     print("best: " + ", ".join(f"{data['genes'][j]} ({name}, R {r:.2f})" for name, j, r in best_genes(results)))
     print(f"report: {folder / 'report.md'}   ({clock(time.time() - start)})")
 
 
+def settle_choices(o):
+    """o.code: the choices that --follow, --code and --colour turn; the options that they stand for are set."""
+    asked = {*o.code, *(["colour"] if o.colour == "stretch" else [])}
+    o.code = flipped("train", asked, o.follow)
+    if "colour" in o.code and o.features and "colour" not in asked:
+        print("--follow code: without colour, for features made elsewhere keep the colours they were made from")
+        o.code.remove("colour")
+    for name, wrong, why in (
+            ("colour", o.features, f"--features {o.features} were made elsewhere; leave --features out"),
+            ("colour", o.colour not in (None, "stretch"), f"it is --colour stretch, not --colour {o.colour}"),
+            ("folds", o.folds != FOLDS, f"the authors' are {FOLDS} folds; leave --folds {o.folds} out"),
+            ("folds", o.folds_by == "site", "the authors' go by patient; leave --folds-by site out"),
+            ("folds", o.valid not in (None, 0, stats.AUTHORS_VALID), f"theirs set {stats.AUTHORS_VALID} of the training patients "
+             f"aside; leave --valid {o.valid} out"),
+            ("epochs", o.valid, f"all training patients learn, none is left to choose an epoch; leave --valid {o.valid} out")):
+        if name in o.code and wrong:
+            raise InputError(f"--code {name}: {why}")
+    o.colour = "stretch" if "colour" in o.code else o.colour
+    o.valid = 0 if "epochs" in o.code else stats.AUTHORS_VALID if "folds" in o.code and o.valid is None else o.valid
+
+
 def train(o):
     """Cross-validate, test significance, write the report."""
     start, demo = time.time(), o.cohort is None
+    settle_choices(o)
     o.cohort, o.weights = (o.cohort, o.weights) if not demo else ("demo", o.weights or "random")
     o.epochs = (DEMO_EPOCHS if demo else EPOCHS) if o.epochs is None else o.epochs
     o.valid = (DEMO_VALID if demo else VALID_SHARE) if o.valid is None else o.valid
@@ -1570,18 +1778,88 @@ def train(o):
     config = dict(command="train", bags="super-tiles", project=o.project or "all", types=o.types or "primary tumours",
                   genes_in_table=data["genes_in_table"], features=tiling.provenance(cohort, o, data["slides"]),
                   tiles_per_slide=x.shape[1], n_features=x.shape[2], hidden=o.hidden, ks=o.ks, dropout=o.dropout,
-                  valid=o.valid)
+                  valid=o.valid, pad_to=tiling.N_SUPERTILES)
     folder, config = open_run(cohort, o, config, data, device, x.numpy(), mask.numpy())
-    splits = split_folds(data, o, folder)
+    if o.within and (folder / "report.md").is_file():                          # of audit: finished, with these very settings
+        return 0
+    for path in sorted(o.models.glob("fold?.pt")) if o.models else ():         # of audit: trained already
+        save_file(folder / path.name, lambda f: f.write(path.read_bytes()))
+    splits = split_folds(data, o, folder, data["validates"])
 
     def first_model(f, rows):
         torch.manual_seed(int(np.random.default_rng([o.seed, f]).integers(2 ** 62)))
-        model = HE2RNA(x.shape[2], len(data["genes"]), o.hidden, o.ks, o.dropout)
-        with torch.no_grad():
-            model.layers[-1].bias.copy_(torch.from_numpy(data["y"][rows].mean(0)))                  # [HE2RNA code]
+        model = HE2RNA(x.shape[2], len(data["genes"]), o.hidden, o.ks, o.dropout, code=o.code)
+        if "bias" not in o.code:
+            saw(data["ledgers"][f], "start of the last bias", data["patients"][rows])
+            with torch.no_grad():
+                model.layers[-1].bias.copy_(torch.from_numpy(data["y"][rows].mean(0)))              # [HE2RNA code]
         return model.to(device)
     cross_validate(folder, config, o, data, in_memory(x, mask), splits, first_model, start)
     return tiling.report_failures(data["failed"], len(data["slides"]) + len(data["failed"]))
+
+
+def audited(folder, name):
+    """What a run of audit comes to: mean R over the genes of each cancer that counts, their mean; significant genes, of all
+    these cancers; seconds of training, None where nothing was trained."""
+    _, results = read_results(folder)
+    results = [results[c] for c in separate(results, code_of(folder))]
+    seconds = sum(tiling.load_checkpoint(p, "cpu")["note"]["seconds"] for p in folder.glob("fold*.pt"))
+    return (float(mean_of_values(np.array([mean_of_values(e["r"]) for e in results]))), *(
+        int(sum(e[c].sum() for e in results)) for c in ("hs", "bh")), None if name in SAME_MODELS else seconds)
+
+
+def audit(o):
+    """The run of default settings once per seed, then each choice turned alone with the same seeds -> runs/audit/audit.md."""
+    start, cohort, done = time.time(), Path(o.cohort or "demo"), {}
+    if o.seeds < 1:
+        raise InputError(f"--seeds {o.seeds}: must be at least 1")
+    o.epochs = AUDIT_EPOCHS if o.epochs is None and not o.cohort else o.epochs
+    names = [name for name in o.code if not (name == "colour" and o.features)]
+    if len(names) < len(o.code):
+        print("without colour: features made elsewhere keep the colours they were made from")
+    jobs, failed = [(name, o.seed + s) for name in ("default", *names) for s in range(o.seeds)], 0
+    folder = cohort / "runs" / "audit"
+    for i, (name, seed) in enumerate(jobs):
+        print(f"\n--- {name}, seed {seed} ({i + 1} of {len(jobs)})", flush=True)
+        models = folder / f"default-seed{seed}" if name in SAME_MODELS else None
+        failed |= train(argparse.Namespace(**{**vars(o), "seed": seed, "follow": None, "within": "audit", "models": models,
+                                              "name": f"{name}-seed{seed}", "code": () if name == "default" else (name,)}))
+        done[name, seed] = audited(folder / f"{name}-seed{seed}", name)
+        write_audit(folder, o, done)
+    print(f"\nreport: {folder / 'audit.md'}   ({clock(time.time() - start)})")
+    return failed
+
+
+def write_audit(folder, o, done):
+    """audit.csv, a row per run, and audit.md, a row per choice: the difference from the default run of the same seed, mean and
+    SD over the seeds (lowest to highest). done: {(name, seed): of audited}."""
+    show = lambda v, f: "" if v is None or np.isnan(v) else f"{v:{f}}"
+    change = {k: [a - b for a, b in zip(v[:3], done["default", k[1]])] for k, v in done.items()}
+    save_csv(folder / "audit.csv", ("choice", "seed", "mean_R", "HS", "BH", "change_R", "change_HS", "change_BH", "train_seconds"),
+             ((*k, show(v[0], ".6f"), *v[1:3], show(change[k][0], ".6f"), *change[k][1:], show(v[3], ".1f"))
+              for k, v in done.items()))
+
+    def over_seeds(values, f):
+        v = np.array(values, float)
+        sd = f" ± {v.std(ddof=1):{f.replace('+', '')}}" if len(v) > 1 else ""
+        return f"{v.mean():{f}}{sd} ({v.min():{f}} to {v.max():{f}})"
+
+    rows = []
+    for name in dict.fromkeys(name for name, _ in done):
+        keys, seconds = [k for k in done if k[0] == name], [v[3] for k, v in done.items() if k[0] == name]
+        of, f = (done, ("", ".3f", ".1f")) if name == "default" else (change, ("", "+.3f", "+.1f"))
+        rows.append((name, switches("train").get(name, "as it is"), *(over_seeds([of[k][j] for k in keys], f[1 if j == 0 else 2])
+                     for j in range(3)), "models of the default" if None in seconds else clock(np.mean(seconds))))
+    config = tiling.load_json(folder / f"default-seed{o.seed}" / "config.json")
+    save_text(folder / "audit.md", [
+        f"# What each choice is worth: {config['cohort']}", "",
+        f"`python he2rna.py audit`, {o.seeds} seeds from {o.seed}, at most {config['epochs']} epochs, {config['slides']} slides, "
+        f"features {config['features']['source']}. Each row: the run with this choice alone turned to its other side, less the "
+        "run of default settings and the same seed; mean ± SD over the seeds (lowest to highest). R: mean over the genes of a "
+        "cancer, then over cancers; HS, BH: significant genes, of all cancers. The seed draws folds (but the authors'), first "
+        "weights, dropout and k; the patients are the same, so the intervals do not speak of other patients. A choice of "
+        "other genes, folds or ways to judge changes what R is of, too.", "",
+        table(("choice", "turned to", "R", "HS", "BH", "training"), rows), ""])
 
 
 def load_run(path):
@@ -1612,7 +1890,8 @@ def model_of(saved, device, genes=None, ks=None):
     state, last = dict(saved["model"]), f"layers.{len(saved['hidden'])}."
     if genes is not None:
         state.update({last + k: state[last + k][genes] for k in ("weight", "bias")})
-    model = HE2RNA(saved["n_features"], len(state[last + "bias"]), saved["hidden"], ks or saved["ks"], saved["dropout"])
+    model = HE2RNA(saved["n_features"], len(state[last + "bias"]), saved["hidden"], ks or saved["ks"], saved["dropout"],
+                   code=saved.get("code", ()), pad_to=saved.get("pad_to", tiling.N_SUPERTILES))
     model.load_state_dict(state)
     return model.to(device)
 
@@ -1625,6 +1904,7 @@ def finetune(o):
     name, before, first = run["folder"].resolve().name, run["config"], run["folds"][0]
     o.name = o.name or "-".join([name, *([o.project] if o.project else []), "finetuned"])
     o.folds, o.valid, o.dropout = before["folds"], before["valid"], before["dropout"]
+    o.code, o.folds_by = before.get("code", []), before.get("folds_by", "patient")
     check_options(o)
     device, chosen = tiling.pick_device(o.device), pick_genes(o.genes, run["genes"])
     precision = tiling.pick_precision(o.precision, device) if o.precision else "float32"           # of choosing tiles
@@ -1656,17 +1936,19 @@ def finetune(o):
     y = log_expression(a[np.ix_(rows[keep], [column[g] for g in genes])])
     data = table_of(samples, fold_of(), genes, y, left_out, failed)
     data["held_out"] = [one["test_patients"] for one in run["folds"]]
+    data["ledgers"] = [{f"{name}: {step}": whom for step, whom in one.get("saw", {}).items()} for one in run["folds"]]
     weights = [hashlib.sha256((run["folder"] / f"fold{f}.pt").read_bytes()).hexdigest()[:16] for f in range(o.folds)]
     config = dict(command="finetune", bags="all tiles", project=o.project or "all", features=before["features"],
                   from_run=dict(name=name, weights=weights), n_features=first["n_features"],
-                  hidden=first["hidden"], ks=o.ks, dropout=first["dropout"], valid=o.valid, selection=precision)
+                  hidden=first["hidden"], ks=o.ks, dropout=first["dropout"], valid=o.valid, selection=precision,
+                  pad_to=tiling.MAX_TILES)
     made_by = [tiling.features_made_by(into, source, s["slide"]) for s in samples]
     folder, config = open_run(cohort, o, config, data, device, made_by)
     splits = split_folds(data, o, folder, {s["slide"]: of_run[s["slide"]]["validates_folds"].split() for s in samples})
 
     def first_model(f, _):
         model = model_of(run["folds"][f], device, chosen, o.ks)
-        model.precision = precision
+        model.precision, model.pad_to = precision, config["pad_to"]
         return model
     cross_validate(folder, config, o, data, from_disk(into, source, data["slides"]), splits, first_model, start)
     return tiling.report_failures(failed, len(samples) + len(failed))
@@ -1937,7 +2219,7 @@ def shares_of(o, d):
 
 def msi(o):
     """What the transcriptomic representation of hospital A is worth for predicting MSI from few patients in hospital B."""
-    o.code = sorted(set(MSI_CODE if o.follow == "code" else []) | set(o.code))
+    o.code = sorted(flipped("msi", o.code, o.follow))
     for name, value, low in (("--splits", o.splits, 1), ("--repeats", o.repeats, 1), ("--folds", o.folds, 2)):
         if value < low:
             raise InputError(f"{name} {value}: must be at least {low}")
@@ -2114,29 +2396,48 @@ def main(argv=None):
         p.set_defaults(function=function)
         return p, p.add_argument
 
+    def cohort_options(p, a, epochs):
+        a("cohort", nargs="?", help="a cohort folder; without one a simulated cohort is drawn into demo/")
+        a = p.add_argument_group("training").add_argument
+        a("--types", metavar="TYPE,..", help="sample_type values to use, or all (default: primary tumours, as the paper, where "
+          "samples.csv has that column)")
+        a("--project", metavar="P,..", help="train on these projects alone, in the folds of the whole cohort (LUNG is LUAD "
+          "and LUSC)")
+        a("--folds", type=int, default=FOLDS, help=f"of the cross-validation, patients whole (default {FOLDS})")
+        a("--valid", type=float, help=f"share of the training patients that choose the epoch (default {VALID_SHARE}, "
+          f"{DEMO_VALID} without a cohort); raise it for small cohorts, where R over a few slides is chance; 0: train on all "
+          "and keep the last epoch")
+        a("--gene-table", metavar="FILE", help="csv or tsv with gene_id, symbol, biotype: the report counts protein-coding "
+          "genes apart")
+        a("--hidden", type=numbers, default=HIDDEN, help="neurons of the hidden layers (default 1024,1024)")
+        a("--dropout", type=float, default=DROPOUT, help=f"between layers (default {DROPOUT})")
+        a("--folds-by", choices=("patient", "site"), default="patient", help="what is never divided over test folds: patients "
+          "(default, the paper's), or the TCGA tissue source sites of their barcodes, whose stains can pass for biology")
+        training_options(a, EPOCHS, PATIENCE, BATCH_SLIDES, KS_SUPERTILES, f"; {epochs} without a cohort")
+        p.set_defaults(epochs=None, within="", models=None)
+        tiling.add_options(p)
+        return a
+
     p, a = verb(train, "cross-validate, test significance, write the report")
-    a("cohort", nargs="?", help="a cohort folder; without one a simulated cohort is drawn into demo/")
-    a = p.add_argument_group("training").add_argument
+    a = cohort_options(p, a, DEMO_EPOCHS)
     a("--name", default="he2rna", help="of the run, COHORT/runs/NAME (default he2rna); an interrupted run goes on")
-    a("--types", metavar="TYPE,..", help="sample_type values to use, or all (default: primary tumours, as the paper, where "
-      "samples.csv has that column)")
-    a("--project", metavar="P,..", help="train on these projects alone, in the folds of the whole cohort (LUNG is LUAD "
-      "and LUSC)")
-    a("--folds", type=int, default=FOLDS, help=f"of the cross-validation, patients whole (default {FOLDS})")
-    a("--valid", type=float, help=f"share of the training patients that choose the epoch (default {VALID_SHARE}, "
-      f"{DEMO_VALID} without a cohort); raise it for small cohorts, where R over a few slides is chance; 0: train on all "
-      "and keep the last epoch")
-    a("--gene-table", metavar="FILE", help="csv or tsv with gene_id, symbol, biotype: the report counts protein-coding "
-      "genes apart")
-    a("--hidden", type=numbers, default=HIDDEN, help="neurons of the hidden layers (default 1024,1024)")
-    a("--dropout", type=float, default=DROPOUT, help=f"between layers (default {DROPOUT})")
-    training_options(a, EPOCHS, PATIENCE, BATCH_SLIDES, KS_SUPERTILES, f"; {DEMO_EPOCHS} without a cohort")
-    p.set_defaults(epochs=None)
-    tiling.add_options(p)
+    a("--follow", choices=("paper", "code"), help="turn all choices that differ from it to the paper's or the authors' code's "
+      "side (default: each as python he2rna.py choices says)")
+    a("--code", type=chosen_of(switches("train")), default=(), metavar="A,B", help="turn these choices to their other side: "
+      + "; ".join(f"{k}: {v}" for k, v in switches("train").items()).replace("%", "%%"))
+
+    p, a = verb(choices, "where paper and authors' code differ or are silent, and what is done here")
+
+    p, a = verb(audit, "each choice turned alone: what it changes")
+    a = cohort_options(p, a, AUDIT_EPOCHS)
+    a("--code", type=chosen_of(switches("train")), default=tuple(switches("train")), metavar="A,B", help="these choices "
+      f"alone (default all: {','.join(switches('train'))})")
+    a("--seeds", type=int, default=AUDIT_SEEDS, help=f"runs of each, --seed and those after it (default {AUDIT_SEEDS})")
 
     p, a = verb(finetune, "go on with all tiles, for all or chosen genes")
     a("cohort", help="the cohort folder")
     a("run", help="the run to start from: its name in COHORT/runs, or its folder")
+    p.set_defaults(within="")
     a = p.add_argument_group("training").add_argument
     a("--genes", default="all", metavar="A,B|FILE|all", help="genes to go on with; they keep their output rows (default "
       "all)")

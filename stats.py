@@ -852,6 +852,56 @@ def patient_folds(patients, projects, k, seed):
     return fold[which]
 
 
+def site_folds(patients, projects, sites, k, seed):
+    """As patient_folds, but with everybody from one site in one fold, projects spread as evenly as that allows. [ours]
+
+    A site leaves its stain and scanner on every slide; where it stands on both sides, that can pass for biology (Howard et al.
+    2021, doi:10.1038/s41467-021-24698-1). patients, projects, sites (n,) names -> (n,) int. Largest sites first, each to
+    the fold that stays most even; then single sites move while that helps. ValueError with fewer sites than folds.
+    """
+    one = np.unique(np.asarray(patients), return_index=True)[1]         # (P,) a row of each patient
+    _, organ = np.unique(np.asarray(projects), return_inverse=True)
+    names, site = np.unique(np.asarray(sites), return_inverse=True)
+    if not 2 <= k <= len(names):
+        raise ValueError(f"{k} folds of {len(names)} sites, which are never divided: k must be from 2 to {len(names)}")
+    fold, size = np.full(len(names), -1), np.zeros((len(names), organ.max() + 1))                  # (sites, projects) patients
+    np.add.at(size, (site[one], organ[one]), 1)
+    size = np.hstack([size, size.sum(1, keepdims=True)])                # and all projects together
+    total, counts = size.sum(0), np.zeros((k, size.shape[1]))
+    # squared distance from even, relative to each project's size: what adding `new` to each fold costs
+    cost = lambda new: ((2 * counts * new + new ** 2) / total.clip(1)).sum(1)
+    rng = np.random.default_rng(seed)
+    order = rng.permutation(len(names))
+    order = order[np.argsort(-size[order, -1], kind="stable")]
+    moved = True
+    while moved:
+        moved = False
+        for s in order:
+            before = fold[s]
+            if before >= 0:
+                counts[before] -= size[s]
+            price = cost(size[s])
+            fold[s] = before if before >= 0 and price[before] <= price.min() + 1e-9 else price.argmin()
+            counts[fold[s]] += size[s]
+            moved |= fold[s] != before
+    return fold[site]
+
+
+def fold_balance(patients, projects, fold, k):
+    """Certificate of folds: ({project: patients in each fold (k,)}, chi-square, degrees of freedom, p) of projects against folds.
+
+    p near 1: more even than by lot. A patient of several projects counts in the first. Small expected counts make p rough.
+    """
+    one = np.unique(np.asarray(patients), return_index=True)[1]
+    names, organ = np.unique(np.asarray(projects)[one], return_inverse=True)
+    counts = np.zeros((len(names), k), int)
+    np.add.at(counts, (organ, np.asarray(fold)[one]), 1)
+    expected = counts.sum(1, keepdims=True) * counts.sum(0) / counts.sum()
+    chi2 = float((np.square(counts - expected) / np.where(expected > 0, expected, 1)).sum())
+    freedom = (len(names) - 1) * (int((counts.sum(0) > 0).sum()) - 1)
+    return dict(zip(names.tolist(), counts)), chi2, freedom, float(special.chdtrc(freedom, chi2)) if freedom else 1.0
+
+
 def inner_split(patients, projects, share, seed):
     """Validation mask for early stopping inside a training part: a share of the patients, spread over the projects.
 

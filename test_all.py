@@ -2792,7 +2792,7 @@ def test_ten_real_expression_files():
 
 def test_folds_need_patients(tmp_path):
     sample = lambda n: [dict(slide=str(i), patient=f"p{i % n}", project="X") for i in range(2 * n)]
-    o = argparse.Namespace(folds=5, seed=0)
+    o = argparse.Namespace(folds=5, seed=0, code=[], folds_by="patient")
     assert set(he2rna.folds_of(sample(5), o)) == set(range(5))
     for n, k, words in ((4, 5, "4 patients don't go into --folds 5: --folds 4 would work"), (3, 2, "--folds 3 would work"), (2, 2, "too few")):
         with pytest.raises(tiling.InputError, match=words):

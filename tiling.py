@@ -77,8 +77,8 @@ MEDIAN_PX, CLOSE_PX = 7, 4    # of the saturation, then of the mask; pixels of t
 MPP_RANGE = (0.05, 20.0)      # µm per pixel that a microscope slide can have                              [ours]
 IMAGENET_MEAN = (0.485, 0.456, 0.406)  # of RGB in 0..1: torchvision's normalisation, which its weights need; [ours]
 IMAGENET_STD = (0.229, 0.224, 0.225)   #   the authors' Keras weights want BGR minus a mean [HE2RNA code]      [ours]
-COLOURS = ("none", "macenko")  # normalisation of a tile's colours. HE2RNA: paper silent, the authors stretch them; HistCode:
-#                                "color normalization", method unnamed, none in the code. Default none     [ours]
+COLOURS = ("none", "macenko", "stretch")  # of a tile. HE2RNA: paper silent, stretch [HE2RNA code]; HistCode: "color
+#                                normalization", method unnamed, none in the code. Default none     [ours]
 LIGHT = 240.0                 # intensity without dye      } as published with the common implementations of   [ours]
 MIN_OD = 0.15                 # density of each channel    } Macenko 2009 (natural logarithm, one grey level
 EXTREMES = (1, 99)            # percentiles of the angle   } added), whose reference the next two are: haematoxylin
@@ -745,6 +745,14 @@ def macenko(tiles, found):
     return out, changed
 
 
+def stretch(tiles):
+    """Tiles (n, h, w, 3) uint8, each channel of each tile shifted to begin at 0, then stretched to end at 255; a channel of one
+    value becomes 0. Tissue and glass in one tile or not decides what is white, so a tile loses how dark it was. [HE2RNA code]
+    """
+    low, high = (f((1, 2), keepdims=True).astype(np.float32) for f in (tiles.min, tiles.max))       # (n, 1, 1, 3)
+    return ((tiles - low) * (255 / np.maximum(high - low, 1)) + .5).astype(np.uint8)
+
+
 def slide_stains(slide, coords, tile, px, seed):
     """The stains of a slide from a random sample of its tiles; result as macenko_stains, arguments as read_tiles.
 
@@ -924,6 +932,12 @@ class Script(nn.Module):
 def encoder_name(encoder):
     """Of the folder of an encoder's features: its own name, or that of its file without the ending."""
     return encoder if encoder in ENCODERS else Path(encoder).stem
+
+
+def features_folder(o):
+    """The folder under features/ that options name: the encoder's. Features of stretched tiles lie beside those of the tiles
+    as they are, so that both can be had at once."""
+    return encoder_name(o.encoder) + "-stretch" * (o.colour == "stretch")
 
 
 def is_script(path):
@@ -1287,13 +1301,14 @@ def make_tiles(cohort, slides, o, into=None):
 def make_features(cohort, slides, o, into=None):
     """features/<encoder>/<slide>.npy (n, D) float16; the .json beside it says which settings made it, and for --colour
     macenko the slide's stains and how many tiles were left unchanged. `into` as make_tiles."""
-    slides_in, cohort, source, wants = Path(cohort), Path(into or cohort), encoder_name(o.encoder), encoder_wants(o)
+    slides_in, cohort, source, wants = Path(cohort), Path(into or cohort), features_folder(o), encoder_wants(o)
     folder, found, device = cohort / "features" / source, find_slides(slides_in), pick_device(o.device)
     file, px, norm = None if o.encoder in ENCODERS else o.encoder, wants["tile_px"], (wants["mean"], wants["std"])
+    usual = dict(weights="imagenet", precision=pick_precision("auto", device), colour=COLOURS[0], seed=o.seed)
+    beside = settle(folder.with_name(encoder_name(o.encoder)) / "settings.json", {}, usual)        # stretched: as those are
     settings = settle(folder / "settings.json",
                       dict(weights=file or o.weights, precision=o.precision and pick_precision(o.precision, device),
-                           colour=wants["colour"] or o.colour, seed=o.tile_seed),
-                      dict(weights="imagenet", precision=pick_precision("auto", device), colour=COLOURS[0], seed=o.seed))
+                           colour=wants["colour"] or o.colour, seed=o.tile_seed), beside)
     identity, jobs, made_by, anew = weights_identity(settings["weights"], settings["seed"]), [], {}, []
     get = lambda: load_encoder(o.encoder, settings["weights"], settings["seed"], device)
     net = None if any((folder / f"{s}.npy").is_file() for s in slides) else get()   # at the start, not after hours of tiling
@@ -1332,7 +1347,8 @@ def make_features(cohort, slides, o, into=None):
     def read(job):                                                             # each thread keeps one slide open
         if getattr(current, "name", None) != job[0]:
             current.name, current.slide = job[0], open_slide(found[job[0]])
-        return macenko(read_tiles(current.slide, job[2], job[1], px), stains.get(job[0]))
+        tiles = read_tiles(current.slide, job[2], job[1], px)
+        return (stretch(tiles), None) if settings["colour"] == "stretch" else macenko(tiles, stains.get(job[0]))
 
     def chunks(group):
         for (name, _, coords), got in group:
@@ -1435,7 +1451,7 @@ def tile_edge(cohort, source, name, coords):
 def source_name(o):
     """The folder name under supertiles/: the encoder's, or that of the .h5 folder. Where it is also that of an encoder
     file, each makes the super-tiles anew, never a mix."""
-    name = Path(o.features).resolve().name if o.features else encoder_name(o.encoder)
+    name = Path(o.features).resolve().name if o.features else features_folder(o)
     return f"{name}-h5" if o.features and name in ENCODERS else name
 
 
@@ -1454,7 +1470,7 @@ def features_of(o):
     """Where features come from, as load_features wants it: an encoder's name, or the Path of the folder --features."""
     if o.features and not Path(o.features).is_dir():
         raise InputError(f"--features {o.features}: no such folder")
-    return Path(o.features).resolve() if o.features else encoder_name(o.encoder)
+    return Path(o.features).resolve() if o.features else features_folder(o)
 
 
 def make_supertiles(cohort, slides, o, into=None):
@@ -1463,7 +1479,9 @@ def make_supertiles(cohort, slides, o, into=None):
     slides_in, cohort = cohort, Path(into or cohort)
     folder, source = cohort / "supertiles" / source_name(o), features_of(o)
     failed = {} if o.features else make_features(slides_in, slides, o, cohort)
-    settings = settle(folder / "settings.json", dict(seed=o.tile_seed, k=None), dict(seed=o.seed, k=N_SUPERTILES))
+    beside = cohort / "supertiles" / encoder_name(o.encoder) / "settings.json" if not o.features else Path()
+    settings = settle(folder / "settings.json", dict(seed=o.tile_seed, k=None),
+                      settle(beside, {}, dict(seed=o.seed, k=N_SUPERTILES)))
     tick = progress("super-tiles", len(slides), "slides")
 
     def one(name):
@@ -1591,7 +1609,8 @@ def features_as(run, o, cohort, slides):
     for k, usual in TISSUE.items():                                     # a rule is not named where it is the usual
         setattr(o, k, (tiles or made).get(k, usual))
     o.precision, o.colour = features.get("precision", o.precision), made["colour"]
-    o.encoder = source if source in ENCODERS else o.weights             # an encoder's file is its weights, too
+    name = source.removesuffix("-stretch") if o.colour == "stretch" else source
+    o.encoder = name if name in ENCODERS else o.weights                 # an encoder's file is its weights, too
     if todo:
         compare("weights", dict(weights=weights_identity(o.weights, o.seed)))
         failed = make_features(cohort, todo, o, into)
@@ -2382,8 +2401,10 @@ def add_options(parser, of_run=False, encoder="resnet50"):
         a("--min-area", type=float, metavar="TILES", help="connected pieces of tissue smaller than so many tile areas are "
           "dropped, since specks are dirt (default 0: none). HistCode's 100 is, as its code counts, 100 squares of 512 "
           "level-0 pixels: 100 tiles of 128 µm on a slide of 0.25 µm/px, 400 on one of 0.5")
-        a("--colour", choices=COLOURS, help="macenko: bring the stains of each slide to a common reference, so that "
-          "features follow tissue rather than the laboratory (default none: HE2RNA has none, HistCode names no method)")
+        a("--colour", choices=COLOURS if encoder else COLOURS[:2], help="macenko: bring the stains of each slide to a common "
+          "reference, so that features follow tissue rather than the laboratory (default none: HE2RNA has none, HistCode "
+          "names no method)" + "; stretch: each channel of each tile to 0..255, as HE2RNA's code does; its features go to "
+          "features/<encoder>-stretch" * bool(encoder))
     if not encoder:
         parser.set_defaults(encoder="resnet50-stage3", weights=None, precision=None, features=None)
     elif not of_run:
