@@ -294,7 +294,8 @@ def padded_top_k_mean(scores, mask, k, rows):
     """The same as the authors' code does it: bags are padded to `rows` rows, whose score is 0. They compete for the k places,
     of which the first min(k, n) are averaged: three tiles of -1, -2, -3 and five padded rows give 0 for every k. [HE2RNA code]
     """
-    scores = pad(scores * mask[:, :, None], (0, 0, 0, max(0, rows - scores.shape[1])))              # (B, rows, G)
+    more = max(0, min(rows - scores.shape[1], k))                              # beyond k zeros none is kept
+    scores = pad(scores * mask[:, :, None], (0, 0, 0, more))
     top = scores.topk(min(k, scores.shape[1]), dim=1).values                                        # (B, k, G), falling
     counts = torch.arange(top.shape[1], device=mask.device) < mask.sum(1, keepdim=True)             # (B, k)
     return (top * counts[:, :, None]).sum(1) / counts.sum(1, keepdim=True)

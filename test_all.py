@@ -991,6 +991,37 @@ def test_colour_is_part_of_the_features_and_of_no_tile(two_slides, capsys):
     assert run("--colour", "none") == 0 and {k: v for k, v in folder_bytes(folder, ".npy").items() if k != "c.npy"} == plain
 
 
+def test_stretch_worked_by_hand():
+    """Each channel of each tile from its lowest to its highest value, as 0..255; a channel of one value is 0."""
+    tile = np.zeros((2, 1, 2, 3), np.uint8)
+    tile[0, 0], tile[1, 0] = [(10, 50, 7), (110, 100, 7)], [(0, 20, 255), (255, 220, 0)]
+    want = [[[[0, 0, 0], [255, 255, 0]]], [[[0, 0, 255], [255, 255, 0]]]]
+    assert tiling.stretch(tile).tolist() == want and tiling.stretch(tile).dtype == np.uint8
+    rng = np.random.default_rng(0)
+    tiles = rng.integers(90, 200, (4, 9, 7, 3)).astype(np.uint8)
+    shifted = tiles.astype(float) - tiles.min((1, 2), keepdims=True)
+    assert np.abs(tiling.stretch(tiles) - 255 * shifted / shifted.max((1, 2), keepdims=True)).max() <= .5 + 1e-4
+    assert tiling.stretch(tiles[:0]).shape == (0, 9, 7, 3)
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit")
+def test_features_of_stretched_tiles_lie_beside_the_others(two_slides):
+    net = tiny_encoder(two_slides / "tiny.pt")
+    run = lambda verb, *a: tiling.main([verb, str(two_slides), "--device", "cpu", "--encoder", str(two_slides / "tiny.pt"), "--precision", "float32", *a])
+    assert run("supertiles", "--seed", "3") == 0
+    plain = folder_bytes(two_slides / "features" / "tiny", ".npy")
+    assert run("supertiles", "--colour", "stretch") == 0
+    assert folder_bytes(two_slides / "features" / "tiny", ".npy") == plain
+    beside = two_slides / "features" / "tiny-stretch"
+    assert folder_bytes(beside, ".npy") != plain and json.loads((beside / "a.json").read_text())["colour"] == "stretch"
+    seeds = [json.loads((two_slides / d / name / "settings.json").read_text())["seed"] for d in ("features", "supertiles") for name in ("tiny", "tiny-stretch")]
+    assert seeds == [3] * 4                                                    # but for the colour made as those
+    with torch.no_grad():
+        pixels = pixels_of(two_slides, "a")[0]
+        assert relative(np.load(beside / "a.npy"), net(tiling.normalise(torch.from_numpy(tiling.stretch(pixels))))) < 1e-3
+    assert run("features") == 0 and folder_bytes(two_slides / "features" / "tiny", ".npy") == plain
+
+
 def save_encoder(path, seed=0, **changes):
     """An encoder checkpoint as histcode.py pretrain writes it; returns its network."""
     net = random_resnet(3)
@@ -1641,6 +1672,42 @@ def test_authors_folds_equal_scikit_learn(n_patients):
         for index, theirs in zip(ours, (train, valid, names[test])):
             assert set(patients[index]) == set(theirs)
             assert (index == np.flatnonzero(np.isin(patients, theirs))).all()
+
+
+def test_fold_balance_equals_scipy_and_counts_patients_once():
+    patients, projects = cohort(np.random.default_rng(0), 200, 6)
+    rng = np.random.default_rng(1)
+    for by_lot in (False, True):
+        fold = stats.patient_folds(patients, projects, 5, 0)
+        if by_lot:
+            _, which = np.unique(patients, return_inverse=True)
+            fold = rng.integers(5, size=which.max() + 1)[which]
+        counts, chi2, freedom, p = stats.fold_balance(patients, projects, fold, 5)
+        want = scipy.stats.chi2_contingency(np.array(list(counts.values())))
+        assert (chi2, freedom, p) == (pytest.approx(want.statistic), want.dof, pytest.approx(want.pvalue)) and (p > .999) != by_lot
+        assert sum(map(sum, counts.values())) == len(set(patients))
+    counts, chi2, freedom, p = stats.fold_balance(["a", "b", "b"], ["X", "X", "X"], [0, 1, 1], 3)   # one project, an empty fold
+    assert counts["X"].tolist() == [1, 1, 0] and (chi2, freedom, p) == (0, 0, 1)
+
+
+def test_site_folds_keep_sites_whole_and_as_even_as_any_single_move():
+    rng = np.random.default_rng(0)
+    size = rng.geometric(.1, 60)
+    sites, projects = np.repeat(np.arange(60), size).astype(str), np.repeat(np.arange(60) % 4, size).astype(str)
+    patients = [f"p{i}" for i in range(len(sites))]
+    even = lambda fold: sum(((np.bincount(fold[rows], minlength=5) - rows.sum() / 5) ** 2).sum() / rows.sum()
+                            for rows in [np.ones(len(fold), bool), *(projects == p for p in "0123")])
+    fold = stats.site_folds(patients, projects, sites, 5, 0)
+    for s in set(sites):
+        assert len(set(fold[sites == s])) == 1
+        for f in range(5):
+            assert even(np.where(sites == s, f, fold)) >= even(fold) - 1e-9
+    by_lot = [even(rng.integers(5, size=60)[sites.astype(int)]) for _ in range(200)]
+    assert even(fold) < min(by_lot)
+    order = rng.permutation(len(sites))
+    assert (stats.site_folds(np.array(patients)[order], projects[order], sites[order], 5, 0) == fold[order]).all()
+    with pytest.raises(ValueError, match="from 2 to 60"):
+        stats.site_folds(patients, projects, sites, 61, 0)
 
 
 # ----- The null of a model that has learned nothing
@@ -2313,6 +2380,51 @@ def test_padding_never_counts():
         assert he2rna.all_k_head(scores, mask, layer, (1, 2, 8)).item() == pytest.approx((-1 - 1.5 - 2) / 3)
 
 
+def test_the_authors_padding_competes():
+    """The same three tiles, the authors' way: 0.0 for every k. Authority: that case; a loop over rows."""
+    scores, mask = torch.tensor([-1., -2, -3])[None, :, None], torch.ones(1, 3, dtype=torch.bool)
+    assert [he2rna.padded_top_k_mean(scores, mask, k, 8).item() for k in (1, 2, 3, 8, 99)] == [0] * 5
+    rng, n_tiles = np.random.default_rng(0), [1, 3, 9, 12]
+    scores, mask = bags(rng, n_tiles, 5, pad=1e6)
+    for k in (1, 2, 7, 12, 20, 50):
+        got = he2rna.padded_top_k_mean(scores, mask, k, 20).numpy()
+        for b, n in enumerate(n_tiles):
+            for g in range(5):
+                rows = sorted([*scores[b, :n, g].tolist(), *[0.] * (20 - n)], reverse=True)[:min(k, n)]
+                assert got[b, g] == pytest.approx(sum(rows) / len(rows), abs=1e-5)
+
+
+def test_the_models_switches_have_two_sides():
+    """padding, relu and k of HE2RNA on one set of weights, each against top_k_mean of its tile scores."""
+    x, mask = bags(np.random.default_rng(3), [3, 9])
+    torch.manual_seed(0)
+    plain = he2rna.HE2RNA(6, 40, (5,), ks=(1, 3, 9), dropout=0)
+    plain.layers[-1].bias.data -= .3                                           # scores of both signs
+    other = {c: he2rna.HE2RNA(6, 40, (5,), ks=(1, 3, 9), dropout=0, code=(c,), pad_to=12) for c in ("padding", "relu", "k")}
+    for model in other.values():
+        model.load_state_dict(plain.state_dict())
+    scores = plain.tile_scores(x)
+    each = torch.stack([he2rna.top_k_mean(scores, mask, k) for k in (1, 3, 9)])                     # (3, B, G)
+    padded = torch.stack([he2rna.padded_top_k_mean(scores, mask, k, 12) for k in (1, 3, 9)])
+    outputs = {c: model.eval()(x, mask) for c, model in other.items()}
+    assert torch.allclose(plain.eval()(x, mask), each.mean(0), atol=1e-6) and (each.mean(0) < -.01).any()
+    assert torch.allclose(outputs["k"], each.mean(0), atol=1e-6) and torch.allclose(outputs["relu"], each.mean(0).relu(), atol=1e-6)
+    assert torch.allclose(outputs["padding"], padded.mean(0), atol=1e-6) and not torch.allclose(padded.mean(0), each.mean(0), atol=1e-2)
+    grad = torch.autograd.grad(outputs["padding"].square().sum(), other["padding"].layers[0].weight)[0]
+    other["padding"].pad_to = 9                                                # none of the longer slide's rows is padding
+    assert torch.isfinite(grad).all() and torch.allclose(other["padding"](x, mask)[1], each.mean(0)[1], atol=1e-6)
+    other["padding"].pad_to = 12
+    drawn = {}
+    for i in range(20):
+        for c, model in dict(plain=plain, **other).items():
+            torch.manual_seed(i)
+            out = model.train()(x, mask)                                       # (B, G)
+            fits = torch.isclose(out, padded if c == "padding" else each, atol=1e-6).all(1)         # (3, G): all slides, one k
+            assert fits.any(0).all()
+            drawn.setdefault(c, []).append(fits.all(1).any().item())           # one k for all genes?
+    assert all(drawn["plain"]) and all(drawn["relu"]) and all(drawn["padding"]) and not any(drawn["k"])
+
+
 def test_all_k_is_the_mean_over_the_list_and_a_weighted_mean_of_ranked_tiles():
     rng, n_tiles, ks = np.random.default_rng(1), [1, 4, 30, 120], (1, 2, 5, 10, 20, 50, 100)
     h, mask = bags(rng, n_tiles, 7, pad=9)
@@ -2520,6 +2632,190 @@ def test_interrupted_training_ends_as_one_that_was_not(tmp_path, monkeypatch):
     with pytest.raises(tiling.InputError, match="epochs 5 -> 6.*--name"):
         train(tmp_path, "--epochs", "6", "--name", "cut")
     assert not list(tmp_path.rglob("*.tmp")) and not list(tmp_path.rglob("*.state.pt"))
+
+
+def test_choices_are_one_table_and_wrong_names_list_the_right_ones(tmp_path, capsys):
+    assert he2rna.main(["choices"]) == 0
+    said = capsys.readouterr().out
+    assert max(map(len, said.splitlines())) <= 120
+    names = [(c, name) for c, name, *_ in he2rna.CHOICES]
+    assert len(set(names)) == len(names) == 15 and all(f"{c} {name}" in said for c, name in names)
+    assert all(re.fullmatch(r"\[(HE2RNA.*|ours)\]", row[-1]) for row in he2rna.CHOICES)
+    for command, right in (("train", "colour, genes, padding, relu, k, folds, epochs, bias, merged, pooled"),
+                           ("audit", "colour, genes, padding"), ("msi", "scaling, genes, autoencoder, epochs, msi-l")):
+        with pytest.raises(SystemExit):
+            he2rna.main([command, str(tmp_path), "--code", "genes,colours"])
+        assert f"colours: choose from {right}" in capsys.readouterr().err
+    assert he2rna.flipped("train", (), "paper") == ["k", "epochs"] and he2rna.flipped("train", ["bias"], None) == ["bias"]
+    assert he2rna.flipped("train", ["k"], "code") == ["colour", "genes", "padding", "relu", "k", "folds"]
+    assert he2rna.flipped("msi", (), "paper") == [] and he2rna.flipped("msi", (), "code") == list(he2rna.MSI_CODE)
+
+
+@pytest.mark.parametrize("argv, words", [
+    (("--code", "colour"), "--code colour: --features .* were made elsewhere"), (("--code", "folds"), "the authors' are 5 folds; leave --folds 3 out"),
+    (("--code", "epochs"), "none is left to choose an epoch; leave --valid 0.25 out"), (("--code", "folds", "--folds", "5"), "leave --valid 0.25 out"),
+    (("--code", "folds", "--folds", "5", "--valid", "0", "--folds-by", "site"), "leave --folds-by site out"),
+    (("--folds-by", "site"), "--folds-by site: samples.csv has the patients p00, p01, .* no TCGA barcode")])
+def test_switches_that_gainsay_options_say_so(tmp_path, argv, words):
+    write_cohort(tmp_path, np.random.default_rng(0))
+    with pytest.raises(tiling.InputError, match=words):
+        train(tmp_path, *argv)
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_runs_switches_have_two_sides(tmp_path, capsys):
+    """genes, folds, epochs, bias and pooled in runs of one epoch that learn next to nothing, so that the start is seen."""
+    write_cohort(tmp_path, np.random.default_rng(5), patients=30)
+    lines = (tmp_path / "expression.csv").read_text().splitlines()             # G5 is expressed in a third of the samples
+    lines = [lines[0], *(line if i % 3 == 0 else line.rsplit(",", 1)[0] + ",0" for i, line in enumerate(lines[1:]))]
+    (tmp_path / "expression.csv").write_text("\n".join(lines) + "\n")
+    few_steps = ("--epochs", "2", "--lr", "1e-9", "--folds", "5", "--valid", ".1")
+    assert train(tmp_path, *few_steps) == 0
+    assert train(tmp_path, *few_steps, "--valid", "0", "--name", "b", "--code", "genes,epochs,bias,pooled") == 0
+    assert train(tmp_path, *few_steps, "--name", "c", "--code", "folds") == 0
+    runs = {name: tmp_path / "runs" / name for name in ("he2rna", "b", "c")}
+    folds = {name: read_csv(run / "folds.csv") for name, run in runs.items()}
+    saved = {name: [torch.load(run / f"fold{f}.pt", weights_only=True) for f in range(5)] for name, run in runs.items()}
+    assert saved["he2rna"][0]["genes"] == [f"G{g}" for g in range(5)] and saved["b"][0]["genes"] == [f"G{g}" for g in range(6)]
+    assert all(r["validates_folds"] == "" for r in folds["b"]) and any(r["validates_folds"] for r in folds["he2rna"])
+    for f in range(5):
+        assert saved["b"][f]["note"]["best_epoch"] == 2 and len(saved["b"][f]["saw"]["weights of the network"]) == 24
+        assert len(saved["he2rna"][f]["saw"]["weights of the network"]) == 22 and len(saved["he2rna"][f]["saw"]["choice of the epoch"]) == 2
+    z = {name: np.load(run / "predictions.npz") for name, run in runs.items()}
+    for name, learned in (("he2rna", True), ("b", False)):
+        for f, one in enumerate(saved[name]):
+            rows = np.isin(z[name]["patient"], one["saw"]["weights of the network"])
+            assert np.allclose(one["model"]["layers.2.bias"].numpy(), z[name]["truth"][rows].mean(0), atol=1e-3) == learned
+    patients = [r["patient"] for r in folds["c"]]
+    for f, (rows, valid, test) in enumerate(stats.authors_folds(patients)):    # set for set
+        assert [r["test_fold"] == str(f) for r in folds["c"]] == np.isin(np.arange(30), test).tolist()
+        assert [str(f) in r["validates_folds"].split() for r in folds["c"]] == np.isin(np.arange(30), valid).tolist()
+        assert saved["c"][f]["saw"]["weights of the network"] == sorted(patients[i] for i in rows)
+    assert [r["test_fold"] for r in folds["c"]] != [r["test_fold"] for r in folds["he2rna"]]
+    header = {name: (run / "genes.csv").read_text().splitlines()[0] for name, run in runs.items()}
+    assert header["he2rna"].endswith("R_fold0,R_fold1,R_fold2,R_fold3,R_fold4") and header["b"].endswith("significant_bh,R_fold0")
+    for r in read_csv(runs["b"] / "genes.csv"):                                # one R over all folds
+        at, g = z["b"]["project"] == r["project"], list(z["b"]["genes"]).index(r["gene"])
+        assert float(r["R"]) == pytest.approx(scipy.stats.pearsonr(z["b"]["prediction"][at, g], z["b"]["truth"][at, g])[0], abs=1e-4)
+    report = (runs["b"] / "report.md").read_text()
+    for c in ("genes", "epochs", "bias", "pooled"):
+        assert f"{c}: {he2rna.switches('train')[c]}" in report
+    assert json.loads((runs["b"] / "config.json").read_text())["code"] == ["genes", "epochs", "bias", "pooled"]
+    for name, argv in (("he2rna", ("--code", "padding")), ("c", ())):          # never a mix, either way
+        with pytest.raises(tiling.InputError, match=r"other settings .*code \["):
+            train(tmp_path, *few_steps, "--name", name, *argv)
+    assert he2rna.main(["finetune", str(tmp_path), "b", "--epochs", "1", "--ks", "1,5", "--device", "cpu"]) == 0      # keeps its switches
+    assert json.loads((tmp_path / "runs" / "b-finetuned" / "config.json").read_text())["code"] == ["genes", "epochs", "bias", "pooled"]
+    assert "| b: weights of the network | 24 | 0 of 6 |" in (tmp_path / "runs" / "b-finetuned" / "report.md").read_text()
+
+
+def test_predictions_of_padding_and_relu_runs_are_those_of_their_models(tmp_path):
+    """Cross-validation and predict agree, though predict sees a slide alone: the padding is the model's."""
+    write_cohort(tmp_path, np.random.default_rng(3), patients=12)
+    assert train(tmp_path, "--epochs", "1", "--code", "padding,relu,k") == 0
+    run = tmp_path / "runs" / "he2rna"
+    z = np.load(run / "predictions.npz")
+    assert z["prediction"].min() >= 0 and he2rna.main(["predict", str(run), "all", "--device", "cpu"]) == 0
+    for slide, want in zip(z["slide"], z["prediction"]):
+        got = [float(r["log10_1p_fpkm_uq"]) for r in read_csv(run / "predict" / f"{slide}.csv")]
+        assert np.allclose(got, want, atol=2e-5)
+
+
+def test_pooled_and_merged_have_two_sides():
+    """Each fold's predictions are right but for its own offset: R is 1 in each fold, and less over all."""
+    rng = np.random.default_rng(0)
+    y, fold = rng.normal(size=(40, 3)).astype(np.float32), np.arange(40) % 4
+    prediction, projects = y + 5 * fold[:, None], np.repeat(["LUAD", "LUSC"], 20)
+    for code, want in (((), 1), (("pooled",), None)):
+        within, k = he2rna.judged_in(fold, dict(folds=4, code=code))
+        r = he2rna.evaluate(prediction, y, within, projects, k)["LUNG"]["r"]
+        assert r == pytest.approx([want or scipy.stats.pearsonr(prediction[:, g], y[:, g])[0] for g in range(3)]) and (want or r.max() < .6)
+    names = ["LUNG", "LUAD", "LUSC", "LIHC"]
+    assert he2rna.separate(names) == ["LUNG", "LIHC"] and he2rna.separate(names, ("merged",)) == ["LUAD", "LUSC", "LIHC"]
+    assert he2rna.separate(["LUAD", "LIHC"], ("merged",)) == he2rna.separate(["LUAD", "LIHC"]) == ["LUAD", "LIHC"]
+
+
+def test_the_ledger_says_what_saw_test_patients_and_catches_a_planted_leak(tmp_path, monkeypatch):
+    write_cohort(tmp_path, np.random.default_rng(2), patients=12, per_patient=2)
+    section = lambda name: (tmp_path / "runs" / name / "report.md").read_text().split("## What saw whom")[1].split("## ")[0]
+    top = lambda name: (tmp_path / "runs" / name / "report.md").read_text().split("\n## ")[0]
+    assert train(tmp_path, "--epochs", "1") == 0 and train(tmp_path, "--epochs", "1", "--name", "none", "--code", "genes") == 0
+    assert "**Steps that saw test patients: gene filter**" in top("he2rna") and "| gene filter | 12 | 4 of 4 | as the paper words it" in section("he2rna")
+    for step, n in (("start of the last bias", 6), ("weights of the network", 6), ("choice of the epoch", 2)):
+        assert f"| {step} | {n} | 0 of 4 |  |" in section("he2rna") and f"| {step} | {n} | 0 of 4 |  |" in section("none")
+    assert "saw test patients" not in top("none") and "gene filter" not in section("none") and "by design" in section("none")
+    honest = he2rna.split_folds
+    for step, leak in (("weights of the network", lambda rows, valid, test: (np.r_[rows, test[:2]], valid, test)),
+                       ("choice of the epoch", lambda rows, valid, test: (rows, test, test))):
+        name = step.split()[0]
+        monkeypatch.setattr(he2rna, "split_folds", lambda *a: [leak(*split) for split in honest(*a)])
+        assert train(tmp_path, "--epochs", "1", "--name", name, "--code", "genes,bias") == 0
+        assert f"**Steps that saw test patients: {step}**" in top(name) and re.search(rf"\| {step} \| \d \| \d of 4 \| \*\*a leak\*\* \|", section(name))
+    rows, leaks = he2rna.what_saw_whom([dict(a=["p", "q"]), dict(a=["r"], b=["q"])], [["q"], ["r", "s"]])
+    assert rows == [("a", "1–2", "1 of 1–2", "**a leak**"), ("b", "0–1", "0 of 1–2", "")] and leaks == ["a"]
+
+
+def test_folds_by_site_and_the_certificate_of_a_run(tmp_path):
+    write_cohort(tmp_path, np.random.default_rng(2), patients=14, per_patient=2)
+    assert train(tmp_path, "--epochs", "1") == 0
+    text = (tmp_path / "runs" / "he2rna" / "folds.md").read_text()
+    assert "by patient" in text and text.splitlines()[4:6] == ["| X | 3 | 2 | 2 |", "| Y | 2 | 3 | 2 |"] or "| X |" in text
+    counts = np.array([[int(v) for v in line.split("|")[2:5]] for line in text.splitlines() if line.startswith(("| X", "| Y"))])
+    chi2, p = scipy.stats.chi2_contingency(counts)[:2]
+    line = f"Chi-square of projects against folds {chi2:.2f}, 2 degrees of freedom, p = {p:.2g}"
+    assert counts.sum() == 14 and line in text and line in (tmp_path / "runs" / "he2rna" / "report.md").read_text()
+    table = (tmp_path / "samples.csv").read_text()
+    named = re.sub(r",p(\d\d)", lambda m: f",TCGA-{'AABBBCDDDDEFFG'[int(m[1])] * 2}-{m[1]}", table)
+    (tmp_path / "samples.csv").write_text(named)
+    assert train(tmp_path, "--epochs", "1", "--name", "site", "--folds-by", "site") == 0
+    of = {}
+    for r in read_csv(tmp_path / "runs" / "site" / "folds.csv"):
+        of.setdefault(r["patient"][5:7], set()).add(r["test_fold"])
+    assert len(of) == 7 and all(len(v) == 1 for v in of.values()) and set.union(*of.values()) == {"0", "1", "2"}
+    assert "by site" in (tmp_path / "runs" / "site" / "report.md").read_text() and "by site" in (tmp_path / "runs" / "site" / "folds.md").read_text()
+    with pytest.raises(tiling.InputError, match="7 sites .* don't go into --folds 8: --folds 7 would work"):
+        train(tmp_path, "--name", "many", "--folds-by", "site", "--folds", "8")
+    (tmp_path / "samples.csv").write_text(named.replace("TCGA-GG-13", "patient13"))
+    with pytest.raises(tiling.InputError, match="the patient patient13, no TCGA barcode"):
+        train(tmp_path, "--name", "odd", "--folds-by", "site")
+
+
+def test_audit_goes_on_where_it_stopped_and_is_the_runs_difference(tmp_path, monkeypatch, capsys):
+    write_cohort(tmp_path, np.random.default_rng(1), patients=24)
+    audit = lambda: he2rna.main(["audit", str(tmp_path), "--features", str(tmp_path / "h5"), "--hidden", "16", "--ks", "1,5", "--device", "cpu",
+                                 "--folds", "3", "--valid", ".25", "--epochs", "2", "--seeds", "2", "--code", "colour,bias,pooled"])
+    real_fold, trained = he2rna.train_fold, []
+
+    def train_fold(*args):
+        if len(trained) == 8:
+            trained.append("cut")
+            raise KeyboardInterrupt
+        trained.append(args[-2])
+        return real_fold(*args)
+    monkeypatch.setattr(he2rna, "train_fold", train_fold)
+    folder = tmp_path / "runs" / "audit"
+    with pytest.raises(KeyboardInterrupt):
+        audit()
+    assert "without colour: features made elsewhere" in capsys.readouterr().out and len(read_csv(folder / "audit.csv")) == 2
+    assert audit() == 0 and len(trained) == 13 == 1 + 4 * 3                    # default and bias, 2 seeds, 3 folds; pooled has default's models
+    stamps, first = {p: p.stat().st_mtime_ns for p in folder.rglob("*.pt")}, (folder / "audit.csv").read_bytes()
+    text = (folder / "audit.md").read_text()
+    assert audit() == 0 and len(trained) == 13 and stamps == {p: p.stat().st_mtime_ns for p in folder.rglob("*.pt")}
+    assert (folder / "audit.csv").read_bytes() == first and (folder / "audit.md").read_text() == text
+    value = lambda name, seed: np.mean([np.mean([float(r["R"]) for r in read_csv(folder / f"{name}-seed{seed}" / "genes.csv") if r["project"] == p and r["R"]])
+                                        for p in "XY"])
+    rows = {(r["choice"], int(r["seed"])): r for r in read_csv(folder / "audit.csv")}
+    assert list(rows) == [(name, s) for name in ("default", "bias", "pooled") for s in (0, 1)]
+    for (name, s), r in rows.items():
+        assert float(r["mean_R"]) == pytest.approx(value(name, s), abs=2e-6)
+        assert float(r["change_R"]) == pytest.approx(value(name, s) - value("default", s), abs=4e-6) and (r["train_seconds"] == "") == (name == "pooled")
+    change = [float(rows["bias", s]["change_R"]) for s in (0, 1)]
+    assert f"| {np.mean(change):+.3f} ± {np.std(change, ddof=1):.3f} ({min(change):+.3f} to {max(change):+.3f}) |" in text
+    assert "| pooled | one R over the test slides of all folds |" in text and "models of the default" in text
+    same = [np.load(folder / f"{name}-seed1" / "predictions.npz")["prediction"] for name in ("default", "pooled")]
+    assert (same[0] == same[1]).all()
+    with pytest.raises(tiling.InputError, match="--seeds 0"):
+        he2rna.main(["audit", str(tmp_path), "--seeds", "0"])
 
 
 def test_killed_training_goes_on(tmp_path):
@@ -3030,6 +3326,28 @@ def test_a_run_on_an_encoder_file_wants_that_file(drawn, tmp_path):
     assert he2rna.main(["heatmap", str(run), slide.stem, "--genes", "CD3D", "--device", "cpu"]) == 0        # all tiles: made with the file
     assert len(np.load(cohort / "all-tiles" / "features" / "tiny" / f"{slide.stem}.npy")) > 2
     assert he2rna.main(["finetune", str(cohort), "he2rna", "--epochs", "1", "--genes", "CD3D", "--device", "cpu"]) == 0
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit")
+def test_a_run_on_stretched_tiles_stretches_those_of_new_slides(drawn, tmp_path):
+    cohort = tmp_path / "c"
+    shutil.copytree(drawn, cohort)
+    tiny_encoder(tmp_path / "tiny.pt")
+    small = ("--encoder", str(tmp_path / "tiny.pt"), "--folds", "3", "--epochs", "1", "--max-tiles", "2", "--hidden", "8", "--device", "cpu")
+    assert he2rna.main(["train", str(cohort), *small]) == 0 and he2rna.main(["train", str(cohort), *small, "--name", "s", "--code", "colour"]) == 0
+    made = [json.loads((cohort / "runs" / name / "config.json").read_text()) for name in ("he2rna", "s")]
+    assert [m["features"]["source"] for m in made] == ["tiny", "tiny-stretch"] and [m["features"]["colour"] for m in made] == ["none", "stretch"]
+    assert [m["code"] for m in made] == [[], ["colour"]]
+    slide, new = sorted((cohort / "slides").iterdir())[0], tmp_path / "new" / "slides" / "x.tif"
+    new.parent.mkdir(parents=True)
+    shutil.copyfile(slide, new)
+    run = cohort / "runs" / "s"
+    assert he2rna.main(["predict", str(run), str(slide), str(new), "--device", "cpu", "--weights", str(tmp_path / "tiny.pt")]) == 0
+    assert np.array_equal(*(np.load(d / "features" / "tiny-stretch" / f"{n}.npy") for d, n in ((cohort, slide.stem), (tmp_path / "new", "x"))))
+    assert he2rna.main(["heatmap", str(run), slide.stem, "--genes", "CD3D", "--device", "cpu", "--weights", str(tmp_path / "tiny.pt")]) == 0
+    assert len(np.load(cohort / "all-tiles" / "features" / "tiny-stretch" / f"{slide.stem}.npy")) > 2
+    with pytest.raises(tiling.InputError, match="other settings"):             # the default's folder
+        he2rna.main(["train", str(cohort), *small, "--colour", "stretch"])
 
 
 def test_features_of_another_kind_are_refused_naming_both(mapped, tmp_path, capsys):
