@@ -99,7 +99,8 @@ MSI_ARMS = {"transcriptome": "transcriptome of A", "direct": "direct, one networ
 #   direct networks as A has folds, hence as many as stand behind its representation                    [ours]
 MSI_LINES = {"transcriptome": ("tab:blue", "-"), "direct": ("tab:red", "-"), "ensemble": ("tab:red", "--"),
              "autoencoder-a": ("tab:grey", "-"), "autoencoder-b": ("tab:grey", "--")}    # blue and red [HE2RNA Fig. 5b]; others [ours]
-AUDIT_EPOCHS = 12            # of each run of audit on the simulated cohort: all in a quarter of an hour  [ours]
+AUDIT_EPOCHS = 12            # of each run of audit on the simulated cohort: all in a quarter of an hour; in      [ours]
+AUDIT_BATCH = 4              # batches of 4, for with 16 so few epochs learn little: 15 genes by HS, not 4        [ours]
 AUDIT_SEEDS = 3              #                                                                [ours]
 VERSION = 2                  # of a run's files; another is refused     [ours]
 
@@ -108,15 +109,15 @@ VERSION = 2                  # of a run's files; another is refused     [ours]
 # Choices: all that paper and authors' code disagree on or leave open, as far as a switch can express it
 # ---------------------------------------------------------------------------------------------------------------------
 # Rule: the paper; where it is silent or ambiguous, the authors' code; where that is a defect or a leak, the correct thing.
-# A row: command and name for its --code NAME,..; the paper; the authors' code; ours; the other side, which --code turns this
-# one choice to (code or paper: that side, as --follow does with all of its; else in words); the tag of ours.
+# A row: command and name for its --code NAME,..; the paper; the authors' code; ours; the other side, which --code turns
+# this one choice to (code or paper: that side, as --follow does with all of its; else in words); the tag of ours.
 CHOICES = (
     ("train", "colour", "silent", "each channel of each tile shifted and stretched to 0..255", "as on the slide", "code",
      "[ours]"),
     ("train", "genes", "those of positive median over all samples", "no such filter on this path", "the paper's", "code",
      "[HE2RNA Methods, Cleaning]"),
-    ("train", "padding", "not mentioned", "padded rows of zeros score 0 and compete: tiles of -1, -2, -3 give 0 for every k",
-     "padding never counts: -1 for k = 1", "code", "[ours]"),
+    ("train", "padding", "not mentioned", "padded rows of zeros score 0 and compete: tiles of -1, -2, -3 give 0 for every "
+     "k", "padding never counts: -1 for k = 1", "code", "[ours]"),
     ("train", "relu", "silent", "predictions pass a ReLU before metrics", "no ReLU", "code", "[ours]"),
     ("train", "k", "a k drawn \"at every iteration and for every gene\"", "one k an iteration, for all genes", "the code's",
      "paper", "[HE2RNA code]"),
@@ -124,16 +125,16 @@ CHOICES = (
      "the others choose the epoch", "the paper's", "code", "[HE2RNA Methods, Training and evaluation]"),
     ("train", "epochs", "a fixed number of epochs, all training patients learn", "the best epoch by R of a part of the "
      "training patients, who do not learn", "the code's, of at most the paper's epochs", "paper", "[HE2RNA code]"),
-    ("train", "bias", "silent", "the last bias starts at the training mean", "the code's", "the last bias starts as torch draws "
-     "it", "[HE2RNA code]"),
+    ("train", "bias", "silent", "the last bias starts at the training mean", "the code's", "the last bias starts as torch "
+     "draws it", "[HE2RNA code]"),
     ("train", "merged", "LUNG, KIDN and UTER count, not their subtypes", "the same", "the paper's; subtypes stand beside",
      "subtypes count, not LUNG, KIDN and UTER", "[HE2RNA Table 1]"),
     ("train", "pooled", "R of each fold, their mean", "the same", "the paper's", "one R over the test slides of all folds",
      "[HE2RNA Methods, Training and evaluation]"),
     ("msi", "scaling", "silent", "features scaled over the whole cohort, its test patients too", "over training patients",
      "code", "[ours]"),
-    ("msi", "genes", "those of positive median over the cohort's samples", "genes chosen by their median over the whole cohort",
-     "by hospital A's median", "code", "[ours]"),
+    ("msi", "genes", "those of positive median over the cohort's samples", "genes chosen by their median over the whole "
+     "cohort", "by hospital A's median", "code", "[ours]"),
     ("msi", "autoencoder", "trained on A or on B", "autoencoder B learns from all of hospital B, its test patients too",
      "training patients of B", "code", "[ours]"),
     ("msi", "epochs", "50", "autoencoders trained for 100 epochs", "the paper's", "code", "[HE2RNA Methods, MSI status]"),
@@ -143,7 +144,8 @@ SAME_MODELS = ("merged", "pooled")   # they judge otherwise: nothing is trained 
 
 def switches(command):
     """{name for --code: what is done where it is given} of one command."""
-    return {name: dict(paper=paper, code=code).get(other, other) for c, name, paper, code, _, other, _ in CHOICES if c == command}
+    return {name: dict(paper=paper, code=code).get(other, other)
+            for c, name, paper, code, _, other, _ in CHOICES if c == command}
 
 
 def flipped(command, names, follow):
@@ -164,8 +166,8 @@ def choices(o):
         for i in range(max(map(len, cells))):
             print(" ".join(f"{cell[i] if i < len(cell) else '':{w}}" for cell, w in zip(cells, width)).rstrip())
         print("-" * (sum(width) + len(width) - 1) if row is header else "")
-    print("One at a time: python he2rna.py train COHORT --code NAME,.. (msi: the same); all of a side: --follow paper|code.\n"
-          "What each is worth on a cohort: python he2rna.py audit [COHORT]")
+    print("One or several: python he2rna.py train COHORT --code NAME,.. (msi likewise); a whole side: --follow paper|code."
+          "\nWhat each is worth on a cohort: python he2rna.py audit [COHORT]")
     return 0
 
 
@@ -291,8 +293,8 @@ def top_k_mean(scores, mask, k):
 
 
 def padded_top_k_mean(scores, mask, k, rows):
-    """The same as the authors' code does it: bags are padded to `rows` rows, whose score is 0. They compete for the k places,
-    of which the first min(k, n) are averaged: three tiles of -1, -2, -3 and five padded rows give 0 for every k. [HE2RNA code]
+    """The same as the authors' code does it: bags are padded to `rows` rows, whose score is 0 and competes for the k places,
+    of which the first min(k, n) are averaged: tiles of -1, -2, -3 and five padded rows give 0 for every k. [HE2RNA code]
     """
     more = max(0, min(rows - scores.shape[1], k))                              # beyond k zeros none is kept
     scores = pad(scores * mask[:, :, None], (0, 0, 0, more))
@@ -454,7 +456,8 @@ class HE2RNA(nn.Module):
         if self.training and k is None and not per_gene:
             k = self.ks[int(torch.randint(len(self.ks), ()))]
         if per_gene or "padding" in self.code:                                 # the direct way: slower, for these two alone
-            mean = lambda s, k: padded_top_k_mean(s, mask, k, self.pad_to) if "padding" in self.code else top_k_mean(s, mask, k)
+            mean = lambda s, k: (padded_top_k_mean(s, mask, k, self.pad_to) if "padding" in self.code else
+                                 top_k_mean(s, mask, k))
             scores = self.tile_scores(x)                                                            # (B, T, G)
             if not per_gene:
                 return torch.stack([mean(scores, k) for k in ([k] if k is not None else self.ks)]).mean(0)
@@ -637,8 +640,8 @@ def r_sign(e, null):
 
 
 def separate(names, code=()):
-    """Cancers that count, each slide once: a merged cancer stands for its subtypes [HE2RNA Table 1: 28 cancers], or they for
-    it where `merged` is flipped."""
+    """Cancers that count, each slide once: a merged cancer stands for its subtypes [HE2RNA Table 1: 28 cancers], or they
+    for it where `merged` is flipped."""
     merged = [m for m in MERGED if m in names]
     others = merged if "merged" in code else {p for m in merged for p in MERGED[m]}
     return [n for n in names if n not in others]
@@ -815,10 +818,10 @@ SUMMARY_HEADER = ("cancer", "slides", "genes", "mean R", "median R", "significan
 
 
 def what_saw_whom(ledgers, tested):
-    """Leak ledger of a run -> rows (step, patients seen, of them test patients of the fold, remark), and the steps that reach a
-    prediction and saw any of those. ledgers: {step: patients} of each fold; tested: its test patients."""
-    remarks = {"gene filter": "as the paper words it, over all samples: it decides which genes are asked for, no prediction "
-                              "learns from it", "untrained null": "by design: it judges R, nothing learns from it"}
+    """Leak ledger of a run -> rows (step, patients seen, of them test patients of the fold, remark), and the steps before a
+    prediction that saw any of those. ledgers: {step: patients} of each fold; tested: its test patients."""
+    remarks = {"gene filter": "as the paper words it, over all samples: it decides which genes are asked for",
+               "untrained null": "by design: it judges R, nothing learns from it"}
     rows, leaks = [], []
     span = lambda values: "–".join(map(str, sorted({min(values), max(values)})))
     for step in dict.fromkeys(step for ledger in ledgers for step in ledger):
@@ -868,7 +871,8 @@ def write_report(folder, cohort, config, data, results, prediction, notes, ledge
            "unfiltered" if "genes" in code else f"with a positive median (of {config['genes_in_table']:,})")
         + f", {config['folds']} folds by {config['folds_by']}. R is Pearson's over the slides of a cancer "
         + ("of all folds together" if "pooled" in code else "within a fold's test part")
-        + ", never over several cancers" + ("" if "pooled" in code else ", and the mean of the folds") + ". HS is Holm–Šidák, BH Benjamini–Hochberg, over all genes of "
+        + ", never over several cancers" + ("" if "pooled" in code else ", and the mean of the folds")
+        + ". HS is Holm–Šidák, BH Benjamini–Hochberg, over all genes of "
         f"the cancer, significant below {ALPHA}, of the one-sided p under the {results[names[0]]['null']} null.", "",
         table(SUMMARY_HEADER, summary(results)), "", "![Distribution of R](r_distribution.png)", "",
         "## The three nulls", "", "The smallest R that is significant (first Šidák step) and the genes significant by "
@@ -900,8 +904,10 @@ def write_report(folder, cohort, config, data, results, prediction, notes, ledge
     text += ["## Folds", "", table(("fold", "test slides", "best epoch", "epochs run", "chosen by", "training time"),
              [(f, int((fold == f).sum()), n["best_epoch"], n["epochs"], n["by"], clock(n["seconds"]))
               for f, n in enumerate(notes)]), "", *certificate(data, config["folds"]), "",
-             "## What saw whom", "", "Patients that each step of each fold learned from, put down where it did (least to most "
-             "over the folds). Tissue, tiles, features and super-tiles are made slide by slide.", "",
+             "## What saw whom", "", "Patients that each step of each fold learned from, put down where it did (least to "
+             "most over the folds). Tissue, tiles, features and super-tiles are made slide by slide"
+             + ("." if str(config["features"].get("weights")).startswith(("imagenet", "random")) else
+                "; whom the encoder learned from is not known here."), "",
              table(("step", "patients", "test patients of its fold", ""), seen), "", "## Left out", "",
              *([f"- {len(names)} {what}: {', '.join(names)}" for what, names in data["left_out"].items() if names]
                + [f"- slide {name} failed: {why}" for name, why in data["failed"].items()] or ["Nothing."]),
@@ -1291,7 +1297,8 @@ def map_slide(run, o, models, home, into, source, name, label, chosen, group):
              f"of weight x score over the {bags} in provenance.csv"
              + (f", mean of the folds' {few([f'{v:.6f}' for v in sums])}" if len(sums) > 1 else "")
              + (". The run's own prediction differs from this sum: its padding or ReLU is the authors'"
-                if {"padding", "relu"} & set(code_of(run["folder"])) else "") + ". tiles.csv has each tile's weight" + " (its super-tile's, shared among its tiles)" * (bags == "super-tiles")
+                if {"padding", "relu"} & set(code_of(run["folder"])) else "")
+             + ". tiles.csv has each tile's weight" + " (its super-tile's, shared among its tiles)" * (bags == "super-tiles")
              + ". This is of every tissue tile; predict uses the sample that training used" * (into.name == "all-tiles")
              + ".", ""]
     folder = run["folder"] / "heatmaps" / label / name
@@ -1625,7 +1632,8 @@ def folds_of(samples, o):
         raise InputError(f"{n} patients don't go into --folds {o.folds}: --folds {min(n, max(3, o.folds))} would work")
     projects = [s["project"] for s in samples]
     if "folds" in o.code:                                                      # five, whatever the seed [HE2RNA code]
-        return sum(f * np.isin(np.arange(len(samples)), test) for f, (_, _, test) in enumerate(stats.authors_folds(patients)))
+        tests = [test for _, _, test in stats.authors_folds(patients)]
+        return sum(f * np.isin(np.arange(len(samples)), test) for f, test in enumerate(tests))
     if o.folds_by == "patient":
         return stats.patient_folds(patients, projects, o.folds, o.seed)
     odd = sorted({p for p in patients if not re.match(r"TCGA-\w\w-", p)})
@@ -1634,12 +1642,12 @@ def folds_of(samples, o):
                          "(TCGA-XX-..., XX the site): leave --folds-by out")
     sites = [p[5:7] for p in patients]                                         # of the tissue source
     if len(set(sites)) < o.folds:
-        raise InputError(f"--folds-by site: {len(set(sites))} sites ({few(sorted(set(sites)))}) don't go into --folds {o.folds}"
-                         + (f": --folds {len(set(sites))} would work" if len(set(sites)) > 1 else ""))
+        raise InputError(f"--folds-by site: {len(set(sites))} sites ({few(sorted(set(sites)))}) don't go into --folds "
+                         f"{o.folds}" + (f": --folds {len(set(sites))} would work" if len(set(sites)) > 1 else ""))
     fold = stats.site_folds(patients, projects, sites, o.folds, o.seed)
     if len(set(fold.tolist())) < o.folds:
-        raise InputError(f"--folds-by site: the sites leave only {len(set(fold.tolist()))} of --folds {o.folds} with patients: "
-                         "fewer folds are needed")
+        raise InputError(f"--folds-by site: the sites leave only {len(set(fold.tolist()))} of --folds {o.folds} with "
+                         f"patients: --folds {len(set(fold.tolist()))} may work")
     return fold
 
 
@@ -1745,9 +1753,10 @@ def settle_choices(o):
             ("colour", o.colour not in (None, "stretch"), f"it is --colour stretch, not --colour {o.colour}"),
             ("folds", o.folds != FOLDS, f"the authors' are {FOLDS} folds; leave --folds {o.folds} out"),
             ("folds", o.folds_by == "site", "the authors' go by patient; leave --folds-by site out"),
-            ("folds", o.valid not in (None, 0, stats.AUTHORS_VALID), f"theirs set {stats.AUTHORS_VALID} of the training patients "
-             f"aside; leave --valid {o.valid} out"),
-            ("epochs", o.valid, f"all training patients learn, none is left to choose an epoch; leave --valid {o.valid} out")):
+            ("folds", o.valid not in (None, 0, stats.AUTHORS_VALID), f"theirs set {stats.AUTHORS_VALID} of the training "
+             f"patients aside; leave --valid {o.valid} out"),
+            ("epochs", o.valid, "all training patients learn, none is left to choose an epoch; leave --valid "
+             f"{o.valid} out")):
         if name in o.code and wrong:
             raise InputError(f"--code {name}: {why}")
     o.colour = "stretch" if "colour" in o.code else o.colour
@@ -1781,9 +1790,9 @@ def train(o):
                   tiles_per_slide=x.shape[1], n_features=x.shape[2], hidden=o.hidden, ks=o.ks, dropout=o.dropout,
                   valid=o.valid, pad_to=tiling.N_SUPERTILES)
     folder, config = open_run(cohort, o, config, data, device, x.numpy(), mask.numpy())
-    if o.within and (folder / "report.md").is_file():                          # of audit: finished, with these very settings
+    if o.within and (folder / "report.md").is_file():                          # of audit: finished, of these very settings
         return 0
-    for path in sorted(o.models.glob("fold?.pt")) if o.models else ():         # of audit: trained already
+    for path in [o.models / f"fold{f}.pt" for f in range(o.folds)] if o.models else ():            # of audit: the same ones
         save_file(folder / path.name, lambda f: f.write(path.read_bytes()))
     splits = split_folds(data, o, folder, data["validates"])
 
@@ -1810,21 +1819,31 @@ def audited(folder, name):
 
 
 def audit(o):
-    """The run of default settings once per seed, then each choice turned alone with the same seeds -> runs/audit/audit.md."""
+    """The run of default settings once per seed, then each choice turned alone, same seeds -> COHORT/runs/audit/audit.md.
+    Without a cohort: on the simulated one, in batches of 4."""
     start, cohort, done = time.time(), Path(o.cohort or "demo"), {}
     if o.seeds < 1:
         raise InputError(f"--seeds {o.seeds}: must be at least 1")
     o.epochs = AUDIT_EPOCHS if o.epochs is None and not o.cohort else o.epochs
+    o.batch = o.batch or (BATCH_SLIDES if o.cohort else AUDIT_BATCH)
     names = [name for name in o.code if not (name == "colour" and o.features)]
     if len(names) < len(o.code):
         print("without colour: features made elsewhere keep the colours they were made from")
+
+    def settings(name, seed):                                                  # what the switch decides is not the default's
+        own = dict(colour=dict(colour=None), folds=dict(valid=None), epochs=dict(valid=None)).get(name, {})
+        return argparse.Namespace(**{**vars(o), "seed": seed, "follow": None, "code": () if name == "default" else (name,),
+                                     "within": "audit", "name": f"{name}-seed{seed}", **own})
+
+    for name in names:
+        settle_choices(settings(name, o.seed))                                 # what can't be is said before hours of others
     jobs, failed = [(name, o.seed + s) for name in ("default", *names) for s in range(o.seeds)], 0
     folder = cohort / "runs" / "audit"
     for i, (name, seed) in enumerate(jobs):
         print(f"\n--- {name}, seed {seed} ({i + 1} of {len(jobs)})", flush=True)
-        models = folder / f"default-seed{seed}" if name in SAME_MODELS else None
-        failed |= train(argparse.Namespace(**{**vars(o), "seed": seed, "follow": None, "within": "audit", "models": models,
-                                              "name": f"{name}-seed{seed}", "code": () if name == "default" else (name,)}))
+        run = settings(name, seed)
+        run.models = folder / f"default-seed{seed}" if name in SAME_MODELS else None
+        failed |= train(run)
         done[name, seed] = audited(folder / f"{name}-seed{seed}", name)
         write_audit(folder, o, done)
     print(f"\nreport: {folder / 'audit.md'}   ({clock(time.time() - start)})")
@@ -1832,34 +1851,33 @@ def audit(o):
 
 
 def write_audit(folder, o, done):
-    """audit.csv, a row per run, and audit.md, a row per choice: the difference from the default run of the same seed, mean and
-    SD over the seeds (lowest to highest). done: {(name, seed): of audited}."""
-    show = lambda v, f: "" if v is None or np.isnan(v) else f"{v:{f}}"
+    """audit.csv, a row per run, and audit.md, a row per choice: the difference from the default run of the same seed, mean
+    and SD over the seeds (lowest to highest). done: {(name, seed): of audited}."""
     change = {k: [a - b for a, b in zip(v[:3], done["default", k[1]])] for k, v in done.items()}
-    save_csv(folder / "audit.csv", ("choice", "seed", "mean_R", "HS", "BH", "change_R", "change_HS", "change_BH", "train_seconds"),
-             ((*k, show(v[0], ".6f"), *v[1:3], show(change[k][0], ".6f"), *change[k][1:], show(v[3], ".1f"))
-              for k, v in done.items()))
+    save_csv(folder / "audit.csv", ("choice", "seed", "mean_R", "HS", "BH", "change_R", "change_HS", "change_BH", "seconds"),
+             ((*k, f"{r:.6f}", hs, bh, f"{change[k][0]:.6f}", *change[k][1:], "" if seconds is None else f"{seconds:.1f}")
+              for k, (r, hs, bh, seconds) in done.items()))
 
-    def over_seeds(values, f):
+    def over_seeds(values, digits, sign="+"):
         v = np.array(values, float)
-        sd = f" ± {v.std(ddof=1):{f.replace('+', '')}}" if len(v) > 1 else ""
-        return f"{v.mean():{f}}{sd} ({v.min():{f}} to {v.max():{f}})"
+        return (f"{v.mean():{sign}.{digits}f}" + (f" ± {v.std(ddof=1):.{digits}f}" if len(v) > 1 else "")
+                + f" ({v.min():{sign}.{digits}f} to {v.max():{sign}.{digits}f})")
 
-    rows = []
+    rows, texts = [], switches("train")
     for name in dict.fromkeys(name for name, _ in done):
-        keys, seconds = [k for k in done if k[0] == name], [v[3] for k, v in done.items() if k[0] == name]
-        of, f = (done, ("", ".3f", ".1f")) if name == "default" else (change, ("", "+.3f", "+.1f"))
-        rows.append((name, switches("train").get(name, "as it is"), *(over_seeds([of[k][j] for k in keys], f[1 if j == 0 else 2])
-                     for j in range(3)), "models of the default" if None in seconds else clock(np.mean(seconds))))
+        of, sign = (done, "") if name == "default" else (change, "+")
+        values, seconds = list(zip(*(of[k] for k in done if k[0] == name))), [v[3] for k, v in done.items() if k[0] == name]
+        rows.append((name, texts.get(name, "as it is"), *(over_seeds(values[j], 1 if j else 3, sign) for j in range(3)),
+                     "models of the default" if None in seconds else clock(np.mean(seconds))))
     config = tiling.load_json(folder / f"default-seed{o.seed}" / "config.json")
     save_text(folder / "audit.md", [
         f"# What each choice is worth: {config['cohort']}", "",
-        f"`python he2rna.py audit`, {o.seeds} seeds from {o.seed}, at most {config['epochs']} epochs, {config['slides']} slides, "
-        f"features {config['features']['source']}. Each row: the run with this choice alone turned to its other side, less the "
-        "run of default settings and the same seed; mean ± SD over the seeds (lowest to highest). R: mean over the genes of a "
-        "cancer, then over cancers; HS, BH: significant genes, of all cancers. The seed draws folds (but the authors'), first "
-        "weights, dropout and k; the patients are the same, so the intervals do not speak of other patients. A choice of "
-        "other genes, folds or ways to judge changes what R is of, too.", "",
+        f"`python he2rna.py audit`, {o.seeds} seeds from {o.seed}, at most {config['epochs']} epochs, --batch {config['batch']}, "
+        f"{config['slides']} slides. First row: the run of default settings. The others: the run with this choice alone "
+        "turned to its other side, less the default run of the same seed; mean ± SD over the seeds (lowest to highest). R: "
+        "mean over the genes of a cancer, then over cancers; HS, BH: significant genes, of all cancers. The seed draws folds "
+        "(but the authors'), first weights, dropout and k; the patients are the same, so nothing here speaks of other "
+        "patients. A choice of genes, folds or ways to judge changes what R is of, too.", "",
         table(("choice", "turned to", "R", "HS", "BH", "training"), rows), ""])
 
 
@@ -2400,20 +2418,21 @@ def main(argv=None):
     def cohort_options(p, a, epochs):
         a("cohort", nargs="?", help="a cohort folder; without one a simulated cohort is drawn into demo/")
         a = p.add_argument_group("training").add_argument
-        a("--types", metavar="TYPE,..", help="sample_type values to use, or all (default: primary tumours, as the paper, where "
-          "samples.csv has that column)")
+        a("--types", metavar="TYPE,..", help="sample_type values to use, or all (default: primary tumours, as the paper, "
+          "where samples.csv has that column)")
         a("--project", metavar="P,..", help="train on these projects alone, in the folds of the whole cohort (LUNG is LUAD "
           "and LUSC)")
         a("--folds", type=int, default=FOLDS, help=f"of the cross-validation, patients whole (default {FOLDS})")
         a("--valid", type=float, help=f"share of the training patients that choose the epoch (default {VALID_SHARE}, "
-          f"{DEMO_VALID} without a cohort); raise it for small cohorts, where R over a few slides is chance; 0: train on all "
-          "and keep the last epoch")
+          f"{DEMO_VALID} without a cohort); raise it for small cohorts, where R over a few slides is chance; 0: train on "
+          "all and keep the last epoch")
         a("--gene-table", metavar="FILE", help="csv or tsv with gene_id, symbol, biotype: the report counts protein-coding "
           "genes apart")
         a("--hidden", type=numbers, default=HIDDEN, help="neurons of the hidden layers (default 1024,1024)")
         a("--dropout", type=float, default=DROPOUT, help=f"between layers (default {DROPOUT})")
-        a("--folds-by", choices=("patient", "site"), default="patient", help="what is never divided over test folds: patients "
-          "(default, the paper's), or the TCGA tissue source sites of their barcodes, whose stains can pass for biology")
+        a("--folds-by", choices=("patient", "site"), default="patient", help="what is never divided over test folds: "
+          "patients (default, the paper's), or the TCGA tissue source sites of their barcodes, whose stains can pass for "
+          "biology")
         training_options(a, EPOCHS, PATIENCE, BATCH_SLIDES, KS_SUPERTILES, f"; {epochs} without a cohort")
         p.set_defaults(epochs=None, within="", models=None)
         tiling.add_options(p)
@@ -2422,10 +2441,10 @@ def main(argv=None):
     p, a = verb(train, "cross-validate, test significance, write the report")
     a = cohort_options(p, a, DEMO_EPOCHS)
     a("--name", default="he2rna", help="of the run, COHORT/runs/NAME (default he2rna); an interrupted run goes on")
-    a("--follow", choices=("paper", "code"), help="turn all choices that differ from it to the paper's or the authors' code's "
-      "side (default: each as python he2rna.py choices says)")
-    a("--code", type=chosen_of(switches("train")), default=(), metavar="A,B", help="turn these choices to their other side: "
-      + "; ".join(f"{k}: {v}" for k, v in switches("train").items()).replace("%", "%%"))
+    a("--follow", choices=("paper", "code"), help="turn all choices that differ from it to the side of the paper or of the "
+      "authors' code (default: each as python he2rna.py choices says)")
+    a("--code", type=chosen_of(switches("train")), default=(), metavar="A,B", help="turn these choices to their other "
+      "side: " + "; ".join(f"{k}: {v}" for k, v in switches("train").items()).replace("%", "%%"))
 
     p, a = verb(choices, "where paper and authors' code differ or are silent, and what is done here")
 
@@ -2433,6 +2452,7 @@ def main(argv=None):
     a = cohort_options(p, a, AUDIT_EPOCHS)
     a("--code", type=chosen_of(switches("train")), default=tuple(switches("train")), metavar="A,B", help="these choices "
       f"alone (default all: {','.join(switches('train'))})")
+    p.set_defaults(batch=None)
     a("--seeds", type=int, default=AUDIT_SEEDS, help=f"runs of each, --seed and those after it (default {AUDIT_SEEDS})")
 
     p, a = verb(finetune, "go on with all tiles, for all or chosen genes")

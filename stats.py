@@ -855,8 +855,8 @@ def patient_folds(patients, projects, k, seed):
 def site_folds(patients, projects, sites, k, seed):
     """As patient_folds, but with everybody from one site in one fold, projects spread as evenly as that allows. [ours]
 
-    A site leaves its stain and scanner on every slide; where it stands on both sides, that can pass for biology (Howard et al.
-    2021, doi:10.1038/s41467-021-24698-1). patients, projects, sites (n,) names -> (n,) int. Largest sites first, each to
+    A site leaves its stain and scanner on every slide; where it stands on both sides, that can pass for biology (Howard et
+    al. 2021, doi:10.1038/s41467-021-24698-1). patients, projects, sites (n,) names -> (n,) int. Largest sites first, each to
     the fold that stays most even; then single sites move while that helps. ValueError with fewer sites than folds.
     """
     one = np.unique(np.asarray(patients), return_index=True)[1]         # (P,) a row of each patient
@@ -864,7 +864,7 @@ def site_folds(patients, projects, sites, k, seed):
     names, site = np.unique(np.asarray(sites), return_inverse=True)
     if not 2 <= k <= len(names):
         raise ValueError(f"{k} folds of {len(names)} sites, which are never divided: k must be from 2 to {len(names)}")
-    fold, size = np.full(len(names), -1), np.zeros((len(names), organ.max() + 1))                  # (sites, projects) patients
+    fold, size = np.full(len(names), -1), np.zeros((len(names), organ.max() + 1))                  # (sites, projects)
     np.add.at(size, (site[one], organ[one]), 1)
     size = np.hstack([size, size.sum(1, keepdims=True)])                # and all projects together
     total, counts = size.sum(0), np.zeros((k, size.shape[1]))
@@ -888,7 +888,8 @@ def site_folds(patients, projects, sites, k, seed):
 
 
 def fold_balance(patients, projects, fold, k):
-    """Certificate of folds: ({project: patients in each fold (k,)}, chi-square, degrees of freedom, p) of projects against folds.
+    """How even folds are: ({project: patients in each fold (k,)}, chi-square of projects against folds, its degrees of
+    freedom, p).
 
     p near 1: more even than by lot. A patient of several projects counts in the first. Small expected counts make p rough.
     """

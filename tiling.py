@@ -746,8 +746,8 @@ def macenko(tiles, found):
 
 
 def stretch(tiles):
-    """Tiles (n, h, w, 3) uint8, each channel of each tile shifted to begin at 0, then stretched to end at 255; a channel of one
-    value becomes 0. Tissue and glass in one tile or not decides what is white, so a tile loses how dark it was. [HE2RNA code]
+    """Tiles (n, h, w, 3) uint8, each channel of each tile shifted to begin at 0, then stretched to end at 255; a channel of
+    one value becomes 0. How dark a tile was is lost, and glass in it or not decides what is white. [HE2RNA code]
     """
     low, high = (f((1, 2), keepdims=True).astype(np.float32) for f in (tiles.min, tiles.max))       # (n, 1, 1, 3)
     return ((tiles - low) * (255 / np.maximum(high - low, 1)) + .5).astype(np.uint8)
@@ -935,8 +935,8 @@ def encoder_name(encoder):
 
 
 def features_folder(o):
-    """The folder under features/ that options name: the encoder's. Features of stretched tiles lie beside those of the tiles
-    as they are, so that both can be had at once."""
+    """The folder under features/ that options name: the encoder's. Features of stretched tiles lie beside those of tiles as
+    they are, so that both can be had at once."""
     return encoder_name(o.encoder) + "-stretch" * (o.colour == "stretch")
 
 
@@ -2401,8 +2401,8 @@ def add_options(parser, of_run=False, encoder="resnet50"):
         a("--min-area", type=float, metavar="TILES", help="connected pieces of tissue smaller than so many tile areas are "
           "dropped, since specks are dirt (default 0: none). HistCode's 100 is, as its code counts, 100 squares of 512 "
           "level-0 pixels: 100 tiles of 128 µm on a slide of 0.25 µm/px, 400 on one of 0.5")
-        a("--colour", choices=COLOURS if encoder else COLOURS[:2], help="macenko: bring the stains of each slide to a common "
-          "reference, so that features follow tissue rather than the laboratory (default none: HE2RNA has none, HistCode "
+        a("--colour", choices=COLOURS if encoder else COLOURS[:2], help="macenko: bring the stains of each slide to a "
+          "common reference, so that features follow tissue rather than the laboratory (default none: HE2RNA has none, HistCode "
           "names no method)" + "; stretch: each channel of each tile to 0..255, as HE2RNA's code does; its features go to "
           "features/<encoder>-stretch" * bool(encoder))
     if not encoder:
