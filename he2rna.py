@@ -452,6 +452,7 @@ class HE2RNA(nn.Module):
         return self.slide_scores(x, mask, k)
 
     def slide_scores(self, x, mask, k):
+        """The slide-level means of forward, before a ReLU."""
         per_gene = self.training and k is None and "k" in self.code
         if self.training and k is None and not per_gene:
             k = self.ks[int(torch.randint(len(self.ks), ()))]
@@ -1825,7 +1826,7 @@ def audit(o):
     if o.seeds < 1:
         raise InputError(f"--seeds {o.seeds}: must be at least 1")
     o.epochs = AUDIT_EPOCHS if o.epochs is None and not o.cohort else o.epochs
-    o.batch = o.batch or (BATCH_SLIDES if o.cohort else AUDIT_BATCH)
+    o.batch = (BATCH_SLIDES if o.cohort else AUDIT_BATCH) if o.batch is None else o.batch
     names = [name for name in o.code if not (name == "colour" and o.features)]
     if len(names) < len(o.code):
         print("without colour: features made elsewhere keep the colours they were made from")
