@@ -2709,11 +2709,13 @@ def test_a_runs_switches_have_two_sides(tmp_path, capsys):
     assert "| b: weights of the network | 24 | 0 of 6 |" in (tmp_path / "runs" / "b-finetuned" / "report.md").read_text()
 
 
-def test_predictions_of_padding_and_relu_runs_are_those_of_their_models(tmp_path):
+def test_predictions_of_padding_and_relu_runs_are_those_of_their_models(tmp_path, capsys):
     """Cross-validation and predict agree, though predict sees a slide alone: the padding is the model's."""
     write_cohort(tmp_path, np.random.default_rng(3), patients=12)
-    assert train(tmp_path, "--epochs", "1", "--code", "padding,relu,k") == 0
+    assert train(tmp_path, "--epochs", "1", "--folds", "5", "--valid", ".1", "--follow", "code", "--code", "k") == 0
     run = tmp_path / "runs" / "he2rna"
+    assert json.loads((run / "config.json").read_text())["code"] == ["genes", "padding", "relu", "k", "folds"]
+    assert "without colour, for features made elsewhere" in capsys.readouterr().out
     z = np.load(run / "predictions.npz")
     assert z["prediction"].min() >= 0 and he2rna.main(["predict", str(run), "all", "--device", "cpu"]) == 0
     for slide, want in zip(z["slide"], z["prediction"]):
