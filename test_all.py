@@ -2723,6 +2723,17 @@ def test_predictions_of_padding_and_relu_runs_are_those_of_their_models(tmp_path
         assert np.allclose(got, want, atol=2e-5)
 
 
+def test_padding_and_relu_change_nothing_where_all_scores_are_positive(tmp_path):
+    """Genes far above 0, the last bias at their mean: neither a zero nor a ReLU has a say, in trained or untrained models."""
+    write_cohort(tmp_path, np.random.default_rng(4), patients=24)
+    for name, argv in (("a", ()), ("b", ("--code", "padding,relu"))):
+        assert train(tmp_path, "--epochs", "3", "--name", name, *argv) == 0
+    a, b = (np.load(tmp_path / "runs" / name / "predictions.npz")["prediction"] for name in "ab")
+    assert np.allclose(a, b, atol=1e-4) and a.min() > .5
+    a, b = (np.load(tmp_path / "runs" / name / "null.npz") for name in "ab")
+    assert all(np.allclose(a[k], b[k], atol=1e-3) for k in "XY") and np.isfinite(a["X"]).all()
+
+
 def test_pooled_and_merged_have_two_sides():
     """Each fold's predictions are right but for its own offset: R is 1 in each fold, and less over all."""
     rng = np.random.default_rng(0)
