@@ -34,7 +34,6 @@ import io
 import json
 import math
 import re
-import textwrap
 import time
 from concurrent.futures import ThreadPoolExecutor
 from fractions import Fraction
@@ -47,8 +46,9 @@ from torch.nn.functional import embedding_bag, pad
 
 import stats
 import tiling
-from tiling import (InputError, clock, digest, each_slide, every_tile, features_as, few, held_out, number, pick_genes, progress,
-                    read_expression, read_rows, save_csv, save_file, save_json, save_text, say_left_out, table)
+from tiling import (InputError, chosen_of, clock, digest, each_slide, every_tile, features_as, few, flipped, held_out, number,
+                    pick_genes, progress, read_expression, read_rows, save_csv, save_file, save_json, save_text, saw,
+                    say_left_out, switches, table)
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Constants
@@ -139,36 +139,11 @@ CHOICES = (
      "training patients of B", "code", "[ours]"),
     ("msi", "epochs", "50", "autoencoders trained for 100 epochs", "the paper's", "code", "[HE2RNA Methods, MSI status]"),
     ("msi", "msi-l", "counts as not MSI-H", "MSI-L left out", "the paper's", "code", "[HE2RNA Methods, MSI status]"))
+AUDIT_MSI = dict(splits=5, ratios=(Fraction(3, 4),), arms=("transcriptome", "direct", "autoencoder-b"), repeats=MSI_REPEATS,
+                 folds=MSI_FOLDS)                                              # [ours]
+MAY_SEE = {"gene filter": "as the paper words it, over all samples: it decides which genes are asked for",
+           "untrained null": None}   # steps that see test patients, why they may; None: they judge, nothing learns from them
 SAME_MODELS = ("merged", "pooled")   # they judge otherwise: nothing is trained again for them
-
-
-def switches(command):
-    """{name for --code: what is done where it is given} of one command."""
-    return {name: dict(paper=paper, code=code).get(other, other)
-            for c, name, paper, code, _, other, _ in CHOICES if c == command}
-
-
-def flipped(command, names, follow):
-    """The choices that --code names or --follow paper|code turns to their other side, in the table's order."""
-    return [name for c, name, *_, other, _ in CHOICES if c == command and (name in names or other == follow)]
-
-
-MSI_CODE = switches("msi")
-
-
-def choices(o):
-    """What paper and authors' code say of each choice, what is done here, and what --code NAME turns it to."""
-    width, header = (15, 28, 30, 22, 20), ("command, name", "the paper", "the authors' code", "ours", "--code turns it to")
-    rows = [(f"{c} {name}", paper, code, f"{ours} {tag}", {"code": "the code's", "paper": "the paper's"}.get(other, other))
-            for c, name, paper, code, ours, other, tag in CHOICES]
-    for row in (header, *rows):
-        cells = [textwrap.wrap(cell, w) for cell, w in zip(row, width)]
-        for i in range(max(map(len, cells))):
-            print(" ".join(f"{cell[i] if i < len(cell) else '':{w}}" for cell, w in zip(cells, width)).rstrip())
-        print("-" * (sum(width) + len(width) - 1) if row is header else "")
-    print("One or several: python he2rna.py train COHORT --code NAME,.. (msi likewise); a whole side: --follow paper|code."
-          "\nWhat each is worth on a cohort: python he2rna.py audit [COHORT]")
-    return 0
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -506,11 +481,6 @@ def as_entry(line):
         return None
 
 
-def saw(ledger, step, whom):
-    """Leak ledger, {step: sorted list}: put down whom a step learned from, where it does. what_saw_whom reads it."""
-    ledger[step] = sorted({*ledger.get(step, ()), *np.asarray(whom).tolist()})
-
-
 def train_fold(model, bags, y, projects, train, valid, o, fold, folder):
     """Train one fold and leave `model` with the weights of its best epoch. Returns a dict on how it went.
 
@@ -821,22 +791,6 @@ NULLS_HEADER = ("cancer", "null", "n", "R_sign", "HS", "BH")
 SUMMARY_HEADER = ("cancer", "slides", "genes", "mean R", "median R", "significant HS", "significant BH")
 
 
-def what_saw_whom(ledgers, tested):
-    """Leak ledger of a run -> rows (step, patients seen, of them test patients of the fold, remark), and the steps before a
-    prediction that saw any of those. ledgers: {step: patients} of each fold; tested: its test patients."""
-    remarks = {"gene filter": "as the paper words it, over all samples: it decides which genes are asked for",
-               "untrained null": "by design: it judges R, nothing learns from it"}
-    rows, leaks = [], []
-    span = lambda values: "–".join(map(str, sorted({min(values), max(values)})))
-    for step in dict.fromkeys(step for ledger in ledgers for step in ledger):
-        seen = [set(ledger.get(step, ())) for ledger in ledgers]
-        test = [len(s & set(t)) for s, t in zip(seen, tested)]
-        rows.append((step, span(list(map(len, seen))), f"{span(test)} of {span(list(map(len, tested)))}",
-                     remarks.get(step.split(": ")[-1], "**a leak**" if any(test) else "")))
-        leaks += [step] if any(test) and not step.endswith("untrained null") else []
-    return rows, leaks
-
-
 def certificate(data, k):
     """Lines on how even the folds are: patients of each project in each, and chi-square of projects against folds."""
     counts, chi2, freedom, p = stats.fold_balance(data["patients"], data["projects"], data["fold"], k)
@@ -851,7 +805,7 @@ def write_report(folder, cohort, config, data, results, prediction, notes, ledge
     genes, y, fold, coding, code = data["genes"], data["y"], data["fold"], data.get("coding"), config["code"]
     names, (within, k) = separate(results, code), judged_in(fold, config)
     groups, truth = cancers(data["projects"]), planted(cohort, genes, results)
-    seen, leaks = what_saw_whom(ledgers, tested_in(data, config["folds"]))
+    leaks, seen = tiling.ledger_lines(ledgers, tested_in(data, config["folds"]), MAY_SEE, data["encoder"])
     plot_r(results, folder / "r_distribution.png", code)
     plot_scatter(best_genes(results), genes, prediction, y, fold, groups, folder / "scatter.png")
     small = [name for name, rows in groups.items() if 0 < rows.sum() < SMALL_FOLD * k]
@@ -867,9 +821,9 @@ def write_report(folder, cohort, config, data, results, prediction, notes, ledge
     text = [
         f"# HE2RNA: {folder.name}", "",
         *(["**SIMULATED cohort: drawn slides and planted expression, no patient.**", ""] if truth else []),
-        *([f"**Steps that saw test patients: {', '.join(leaks)}** (What saw whom, below).", ""] if leaks else []),
+        *leaks,
         *(["Turned to their other side (`python he2rna.py choices`): "
-           + "; ".join(f"{c}: {switches('train')[c]}" for c in code) + ".", ""] if code else []),
+           + "; ".join(f"{c}: {switches(CHOICES, 'train')[c]}" for c in code) + ".", ""] if code else []),
         f"{len(y)} slides of {len(set(data['patients']))} patients, {len(genes):,} genes "
         + (f"of the run {config['from_run']['name']}, its models fine-tuned on all tiles" if "from_run" in config else
            "unfiltered" if "genes" in code else f"with a positive median (of {config['genes_in_table']:,})")
@@ -908,11 +862,7 @@ def write_report(folder, cohort, config, data, results, prediction, notes, ledge
     text += ["## Folds", "", table(("fold", "test slides", "best epoch", "epochs run", "chosen by", "training time"),
              [(f, int((fold == f).sum()), n["best_epoch"], n["epochs"], n["by"], clock(n["seconds"]))
               for f, n in enumerate(notes)]), "", *certificate(data, config["folds"]), "",
-             "## What saw whom", "", "Patients that each step of each fold learned from, put down where it did (least to "
-             "most over the folds). Tissue, tiles, features and super-tiles are made slide by slide"
-             + ("." if str(config["features"].get("weights")).startswith(("imagenet", "random")) else
-                "; whom the encoder learned from is not known here."), "",
-             table(("step", "patients", "test patients of its fold", ""), seen), "", "## Left out", "",
+             *seen, "## Left out", "",
              *([f"- {len(names)} {what}: {', '.join(names)}" for what, names in data["left_out"].items() if names]
                + [f"- slide {name} failed: {why}" for name, why in data["failed"].items()] or ["Nothing."]),
              "", "## Settings", "", *(f"- {k}: {v}" for k, v in config.items()),
@@ -1452,7 +1402,8 @@ def hospital_a(high, share, rng):
 def compare_arms(d, in_a, arms, o, key, device):
     """One split: what the arms need is trained in hospital A, the classifiers in B -> ({arm: AUC (repeats, folds)}, note).
 
-    d: of read_study; in_a (S,) the slides of hospital A; key: numbers that with --seed decide every draw.
+    d: of read_study; in_a (S,) the slides of hospital A; key: numbers that with --seed decide every draw. The note says
+    whom each step learned from, as rows of tiling.what_saw_whom over the test folds of B.
     """
     x, every, folds, y, note = d["x"], np.arange(len(in_a)), range(o.folds), None, {}
     names, who = np.unique(d["patients"][~in_a], return_inverse=True)
@@ -1463,6 +1414,13 @@ def compare_arms(d, in_a, arms, o, key, device):
     fold_a = stats.patient_folds(d["patients"][a], d["projects"][a], o.folds, [o.seed, *key])
     trains_a, trains_b = [a[fold_a != f] for f in folds], [b[fold[r, who] != f] for r in range(o.repeats) for f in folds]
     cores = torch.get_num_threads() if device.type == "cpu" else 1
+    ledgers, tested = [{} for _ in trains_b], [names[fold[r] == f] for r in range(o.repeats) for f in folds]
+
+    def learned(step, trains):                                                 # trains_b: each its own test fold's; else all's
+        for m, ledger in enumerate(ledgers):
+            for rows in [trains[m]] if trains is trains_b else trains:
+                saw(ledger, step, d["patients"][rows])
+                saw(ledger, f"scaling of {step}", d["patients"][every if "scaling" in o.code else rows])
     pool = ThreadPoolExecutor(cores, initializer=torch.set_num_threads, initargs=(1,))             # of each thread alone
 
     def networks(kind, hidden, activations, trains, epochs, batch, take, source=lambda m: x, target=None, outputs=None):
@@ -1485,15 +1443,21 @@ def compare_arms(d, in_a, arms, o, key, device):
     try:                                                                       # the long ones first; all at once
         if "transcriptome" in arms:                                            # 2048-1024-256-G
             y = d["y"][:, above_floor(d["y"][d["has_y"] if "genes" in o.code else a])]
+            learned("networks of A", trains_a)
+            for ledger in ledgers:
+                saw(ledger, "gene filter", d["patients"][d["has_y"] if "genes" in o.code else a])
             if not y.shape[1]:
                 raise InputError(f"no gene is expressed in half of the {len(a)} slides of hospital A")
             of_a = networks(0, MSI_HIDDEN, ("sigmoid", "sigmoid", "linear"), trains_a, MSI_EPOCHS, MSI_GENE_BATCH,
                             lambda layers: (layers[1], layers[2][a]), target=lambda f: standardise(y, trains_a[f]),
                             outputs=y.shape[1])
-        coder_a = autoencoders(trains_a) if "autoencoder-a" in arms else ()
         whole_b = "autoencoder" in o.code                                      # one of all of B, its test patients too
-        coder_b = autoencoders([b] if whole_b else trains_b) if "autoencoder-b" in arms else ()
+        coders = {"autoencoder-a": trains_a, "autoencoder-b": [b] if whole_b else trains_b}
+        for arm in [arm for arm in coders if arm in arms]:
+            learned(arm.replace("-a", " A").replace("-b", " B"), coders[arm])
+        coder_a, coder_b = (autoencoders(trains) if arm in arms else () for arm, trains in coders.items())
         scores = {}
+        learned("classifiers", trains_b)
         if {"direct", "ensemble"} & set(arms):
             scores["direct"] = classifiers(lambda m: x, MSI_CLASSIFIER, o.folds if "ensemble" in arms else 1)
         if y is not None:
@@ -1513,7 +1477,7 @@ def compare_arms(d, in_a, arms, o, key, device):
         scores = {arm: np.stack([s for _, s in sorted(of, key=lambda pair: pair[0])]) for arm, of in scores.items()}
     finally:
         pool.shutdown(cancel_futures=True)
-    n, aucs = len(trains_b), {}
+    n, aucs, note["saw"] = len(trains_b), {}, tiling.what_saw_whom(ledgers, tested, MAY_SEE)[0]
     if "ensemble" in arms:
         scores["ensemble"] = scores["direct"].reshape(o.folds, n, -1).mean(0)
     for arm in arms:
@@ -1570,16 +1534,6 @@ def fractions(text):
     return values
 
 
-def chosen_of(known):
-    """A type for argparse: names of `known`, separated by commas, in its order."""
-    def names(text):
-        asked = [t.strip() for t in text.split(",")]
-        if set(asked) - set(known):
-            raise argparse.ArgumentTypeError(f"{few(sorted(set(asked) - set(known)))}: choose from {', '.join(known)}")
-        return tuple(k for k in known if k in asked)
-    return names
-
-
 def prepare(cohort, o):
     """Everything training needs, checked in the order of cost: tables, folds, then slides. -> (data, x, mask)."""
     samples = tiling.read_samples(cohort)
@@ -1610,7 +1564,8 @@ def prepare(cohort, o):
         raise InputError(f"{cohort}: no gene has a positive median over the {len(unique)} samples")
     x, mask = load_bags(cohort, tiling.source_name(o), [s["slide"] for s in samples])
     data = table_of(samples, fold, [genes[j] for j in kept], log_expression(a[np.ix_(rows, kept)]), left_out, failed)
-    return dict(data, genes_in_table=len(genes), validates=validates, ledgers=[dict(seen) for _ in range(o.folds)]), x, mask
+    return dict(data, genes_in_table=len(genes), validates=validates, ledgers=[dict(seen) for _ in range(o.folds)],
+                encoder=tiling.encoder_saw(cohort, tiling.features_of(o))), x, mask
 
 
 def check_folds(cohort, samples, fold, o, failed):
@@ -1748,7 +1703,7 @@ def cross_validate(folder, config, o, data, bags, splits, first_model, start):
 def settle_choices(o):
     """o.code: the choices that --follow, --code and --colour turn; the options that they stand for are set."""
     asked = {*o.code, *(["colour"] if o.colour == "stretch" else [])}
-    o.code = flipped("train", asked, o.follow)
+    o.code = flipped(CHOICES, "train", asked, o.follow)
     if "colour" in o.code and o.features and "colour" not in asked:
         print("--follow code: without colour, for features made elsewhere keep the colours they were made from")
         o.code.remove("colour")
@@ -1812,77 +1767,65 @@ def train(o):
     return tiling.report_failures(data["failed"], len(data["slides"]) + len(data["failed"]))
 
 
-def audited(folder, name):
-    """What a run of audit comes to: mean R over the genes of each cancer that counts, their mean; significant genes, of all
-    these cancers; seconds of training, None where nothing was trained."""
-    _, results = read_results(folder)
-    results = [results[c] for c in separate(results, code_of(folder))]
-    seconds = sum(tiling.load_checkpoint(p, "cpu")["note"]["seconds"] for p in folder.glob("fold*.pt"))
-    return (float(mean_of_values(np.array([mean_of_values(e["r"]) for e in results]))), *(
-        int(sum(e[c].sum() for e in results)) for c in ("hs", "bh")), None if name in SAME_MODELS else seconds)
-
-
 def audit(o):
-    """The run of default settings once per seed, then each choice turned alone, same seeds -> COHORT/runs/audit/audit.md.
-    Without a cohort: on the simulated one, in batches of 4."""
-    start, cohort, done = time.time(), Path(o.cohort or "demo"), {}
+    """The default once per seed, then each choice of train and msi alone, same seeds -> COHORT/runs/audit/audit.md. Without a
+    cohort: on the simulated one, in fewer epochs and small batches."""
     if o.seeds < 1:
         raise InputError(f"--seeds {o.seeds}: must be at least 1")
-    o.epochs = AUDIT_EPOCHS if o.epochs is None and not o.cohort else o.epochs
-    o.batch = (BATCH_SLIDES if o.cohort else AUDIT_BATCH) if o.batch is None else o.batch
-    names = [name for name in o.code if not (name == "colour" and o.features)]
-    if len(names) < len(o.code):
+    start, demo, folder = time.time(), o.cohort is None, Path(o.cohort or "demo") / "runs" / "audit"
+    o.epochs = (AUDIT_EPOCHS if demo else EPOCHS) if o.epochs is None else o.epochs
+    o.batch = (AUDIT_BATCH if demo else BATCH_SLIDES) if o.batch is None else o.batch
+    texts, seeds = {c: switches(CHOICES, c) for c in ("train", "msi")}, range(o.seed, o.seed + o.seeds)
+    asked = {c: [name for name in texts[c] if name in o.code] for c in texts}
+    if o.features and "colour" in asked["train"]:
+        asked["train"].remove("colour")
         print("without colour: features made elsewhere keep the colours they were made from")
 
-    def settings(name, seed):                                                  # what the switch decides is not the default's
+    def training(name, seed):                                                  # what a switch decides is not the default's
         own = dict(colour=dict(colour=None), folds=dict(valid=None), epochs=dict(valid=None)).get(name, {})
         return argparse.Namespace(**{**vars(o), "seed": seed, "follow": None, "code": () if name == "default" else (name,),
                                      "within": "audit", "name": f"{name}-seed{seed}", **own})
 
-    for name in names:
-        settle_choices(settings(name, o.seed))                                 # what can't be is said before hours of others
-    jobs, failed = [(name, o.seed + s) for name in ("default", *names) for s in range(o.seeds)], 0
-    folder = cohort / "runs" / "audit"
-    for i, (name, seed) in enumerate(jobs):
-        print(f"\n--- {name}, seed {seed} ({i + 1} of {len(jobs)})", flush=True)
-        run = settings(name, seed)
+    def train_job(name, seed):
+        run = training(name, seed)
         run.models = folder / f"default-seed{seed}" if name in SAME_MODELS else None
-        failed |= train(run)
-        done[name, seed] = audited(folder / f"{name}-seed{seed}", name)
-        write_audit(folder, o, done)
+        status = train(run)
+        results, saved = read_results(folder / run.name)[1], (folder / run.name).glob("fold*.pt")
+        results = [results[c] for c in separate(results, code_of(folder / run.name))]
+        r = mean_of_values(np.array([mean_of_values(e["r"]) for e in results]))
+        seconds = None if name in SAME_MODELS else sum(tiling.load_checkpoint(p, "cpu")["note"]["seconds"] for p in saved)
+        return dict(R=float(r), **{c.upper(): int(sum(e[c].sum() for e in results)) for c in ("hs", "bh")}), seconds, status
+
+    def msi_job(name, seed):
+        run = argparse.Namespace(**{**vars(training(name, seed)), **AUDIT_MSI, "study": str(folder.parents[1]), "name":
+                                    f"audit/msi-{name}-seed{seed}", "scale": None})
+        status, own = msi(run), folder.parent / run.name
+        rows = read_rows(own / "results.csv")[1]
+        seconds = sum(as_entry(line)["seconds"] for line in (own / "log.jsonl").read_text().splitlines() if as_entry(line))
+        return ({f"AUC {arm}": float(np.mean([number(row[5]) for row in rows if row[2] == arm])) for arm in run.arms},
+                seconds, status)
+
+    for name in asked["train"]:
+        settle_choices(training(name, o.seed))                                 # what can't be is said before hours of others
+    jobs = {c: {(c, name, seed): lambda job=job, name=name, seed=seed: job(name, seed)
+                for name in ("default", *asked[c]) for seed in seeds if asked[c]} for c, job in (("train", train_job), ("msi", msi_job))}
+    settings = {k: getattr(o, k) for k in ("epochs", "batch", "patience", "lr", "ks", "hidden", "dropout", "folds", "folds_by",
+                                           "valid", "null", "null_models", "project", "types", "encoder", "features")}
+    what = (
+        f"`python he2rna.py audit`{'' if demo else ' COHORT'}: seeds {seeds[0]} to {seeds[-1]}, at most {o.epochs} epochs, batches of "
+        f"{o.batch}. First row: the run of default settings. The others: the run with this choice alone turned to its other side, "
+        "less the default run of the same seed; mean and 95 % interval over the seeds (Student's t). R: mean over the genes of a "
+        "cancer, then over cancers; HS, BH: significant genes, of all cancers. The seed draws folds (but the authors'), first "
+        "weights, dropout and k; the patients are the same, so nothing here speaks of other patients. A choice of genes, folds or "
+        f"ways to judge changes what R is of, too. msi: {AUDIT_MSI['splits']} splits for each seed, {AUDIT_MSI['ratios'][0]} of the "
+        "patients in hospital A.")
+    status = tiling.run_audit(folder, jobs["train"], texts, settings, what)
+    try:
+        status |= tiling.run_audit(folder, jobs["msi"], texts, settings, what)
+    except InputError as e:
+        print(f"without the choices of msi: {e}")
     print(f"\nreport: {folder / 'audit.md'}   ({clock(time.time() - start)})")
-    return failed
-
-
-def write_audit(folder, o, done):
-    """audit.csv, a row per run, and audit.md, a row per choice: the difference from the default run of the same seed, mean
-    and SD over the seeds (lowest to highest). done: {(name, seed): of audited}."""
-    change = {k: [a - b for a, b in zip(v[:3], done["default", k[1]])] for k, v in done.items()}
-    save_csv(folder / "audit.csv", ("choice", "seed", "mean_R", "HS", "BH", "change_R", "change_HS", "change_BH", "seconds"),
-             ((*k, f"{r:.6f}", hs, bh, f"{change[k][0]:.6f}", *change[k][1:], "" if seconds is None else f"{seconds:.1f}")
-              for k, (r, hs, bh, seconds) in done.items()))
-
-    def over_seeds(values, digits, sign="+"):
-        v = np.array(values, float)
-        return (f"{v.mean():{sign}.{digits}f}" + (f" ± {v.std(ddof=1):.{digits}f}" if len(v) > 1 else "")
-                + f" ({v.min():{sign}.{digits}f} to {v.max():{sign}.{digits}f})")
-
-    rows, texts = [], switches("train")
-    for name in dict.fromkeys(name for name, _ in done):
-        of, sign = (done, "") if name == "default" else (change, "+")
-        values, seconds = list(zip(*(of[k] for k in done if k[0] == name))), [v[3] for k, v in done.items() if k[0] == name]
-        rows.append((name, texts.get(name, "as it is"), *(over_seeds(values[j], 1 if j else 3, sign) for j in range(3)),
-                     "models of the default" if None in seconds else clock(np.mean(seconds))))
-    config = tiling.load_json(folder / f"default-seed{o.seed}" / "config.json")
-    save_text(folder / "audit.md", [
-        f"# What each choice is worth: {config['cohort']}", "",
-        f"`python he2rna.py audit`, {o.seeds} seeds from {o.seed}, at most {config['epochs']} epochs, --batch {config['batch']}, "
-        f"{config['slides']} slides. First row: the run of default settings. The others: the run with this choice alone "
-        "turned to its other side, less the default run of the same seed; mean ± SD over the seeds (lowest to highest). R: "
-        "mean over the genes of a cancer, then over cancers; HS, BH: significant genes, of all cancers. The seed draws folds "
-        "(but the authors'), first weights, dropout and k; the patients are the same, so nothing here speaks of other "
-        "patients. A choice of genes, folds or ways to judge changes what R is of, too.", "",
-        table(("choice", "turned to", "R", "HS", "BH", "training"), rows), ""])
+    return status
 
 
 def load_run(path):
@@ -1958,7 +1901,7 @@ def finetune(o):
     check_folds(cohort, samples, fold_of(), o, failed)
     y = log_expression(a[np.ix_(rows[keep], [column[g] for g in genes])])
     data = table_of(samples, fold_of(), genes, y, left_out, failed)
-    data["held_out"] = [one["test_patients"] for one in run["folds"]]
+    data["held_out"], data["encoder"] = [one["test_patients"] for one in run["folds"]], tiling.encoder_saw(into, source)
     data["ledgers"] = [{f"{name}: {step}": whom for step, whom in one.get("saw", {}).items()} for one in run["folds"]]
     weights = [hashlib.sha256((run["folder"] / f"fold{f}.pt").read_bytes()).hexdigest()[:16] for f in range(o.folds)]
     config = dict(command="finetune", bags="all tiles", project=o.project or "all", features=before["features"],
@@ -2242,7 +2185,7 @@ def shares_of(o, d):
 
 def msi(o):
     """What the transcriptomic representation of hospital A is worth for predicting MSI from few patients in hospital B."""
-    o.code = sorted(flipped("msi", o.code, o.follow))
+    o.code = sorted(flipped(CHOICES, "msi", o.code, o.follow))
     for name, value, low in (("--splits", o.splits, 1), ("--repeats", o.repeats, 1), ("--folds", o.folds, 2)):
         if value < low:
             raise InputError(f"{name} {value}: must be at least {low}")
@@ -2389,10 +2332,13 @@ def write_msi_report(folder, config, d, results, sizes):
             "patient; AUC over a test fold's patients, its mean over folds and repeats, then over splits (68 % range over "
             "splits); p: "
             f"two-tailed Wilcoxon against transcriptome, paired, over the splits; of {n} it can't be below "
-            f"{2 / 2 ** n:.2g}." + (f" As the authors' code: {', '.join(MSI_CODE[c] for c in config['code'])}."
+            f"{2 / 2 ** n:.2g}." + (f" As the authors' code: {', '.join(switches(CHOICES, 'msi')[c] for c in config['code'])}."
                                        if config["code"] else ""), "",
             table(("in A", "patients in B (MSI-H)", *arms), cells), ""]
     log = [as_entry(line) or {} for line in (folder / "log.jsonl").read_text().splitlines()]
+    seen = {row[0]: row for e in log for row in e.get("saw", ())}
+    text += ["Patients that each step learned from, in the test folds of hospital B (of the last split that did it):", "",
+             table(("step", "patients", "test patients of the fold", ""), seen.values()), ""] if seen else []
     r = [e["r_in_a"] for e in log if e.get("r_in_a") is not None]
     if r:
         text += [f"R of expression in A's own test folds, mean over genes and splits: {np.mean(r):.3f}.", ""]
@@ -2407,6 +2353,12 @@ def write_msi_report(folder, config, d, results, sizes):
     text += ["![AUC of each arm](arms.png)", ""]
     save_text(folder / "report.md", text)
     print(f"report: {folder / 'report.md'}")
+
+
+def choices(o):
+    """Where paper and authors' code differ or are silent, and what is done here."""
+    tiling.show_choices(CHOICES, "he2rna.py")
+    return 0
 
 
 def main(argv=None):
@@ -2445,17 +2397,14 @@ def main(argv=None):
     p, a = verb(train, "cross-validate, test significance, write the report")
     a = cohort_options(p, a, DEMO_EPOCHS)
     a("--name", default="he2rna", help="of the run, COHORT/runs/NAME (default he2rna); an interrupted run goes on")
-    a("--follow", choices=("paper", "code"), help="turn all choices that differ from it to the side of the paper or of the "
-      "authors' code (default: each as python he2rna.py choices says)")
-    a("--code", type=chosen_of(switches("train")), default=(), metavar="A,B", help="turn these choices to their other "
-      "side: " + "; ".join(f"{k}: {v}" for k, v in switches("train").items()).replace("%", "%%"))
+    tiling.add_choices(a, CHOICES, "train")
 
     p, a = verb(choices, "where paper and authors' code differ or are silent, and what is done here")
 
     p, a = verb(audit, "each choice turned alone: what it changes")
     a = cohort_options(p, a, AUDIT_EPOCHS)
-    a("--code", type=chosen_of(switches("train")), default=tuple(switches("train")), metavar="A,B", help="these choices "
-      f"alone (default all: {','.join(switches('train'))})")
+    every = tuple(dict.fromkeys(name for _, name, *_ in CHOICES))
+    a("--code", type=chosen_of(every), default=every, metavar="A,B", help=f"these choices alone (default all: {','.join(every)})")
     p.set_defaults(batch=None)
     a("--seeds", type=int, default=AUDIT_SEEDS, help=f"runs of each, --seed and those after it (default {AUDIT_SEEDS})")
 
@@ -2524,9 +2473,7 @@ def main(argv=None):
       f"{','.join(MSI_ARMS)}); the autoencoders take most of the time")
     a("--folds", type=int, default=MSI_FOLDS, help=f"in A and in B (default {MSI_FOLDS}, the paper's)")
     a("--repeats", type=int, default=MSI_REPEATS, help=f"of the cross-validation in B (default {MSI_REPEATS}, the paper's)")
-    a("--follow", choices=("paper", "code"), default="paper", help="code: all of --code's")
-    a("--code", type=chosen_of(MSI_CODE), default=(), metavar="A,B", help="do as the authors' code where it differs, to "
-      "measure what that is worth: " + "; ".join(f"{k}: {v}" for k, v in MSI_CODE.items()))
+    tiling.add_choices(a, CHOICES, "msi")
     a("--scale", choices=("log", "linear"), help="of FILE.npz's expression (default: linear where it is never negative and "
       "reaches 30, which no logarithm does)")
     a("--types", metavar="TYPE,..", help="sample_type values to use, or all (default: primary tumours)")

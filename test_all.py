@@ -2646,9 +2646,9 @@ def test_choices_are_one_table_and_wrong_names_list_the_right_ones(tmp_path, cap
         with pytest.raises(SystemExit):
             he2rna.main([command, str(tmp_path), "--code", "genes,colours"])
         assert f"colours: choose from {right}" in capsys.readouterr().err
-    assert he2rna.flipped("train", (), "paper") == ["k", "epochs"] and he2rna.flipped("train", ["bias"], None) == ["bias"]
-    assert he2rna.flipped("train", ["k"], "code") == ["colour", "genes", "padding", "relu", "k", "folds"]
-    assert he2rna.flipped("msi", (), "paper") == [] and he2rna.flipped("msi", (), "code") == list(he2rna.MSI_CODE)
+    assert tiling.flipped(he2rna.CHOICES, "train", (), "paper") == ["k", "epochs"] and tiling.flipped(he2rna.CHOICES, "train", ["bias"], None) == ["bias"]
+    assert tiling.flipped(he2rna.CHOICES, "train", ["k"], "code") == ["colour", "genes", "padding", "relu", "k", "folds"]
+    assert tiling.flipped(he2rna.CHOICES, "msi", (), "paper") == [] and tiling.flipped(he2rna.CHOICES, "msi", (), "code") == list(tiling.switches(he2rna.CHOICES, "msi"))
 
 
 @pytest.mark.parametrize("argv, words", [
@@ -2699,7 +2699,7 @@ def test_a_runs_switches_have_two_sides(tmp_path, capsys):
         assert float(r["R"]) == pytest.approx(scipy.stats.pearsonr(z["b"]["prediction"][at, g], z["b"]["truth"][at, g])[0], abs=1e-4)
     report = (runs["b"] / "report.md").read_text()
     for c in ("genes", "epochs", "bias", "pooled"):
-        assert f"{c}: {he2rna.switches('train')[c]}" in report
+        assert f"{c}: {tiling.switches(he2rna.CHOICES, 'train')[c]}" in report
     assert json.loads((runs["b"] / "config.json").read_text())["code"] == ["genes", "epochs", "bias", "pooled"]
     for name, argv in (("he2rna", ("--code", "padding")), ("c", ())):          # never a mix, either way
         with pytest.raises(tiling.InputError, match=r"other settings .*code \["):
@@ -2764,8 +2764,9 @@ def test_the_ledger_says_what_saw_test_patients_and_catches_a_planted_leak(tmp_p
         monkeypatch.setattr(he2rna, "split_folds", lambda *a: [leak(*split) for split in honest(*a)])
         assert train(tmp_path, "--epochs", "1", "--name", name, "--code", "genes,bias") == 0
         assert f"**Steps that saw test patients: {step}**" in top(name) and re.search(rf"\| {step} \| \d \| \d of 4 \| \*\*a leak\*\* \|", section(name))
-    rows, leaks = he2rna.what_saw_whom([dict(a=["p", "q"]), dict(a=["r"], b=["q"])], [["q"], ["r", "s"]])
-    assert rows == [("a", "1–2", "1 of 1–2", "**a leak**"), ("b", "0–1", "0 of 1–2", "")] and leaks == ["a"]
+    rows, leaks = tiling.what_saw_whom([dict(a=["p", "q"], c=["q"]), dict(a=["r"], b=["q"])], [["q"], ["r", "s"]], dict(c=None))
+    assert rows == [("a", "1–2", "1 of 1–2", "**a leak**"), ("c", "0–1", "0–1 of 1–2", "by design: it judges, nothing learns from it"),
+                    ("b", "0–1", "0 of 1–2", "")] and leaks == ["a"]
 
 
 def test_folds_by_site_and_the_certificate_of_a_run(tmp_path):
@@ -2795,8 +2796,8 @@ def test_folds_by_site_and_the_certificate_of_a_run(tmp_path):
 
 def test_audit_goes_on_where_it_stopped_and_is_the_runs_difference(tmp_path, monkeypatch, capsys):
     write_cohort(tmp_path, np.random.default_rng(1), patients=24)
-    audit = lambda: he2rna.main(["audit", str(tmp_path), "--features", str(tmp_path / "h5"), "--hidden", "16", "--ks", "1,5", "--device", "cpu",
-                                 "--folds", "3", "--valid", ".25", "--epochs", "2", "--seeds", "2", "--code", "colour,bias,pooled"])
+    audit = lambda *more: he2rna.main(["audit", str(tmp_path), "--features", str(tmp_path / "h5"), "--hidden", "16", "--ks", "1,5", "--device", "cpu",
+                                 "--folds", "3", "--valid", ".25", "--epochs", "2", "--seeds", "2", "--code", "colour,bias,pooled", *more])
     real_fold, trained = he2rna.train_fold, []
 
     def train_fold(*args):
@@ -2809,7 +2810,7 @@ def test_audit_goes_on_where_it_stopped_and_is_the_runs_difference(tmp_path, mon
     folder = tmp_path / "runs" / "audit"
     with pytest.raises(KeyboardInterrupt):
         audit()
-    assert "without colour: features made elsewhere" in capsys.readouterr().out and len(read_csv(folder / "audit.csv")) == 2
+    assert "without colour: features made elsewhere" in capsys.readouterr().out and len(read_csv(folder / "audit.csv")) == 2 * 3
     assert audit() == 0 and len(trained) == 13 == 1 + 4 * 3                    # default and bias, 2 seeds, 3 folds; pooled has default's models
     stamps, first = {p: p.stat().st_mtime_ns for p in folder.rglob("*.pt")}, (folder / "audit.csv").read_bytes()
     text = (folder / "audit.md").read_text()
@@ -2817,18 +2818,21 @@ def test_audit_goes_on_where_it_stopped_and_is_the_runs_difference(tmp_path, mon
     assert (folder / "audit.csv").read_bytes() == first and (folder / "audit.md").read_text() == text
     value = lambda name, seed: np.mean([np.mean([float(r["R"]) for r in read_csv(folder / f"{name}-seed{seed}" / "genes.csv") if r["project"] == p and r["R"]])
                                         for p in "XY"])
-    rows = {(r["choice"], int(r["seed"])): r for r in read_csv(folder / "audit.csv")}
+    rows = {(r["choice"], int(r["seed"])): r for r in read_csv(folder / "audit.csv") if r["measure"] == "R"}
     assert list(rows) == [(name, s) for name in ("default", "bias", "pooled") for s in (0, 1)]
     for (name, s), r in rows.items():
-        assert float(r["mean_R"]) == pytest.approx(value(name, s), abs=2e-6)
-        assert float(r["change_R"]) == pytest.approx(value(name, s) - value("default", s), abs=4e-6) and (r["seconds"] == "") == (name == "pooled")
-    change = [float(rows["bias", s]["change_R"]) for s in (0, 1)]
-    assert f"| {np.mean(change):+.3f} ± {np.std(change, ddof=1):.3f} ({min(change):+.3f} to {max(change):+.3f}) |" in text
-    assert "| pooled | one R over the test slides of all folds |" in text and "models of the default" in text
+        assert float(r["value"]) == pytest.approx(value(name, s), abs=2e-6)
+        assert float(r["change"]) == pytest.approx(value(name, s) - value("default", s), abs=4e-6) and (r["seconds"] == "") == (name == "pooled")
+    low, high = scipy.stats.t.interval(.95, 1, *(lambda v: (v.mean(), v.std(ddof=1) / 2 ** .5))(np.array([float(rows["bias", s]["change"]) for s in (0, 1)])))
+    assert f" ({low:+.3f} to {high:+.3f}) |" in text and "| pooled | one R over the test slides of all folds |" in text
     same = [np.load(folder / f"{name}-seed1" / "predictions.npz")["prediction"] for name in ("default", "pooled")]
     assert (same[0] == same[1]).all()
+    assert audit("--code", "merged", "--seeds", "1") == 0                      # one more choice beside the others
+    assert [r["choice"] for r in read_csv(folder / "audit.csv") if r["measure"] == "HS"] == ["default"] * 2 + ["bias"] * 2 + ["merged"] + ["pooled"] * 2
+    with pytest.raises(tiling.InputError, match="other settings .epochs 2 -> 3"):
+        audit("--epochs", "3")
     with pytest.raises(tiling.InputError, match="--seeds 0"):
-        he2rna.main(["audit", str(tmp_path), "--seeds", "0"])
+        audit("--seeds", "0")
 
 
 def test_killed_training_goes_on(tmp_path):

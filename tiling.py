@@ -51,7 +51,7 @@ import numpy as np
 import openslide
 import torch
 from PIL import Image, ImageDraw
-from scipy import ndimage, sparse
+from scipy import ndimage, sparse, special
 from scipy.spatial import cKDTree
 from torch import nn
 
@@ -103,6 +103,7 @@ INK, RULE, POINT = "#222222", "#bbbbbb", "#00429d"     # of text, of frames, of 
 OUTLINE = "red"               # of what a pathologist has drawn              [HistCode Fig. 10]
 BLUE, ORANGE = "#0072B2", "#D55E00"    # told apart by any eye: Okabe & Ito                                [ours]
 ENCODERS = {"resnet50": 4, "resnet50-stage3": 3}   # name -> stages; 3: "the first four main layers" [HistCode Methods]
+COUNTS = ("HS", "BH", "mistakes") # measures of an audit that are counted
 ENCODER_VERSION = 1           # of the checkpoints that histcode.py pretrain writes                        [ours]
 
 
@@ -1330,7 +1331,8 @@ def make_features(cohort, slides, o, into=None):
         return failed
     say_anew(folder, anew)
     net = prepare_encoder(net or get(), device, settings["precision"])
-    save_json(folder / "settings.json", settings)
+    learned = None if o.encoder in ENCODERS or is_script(o.encoder) else read_encoder(o.encoder).get("patients")
+    save_json(folder / "settings.json", {**settings, "encoder_saw": learned})
     stains, changed, current = {}, {}, threading.local()
     if settings["colour"] == "macenko":
         tick = progress("stains", len(jobs), "slides")
@@ -1663,6 +1665,144 @@ def every_tile(run, o, home, into, source, name):
     if failed or side.get("weights") != wanted:
         raise InputError(failed.get(name) or f"--weights: {side.get('weights')}, the run has {wanted}")
     return into / "all-tiles"
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# What an auditor is shown: choices of the method, whom each step learned from, what each choice is worth.
+# A row of CHOICES (a table in he2rna.py, one in histcode.py): command, name, paper, authors' code, ours, other side, tag.
+# ---------------------------------------------------------------------------------------------------------------------
+def switches(choices, command):
+    """{name for --code: what is done where it is given} of one command."""
+    return {name: dict(paper=paper, code=code).get(other, other)
+            for c, name, paper, code, _, other, _ in choices if c == command}
+
+
+def flipped(choices, command, names, follow):
+    """The choices that --code names or --follow paper|code turns to their other side, in the table's order."""
+    return [name for c, name, *_, other, _ in choices if c == command and (name in names or other == follow)]
+
+
+def chosen_of(known):
+    """A type for argparse: names of `known`, separated by commas, in its order."""
+    def names(text):
+        asked = [t.strip() for t in text.split(",")]
+        if set(asked) - set(known):
+            raise argparse.ArgumentTypeError(f"{few(sorted(set(asked) - set(known)))}: choose from {', '.join(known)}")
+        return tuple(k for k in known if k in asked)
+    return names
+
+
+def add_choices(a, choices, command):
+    """The options --follow and --code of a command."""
+    a("--follow", choices=("paper", "code"), help="turn all choices that differ from it to the side of the paper or of the "
+      "authors' code (default: each as the verb `choices` says)")
+    a("--code", type=chosen_of(switches(choices, command)), default=(), metavar="A,B", help="turn these choices to their "
+      "other side, to see what they are worth: "
+      + "; ".join(f"{k}: {v}" for k, v in switches(choices, command).items()).replace("%", "%%"))
+
+
+def show_choices(choices, program):
+    """Print the table: what paper and authors' code say, what is done here, what --code NAME turns it to."""
+    width, header = (21, 26, 28, 21, 20), ("command, name", "the paper", "the authors' code", "ours", "--code turns it to")
+    rows = [(f"{c} {name}", paper, code, f"{ours} {tag}", {"code": "the code's", "paper": "the paper's"}.get(other, other))
+            for c, name, paper, code, ours, other, tag in choices]
+    for row in (header, *rows):
+        cells = [textwrap.wrap(cell, w) for cell, w in zip(row, width)]
+        for i in range(max(map(len, cells))):
+            print(" ".join(f"{cell[i] if i < len(cell) else '':{w}}" for cell, w in zip(cells, width)).rstrip())
+        print("-" * (sum(width) + len(width) - 1) if row is header else "")
+    print(f"One or several: python {program} {choices[0][0]} COHORT --code NAME,..; a whole side: --follow paper|code."
+          f"\nWhat each is worth on a cohort: python {program} audit [COHORT]")
+
+
+def saw(ledger, step, whom):
+    """Leak ledger, {step: sorted list}: put down whom a step learned from, where it does. what_saw_whom reads it."""
+    ledger[step] = sorted({*ledger.get(step, ()), *np.asarray(whom).tolist()})
+
+
+def encoder_saw(cohort, source):
+    """Patients whose tiles an encoder learned from: known of those of histcode.py pretrain, nobody here for ImageNet's and
+    random weights; None where it is not known (files, features made elsewhere)."""
+    made = {} if isinstance(source, Path) else load_json(Path(cohort) / "features" / source / "settings.json") or {}
+    return [] if made.get("weights") in ("imagenet", "random") else made.get("encoder_saw")
+
+
+def what_saw_whom(ledgers, tested, remarks):
+    """Leak ledger of a run -> rows (step, patients seen, of them test patients of the fold, remark), and the steps that saw
+    any of those without leave. ledgers: {step: patients} of each fold; tested: its test patients; remarks: {step: why it
+    may, or None: it judges and teaches nothing}."""
+    rows, leaks = [], []
+    span = lambda values: "–".join(map(str, sorted({min(values), max(values)})))
+    for step in dict.fromkeys(step for ledger in ledgers for step in ledger):
+        seen, name = [set(ledger.get(step, ())) for ledger in ledgers], step.split(": ")[-1]
+        test = [len(s & set(t)) for s, t in zip(seen, tested)]
+        judges = name in remarks and remarks[name] is None
+        rows.append((step, span(list(map(len, seen))), f"{span(test)} of {span(list(map(len, tested)))}",
+                     "by design: it judges, nothing learns from it" if judges else
+                     remarks.get(name, "**a leak**") if any(test) else ""))
+        leaks += [step] if any(test) and not judges else []
+    return rows, leaks
+
+
+def ledger_lines(ledgers, tested, remarks, encoder):
+    """(lines for the top of a report, its section "What saw whom"). encoder: of encoder_saw."""
+    ledgers = [{**({"encoder, without labels": encoder} if encoder else {}), **ledger} for ledger in ledgers]
+    rows, leaks = what_saw_whom(ledgers, tested, {"encoder, without labels": "their tiles, no label or expression", **remarks})
+    return ([f"**Steps that saw test patients: {', '.join(leaks)}** (What saw whom, below).", ""] if leaks else [],
+            ["## What saw whom", "", "Patients that each step of each fold learned from, put down where it did (least to most "
+             "over the folds). Otsu's threshold, Macenko's stains and the k-means of super-tiles learn from one slide alone, "
+             "Macenko's reference is published" + ("." if encoder is not None else "; whom the encoder learned from is not "
+                                                   "known here."), "",
+             table(("step", "patients", "test patients of its fold", ""), rows), ""])
+
+
+def run_audit(folder, jobs, texts, settings, what):
+    """Run the default and each choice alone, and write what a choice changes after each. Returns the exit status.
+
+    jobs: {(command, "default" or choice, seed): a function -> ({measure: value}, seconds or None, exit status)}, which goes
+    on where it stopped; texts {command: {choice: what it is turned to}}; settings: those all have in common, of which the
+    folder's must be; what: a line for the report. audit.csv keeps the choices of earlier commands.
+    """
+    claim_folder(folder, settings, "audit.csv")
+    done, status = {}, 0
+    for row in read_rows(folder / "audit.csv")[1] if (folder / "audit.csv").is_file() else []:
+        done.setdefault((row[0], row[1], int(row[2])), ({}, number(row[6])))[0][row[3]] = number(row[4])
+    for i, ((command, name, seed), job) in enumerate(jobs.items()):
+        print(f"\n--- {command}, {name}, seed {seed} ({i + 1} of {len(jobs)})", flush=True)
+        *done[command, name, seed], failed = job()
+        status |= failed
+        write_audit(folder, done, texts, what)
+    return status
+
+
+def write_audit(folder, done, texts, what):
+    """audit.csv, a row per run and measure, and audit.md, a row per choice: the difference from the default run of the same
+    seed, its mean and 95 % interval over seeds (Student's t). done: {(command, choice, seed): ({measure: value}, seconds)}."""
+    order = {(c, name): i for i, (c, name) in enumerate((c, name) for c in texts for name in ("default", *texts[c]))}
+    keys = sorted(done, key=lambda k: (order[k[:2]], k[2]))
+    change = {k: {m: v - done[k[0], "default", k[2]][0][m] for m, v in done[k][0].items()} for k in keys}
+    text = lambda v: "" if v is None or np.isnan(v) else f"{v:.6g}"
+    save_csv(folder / "audit.csv", ("command", "choice", "seed", "measure", "value", "change", "seconds"),
+             ((*k, m, text(v), text(change[k][m]), text(done[k][1])) for k in keys for m, v in done[k][0].items()))
+    lines = ["# What each choice is worth", "", what, ""]
+    for command in dict.fromkeys(k[0] for k in keys):
+        measures, rows = list(next(done[k][0] for k in keys if k[0] == command)), []
+        for name in dict.fromkeys(k[1] for k in keys if k[0] == command):
+            own = [k for k in keys if k[:2] == (command, name)]
+            of, sign = ({k: done[k][0] for k in own}, "") if name == "default" else (change, "+")
+            seconds = [done[k][1] for k in own]
+            rows.append((name, texts[command].get(name, "as it is"),
+                         *(over_seeds([of[k][m] for k in own], 1 if m in COUNTS else 3, sign) for m in measures), len(own),
+                         "" if None in seconds or np.isnan(seconds).any() else clock(np.mean(seconds))))
+        lines += [f"## {command}", "", table(("choice", "turned to", *measures, "seeds", "time of one"), rows), ""]
+    save_text(folder / "audit.md", lines)
+
+
+def over_seeds(values, digits, sign=""):
+    """'mean (95 % interval over seeds)', by Student's t."""
+    v, text = np.array(values, float), lambda number: f"{number:{sign}.{digits}f}"
+    half = special.stdtrit(len(v) - 1, .975) * v.std(ddof=1) / len(v) ** .5 if len(v) > 1 else 0
+    return text(v.mean()) + (f" ({text(v.mean() - half)} to {text(v.mean() + half)})" if len(v) > 1 else "")
 
 
 # ---------------------------------------------------------------------------------------------------------------------
