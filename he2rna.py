@@ -131,6 +131,9 @@ CHOICES = (
      "subtypes count, not LUNG, KIDN and UTER", "[HE2RNA Table 1]"),
     ("train", "pooled", "R of each fold, their mean", "the same", "the paper's", "one R over the test slides of all folds",
      "[HE2RNA Methods, Training and evaluation]"),
+    ("finetune", "--epochs", "50", "100, or 30 without a better R", "the paper's", "--epochs 100",
+     "[HE2RNA Methods, Training and evaluation]"),
+    ("msi", "--project", "COAD", "COAD and READ pooled", "all of the cohort", "--project COAD,READ", "[ours]"),
     ("msi", "scaling", "silent", "features scaled over the whole cohort, its test patients too", "over training patients",
      "code", "[ours]"),
     ("msi", "genes", "those of positive median over the cohort's samples", "genes chosen by their median over the whole "

@@ -2639,7 +2639,7 @@ def test_choices_are_one_table_and_wrong_names_list_the_right_ones(tmp_path, cap
     said = capsys.readouterr().out
     assert max(map(len, said.splitlines())) <= 120
     names = [(c, name) for c, name, *_ in he2rna.CHOICES]
-    assert len(set(names)) == len(names) == 15 and all(f"{c} {name}" in said for c, name in names)
+    assert len(set(names)) == len(names) == 17 and all(f"{c} {name}" in said for c, name in names)
     assert all(re.fullmatch(r"\[(HE2RNA.*|ours)\]", row[-1]) for row in he2rna.CHOICES)
     for command, right in (("train", "colour, genes, padding, relu, k, folds, epochs, bias, merged, pooled"),
                            ("audit", "colour, genes, padding"), ("msi", "scaling, genes, autoencoder, epochs, msi-l")):

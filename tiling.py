@@ -1670,11 +1670,12 @@ def every_tile(run, o, home, into, source, name):
 # ---------------------------------------------------------------------------------------------------------------------
 # What an auditor is shown: choices of the method, whom each step learned from, what each choice is worth.
 # A row of CHOICES (a table in he2rna.py, one in histcode.py): command, name, paper, authors' code, ours, other side, tag.
+# A name that begins with -- is an option that has been there anyway: the table shows it, --code and audit don't take it.
 # ---------------------------------------------------------------------------------------------------------------------
 def switches(choices, command):
     """{name for --code: what is done where it is given} of one command."""
     return {name: dict(paper=paper, code=code).get(other, other)
-            for c, name, paper, code, _, other, _ in choices if c == command}
+            for c, name, paper, code, _, other, _ in choices if c == command and not name.startswith("--")}
 
 
 def flipped(choices, command, names, follow):
