@@ -99,9 +99,8 @@ MSI_ARMS = {"transcriptome": "transcriptome of A", "direct": "direct, one networ
 #   direct networks as A has folds, hence as many as stand behind its representation                    [ours]
 MSI_LINES = {"transcriptome": ("tab:blue", "-"), "direct": ("tab:red", "-"), "ensemble": ("tab:red", "--"),
              "autoencoder-a": ("tab:grey", "-"), "autoencoder-b": ("tab:grey", "--")}    # blue and red [HE2RNA Fig. 5b]; others [ours]
-AUDIT_EPOCHS = 12            # of each run of audit on the simulated cohort: all in a quarter of an hour; in      [ours]
-AUDIT_BATCH = 4              # batches of 4, for with 16 so few epochs learn little: 15 genes by HS, not 4        [ours]
-AUDIT_SEEDS = 3              #                                                                [ours]
+AUDIT_EPOCHS = 12            # of each run of audit on the simulated cohort: all in a quarter of an hour        [ours]
+AUDIT_SEEDS = 3              # runs of each choice                                       [ours]
 VERSION = 2                  # of a run's files; another is refused     [ours]
 
 
@@ -112,38 +111,41 @@ VERSION = 2                  # of a run's files; another is refused     [ours]
 # A row: command and name for its --code NAME,..; the paper; the authors' code; ours; the other side, which --code turns
 # this one choice to (code or paper: that side, as --follow does with all of its; else in words); the tag of ours.
 CHOICES = (
-    ("train", "colour", "silent", "each channel of each tile shifted and stretched to 0..255", "as on the slide", "code",
-     "[ours]"),
-    ("train", "genes", "those of positive median over all samples", "no such filter on this path", "the paper's", "code",
-     "[HE2RNA Methods, Cleaning]"),
-    ("train", "padding", "not mentioned", "padded rows of zeros score 0 and compete: tiles of -1, -2, -3 give 0 for every "
-     "k", "padding never counts: -1 for k = 1", "code", "[ours]"),
+    ("train", "colour", "silent", "each channel of each tile shifted and stretched to 0..255",
+     "as on the slide", "code", "[ours]"),
+    ("train", "genes", "those of positive median over all samples", "no such filter on this path",
+     "the paper's", "code", "[HE2RNA Methods, Cleaning]"),
+    ("train", "padding", "silent", "padded rows of zeros score 0 and compete: tiles of -1, -2, -3 give 0 for every k",
+     "padding never counts: tiles of -1, -2, -3 give -1 for k = 1", "code", "[ours]"),
     ("train", "relu", "silent", "predictions pass a ReLU before metrics", "no ReLU", "code", "[ours]"),
-    ("train", "k", "a k drawn \"at every iteration and for every gene\"", "one k an iteration, for all genes", "the code's",
-     "paper", "[HE2RNA code]"),
-    ("train", "folds", "5, patients whole, projects evenly spread", "5 of the sorted patients, blind to projects; 10 % of "
-     "the others choose the epoch", "the paper's", "code", "[HE2RNA Methods, Training and evaluation]"),
-    ("train", "epochs", "a fixed number of epochs, all training patients learn", "the best epoch by R of a part of the "
-     "training patients, who do not learn", "the code's, of at most the paper's epochs", "paper", "[HE2RNA code]"),
-    ("train", "bias", "silent", "the last bias starts at the training mean", "the code's", "the last bias starts as torch "
-     "draws it", "[HE2RNA code]"),
-    ("train", "merged", "LUNG, KIDN and UTER count, not their subtypes", "the same", "the paper's; subtypes stand beside",
-     "subtypes count, not LUNG, KIDN and UTER", "[HE2RNA Table 1]"),
-    ("train", "pooled", "R of each fold, their mean", "the same", "the paper's", "one R over the test slides of all folds",
-     "[HE2RNA Methods, Training and evaluation]"),
-    ("finetune", "--epochs", "50", "100, or 30 without a better R", "the paper's", "--epochs 100",
-     "[HE2RNA Methods, Training and evaluation]"),
+    ("train", "k", "a k drawn \"at every iteration and for every gene\"", "one k an iteration, for all genes",
+     "the code's", "paper", "[HE2RNA code]"),
+    ("train", "folds", "5, patients whole, projects evenly spread",
+     "5 of the sorted patients, blind to projects; 10 % of the others choose the epoch",
+     "the paper's", "code", "[HE2RNA Methods, Training and evaluation]"),
+    ("train", "epochs", "a fixed number of epochs, all training patients learn",
+     "the best epoch by R of a part of the training patients, who do not learn",
+     "the code's, of at most the paper's epochs", "paper", "[HE2RNA code]"),
+    ("train", "bias", "silent", "the last bias starts at the training mean",
+     "the code's", "the last bias starts as torch draws it", "[HE2RNA code]"),
+    ("train", "merged", "LUNG, KIDN and UTER count, not their subtypes", "the same",
+     "the paper's; subtypes stand beside", "subtypes count, not LUNG, KIDN and UTER", "[HE2RNA Table 1]"),
+    ("train", "pooled", "R of each fold, their mean", "the same",
+     "the paper's", "one R over the test slides of all folds", "[HE2RNA Methods, Training and evaluation]"),
+    ("finetune", "--epochs", "50", "100, or 30 without a better R",
+     "the paper's", "--epochs 100", "[HE2RNA Methods, Training and evaluation]"),
     ("msi", "--project", "COAD", "COAD and READ pooled", "all of the cohort", "--project COAD,READ", "[ours]"),
-    ("msi", "scaling", "silent", "features scaled over the whole cohort, its test patients too", "over training patients",
-     "code", "[ours]"),
-    ("msi", "genes", "those of positive median over the cohort's samples", "genes chosen by their median over the whole "
-     "cohort", "by hospital A's median", "code", "[ours]"),
+    ("msi", "scaling", "silent", "features scaled over the whole cohort, its test patients too",
+     "features scaled over training patients", "code", "[ours]"),
+    ("msi", "genes", "those of positive median over the cohort's samples",
+     "genes chosen by their median over the whole cohort", "genes chosen by hospital A's median", "code", "[ours]"),
     ("msi", "autoencoder", "trained on A or on B", "autoencoder B learns from all of hospital B, its test patients too",
-     "training patients of B", "code", "[ours]"),
-    ("msi", "epochs", "50", "autoencoders trained for 100 epochs", "the paper's", "code", "[HE2RNA Methods, MSI status]"),
+     "autoencoder B learns from training patients of B", "code", "[ours]"),
+    ("msi", "epochs", "50", "autoencoders trained for 100 epochs",
+     "the paper's", "code", "[HE2RNA Methods, MSI status]"),
     ("msi", "msi-l", "counts as not MSI-H", "MSI-L left out", "the paper's", "code", "[HE2RNA Methods, MSI status]"))
 AUDIT_MSI = dict(splits=5, ratios=(Fraction(3, 4),), arms=("transcriptome", "direct", "autoencoder-b"), repeats=MSI_REPEATS,
-                 folds=MSI_FOLDS)                                              # [ours]
+                 folds=MSI_FOLDS)    # the study of an audit: short, where B is small        [ours]
 MAY_SEE = {"gene filter": "as the paper words it, over all samples: it decides which genes are asked for",
            "untrained null": None}   # steps that see test patients, why they may; None: they judge, nothing learns from them
 SAME_MODELS = ("merged", "pooled")   # they judge otherwise: nothing is trained again for them
@@ -298,9 +300,11 @@ def rank_weights(n, ks):
 # k << T: M is sparse, and both products are sums of a few rows (embedding_bag). Else M is rebuilt, a block of genes at a
 # time, for two matrix products. k >= T: the mean of the scores is the score of the mean. All three are exact.
 def by_rows(function, scores):
-    """A numpy function of the rows of a CPU tensor, spread over torch's threads. numpy's sort and partition use the vector
-    unit: 12 and 16 µs for a gene of 8,000 tiles, where torch's take 80 and 440."""
-    n = torch.get_num_threads()
+    """A numpy function of the rows of a CPU tensor, spread over torch's threads where that pays (they take .5 ms to start).
+    numpy's sort and partition use the vector unit: 12 and 16 µs for a gene of 8,000 tiles, where torch's take 80 and 440."""
+    n = torch.get_num_threads() if scores.numel() > 2 ** 17 else 1
+    if n == 1:
+        return torch.from_numpy(function(scores.numpy()))
     with ThreadPoolExecutor(n) as pool:
         return torch.from_numpy(np.concatenate(list(pool.map(lambda rows: function(rows.numpy()), scores.chunk(n)))))
 
@@ -491,7 +495,7 @@ def train_fold(model, bags, y, projects, train, valid, o, fold, folder):
     every draw of an epoch comes from (seed, fold, epoch): a run that was interrupted ends as one that was not.
     """
     device, state_file, log = next(model.parameters()).device, folder / f"fold{fold}.state.pt", folder / "log.jsonl"
-    optimizer = torch.optim.Adam(model.parameters(), lr=o.lr)
+    optimizer = torch.optim.Adam(model.parameters(), lr=o.lr, fused=True)        # one pass over memory, not seven
     state = dict(epoch=0, best_score=-np.inf, best_epoch=0, best=None, seconds=0.0, saw={})
     if state_file.is_file():
         state = tiling.load_checkpoint(state_file, device)
@@ -1772,12 +1776,11 @@ def train(o):
 
 def audit(o):
     """The default once per seed, then each choice of train and msi alone, same seeds -> COHORT/runs/audit/audit.md. Without a
-    cohort: on the simulated one, in fewer epochs and small batches."""
+    cohort: on the simulated one, in fewer epochs."""
     if o.seeds < 1:
         raise InputError(f"--seeds {o.seeds}: must be at least 1")
     start, demo, folder = time.time(), o.cohort is None, Path(o.cohort or "demo") / "runs" / "audit"
     o.epochs = (AUDIT_EPOCHS if demo else EPOCHS) if o.epochs is None else o.epochs
-    o.batch = (AUDIT_BATCH if demo else BATCH_SLIDES) if o.batch is None else o.batch
     texts, seeds = {c: switches(CHOICES, c) for c in ("train", "msi")}, range(o.seed, o.seed + o.seeds)
     asked = {c: [name for name in texts[c] if name in o.code] for c in texts}
     if o.features and "colour" in asked["train"]:
@@ -2408,7 +2411,6 @@ def main(argv=None):
     a = cohort_options(p, a, AUDIT_EPOCHS)
     every = tuple(dict.fromkeys(name for _, name, *_ in CHOICES))
     a("--code", type=chosen_of(every), default=every, metavar="A,B", help=f"these choices alone (default all: {','.join(every)})")
-    p.set_defaults(batch=None)
     a("--seeds", type=int, default=AUDIT_SEEDS, help=f"runs of each, --seed and those after it (default {AUDIT_SEEDS})")
 
     p, a = verb(finetune, "go on with all tiles, for all or chosen genes")

@@ -830,8 +830,8 @@ class SlideModel(nn.Module):
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Training on frozen features  [HistCode Methods: "only the parameters of the gated-attention pooling and downstream linear
-# layers were updated"]. M networks of one kind (folds, repeats, genes) learn as one with a leading model dimension (vmap):
-# each has its own weights; either each its own bags in its own order, or all the same. [ours]
+# layers were updated"]. Each network has its own weights; either each its own bags in its own order, or all the same.
+# M networks of one kind (folds, repeats, genes) learn as one with a leading model dimension (vmap). [ours]
 # ---------------------------------------------------------------------------------------------------------------------
 def cross_entropy(out, y):
     """Of every stream, their mean: out (M, b, streams, C), y (M, b) classes -> (M, b). [HistCode eq. 7]"""

@@ -60,8 +60,8 @@ def pearson(a, b):
     """Pearson R of each gene: column j of a with column j of b.
 
     a, b (n, G) -> (G,) float64 in [-1, 1]; or (n,), (n,) -> float. Any number type, summed in float64.
-    nan where n < 2, where either column is constant (up to the rounding of its own type, so pass
-    predictions as computed), or holds a NaN or an infinity: that gene has no R. [ours]
+    nan where n < 2.
+    A gene has no R (nan) where it or its prediction is constant to rounding, or holds a NaN or an infinity. [ours]
     Within one cancer only: over pooled cancers R measures the recognition of the organ.
     [HE2RNA Methods, Training and evaluation]
     """
@@ -343,7 +343,7 @@ def shifts(coords_list, n, seed):
     coords_list: (m_s, 2) locations of each slide s, m_s > 0, any unit -> yields n index arrays (sum m_s,): a[index] is
     a moved. Each slide's locations go round a torus (their bounding box and one spacing) by one random
     vector, and each location takes the value of the moved one now nearest. Values stay in their slide; some come
-    twice, some never. As if neighbours were independent, a shuffle would make p too small. [ours]
+    twice, some never. Maps are moved, not shuffled: neighbours are alike, and a shuffle would make p too small. [ours]
     """
     rng, trees, first = np.random.default_rng(seed), [], 0
     for xy in coords_list:
@@ -638,8 +638,8 @@ def random_lists(members, bins, n_lists, rng):
     """Random gene lists like a signature: as long, with as many genes of each bin, no gene twice. (n_lists, s) int.
 
     members (s,) gene numbers; bins (m,) int of all genes to draw from (`expression_bins`, or all equal: any gene).
-    Dealt like cards: a bin's genes are shuffled and cut into hands. Each list is a uniform draw; those of one shuffle have
-    no gene in common, which leaves the expected count of lists, and so p, as with independent ones. [ours]
+    Each list is a uniform draw: a bin's genes are shuffled and cut into hands, as cards.
+    So lists of one shuffle share no gene, which leaves the expected count of lists, and p, as with independent ones. [ours]
     """
     hands = []
     for b, s in zip(*np.unique(bins[members], return_counts=True)):

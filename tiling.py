@@ -346,8 +346,8 @@ def read_places(folder, slide, mpp):
 def ordered_map(function, jobs, workers):
     """(job, result or exception) in the order of the jobs; `workers` threads work ahead of the reader.
 
-    Threads are enough: OpenSlide and Pillow release Python's lock. The order, hence every result, does not depend on
-    their number. [ours]
+    Threads are enough: OpenSlide and Pillow release Python's lock.
+    The order, hence every result, does not depend on the number of workers. [ours]
     """
     with ThreadPoolExecutor(max(1, workers)) as pool:
         ahead, jobs = deque(), iter(jobs)
@@ -519,8 +519,8 @@ def stain_map(rgb, valid=None):
 
     rgb (h, w, 3) uint8 at about 8 µm per pixel. Optical density of each channel against the colour of the glass (the bright
     flat part; a crop from within the tissue has none), largest minus smallest channel: uneven or grey light dims all
-    channels alike and cancels, a tint is divided out, haematoxylin and eosin remain. The papers name Otsu but not its
-    image. [ours]
+    channels alike and cancels, a tint is divided out, haematoxylin and eosin remain.
+    Otsu's threshold is of this stain, for the papers name Otsu but not the image it is of. [ours]
     """
     x = ndimage.uniform_filter(rgb.astype(np.float32), (3, 3, 0))              # sensor and JPEG noise
     ok = x.max(2) >= BLACK_LEVEL                                               # (h, w)
@@ -704,7 +704,7 @@ def macenko_stains(od):
     """Densities of pixels (n, 3) -> unit vectors of haematoxylin and eosin (2, 3) and their 99th percentiles (2,).
 
     The stains are the two extreme directions in the plane that holds most of the density. None where fewer than STAINED
-    of the pixels are dense, or the extremes lie within MIN_ANGLE: one stain, or one colour, tells no plane. [ours]
+    of the pixels are dense, or the two stains lie within MIN_ANGLE: one stain, or one colour, tells no plane. [ours]
     Dense in each channel, as in the common implementations: dense in their mean lets in so much pale noise that eosin's
     red falls to zero or below on real slides. The plane holds the origin, no dye; theirs is centred (under 3 degrees).
     The percentiles are of the dense pixels, so that they do not depend on how much glass is around. [ours]
@@ -912,8 +912,7 @@ def calibrate(net, seed):
 
 
 class Script(nn.Module):
-    """A TorchScript file as an encoder: (B, 3, 224, 224) RGB normalised as ImageNet -> (B, D); bfloat16 by autocast.
-    [ours]"""
+    """Any TorchScript file as an encoder: (B, 3, 224, 224) RGB normalised as ImageNet -> (B, D). bfloat16: autocast. [ours]"""
 
     def __init__(self, net, device):
         super().__init__()
