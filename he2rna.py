@@ -6,6 +6,8 @@ every tile for every gene; the slide's prediction is the mean of the k highest t
 iteration. Cross-validated by patient, R per gene within each cancer, significance corrected over all genes. The file
 reads in the order of the paper's Methods; the commands stand at its end.
 
+    python he2rna.py expression GDC_DIR --sheet FILE --out COHORT/expression.npz     GDC downloads -> expression table
+    python he2rna.py samples COHORT --sheet FILE     TCGA slides and that table -> samples.csv
     python he2rna.py train                   draws a simulated cohort into demo/, trains on it, writes a report
     python he2rna.py train COHORT            your slides and expression table -> per-gene, per-cancer report
     python he2rna.py train COHORT --features DIR     the same from features made elsewhere (CLAM/TRIDENT .h5)
@@ -73,8 +75,19 @@ VALID_SHARE = 0.1            # of the training patients, for stopping   [HE2RNA 
 ALPHA = 0.05                 # after correction over genes              [HE2RNA Methods, Statistics]
 DEMO_EPOCHS = 60             # on the simulated cohort: a lesson's time [ours]
 DEMO_VALID = 0.3             # there: R over the 7 slides of a tenth is chance, and stops at the wrong epoch [ours]
-PRIMARY = ("primary tumor", "primary tumour", "tumor", "tumour", "01")  # sample_type values meant by the
+PRIMARY = ("primary tumor", "primary tumour", "tumor", "tumour")   # sample_type values, or 01, meant by the
 #                              "samples from primary tumors only"       [HE2RNA Methods, TCGA Pan-Cancer Dataset]
+SAMPLE_TYPES = {"01": "Primary Tumor", "02": "Recurrent Tumor", "03": "Primary Blood Derived Cancer - Peripheral Blood",
+                "05": "Additional - New Primary", "06": "Metastatic", "07": "Additional Metastatic",
+                "11": "Solid Tissue Normal"}  # characters 14-15 of a TCGA barcode, as the GDC's sheets spell them
+FPKM_UQ = re.compile(r"(\.FPKM-UQ\.txt|_star_gene_counts\.tsv)(\.gz)?$")   # GDC's files of it: to release 31, from 32
+UQ_COLUMN = "fpkm_uq_unstranded"
+UQ_GENES = 19029             # release 32 divides FPKM-UQ by it: the protein-coding genes on autosomes. The upper quartile of
+UQ_BORDER = 1000             # a file's positive values is near 1e5 before and 5 since: between them         [ours]
+UQ_LEAST = 1000              # positive values that tell it                                                 [ours]
+SLIDE_BARCODE = re.compile(r"(TCGA-\w\w-\w{4})-(\d\d)([A-Z])-\d\d-(DX|TS|BS|MS)")     # patient, type, vial, kind
+FROZEN = ("TS", "BS", "MS")  # slides of the frozen block, its top, bottom or middle; DX: diagnostic, FFPE, the paper's
+#                              choice [HE2RNA Methods, TCGA Pan-Cancer Dataset]; HistCode: frozen [HistCode Methods]
 MERGED = {"LUNG": ("LUAD", "LUSC"), "KIDN": ("KICH", "KIRC", "KIRP"), "UTER": ("UCS", "UCEC")}  # [HE2RNA Table 1]
 NULL_MODELS = 3              # untrained models behind the null         [ours; the paper has one]
 SMALL_FOLD = 8               # test slides of a cancer; with fewer the report warns [ours]
@@ -194,30 +207,167 @@ def join(samples, key, ids, path="expression"):
                                                         f"expression rows ({key}) without a slide": unused}
 
 
-def select(samples, types, project):
+def select(samples, types, project, what="slide", path="samples.csv"):
     """Rows of primary tumours (or of the given sample types), and of one project. -> (rows, what was left out)."""
-    left = {}
+    left, kind = {}, lambda text: SAMPLE_TYPES.get(text.strip(), text.strip()).lower()
     if "sample_type" in samples[0] and types != "all":
-        wanted = [t.strip().lower() for t in types.split(",")] if types else PRIMARY
-        kept = [s for s in samples if s["sample_type"].lower() in wanted]
-        if not kept or types and set(wanted) - {s["sample_type"].lower() for s in kept}:
+        wanted = list(map(kind, types.split(","))) if types else PRIMARY
+        kept = [s for s in samples if kind(s["sample_type"]) in wanted]
+        if not kept or types and set(wanted) - {kind(s["sample_type"]) for s in kept}:
             there = ", ".join(sorted({s["sample_type"] for s in samples}))
-            raise InputError(f"no slide has sample_type {', '.join(wanted)}; samples.csv has {there}: choose with --types, "
+            raise InputError(f"no {what} has sample_type {', '.join(wanted)}; {path} has {there}: choose with --types, "
                              "or --types all")
-        left["slides of other sample types than " + (types or "primary tumour")] = [
-            s["slide"] for s in samples if s["sample_type"].lower() not in wanted]
+        left[f"{what}s of other sample types than " + (types or "primary tumour")] = [
+            s[what] for s in samples if kind(s["sample_type"]) not in wanted]
         samples = kept
     if project:
         names = sorted({s["project"] for s in samples})
         wanted = [{short(p.strip()), *MERGED.get(short(p.strip()), ())} for p in project.split(",")]
         if not all(w & set(map(short, names)) for w in wanted):
-            raise InputError(f"--project {project}: samples.csv has {', '.join(names)}")
+            raise InputError(f"--project {project}: {path} has {', '.join(names)}")
         samples = [s for s in samples if short(s["project"]) in set.union(*wanted)]
     return samples, left
 
 
 def short(project):
     return project.removeprefix("TCGA-")
+
+
+# The GDC's files: one of FPKM-UQ a sample, in a folder each; whose they are stands in a sample sheet alone.
+def read_sheet(folder, path=None):
+    """(rows of a GDC sample sheet as dicts of id, file, project, patient, sample, sample_type; its path); by default the
+    folder's only one. Names of columns as the portal writes them or as R does (File.ID)."""
+    there = [Path(path)] if path else sorted(Path(folder).glob("gdc_sample_sheet*.tsv"))
+    if len(there) != 1:
+        raise InputError(f"{folder}: {len(there) or 'no'} gdc_sample_sheet*.tsv there: name the one with --sheet FILE (GDC "
+                         "portal, cart, Sample Sheet)")
+    path, (header, lines) = there[0], read_rows(there[0])
+    at = {re.sub(r"[\W_]+", " ", c).lower(): j for j, c in enumerate(header)}
+    if {"id", "filename", "md5"} <= set(at):
+        raise InputError(f"{path} is a manifest, which has no barcodes: download the Sample Sheet of the same cart (GDC portal) "
+                         "and give that as --sheet; expression checks files against --manifest")
+    wanted = dict(id="file id", file="file name", project="project id", patient="case id", sample="sample id")
+    lost = [c for c in wanted.values() if c not in at]
+    if lost or not lines:
+        raise InputError(f"{path}: " + (f"no column {', '.join(lost)}; it has {few(header) or 'nothing'}: wanted the Sample Sheet "
+                                        "of a cart (GDC portal)" if lost else "no rows"))
+    odd = next((i for i, row in enumerate(lines) if len(row) != len(header)), None)
+    if odd is not None:
+        raise InputError(f"{path}: row {odd + 1} has {len(lines[odd])} fields, the header has {len(header)}: is it whole?")
+    rows = [{name: row[at[c]].strip() for name, c in wanted.items()} for row in lines]
+    for row, line in zip(rows, lines):                                         # sheets of 2024 on have no Sample Type
+        code = re.search(r"-(\d\d)[A-Z]?$", row["sample"])
+        code = code.group(1) if code else "unknown"
+        row["sample_type"] = line[at["sample type"]].strip() if "sample type" in at else SAMPLE_TYPES.get(code, code)
+    return rows, path
+
+
+def ungzipped(name):
+    return name.removesuffix(".gz")
+
+
+def gdc_files(folder):
+    """{name without .gz: path} of the files of FPKM-UQ in a folder of downloads, at any depth; logs and .partial are none."""
+    if not Path(folder).is_dir():
+        raise InputError(f"{folder}: no such folder")
+    found = {}
+    for p in sorted(Path(folder).rglob("*")):
+        if FPKM_UQ.search(p.name) and not p.name.startswith("."):
+            if found.setdefault(ungzipped(p.name), p) != p:
+                raise InputError(f"{p} is there twice, also as {found[ungzipped(p.name)]}: remove one")
+    return found
+
+
+def read_manifest(path, found):
+    """({name: md5}, {name: what is wrong}) of the files of FPKM-UQ in a GDC manifest: each must be found, of its size."""
+    header, lines = read_rows(path)
+    if not {"filename", "md5", "size"} <= set(header):
+        raise InputError(f"--manifest {path}: no column filename, md5 or size; it has {few(header) or 'nothing'}")
+    rows = [dict(zip(header, line)) for line in lines]
+    rows = {ungzipped(row["filename"]): row for row in rows if FPKM_UQ.search(row["filename"])}
+    size = {name: found[name].stat().st_size for name in rows if name in found}
+    wrong = {name: f"{size[name]:,} bytes, the manifest says {row['size']}" if name in size else "not there"
+             for name, row in rows.items() if f"{size.get(name)}" != row.get("size")}
+    return {name: row["md5"] for name, row in rows.items()}, wrong
+
+
+def gene_name(text):
+    """An Ensembl id without its version, which differs between GENCODE 22 (to release 31) and 36 (from 32); the copy of a gene
+    on Y, ENSGR0000182378.11 in the one and ENSG00000182378.14_PAR_Y in the other, is ENSG00000182378_PAR_Y. [ours]"""
+    return re.sub(r"^(ENS[A-Z]*\d+)\.\d+", r"\1", re.sub(r"^ENSGR(\d+\.?\d*)$", r"ENSG0\1_PAR_Y", text))
+
+
+def read_gdc(path, md5=None):
+    """(gene model, {column: texts}) of one file of FPKM-UQ; the older format has two columns and no header."""
+    data = path.read_bytes()
+    if md5 and hashlib.md5(data, usedforsecurity=False).hexdigest() != md5:
+        raise InputError(f"{path}: its md5 is not the manifest's")
+    try:
+        lines = (gzip.decompress(data) if data[:2] == b"\x1f\x8b" else data).decode().splitlines()
+    except (OSError, EOFError, zlib.error, UnicodeDecodeError) as e:
+        raise InputError(f"{path}: not whole ({e})") from None
+    model = lines[0].strip("# ") if lines and lines[0].startswith("#") else "the older format"
+    rows = [line.split("\t") for line in lines if line and not line.startswith(("#", "N_"))]
+    header = rows.pop(0) if rows and "_star_gene_counts" in path.name else ["gene_id", UQ_COLUMN]
+    if not {"gene_id", UQ_COLUMN} <= set(header):
+        raise InputError(f"{path}: no column gene_id or no {UQ_COLUMN}; it begins {lines[0][:40]!r}")
+    odd = next((row for row in rows if len(row) != len(header)), None)
+    if odd or not rows:
+        raise InputError(f"{path}: " + (f"{len(odd)} columns, not {len(header)}, in {chr(9).join(odd)[:40]!r}: not whole, or "
+                                        "no file of FPKM-UQ" if odd else "no gene in it"))
+    return model, dict(zip(header, zip(*rows)))
+
+
+def gather(files, tick):
+    """The files as one table: [(path, sample, md5 or None)] -> a dict of a (n, G) float32, genes, shared (G,) bool, bad {row:
+    why}, models {gene model: its files and number of genes}, symbols [(gene, name, biotype)], scaled: files brought to scale.
+
+    Only genes of all gene models are shared [ours]. FPKM-UQ stays as it is; but where files from before and since release 32
+    meet, the newer are brought to the scale of the older, the paper's [ours].
+    """
+    a, genes, places, models, symbols, bad, quartile = None, [], {}, {}, [], {}, np.full(len(files), np.nan)
+    for i, (path, sample, md5) in enumerate(files):
+        tick()
+        try:
+            model, column = read_gdc(path, md5)
+            ids = column["gene_id"]
+            values = tiling.parse_row(column[UQ_COLUMN], ids, sample, path)
+        except InputError as e:
+            bad[i] = str(e)
+            continue
+        if (model, ids) not in places:
+            own = {gene_name(g): j for j, g in enumerate(ids)}
+            if len(own) < len(ids):
+                raise InputError(f"{path}: {len(ids) - len(own)} of its {len(ids):,} genes stand there twice")
+            if a is None:
+                genes, shared, a = list(own), np.ones(len(own), bool), np.empty((len(files), len(own)), np.float32)
+            first = models.setdefault(model, dict(path=path, genes=set(own), files=0))
+            if set(own) != first["genes"]:
+                raise InputError(f"{path} has {len(own):,} genes, {first['path']} {len(first['genes']):,}, of which "
+                                 f"{len(set(own) ^ first['genes']):,} are not in both, though both are of {model}: one of them is "
+                                 "not whole or was changed; download both again")
+            places[model, ids] = np.array([own.get(g, 0) for g in genes])
+            shared &= [g in own for g in genes]
+            if "gene_name" in column and not symbols:
+                symbols = list(zip(own, column["gene_name"], column.get("gene_type", [""] * len(ids))))
+        a[i] = values[places[model, ids]]
+        models[model]["files"] += 1
+        if np.count_nonzero(values) >= UQ_LEAST:
+            quartile[i] = np.quantile(values[values > 0], .75)
+    newer = np.flatnonzero(quartile < UQ_BORDER) if (quartile > UQ_BORDER).any() else []
+    for i in newer:                                                            # in place: the table may be all of the memory
+        a[i] *= UQ_GENES
+    return dict(a=a, genes=genes, shared=shared if genes else [], bad=bad, models=models, symbols=symbols, scaled=len(newer),
+                newer=bool((quartile < UQ_BORDER).any()) and not len(newer))
+
+
+def print_counts(rows, **columns):
+    """How many different patients, samples ... each project has, merged ones first [HE2RNA Table 1]. columns: title=key."""
+    groups = {**cancers([r["project"] for r in rows]), "all": np.ones(len(rows), bool)}
+    print("".join(f"{title:>12}" for title in ("project", *columns)))
+    for name, group in groups.items():
+        counts = (len({r[key] for r, g in zip(rows, group) if g}) for key in columns.values())
+        print(f"{name:>12}" + "".join(f"{n:12,}" for n in counts))
 
 
 def load_bags(cohort, source, slides):
@@ -1497,6 +1647,120 @@ def compare_arms(d, in_a, arms, o, key, device):
 # ---------------------------------------------------------------------------------------------------------------------
 # Commands
 # ---------------------------------------------------------------------------------------------------------------------
+def check_new(path, o):
+    if path.exists() and not (o.overwrite or o.dry_run):
+        raise InputError(f"{path} is there already: --overwrite replaces it")
+
+
+def expression(o):
+    """A folder of GDC downloads and their sample sheet -> the expression table of a cohort, a row a sample."""
+    out = Path(o.out or "")
+    symbols = out.with_name(out.name.partition(".")[0] + "_genes.csv") if o.out else out
+    if not o.dry_run and not out.name.endswith((".npz", ".csv", ".csv.gz")):
+        raise InputError(f"--out {o.out or 'is missing'}: wanted a file .npz, .csv or .csv.gz, such as COHORT/expression.npz")
+    for path in (out, symbols):
+        check_new(path, o)
+    found, (rows, sheet) = gdc_files(o.folder), read_sheet(o.folder, o.sheet)
+    named = {ungzipped(r["file"]) for r in rows}
+    if not any(FPKM_UQ.search(n) for n in named):
+        raise InputError(f"{sheet} names no file of FPKM-UQ (*.FPKM-UQ.txt.gz, *_star_gene_counts.tsv); its first is "
+                         f"{rows[0]['file']}")
+    rows, left_out = select([r for r in rows if FPKM_UQ.search(r["file"])], o.types, o.project, "file", sheet)
+    rows.sort(key=lambda r: (r["sample"], ungzipped(r["file"]) not in found, r["file"]))
+    first = {}
+    for r in rows:                                                             # one file of a sample, there if possible [ours]
+        first.setdefault(r["sample"], r)
+    left_out["more files of samples that have one (the first by name is taken)"] = [
+        r["file"] for r in rows if first[r["sample"]] is not r]
+    sample_of = {ungzipped(r["file"]): r["sample"] for r in first.values()}
+    if len(sample_of) < len(first):
+        raise InputError(f"{sheet}: {len(first) - len(sample_of)} of its files stand there for two samples")
+    md5, bad = read_manifest(o.manifest, found) if o.manifest else ({}, {})
+    bad = {**{n: f"{n}: not there" for n in sample_of if n not in found}, **bad}
+    left_out["files there that the sheet doesn't name"] = sorted(set(found) - named)
+    left_out["files that the manifest doesn't name"] = [n for n in sample_of if o.manifest and n not in md5]
+    say_left_out(left_out)
+    print_counts(first.values(), patients="patient", samples="sample")
+
+    def said():
+        return f"{o.folder}: {len(bad)} files are missing or not whole: {few(list(bad.values()), 5)}"
+
+    def check_whole():
+        if bad and not (o.partial and set(sample_of) - set(bad)):
+            raise InputError(f"{said()}; download them again" + ", or --partial for a table without them" * (not o.partial))
+    if o.dry_run:
+        print("\n".join([said()] * bool(bad) + ["dry run: nothing was read or written"]))
+        return 0
+    check_whole()
+    names = [n for n in sample_of if n not in bad]
+    got = gather([(found[n], sample_of[n], md5.get(n)) for n in names], progress("expression", len(names), "files"))
+    bad.update({names[i]: why for i, why in got["bad"].items()})
+    check_whole()
+    shared, whole = got["shared"], [i for i in range(len(names)) if i not in got["bad"]]
+    for model, m in got["models"].items():
+        print(f"{m['files']:,} files, {model}: {len(m['genes']):,} genes")
+    if not shared.all() or len({len(m["genes"]) for m in got["models"].values()}) > 1:
+        print(f"{shared.sum():,} genes are in all of them: the others are left out")
+    if 2 * shared.sum() < max(len(m["genes"]) for m in got["models"].values()):
+        raise InputError(f"{o.folder}: only {shared.sum():,} genes are in all files: the files of one of the formats are not whole")
+    if got["scaled"]:
+        print(f"{got['scaled']:,} files are from release 32 on: multiplied by {UQ_GENES:,}, the scale of the others and the paper")
+    elif got["newer"]:
+        print(f"values are those of release 32 on, the paper's divided by {UQ_GENES:,}: log10(1 + a) bends more for weak genes")
+    genes = [g for g, s in zip(got["genes"], shared) if s]
+    tiling.save_expression(out, "sample", [sample_of[names[i]] for i in whole], genes, (got["a"][i, shared] for i in whole))
+    print(f"{out}: {len(whole):,} samples x {len(genes):,} genes")
+    if got["symbols"]:
+        columns = 3 if any(row[2] for row in got["symbols"]) else 2            # a column of nothing would count no gene
+        save_csv(symbols, ("gene_id", "symbol", "biotype")[:columns],
+                 (row[:columns] for row in got["symbols"] if row[0] in set(genes)))
+        print(f"{symbols}: their symbols, for --gene-table")
+    if bad:
+        print(said())
+    return 1 if bad else 0
+
+
+def samples(o):
+    """A cohort's TCGA slides joined to its expression table by their barcodes -> its samples.csv."""
+    cohort, left_out, several, project, of, rows = Path(o.cohort), {}, {}, {}, {}, []
+    check_new(cohort / "samples.csv", o)
+    sheet, path = read_sheet(cohort, o.sheet)
+    for r in sheet:
+        if project.setdefault(r["patient"], r["project"]) != r["project"]:
+            raise InputError(f"{path}: patient {r['patient']} is of two projects, {project[r['patient']]} and {r['project']}")
+    key, ids, _, _ = read_expression(cohort)
+    for i in sorted(ids):
+        of.setdefault(i[:15], []).append(i)                                    # patient and type: TCGA-XX-XXXX-01
+    for slide in tiling.find_slides(cohort):
+        found = SLIDE_BARCODE.match(slide.upper())
+        patient, code, vial, kind = found.groups() if found else (None,) * 4
+        why = ("slides whose name is no barcode of a TCGA slide" if not found else
+               f"slides of other kinds than --kind {o.kind}" if o.kind not in ("all", "frozen" if kind in FROZEN else kind) else
+               "slides of patients that the sheet doesn't name" if patient not in project else "")
+        if why:
+            left_out.setdefault(why, []).append(slide)
+            continue
+        own = f"{patient}-{code}{vial}"                                        # Z of a diagnostic slide is any vial
+        there = of.get(own[:15], [])
+        if len(there) > 1 and own not in there:
+            several[own[:15]] = f"{there[0]} ({', '.join(there[1:])})"
+        sample = own if own in there or not there else there[0]
+        rows.append(dict(slide=slide, patient=patient, project=project[patient], sample=sample,
+                         sample_type=SAMPLE_TYPES.get(code, code), kind=kind))
+    left_out["slides have no expression, but stand in samples.csv"] = [r["slide"] for r in rows if r["sample"] not in set(ids)]
+    left_out["samples have expression of several vials; the first by barcode was taken"] = list(several.values())
+    say_left_out(left_out)
+    if not rows:
+        raise InputError(f"{cohort}: no slide is left for samples.csv")
+    print_counts(rows, patients="patient", samples="sample", slides="slide")
+    if o.dry_run:
+        print("dry run: nothing was written")
+        return 0
+    save_csv(cohort / "samples.csv", rows[0], (r.values() for r in rows))
+    print(f"{cohort / 'samples.csv'}: {len(rows):,} slides")
+    return 0
+
+
 def check_options(o):
     for name, value, low in (("--epochs", o.epochs, 1), ("--patience", o.patience, 1), ("--batch", o.batch, 1),
                              ("--folds", o.folds, 2), ("--null-models", o.null_models, 1)):
@@ -2399,6 +2663,30 @@ def main(argv=None):
         p.set_defaults(epochs=None, within="", models=None)
         tiling.add_options(p)
         return a
+
+    p, a = verb(expression, "a folder of GDC downloads -> the expression table of a cohort")
+    a("folder", metavar="GDC_DIR", help="folder of *.FPKM-UQ.txt.gz or *_star_gene_counts.tsv (.gz), as gdc-client or the portal "
+      "leaves it")
+    a("--sheet", metavar="FILE", help="the GDC sample sheet, which alone says whose the files are (default: the only "
+      "gdc_sample_sheet*.tsv of GDC_DIR)")
+    a("--manifest", metavar="FILE", help="the manifest of the download: all its files must be there, of their size, and those "
+      "read of their md5, for a .tsv cut off at a line's end looks whole")
+    a("--out", metavar="FILE", help="the table, .npz (smallest), .csv or .csv.gz; COHORT/expression.npz is found by train")
+    a("--types", metavar="TYPE,..", help="sample types, by name or as characters 14-15 of the barcode, or all (default 01, "
+      "primary tumours, as the paper; 01,11 for tumour against normal)")
+    a("--project", metavar="P,..", help="of these projects alone (LUNG is LUAD and LUSC)")
+    a("--partial", action="store_true", help="make the table without files that are missing or not whole (exit status 1); by "
+      "default there is none, for a table that lacks samples looks like any other")
+
+    p, b = verb(samples, "a cohort's TCGA slides and expression table -> its samples.csv")
+    b("cohort", help="the cohort folder, with slides/ and expression.npz, .csv or .csv.gz")
+    b("--sheet", metavar="FILE", help="a GDC sample sheet of the slides or of the expression: says each patient's project "
+      "(default: the only gdc_sample_sheet*.tsv of COHORT)")
+    b("--kind", choices=("DX", "frozen", "all"), default="DX", help="of slides: DX, diagnostic ones (default, FFPE, HE2RNA's), "
+      "or frozen ones (TS, BS, MS: HistCode's, cut beside the piece whose RNA was read)")
+    for a in (a, b):
+        a("--overwrite", action="store_true", help="replace what is there already")
+        a("--dry-run", action="store_true", help="count patients and samples of each project, write nothing")
 
     p, a = verb(train, "cross-validate, test significance, write the report")
     a = cohort_options(p, a, DEMO_EPOCHS)

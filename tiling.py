@@ -43,7 +43,7 @@ import zipfile
 import zlib
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from itertools import groupby
 from pathlib import Path
 
@@ -93,6 +93,7 @@ KMEANS_DRAWS = 5              # candidates for each starting centre; scikit-lear
 RUN_TILES = 16                # neighbouring tiles read in one go: each JPEG block is decoded once         [ours]
 STRIP_PIXELS = 2 ** 24        # pixels read at once for a thumbnail, so that a one-level slide fits memory [ours]
 BATCH = {"cpu": 8, "cuda": 256}        # tiles per pass; 8 stay in a CPU's cache: 88 tiles/s, 59 with 64   [ours]
+GDC_FOLDER = "-".join("?" * n for n in (8, 4, 4, 4, 12))     # a file id of the GDC                           [ours]
 SLIDE_ENDINGS = ".svs .tif .tiff .ndpi .mrxs .scn .vms .vmu .bif .svslide .dcm .png .jpg .jpeg".split()  # [ours]
 BEST_TILES = 100              # the highest tiles whose median count is shown        [HE2RNA Results, virtual spatialization]
 PICTURE_IN = 5.0              # long edge of a slide in a picture, inches                                  [ours]
@@ -136,11 +137,13 @@ def save_text(path, lines):
 
 
 def save_csv(path, header, rows):
+    """A table, row by row; compressed where the name ends in .gz."""
     def write(f):
-        text = io.TextIOWrapper(f, encoding="utf-8", newline="")
-        csv.writer(text, lineterminator="\n").writerows([header])
-        csv.writer(text, lineterminator="\n").writerows(rows)
-        text.detach()
+        with gzip.GzipFile("", "wb", 6, f, mtime=0) if str(path).endswith(".gz") else nullcontext(f) as out:
+            text = io.TextIOWrapper(out, encoding="utf-8", newline="")
+            csv.writer(text, lineterminator="\n").writerows([header])
+            csv.writer(text, lineterminator="\n").writerows(rows)
+            text.detach()
     save_file(path, write)
 
 
@@ -222,12 +225,14 @@ def read_samples(cohort):
 
 
 def find_slides(cohort):
-    """{slide id: path} of COHORT/slides, or of the folder itself, or of one slide file."""
+    """{slide id: path} of COHORT/slides, or of the folder itself, or of one slide file. gdc-client gives each file a folder
+    of its own, named by its id: those are looked into."""
     cohort = Path(cohort)
     folder = cohort / "slides" if (cohort / "slides").is_dir() else cohort
     if not folder.exists():
         raise InputError(f"{folder}: no such folder or slide")
-    files = [cohort] if cohort.is_file() else sorted(p for p in folder.iterdir() if p.is_file())
+    files = [cohort] if cohort.is_file() else sorted(
+        (p for pattern in ("*", f"{GDC_FOLDER}/*") for p in folder.glob(pattern) if p.is_file()), key=lambda p: p.name)
     found = {}
     for p in files:
         if p.suffix.lower() in SLIDE_ENDINGS and not p.name.startswith("."):
@@ -245,6 +250,10 @@ def read_expression(cohort):
     """
     paths = [Path(cohort) / f"expression{e}" for e in (".csv", ".csv.gz", ".npz")]
     paths = [p for p in paths if p.is_file()]
+    folder = Path(cohort) / "expression"
+    if not paths and folder.is_dir():
+        raise InputError(f"{folder} is a folder: GDC's files become a table with python he2rna.py expression {folder} "
+                         f"--sheet FILE --out {folder}.npz")
     if len(paths) != 1:
         raise InputError(f"{cohort}: " + (f"{paths[0].name} and {paths[1].name} are both there; keep one" if paths else
                          "no expression.csv, .csv.gz or .npz (first column slide, then a column per gene, linear FPKM-UQ)"))
@@ -260,7 +269,7 @@ def read_expression(cohort):
         if z["expression"].dtype.kind not in "fiu":
             raise InputError(f"{path}: expression is {z['expression'].dtype}, not numbers")
         with np.errstate(over="ignore"):                                       # beyond float32: infinite, and refused below
-            key, rows = key.rstrip("s"), z["expression"].astype(np.float32)
+            key, rows = key.rstrip("s"), z["expression"].astype(np.float32, copy=False)
         for i, row in zip(ids, rows):
             check_row(row, genes, i, path)
     else:
@@ -271,6 +280,25 @@ def read_expression(cohort):
         if twice is not None:
             raise InputError(f"{path}: {what} {twice!r} stands there twice")
     return key, ids, genes, rows
+
+
+def save_expression(path, key, ids, genes, rows):
+    """What read_expression reads, as .npz, .csv or .csv.gz by the path's ending. rows: (G,) float32 of each of the ids, one
+    after the other, so that a table of some GB is not held twice."""
+    def write(f):
+        with zipfile.ZipFile(f, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as z:
+            for name, values in ((key, ids), ("genes", genes)):
+                with z.open(f"{name}.npy", "w") as part:
+                    np.lib.format.write_array(part, np.array(values), allow_pickle=False)
+            with z.open("expression.npy", "w", force_zip64=True) as part:
+                np.lib.format.write_array_header_1_0(part, dict(descr="<f4", fortran_order=False,
+                                                                shape=(len(ids), len(genes))))
+                for row in rows:
+                    part.write(row.astype("<f4").tobytes())
+    if Path(path).suffix == ".npz":
+        save_file(path, write)
+    else:
+        save_csv(path, (key, *genes), ((i, *row) for i, row in zip(ids, rows)))
 
 
 def read_table(path):
@@ -285,21 +313,26 @@ def read_table(path):
             for row in filter(None, reader):
                 if len(row) != len(header):
                     raise InputError(f"{path} line {reader.line_num}: {len(row)} fields, the header has {len(header)}")
-                try:
-                    a = np.fromiter(map(float, row[1:]), np.float64, len(genes))
-                except ValueError:
-                    a = np.array([number(v) for v in row[1:]])
-                with np.errstate(over="ignore"):                               # beyond float32: infinite, and refused
-                    a = a.astype(np.float32)
-                check_row(a, genes, row[0].strip(), path, row[1:])
+                rows.append(parse_row(row[1:], genes, row[0].strip(), path))
                 ids.append(row[0].strip())
-                rows.append(a)
     except (EOFError, zlib.error, gzip.BadGzipFile, UnicodeDecodeError, csv.Error) as e:
         raise InputError(f"{path}: not a whole comma-separated table ({e})") from None
     if not rows:
         raise InputError(f"{path}: no rows")
     key = header[0].strip().lower()
     return key if key in ("slide", "sample") else "", ids, genes, np.stack(rows)
+
+
+def parse_row(text, genes, name, path):
+    """(G,) float32 of a row's fields, checked."""
+    try:
+        a = np.fromiter(map(float, text), np.float64, len(genes))
+    except ValueError:
+        a = np.array([number(v) for v in text])
+    with np.errstate(over="ignore"):                                           # beyond float32: infinite, and refused
+        a = a.astype(np.float32)
+    check_row(a, genes, name, path, text)
+    return a
 
 
 def check_row(a, genes, name, path, text=None):
