@@ -6,8 +6,8 @@ every tile for every gene; the slide's prediction is the mean of the k highest t
 iteration. Cross-validated by patient, R per gene within each cancer, significance corrected over all genes. The file
 reads in the order of the paper's Methods; the commands stand at its end.
 
-    python he2rna.py expression GDC_DIR --sheet FILE --out COHORT/expression.npz     GDC downloads -> expression table
-    python he2rna.py samples COHORT --sheet FILE     TCGA slides and that table -> samples.csv
+    python he2rna.py expression GDC_DIR --sheet FILE --out COHORT/expression.npz     a folder of GDC downloads -> a table
+    python he2rna.py samples COHORT --sheet FILE     COHORT/slides of TCGA, joined to that table -> COHORT/samples.csv
     python he2rna.py train                   draws a simulated cohort into demo/, trains on it, writes a report
     python he2rna.py train COHORT            your slides and expression table -> per-gene, per-cancer report
     python he2rna.py train COHORT --features DIR     the same from features made elsewhere (CLAM/TRIDENT .h5)
@@ -233,10 +233,10 @@ def short(project):
     return project.removeprefix("TCGA-")
 
 
-# The GDC's files: one of FPKM-UQ a sample, in a folder each; whose they are stands in a sample sheet alone.
+# The GDC's downloads: a folder of one file for each sample; whose it is stands in a sample sheet alone.
 def read_sheet(folder, path=None):
-    """(rows of a GDC sample sheet as dicts of id, file, project, patient, sample, sample_type; its path); by default the
-    folder's only one. Names of columns as the portal writes them or as R does (File.ID)."""
+    """(rows of a GDC sample sheet as dicts of file, project, patient, barcode, sample, sample_type; its path); by default
+    the folder's only one. Columns are named as by the portal or by R (File.Name)."""
     there = [Path(path)] if path else sorted(Path(folder).glob("gdc_sample_sheet*.tsv"))
     if len(there) != 1:
         raise InputError(f"{folder}: {len(there) or 'no'} gdc_sample_sheet*.tsv there: name the one with --sheet FILE (GDC "
@@ -244,20 +244,22 @@ def read_sheet(folder, path=None):
     path, (header, lines) = there[0], read_rows(there[0])
     at = {re.sub(r"[\W_]+", " ", c).lower(): j for j, c in enumerate(header)}
     if {"id", "filename", "md5"} <= set(at):
-        raise InputError(f"{path} is a manifest, which has no barcodes: download the Sample Sheet of the same cart (GDC portal) "
-                         "and give that as --sheet; expression checks files against --manifest")
-    wanted = dict(id="file id", file="file name", project="project id", patient="case id", sample="sample id")
+        raise InputError(f"{path} is a manifest, which has no barcodes: download the Sample Sheet of the same cart (GDC "
+                         "portal) for --sheet; expression --manifest checks files against this one")
+    wanted = dict(file="file name", project="project id", patient="case id", barcode="sample id")
     lost = [c for c in wanted.values() if c not in at]
-    if lost or not lines:
-        raise InputError(f"{path}: " + (f"no column {', '.join(lost)}; it has {few(header) or 'nothing'}: wanted the Sample Sheet "
-                                        "of a cart (GDC portal)" if lost else "no rows"))
+    if lost:
+        raise InputError(f"{path}: no column {', '.join(lost)}; it has {few(header)[:80] or 'nothing'}: wanted the Sample "
+                         "Sheet of a cart (GDC portal)")
     odd = next((i for i, row in enumerate(lines) if len(row) != len(header)), None)
-    if odd is not None:
-        raise InputError(f"{path}: row {odd + 1} has {len(lines[odd])} fields, the header has {len(header)}: is it whole?")
+    if odd is not None or not lines:
+        raise InputError(f"{path}: " + ("no rows" if odd is None else f"row {odd + 1} has {len(lines[odd])} fields, the "
+                                        f"header {len(header)}: is it whole?"))
     rows = [{name: row[at[c]].strip() for name, c in wanted.items()} for row in lines]
-    for row, line in zip(rows, lines):                                         # sheets of 2024 on have no Sample Type
-        code = re.search(r"-(\d\d)[A-Z]?$", row["sample"])
-        code = code.group(1) if code else "unknown"
+    for row, line in zip(rows, lines):
+        tcga = row["barcode"].startswith("TCGA-")                              # an aliquot's goes on after the sample's 16
+        row["sample"] = row["barcode"][:16] if tcga else row["barcode"]
+        code = row["sample"][13:15] if tcga else "unknown"                     # newer sheets have no Sample Type
         row["sample_type"] = line[at["sample type"]].strip() if "sample type" in at else SAMPLE_TYPES.get(code, code)
     return rows, path
 
@@ -267,7 +269,7 @@ def ungzipped(name):
 
 
 def gdc_files(folder):
-    """{name without .gz: path} of the files of FPKM-UQ in a folder of downloads, at any depth; logs and .partial are none."""
+    """{name without .gz: path} of the files of FPKM-UQ in a folder, at any depth; logs and .partial have other names."""
     if not Path(folder).is_dir():
         raise InputError(f"{folder}: no such folder")
     found = {}
@@ -283,17 +285,17 @@ def read_manifest(path, found):
     header, lines = read_rows(path)
     if not {"filename", "md5", "size"} <= set(header):
         raise InputError(f"--manifest {path}: no column filename, md5 or size; it has {few(header) or 'nothing'}")
-    rows = [dict(zip(header, line)) for line in lines]
-    rows = {ungzipped(row["filename"]): row for row in rows if FPKM_UQ.search(row["filename"])}
+    rows = [dict(zip(header, line)) for line in lines]                         # the portal's archives: filename id/name
+    rows = {ungzipped(Path(row["filename"]).name): row for row in rows if FPKM_UQ.search(row["filename"])}
     size = {name: found[name].stat().st_size for name in rows if name in found}
-    wrong = {name: f"{size[name]:,} bytes, the manifest says {row['size']}" if name in size else "not there"
-             for name, row in rows.items() if f"{size.get(name)}" != row.get("size")}
-    return {name: row["md5"] for name, row in rows.items()}, wrong
+    wrong = {name: f"{name}: " + (f"{size[name]} bytes, not {row.get('size')}" if name in size else "not there")
+             for name, row in rows.items() if str(size.get(name)) != row.get("size")}
+    return {name: row.get("md5") for name, row in rows.items()}, wrong
 
 
 def gene_name(text):
-    """An Ensembl id without its version, which differs between GENCODE 22 (to release 31) and 36 (from 32); the copy of a gene
-    on Y, ENSGR0000182378.11 in the one and ENSG00000182378.14_PAR_Y in the other, is ENSG00000182378_PAR_Y. [ours]"""
+    """An Ensembl id without its version, which differs between GENCODE 22 (to release 31) and 36 (from 32); the copy of a
+    gene on Y, ENSGR0000182378.11 in the one and ENSG00000182378.14_PAR_Y in the other, is ENSG00000182378_PAR_Y. [ours]"""
     return re.sub(r"^(ENS[A-Z]*\d+)\.\d+", r"\1", re.sub(r"^ENSGR(\d+\.?\d*)$", r"ENSG0\1_PAR_Y", text))
 
 
@@ -306,31 +308,32 @@ def read_gdc(path, md5=None):
         lines = (gzip.decompress(data) if data[:2] == b"\x1f\x8b" else data).decode().splitlines()
     except (OSError, EOFError, zlib.error, UnicodeDecodeError) as e:
         raise InputError(f"{path}: not whole ({e})") from None
-    model = lines[0].strip("# ") if lines and lines[0].startswith("#") else "the older format"
-    rows = [line.split("\t") for line in lines if line and not line.startswith(("#", "N_"))]
-    header = rows.pop(0) if rows and "_star_gene_counts" in path.name else ["gene_id", UQ_COLUMN]
+    model = lines[0].removeprefix("# gene-model: ") if lines and lines[0].startswith("#") else "the older format"
+    lines = [line for line in lines if line and not line.startswith(("#", "N_"))]
+    header = lines.pop(0).split("\t") if lines and "_star_gene_counts" in path.name else ["gene_id", UQ_COLUMN]
     if not {"gene_id", UQ_COLUMN} <= set(header):
-        raise InputError(f"{path}: no column gene_id or no {UQ_COLUMN}; it begins {lines[0][:40]!r}")
-    odd = next((row for row in rows if len(row) != len(header)), None)
-    if odd or not rows:
-        raise InputError(f"{path}: " + (f"{len(odd)} columns, not {len(header)}, in {chr(9).join(odd)[:40]!r}: not whole, or "
-                                        "no file of FPKM-UQ" if odd else "no gene in it"))
-    return model, dict(zip(header, zip(*rows)))
+        raise InputError(f"{path}: no column gene_id or no {UQ_COLUMN}; it has {few(header)[:80]}")
+    odd = next((line for line in lines if line.count("\t") != len(header) - 1), None)
+    if odd is not None or not lines:
+        raise InputError(f"{path}: " + ("no gene in it" if odd is None else f"{odd[:40]!r} is no line of {len(header)} "
+                                        "columns: not whole, or no file of FPKM-UQ"))
+    fields = "\t".join(lines).split("\t")                                      # a list a line would take three times as long
+    return model, {c: fields[j::len(header)] for j, c in enumerate(header)}
 
 
 def gather(files, tick):
-    """The files as one table: [(path, sample, md5 or None)] -> a dict of a (n, G) float32, genes, shared (G,) bool, bad {row:
-    why}, models {gene model: its files and number of genes}, symbols [(gene, name, biotype)], scaled: files brought to scale.
+    """The files as one table: [(path, sample, md5 or None)] -> a dict of a (n, G) float32, genes, shared (G,) bool, bad
+    {row: why}, models {gene model: dict of files, genes}, symbols [(gene, name, biotype)], scaled and newer.
 
-    Only genes of all gene models are shared [ours]. FPKM-UQ stays as it is; but where files from before and since release 32
-    meet, the newer are brought to the scale of the older, the paper's [ours].
+    shared: genes of all gene models there [ours]. FPKM-UQ stays as it is; only where files from before and since release 32
+    meet, the newer are brought to the older scale, the paper's (scaled files) [ours]; newer: all are of the newer scale.
     """
     a, genes, places, models, symbols, bad, quartile = None, [], {}, {}, [], {}, np.full(len(files), np.nan)
     for i, (path, sample, md5) in enumerate(files):
         tick()
         try:
             model, column = read_gdc(path, md5)
-            ids = column["gene_id"]
+            ids = tuple(column["gene_id"])
             values = tiling.parse_row(column[UQ_COLUMN], ids, sample, path)
         except InputError as e:
             bad[i] = str(e)
@@ -343,9 +346,9 @@ def gather(files, tick):
                 genes, shared, a = list(own), np.ones(len(own), bool), np.empty((len(files), len(own)), np.float32)
             first = models.setdefault(model, dict(path=path, genes=set(own), files=0))
             if set(own) != first["genes"]:
-                raise InputError(f"{path} has {len(own):,} genes, {first['path']} {len(first['genes']):,}, of which "
-                                 f"{len(set(own) ^ first['genes']):,} are not in both, though both are of {model}: one of them is "
-                                 "not whole or was changed; download both again")
+                raise InputError(f"{path} has {len(own):,} genes, {first['path']} {len(first['genes']):,}; "
+                                 f"{len(set(own) ^ first['genes']):,} are not in both, though both are of {model}: one is "
+                                 "not whole or was changed; download them again")
             places[model, ids] = np.array([own.get(g, 0) for g in genes])
             shared &= [g in own for g in genes]
             if "gene_name" in column and not symbols:
@@ -358,7 +361,7 @@ def gather(files, tick):
     for i in newer:                                                            # in place: the table may be all of the memory
         a[i] *= UQ_GENES
     return dict(a=a, genes=genes, shared=shared if genes else [], bad=bad, models=models, symbols=symbols, scaled=len(newer),
-                newer=bool((quartile < UQ_BORDER).any()) and not len(newer))
+                newer=bool((quartile < UQ_BORDER).any() and not len(newer)))
 
 
 def print_counts(rows, **columns):
@@ -1652,90 +1655,98 @@ def check_new(path, o):
         raise InputError(f"{path} is there already: --overwrite replaces it")
 
 
-def expression(o):
-    """A folder of GDC downloads and their sample sheet -> the expression table of a cohort, a row a sample."""
-    out = Path(o.out or "")
-    symbols = out.with_name(out.name.partition(".")[0] + "_genes.csv") if o.out else out
-    if not o.dry_run and not out.name.endswith((".npz", ".csv", ".csv.gz")):
-        raise InputError(f"--out {o.out or 'is missing'}: wanted a file .npz, .csv or .csv.gz, such as COHORT/expression.npz")
-    for path in (out, symbols):
-        check_new(path, o)
+def chosen_files(o):
+    """The files of FPKM-UQ that expression reads: ({name: sample}, {name: path}, {name: md5}, {name: what is wrong}); says
+    what is left out, counts patients and samples."""
     found, (rows, sheet) = gdc_files(o.folder), read_sheet(o.folder, o.sheet)
-    named = {ungzipped(r["file"]) for r in rows}
-    if not any(FPKM_UQ.search(n) for n in named):
+    left_out = {"files there that the sheet doesn't name": sorted(set(found) - {ungzipped(r["file"]) for r in rows})}
+    files = [r for r in rows if FPKM_UQ.search(r["file"])]
+    if not files:
         raise InputError(f"{sheet} names no file of FPKM-UQ (*.FPKM-UQ.txt.gz, *_star_gene_counts.tsv); its first is "
                          f"{rows[0]['file']}")
-    rows, left_out = select([r for r in rows if FPKM_UQ.search(r["file"])], o.types, o.project, "file", sheet)
-    rows.sort(key=lambda r: (r["sample"], ungzipped(r["file"]) not in found, r["file"]))
+    rows, other_types = select(files, o.types, o.project, "file", sheet)
+    rows.sort(key=lambda r: (r["sample"], ungzipped(r["file"]) not in found, r["barcode"], r["file"]))
     first = {}
-    for r in rows:                                                             # one file of a sample, there if possible [ours]
+    for r in rows:                                                             # a file a sample, there if possible [ours]
         first.setdefault(r["sample"], r)
-    left_out["more files of samples that have one (the first by name is taken)"] = [
-        r["file"] for r in rows if first[r["sample"]] is not r]
     sample_of = {ungzipped(r["file"]): r["sample"] for r in first.values()}
     if len(sample_of) < len(first):
         raise InputError(f"{sheet}: {len(first) - len(sample_of)} of its files stand there for two samples")
     md5, bad = read_manifest(o.manifest, found) if o.manifest else ({}, {})
-    bad = {**{n: f"{n}: not there" for n in sample_of if n not in found}, **bad}
-    left_out["files there that the sheet doesn't name"] = sorted(set(found) - named)
-    left_out["files that the manifest doesn't name"] = [n for n in sample_of if o.manifest and n not in md5]
-    say_left_out(left_out)
+    bad.update({n: f"{n}: not there" for n in sample_of if n not in found})
+    say_left_out({**other_types, **left_out,
+                  "more files of samples that have one (the first by barcode, then by name, is taken)": [
+                      r["file"] for r in rows if first[r["sample"]] is not r],
+                  "files that the manifest doesn't name": [n for n in sample_of if o.manifest and n not in md5]})
     print_counts(first.values(), patients="patient", samples="sample")
+    return sample_of, found, md5, bad
 
-    def said():
-        return f"{o.folder}: {len(bad)} files are missing or not whole: {few(list(bad.values()), 5)}"
 
-    def check_whole():
-        if bad and not (o.partial and set(sample_of) - set(bad)):
-            raise InputError(f"{said()}; download them again" + ", or --partial for a table without them" * (not o.partial))
+def expression(o):
+    """A folder of GDC downloads and their sample sheet -> the expression table of a cohort, a row a sample."""
+    out = Path(o.out or "expression.npz")
+    names = out.with_name(out.name.partition(".")[0] + "_genes.csv")
+    if not o.dry_run and not (o.out or "").endswith((".npz", ".csv", ".csv.gz")):
+        raise InputError(f"--out {o.out or 'is missing'}: wanted a .npz, .csv or .csv.gz, such as COHORT/expression.npz")
+    for path in (out, names):
+        check_new(path, o)
+    sample_of, found, md5, bad = chosen_files(o)
+
+    def check(files):
+        said = f"{o.folder}: {len(bad)} files are missing or not whole: {few(list(bad.values()), 5)}"
+        if bad and not (o.dry_run or o.partial and files):
+            raise InputError(f"{said}: download them again" + ", or --partial makes a table without them" * (not o.partial))
+        if bad:
+            print(said)
+        return files
+    files = check([n for n in sample_of if n not in bad])
     if o.dry_run:
-        print("\n".join([said()] * bool(bad) + ["dry run: nothing was read or written"]))
+        print("dry run: no file was read, none written")
         return 0
-    check_whole()
-    names = [n for n in sample_of if n not in bad]
-    got = gather([(found[n], sample_of[n], md5.get(n)) for n in names], progress("expression", len(names), "files"))
-    bad.update({names[i]: why for i, why in got["bad"].items()})
-    check_whole()
-    shared, whole = got["shared"], [i for i in range(len(names)) if i not in got["bad"]]
-    for model, m in got["models"].items():
-        print(f"{m['files']:,} files, {model}: {len(m['genes']):,} genes")
-    if not shared.all() or len({len(m["genes"]) for m in got["models"].values()}) > 1:
-        print(f"{shared.sum():,} genes are in all of them: the others are left out")
-    if 2 * shared.sum() < max(len(m["genes"]) for m in got["models"].values()):
-        raise InputError(f"{o.folder}: only {shared.sum():,} genes are in all files: the files of one of the formats are not whole")
-    if got["scaled"]:
-        print(f"{got['scaled']:,} files are from release 32 on: multiplied by {UQ_GENES:,}, the scale of the others and the paper")
-    elif got["newer"]:
-        print(f"values are those of release 32 on, the paper's divided by {UQ_GENES:,}: log10(1 + a) bends more for weak genes")
-    genes = [g for g, s in zip(got["genes"], shared) if s]
-    tiling.save_expression(out, "sample", [sample_of[names[i]] for i in whole], genes, (got["a"][i, shared] for i in whole))
-    print(f"{out}: {len(whole):,} samples x {len(genes):,} genes")
-    if got["symbols"]:
-        columns = 3 if any(row[2] for row in got["symbols"]) else 2            # a column of nothing would count no gene
-        save_csv(symbols, ("gene_id", "symbol", "biotype")[:columns],
-                 (row[:columns] for row in got["symbols"] if row[0] in set(genes)))
-        print(f"{symbols}: their symbols, for --gene-table")
-    if bad:
-        print(said())
-    return 1 if bad else 0
+    t = gather([(found[n], sample_of[n], md5.get(n)) for n in files], progress("expression", len(files), "files"))
+    if t["bad"]:
+        bad = {files[i]: why for i, why in t["bad"].items()}
+        check([n for n in files if n not in bad])
+    genes, models = {g: None for g, s in zip(t["genes"], t["shared"]) if s}, t["models"]
+    for model, m in models.items():
+        print(f"{m['files']:,} files of {model}: {len(m['genes']):,} genes, {len(genes):,} of them in all files")
+    if 2 * len(genes) < max(len(m["genes"]) for m in models.values()):
+        raise InputError(f"{o.folder}: only {len(genes):,} genes are in all files: some are not whole, or of another kind")
+    if t["scaled"]:
+        print(f"{t['scaled']:,} files, of release 32 or later, were multiplied by {UQ_GENES:,}: the scale of the others")
+    elif t["newer"]:
+        print(f"FPKM-UQ of release 32 or later, {UQ_GENES:,} times below the paper's: log10(1 + a) flattens weak genes more")
+    rows = [i for i in range(len(files)) if i not in t["bad"]]
+    tiling.save_expression(out, "sample", [sample_of[files[i]] for i in rows], list(genes),
+                           (t["a"][i, t["shared"]] for i in rows))
+    print(f"{out}: {len(rows):,} samples x {len(genes):,} genes")
+    if t["symbols"]:
+        columns = 3 if any(row[2] for row in t["symbols"]) else 2              # of an empty biotype no gene would be coding
+        save_csv(names, ("gene_id", "symbol", "biotype")[:columns],
+                 (row[:columns] for row in t["symbols"] if row[0] in genes))
+        print(f"{names}: their symbols, for --gene-table")
+    return 1 if len(rows) < len(sample_of) else 0
 
 
 def samples(o):
     """A cohort's TCGA slides joined to its expression table by their barcodes -> its samples.csv."""
-    cohort, left_out, several, project, of, rows = Path(o.cohort), {}, {}, {}, {}, []
+    cohort, project, of, rows, left_out, several = Path(o.cohort), {}, {}, [], {}, {}
     check_new(cohort / "samples.csv", o)
     sheet, path = read_sheet(cohort, o.sheet)
     for r in sheet:
         if project.setdefault(r["patient"], r["project"]) != r["project"]:
-            raise InputError(f"{path}: patient {r['patient']} is of two projects, {project[r['patient']]} and {r['project']}")
+            raise InputError(f"{path}: patient {r['patient']} is of {project[r['patient']]} and of {r['project']}")
     key, ids, _, _ = read_expression(cohort)
+    if key == "slide":
+        raise InputError(f"{cohort}/expression: its rows are slides already: wanted samples, as expression makes it")
     for i in sorted(ids):
         of.setdefault(i[:15], []).append(i)                                    # patient and type: TCGA-XX-XXXX-01
     for slide in tiling.find_slides(cohort):
         found = SLIDE_BARCODE.match(slide.upper())
         patient, code, vial, kind = found.groups() if found else (None,) * 4
-        why = ("slides whose name is no barcode of a TCGA slide" if not found else
-               f"slides of other kinds than --kind {o.kind}" if o.kind not in ("all", "frozen" if kind in FROZEN else kind) else
+        group = "frozen" if kind in FROZEN else kind
+        why = ("slides whose name is no TCGA slide's barcode" if not found else
+               f"slides of other kinds than --kind {o.kind}" if o.kind not in ("all", group) else
                "slides of patients that the sheet doesn't name" if patient not in project else "")
         if why:
             left_out.setdefault(why, []).append(slide)
@@ -1747,11 +1758,13 @@ def samples(o):
         sample = own if own in there or not there else there[0]
         rows.append(dict(slide=slide, patient=patient, project=project[patient], sample=sample,
                          sample_type=SAMPLE_TYPES.get(code, code), kind=kind))
-    left_out["slides have no expression, but stand in samples.csv"] = [r["slide"] for r in rows if r["sample"] not in set(ids)]
-    left_out["samples have expression of several vials; the first by barcode was taken"] = list(several.values())
-    say_left_out(left_out)
-    if not rows:
-        raise InputError(f"{cohort}: no slide is left for samples.csv")
+    lost = [r["slide"] for r in rows if r["sample"] not in set(ids)]
+    say_left_out({**left_out, "slides in samples.csv have no expression: train leaves them out": lost,
+                  "samples have several vials of expression; the first by barcode is taken": list(several.values())})
+    if len(lost) == len(rows):
+        raise InputError(f"{cohort}: " + (f"none of {len(rows)} slides (the first is {lost[0]}) has its patient and type in "
+                                          f"the expression table (its first sample is {ids[0]})" if rows else
+                                          "no slide is left for samples.csv"))
     print_counts(rows, patients="patient", samples="sample", slides="slide")
     if o.dry_run:
         print("dry run: nothing was written")
@@ -2665,25 +2678,25 @@ def main(argv=None):
         return a
 
     p, a = verb(expression, "a folder of GDC downloads -> the expression table of a cohort")
-    a("folder", metavar="GDC_DIR", help="folder of *.FPKM-UQ.txt.gz or *_star_gene_counts.tsv (.gz), as gdc-client or the portal "
+    a("folder", metavar="GDC_DIR", help="folder of *.FPKM-UQ.txt.gz or *_star_gene_counts.tsv, as gdc-client or the portal "
       "leaves it")
     a("--sheet", metavar="FILE", help="the GDC sample sheet, which alone says whose the files are (default: the only "
       "gdc_sample_sheet*.tsv of GDC_DIR)")
-    a("--manifest", metavar="FILE", help="the manifest of the download: all its files must be there, of their size, and those "
-      "read of their md5, for a .tsv cut off at a line's end looks whole")
+    a("--manifest", metavar="FILE", help="the manifest of the download: all its files must be there, of their size, "
+      "and those read of their md5, for a .tsv cut off at a line's end looks whole")
     a("--out", metavar="FILE", help="the table, .npz (smallest), .csv or .csv.gz; COHORT/expression.npz is found by train")
     a("--types", metavar="TYPE,..", help="sample types, by name or as characters 14-15 of the barcode, or all (default 01, "
       "primary tumours, as the paper; 01,11 for tumour against normal)")
     a("--project", metavar="P,..", help="of these projects alone (LUNG is LUAD and LUSC)")
-    a("--partial", action="store_true", help="make the table without files that are missing or not whole (exit status 1); by "
-      "default there is none, for a table that lacks samples looks like any other")
+    a("--partial", action="store_true", help="make the table without files that are missing or not whole (exit status 1); "
+      "by default there is none, for a table that lacks samples looks like any other")
 
     p, b = verb(samples, "a cohort's TCGA slides and expression table -> its samples.csv")
     b("cohort", help="the cohort folder, with slides/ and expression.npz, .csv or .csv.gz")
     b("--sheet", metavar="FILE", help="a GDC sample sheet of the slides or of the expression: says each patient's project "
       "(default: the only gdc_sample_sheet*.tsv of COHORT)")
-    b("--kind", choices=("DX", "frozen", "all"), default="DX", help="of slides: DX, diagnostic ones (default, FFPE, HE2RNA's), "
-      "or frozen ones (TS, BS, MS: HistCode's, cut beside the piece whose RNA was read)")
+    b("--kind", choices=("DX", "frozen", "all"), default="DX", help="of slides: DX, diagnostic ones (default: FFPE, as "
+      "HE2RNA), or frozen ones (TS, BS, MS: as HistCode, cut beside the piece whose RNA was read)")
     for a in (a, b):
         a("--overwrite", action="store_true", help="replace what is there already")
         a("--dry-run", action="store_true", help="count patients and samples of each project, write nothing")
