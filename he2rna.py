@@ -37,6 +37,7 @@ import json
 import math
 import re
 import time
+import zlib
 from concurrent.futures import ThreadPoolExecutor
 from fractions import Fraction
 from pathlib import Path
@@ -303,19 +304,19 @@ def read_gdc(path, md5=None):
     """(gene model, {column: texts}) of one file of FPKM-UQ; the older format has two columns and no header."""
     data = path.read_bytes()
     if md5 and hashlib.md5(data, usedforsecurity=False).hexdigest() != md5:
-        raise InputError(f"{path}: its md5 is not the manifest's")
+        raise InputError(f"{path.name}: its md5 is not the manifest's")
     try:
         lines = (gzip.decompress(data) if data[:2] == b"\x1f\x8b" else data).decode().splitlines()
     except (OSError, EOFError, zlib.error, UnicodeDecodeError) as e:
-        raise InputError(f"{path}: not whole ({e})") from None
+        raise InputError(f"{path.name}: not whole ({e})") from None
     model = lines[0].removeprefix("# gene-model: ") if lines and lines[0].startswith("#") else "the older format"
     lines = [line for line in lines if line and not line.startswith(("#", "N_"))]
     header = lines.pop(0).split("\t") if lines and "_star_gene_counts" in path.name else ["gene_id", UQ_COLUMN]
     if not {"gene_id", UQ_COLUMN} <= set(header):
-        raise InputError(f"{path}: no column gene_id or no {UQ_COLUMN}; it has {few(header)[:80]}")
+        raise InputError(f"{path.name}: no column gene_id or no {UQ_COLUMN}; it has {few(header)[:80]}")
     odd = next((line for line in lines if line.count("\t") != len(header) - 1), None)
     if odd is not None or not lines:
-        raise InputError(f"{path}: " + ("no gene in it" if odd is None else f"{odd[:40]!r} is no line of {len(header)} "
+        raise InputError(f"{path.name}: " + ("no gene in it" if odd is None else f"{odd[:40]!r} is no line of {len(header)} "
                                         "columns: not whole, or no file of FPKM-UQ"))
     fields = "\t".join(lines).split("\t")                                      # a list a line would take three times as long
     return model, {c: fields[j::len(header)] for j, c in enumerate(header)}
@@ -334,7 +335,7 @@ def gather(files, tick):
         try:
             model, column = read_gdc(path, md5)
             ids = tuple(column["gene_id"])
-            values = tiling.parse_row(column[UQ_COLUMN], ids, sample, path)
+            values = tiling.parse_row(column[UQ_COLUMN], ids, sample, path.name)
         except InputError as e:
             bad[i] = str(e)
             continue
@@ -1656,8 +1657,8 @@ def check_new(path, o):
 
 
 def chosen_files(o):
-    """The files of FPKM-UQ that expression reads: ({name: sample}, {name: path}, {name: md5}, {name: what is wrong}); says
-    what is left out, counts patients and samples."""
+    """The files of FPKM-UQ that expression reads: ({name: row of the sheet}, {name: path}, {name: md5}, {name: what is wrong});
+    says what is left out, counts patients and samples."""
     found, (rows, sheet) = gdc_files(o.folder), read_sheet(o.folder, o.sheet)
     left_out = {"files there that the sheet doesn't name": sorted(set(found) - {ungzipped(r["file"]) for r in rows})}
     files = [r for r in rows if FPKM_UQ.search(r["file"])]
@@ -1669,17 +1670,17 @@ def chosen_files(o):
     first = {}
     for r in rows:                                                             # a file a sample, there if possible [ours]
         first.setdefault(r["sample"], r)
-    sample_of = {ungzipped(r["file"]): r["sample"] for r in first.values()}
-    if len(sample_of) < len(first):
-        raise InputError(f"{sheet}: {len(first) - len(sample_of)} of its files stand there for two samples")
+    chosen = {ungzipped(r["file"]): r for r in first.values()}
+    if len(chosen) < len(first):
+        raise InputError(f"{sheet}: {len(first) - len(chosen)} of its files stand there for two samples")
     md5, bad = read_manifest(o.manifest, found) if o.manifest else ({}, {})
-    bad.update({n: f"{n}: not there" for n in sample_of if n not in found})
+    bad.update({n: f"{r['file']}: not there" for n, r in chosen.items() if n not in found})
     say_left_out({**other_types, **left_out,
                   "more files of samples that have one (the first by barcode, then by name, is taken)": [
                       r["file"] for r in rows if first[r["sample"]] is not r],
-                  "files that the manifest doesn't name": [n for n in sample_of if o.manifest and n not in md5]})
+                  "files that the manifest doesn't name": [n for n in chosen if o.manifest and n not in md5]})
     print_counts(first.values(), patients="patient", samples="sample")
-    return sample_of, found, md5, bad
+    return chosen, found, md5, bad
 
 
 def expression(o):
@@ -1690,7 +1691,7 @@ def expression(o):
         raise InputError(f"--out {o.out or 'is missing'}: wanted a .npz, .csv or .csv.gz, such as COHORT/expression.npz")
     for path in (out, names):
         check_new(path, o)
-    sample_of, found, md5, bad = chosen_files(o)
+    chosen, found, md5, bad = chosen_files(o)
 
     def check(files):
         said = f"{o.folder}: {len(bad)} files are missing or not whole: {few(list(bad.values()), 5)}"
@@ -1699,13 +1700,13 @@ def expression(o):
         if bad:
             print(said)
         return files
-    files = check([n for n in sample_of if n not in bad])
+    files = check([n for n in chosen if n not in bad])
     if o.dry_run:
         print("dry run: no file was read, none written")
         return 0
-    t = gather([(found[n], sample_of[n], md5.get(n)) for n in files], progress("expression", len(files), "files"))
+    t = gather([(found[n], chosen[n]["sample"], md5.get(n)) for n in files], progress("expression", len(files), "files"))
     if t["bad"]:
-        bad = {files[i]: why for i, why in t["bad"].items()}
+        bad.update({files[i]: why for i, why in t["bad"].items()})
         check([n for n in files if n not in bad])
     genes, models = {g: None for g, s in zip(t["genes"], t["shared"]) if s}, t["models"]
     for model, m in models.items():
@@ -1717,7 +1718,7 @@ def expression(o):
     elif t["newer"]:
         print(f"FPKM-UQ of release 32 or later, {UQ_GENES:,} times below the paper's: log10(1 + a) flattens weak genes more")
     rows = [i for i in range(len(files)) if i not in t["bad"]]
-    tiling.save_expression(out, "sample", [sample_of[files[i]] for i in rows], list(genes),
+    tiling.save_expression(out, "sample", [chosen[files[i]]["sample"] for i in rows], list(genes),
                            (t["a"][i, t["shared"]] for i in rows))
     print(f"{out}: {len(rows):,} samples x {len(genes):,} genes")
     if t["symbols"]:
@@ -1725,7 +1726,7 @@ def expression(o):
         save_csv(names, ("gene_id", "symbol", "biotype")[:columns],
                  (row[:columns] for row in t["symbols"] if row[0] in genes))
         print(f"{names}: their symbols, for --gene-table")
-    return 1 if len(rows) < len(sample_of) else 0
+    return 1 if bad else 0
 
 
 def samples(o):

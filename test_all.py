@@ -10,6 +10,7 @@ import copy
 import csv
 import filecmp
 import gzip
+import hashlib
 import inspect
 import io
 import itertools
@@ -24,6 +25,7 @@ import sys
 import tempfile
 import threading
 import time
+import tracemalloc
 import warnings
 from concurrent.futures import ThreadPoolExecutor
 from fractions import Fraction
@@ -3086,21 +3088,270 @@ def test_ensembl_ids_are_mapped_and_unmapped_ones_counted(tmp_path):
         he2rna.read_gene_table(tmp_path / "bad.csv")
 
 
-def test_ten_real_expression_files():
-    """TCGA-LUAD, two formats: 60,483 fragments, of which 33,240 have a positive median over the ten."""
-    tables = []
-    for path in sorted(Path(real("gdc")).rglob("*")):
-        if path.name.endswith(".FPKM-UQ.txt.gz"):
-            with gzip.open(path, "rt") as f:
-                tables.append({row[0].split(".")[0]: float(row[1]) for row in csv.reader(f, delimiter="\t")})
-        elif path.name.endswith("gene_counts.tsv"):
-            with open(path) as f:
-                rows = [row for row in csv.reader(f, delimiter="\t") if row and not row[0].startswith(("#", "N_"))]
-            at = rows[0].index("fpkm_uq_unstranded")
-            tables.append({row[0].split(".")[0]: float(row[at]) for row in rows[1:]})
-    genes = sorted(tables[0])
-    a = np.array([[t[g] for g in genes] for t in tables], np.float32)
-    assert a.shape == (10, 60483) and he2rna.expressed(a).sum() == (np.median(a, 0) > 0).sum() == 33240
+# The GDC's files: what is written here is what the test expects, read back by NumPy and csv alone.
+OLD_GENES = ["ENSG00000000003.13", "ENSG00000000005.5", "ENSG00000182378.11", "ENSGR0000182378.11", "ENSG00000281849.1"]     # GENCODE 22
+NEW_GENES = ["ENSG00000000003.15", "ENSG00000290825.1", "ENSG00000182378.15", "ENSG00000182378.15_PAR_Y", "ENSG00000000005.6"]      # 36
+SHARED = ["ENSG00000000003", "ENSG00000000005", "ENSG00000182378", "ENSG00000182378_PAR_Y"]
+SHEET = ("File ID", "File Name", "Data Category", "Data Type", "Project ID", "Case ID", "Sample ID", "Sample Type")
+
+
+def gdc_file(folder, name, values, genes):
+    """One download in a folder of its own: the older format, or today's for .tsv."""
+    path = folder / name.split(".")[0] / name
+    path.parent.mkdir(parents=True)
+    if "FPKM-UQ" in name:
+        text = "".join(f"{g}\t{v!r}\n" for g, v in zip(genes, values))
+    else:
+        text = "# gene-model: GENCODE v36\ngene_id\tgene_name\tgene_type\tunstranded\tfpkm_unstranded\tfpkm_uq_unstranded\n"
+        text += "".join(f"N_{n}\t\t\t7\t\t\n" for n in ("unmapped", "multimapping", "noFeature", "ambiguous"))
+        text += "".join(f"{g}\tS{j}\t{'protein_coding' if j % 2 else 'lncRNA'}\t5\t1.5\t{v!r}\n" for j, (g, v) in enumerate(zip(genes, values)))
+    path.write_bytes(gzip.compress(text.encode()) if name.endswith(".gz") else text.encode())
+
+
+def gdc_folder(folder, seed=0):
+    """Eight files of six samples, in both formats, and their sheet. -> {sample: {gene without version: value}}"""
+    rng, rows, truth, new = np.random.default_rng(seed), [], {}, ".rna_seq.augmented_star_gene_counts.tsv"
+    for name, project, sample, kind, genes in (
+            ("f3.FPKM-UQ.txt.gz", "TCGA-LUAD", "TCGA-AA-0002-01A", "Primary Tumor", OLD_GENES), ("f1" + new, "TCGA-LUSC", "TCGA-AA-0001-01A", "Primary Tumor", NEW_GENES),
+            ("f9.FPKM-UQ.txt.gz", "TCGA-LUSC", "TCGA-AA-0001-01A", "Primary Tumor", OLD_GENES), ("f4.FPKM-UQ.txt", "TCGA-LUAD", "TCGA-AA-0002-01B", "Primary Tumor", OLD_GENES[::-1]),
+            ("f5" + new + ".gz", "TCGA-LUAD", "TCGA-AA-0002-11A", "Solid Tissue Normal", NEW_GENES), ("f6" + new, "TCGA-BRCA", "TCGA-AA-0003-06A", "Metastatic", NEW_GENES),
+            ("f7" + new, "TCGA-BRCA", "TCGA-AA-0004-01A", "Primary Tumor", NEW_GENES[::-1]), ("f8.htseq.counts.gz", "TCGA-BRCA", "TCGA-AA-0005-01A", "Primary Tumor", [])):
+        values = np.round(10 ** rng.uniform(0, 6, len(genes)), 4).tolist()
+        gdc_file(folder, name, values, genes)
+        rows.append((name.split(".")[0], name, "T", "G", project, sample[:12], sample, kind))
+        if genes and name != "f9.FPKM-UQ.txt.gz":
+            truth[sample] = dict(zip([re.sub(r"\.\d+", "", g.replace("ENSGR0000182378.11", SHARED[3])) for g in genes], values))
+    tiling.save_text(folder / "gdc_sample_sheet.2026-01-01.tsv", ["\t".join(row) for row in (SHEET, *rows)])
+    (folder / "f1" / "logs").mkdir()
+    for name in ("f1/logs/f1.parcel", "f1/f1.FPKM-UQ.txt.gz.partial", "f1/annotations.txt", "MANIFEST.txt"):
+        (folder / name).write_text("not expression")
+    return truth
+
+
+def test_a_folder_of_gdc_downloads_becomes_one_table(tmp_path, capsys):
+    """Both formats, versions, PAR_Y, two files of a sample, types, projects; the three endings hold the same numbers."""
+    truth = gdc_folder(tmp_path / "gdc")
+    go = lambda out, *more: he2rna.main(["expression", str(tmp_path / "gdc"), "--out", str(tmp_path / out), *more])
+    primary = [f"TCGA-AA-{s}" for s in ("0001-01A", "0002-01A", "0002-01B", "0004-01A")]
+    for home, out, more, samples in (
+            ("a", "expression.npz", (), primary), ("b", "expression.csv", ("--types", "01"), primary), ("c", "expression.csv.gz", ("--types", "Primary Tumor"), primary),
+            ("d", "expression.npz", ("--types", "01,11"), sorted([*primary, "TCGA-AA-0002-11A"])), ("e", "expression.npz", ("--types", "all"), sorted(truth)),
+            ("f", "expression.npz", ("--project", "LUNG"), primary[:3]), ("g", "expression.npz", ("--project", "TCGA-BRCA"), primary[3:])):
+        assert go(f"{home}/{out}", *more) == 0
+        key, ids, genes, a = he2rna.read_expression(tmp_path / home)
+        assert (key, ids) == ("sample", samples) and sorted(genes) == sorted(SHARED + ["ENSG00000290825"] * (home == "g"))
+        np.testing.assert_array_equal(a, np.array([[truth[s][g] for g in genes] for s in samples], np.float32))
+        said = capsys.readouterr().out
+        assert ("1 more files of samples that have one (the first by barcode, then by name, is taken): f9.FPKM" in said) == (home != "g")
+        assert ("2 files of the older format: 5 genes, 4 of them in all files" in said) == (home in "abcdef")
+    assert re.search(r"BRCA +1 +1\n +all +1 +1", said)
+    table = (tmp_path / "a" / "expression_genes.csv").read_text().splitlines()
+    assert table[0] == "gene_id,symbol,biotype" and "ENSG00000182378,S2,lncRNA" in table and len(table) == 5
+    assert he2rna.read_gene_table(tmp_path / "a" / "expression_genes.csv")[0]["ENSG00000000003"] == "S0"
+    with pytest.raises(tiling.InputError, match="is there already: --overwrite"):
+        go("a/expression.npz")
+    assert go("a/expression.npz", "--overwrite", "--project", "BRCA") == 0 and len(he2rna.read_expression(tmp_path / "a")[1]) == 1
+    assert go("dry/expression.npz", "--dry-run") == 0 and not (tmp_path / "dry").exists()
+    (tmp_path / "cohort").mkdir()
+    (tmp_path / "gdc").rename(tmp_path / "cohort" / "expression")
+    with pytest.raises(tiling.InputError, match="is a folder: GDC's files become a table with python he2rna.py expression"):
+        he2rna.read_expression(tmp_path / "cohort")
+
+
+def test_both_scales_of_fpkm_uq_meet_on_the_papers(tmp_path, capsys):
+    """The GDC's example: 1,000 reads, 3,000 bp, quartile 2,000: 1e9 * 1000 / (3000 * 2000), since release 32 / 19,029: 8.76."""
+    genes = [f"ENSG{g:011d}.1" for g in range(4000)]
+    paper = np.random.default_rng(0).lognormal(10, 2, (3, 4000))
+    paper[:, 0] = 1e9 * 1000 / (3000 * 2000)
+    assert f"{paper[0, 0] / he2rna.UQ_GENES:.2f}" == "8.76"
+    rows = [(f"f{i}", f"f{i}" + (".FPKM-UQ.txt.gz" if i == 1 else ".augmented_star_gene_counts.tsv"), "T", "G", "TCGA-LUAD", f"TCGA-AA-000{i}", f"TCGA-AA-000{i}-01A")
+            for i in range(3)]
+    for i, row in enumerate(rows):
+        gdc_file(tmp_path, row[1], (paper[i] / (1 if i == 1 else he2rna.UQ_GENES)).tolist(), genes)
+    for name, of in (("both", rows), ("newer", rows[::2])):                    # a sheet of today: no Sample Type
+        tiling.save_text(tmp_path / f"{name}.tsv", ["\t".join(row) for row in (SHEET[:7], *of)])
+        assert he2rna.main(["expression", str(tmp_path), "--sheet", str(tmp_path / f"{name}.tsv"), "--out", str(tmp_path / name / "expression.npz")]) == 0
+    assert np.allclose(he2rna.read_expression(tmp_path / "both")[3], paper, rtol=1e-6)
+    assert np.allclose(he2rna.read_expression(tmp_path / "newer")[3], paper[::2] / 19029, rtol=1e-6)
+    said = capsys.readouterr().out
+    assert "2 files, of release 32 or later, were multiplied by 19,029" in said and "19,029 times below the paper's" in said
+
+
+@pytest.mark.parametrize("name, change, words", [
+    ("f3.FPKM-UQ.txt.gz", lambda b: b[:-9], "f3.FPKM-UQ.txt.gz: not whole"), ("f3.FPKM-UQ.txt.gz", lambda b: b[:20] + b"\xff" * 40, "f3.FPKM-UQ.txt.gz: not whole"),
+    ("f3.FPKM-UQ.txt.gz", lambda b: b"<html>503</html>", "'<html>503</html>' is no line of 2 columns"), ("f3.FPKM-UQ.txt.gz", None, "f3.FPKM-UQ.txt.gz: not there"),
+    ("f4.FPKM-UQ.txt", lambda b: b.replace(b"\t", b"\t-", 1), "f4.FPKM-UQ.txt: gene ENSG00000281849.1 of TCGA-AA-0002-01B is '-"),
+    ("f4.FPKM-UQ.txt", lambda b: b"", "f4.FPKM-UQ.txt: no gene in it"), ("f1.rna_seq.augmented_star_gene_counts.tsv", lambda b: b"<html>503</html>\n", "it has <html>503</html>"),
+    ("f1.rna_seq.augmented_star_gene_counts.tsv", lambda b: b.replace(b"fpkm_uq_", b"x_"), "no fpkm_uq_unstranded; it has gene_id, gene_name"),
+    ("f7.rna_seq.augmented_star_gene_counts.tsv", lambda b: b[:-30], "is no line of 6 columns: not whole")])
+def test_a_gdc_file_that_is_not_whole_is_named_and_no_table_lacks_it_in_silence(tmp_path, capsys, name, change, words):
+    truth, path = gdc_folder(tmp_path), tmp_path / name.split(".")[0] / name
+    if "f1" in name:
+        shutil.rmtree(tmp_path / "f9")                                         # else the sample's other file would do, where f1 is missing
+    path.write_bytes(change(path.read_bytes())) if change else path.unlink()
+    command = ["expression", str(tmp_path), "--out", str(tmp_path / "out" / "expression.npz")]
+    with pytest.raises(tiling.InputError, match=f"1 files are missing or not whole: .*{re.escape(words)}.*--partial"):
+        he2rna.main(command)
+    assert not (tmp_path / "out").exists() and he2rna.main([*command, "--partial"]) == 1
+    sample = next(line.split("\t")[6] for line in (tmp_path / "gdc_sample_sheet.2026-01-01.tsv").read_text().splitlines() if name in line)
+    assert set(he2rna.read_expression(tmp_path / "out")[1]) == {s for s in truth if "-01" in s} - {sample} and words in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("change, options, words", [
+    (lambda g, rows: shutil.rmtree(g / "f3"), ("--types", "11", "--sheet", "none.tsv"), "none.tsv: can't be read as a table"),
+    (lambda g, rows: (g / "gdc_sample_sheet.2.tsv").write_text("x"), (), "2 gdc_sample_sheet*.tsv there: name the one with --sheet"),
+    (lambda g, rows: [shutil.rmtree(p) for p in g.glob("f*")], ("--partial",), "6 files are missing or not whole"),
+    (lambda g, rows: rows.__setitem__(0, rows[0].replace("Sample ID", "Barcode")), (), "no column sample id; it has File ID, File Name"),
+    (lambda g, rows: rows.__setitem__(slice(None), ["<html>", "</html>"]), (), "no column file name, project id, case id, sample id; it has <html>"),
+    (lambda g, rows: rows.__setitem__(slice(1, None), []), (), "no rows"), (lambda g, rows: rows.__setitem__(3, "f4\tf4.FPKM-UQ.txt"), (), "row 3 has 2 fields, the header 8"),
+    (lambda g, rows: rows.__setitem__(slice(None), [r.replace("FPKM-UQ", "FPKM").replace("star_gene", "x") for r in rows]), (), "names no file of FPKM-UQ"),
+    (lambda g, rows: rows.append(rows[1].replace("TCGA-AA-0002", "TCGA-AA-0009")), (), "1 of its files stand there for two samples"),
+    (lambda g, rows: rows.__setitem__(0, "id\tfilename\tmd5\tsize\tstate"), (), "is a manifest, which has no barcodes: download the Sample Sheet"),
+    (lambda g, rows: shutil.copy(g / "f3" / "f3.FPKM-UQ.txt.gz", g), (), "f3.FPKM-UQ.txt.gz is there twice"),
+    (lambda g, rows: (g / "f7" / "f7.rna_seq.augmented_star_gene_counts.tsv").write_text("gene_id\tfpkm_uq_unstranded\n" + "ENSG1.1\t1\n" * 2), (), "1 of its 2 genes stand there twice"),
+    (lambda g, rows: gdc_file(shutil.rmtree(g / "f7") or g, "f7.rna_seq.augmented_star_gene_counts.tsv", [1.] * 4, NEW_GENES[1:]), ("--partial",),
+     "has 4 genes, .*5; 1 are not in both, though both are of GENCODE v36: one is not whole"),
+    (lambda g, rows: gdc_file(shutil.rmtree(g / "f4") or shutil.rmtree(g / "f3") or g, "f3.FPKM-UQ.txt.gz", [1.] * 9, [f"ENSG0000000000{i}.1" for i in range(1, 10)]), ("--partial",),
+     "only 2 genes are in all files"),
+    (None, ("--types", "02"), "no file has sample_type recurrent tumor; .*has Metastatic, Primary Tumor, Solid Tissue Normal"), (None, ("--project", "STAD"), "--project STAD: .*tsv has TCGA-BRCA"),
+    (None, ("--out", "x.txt"), "--out x.txt: wanted a .npz, .csv or .csv.gz")])
+def test_what_a_gdc_folder_and_its_sheet_cannot_mean(tmp_path, change, options, words):
+    gdc_folder(tmp_path / "gdc")
+    sheet = tmp_path / "gdc" / "gdc_sample_sheet.2026-01-01.tsv"
+    rows = sheet.read_text().splitlines()
+    if change:
+        change(tmp_path / "gdc", rows)
+    tiling.save_text(sheet, rows)
+    with pytest.raises(tiling.InputError, match=words.replace("*.tsv there", r"\*.tsv there")) as e:
+        he2rna.main(["expression", str(tmp_path / "gdc"), "--out", str(tmp_path / "out" / "expression.npz"), *options])
+    assert "\n" not in str(e.value) and not (tmp_path / "out").exists()
+
+
+def test_a_manifest_checks_the_files_it_names(tmp_path, capsys):
+    """Size and md5 (hashlib's): a .tsv cut at a line's end has the right columns, and one changed in place the right size."""
+    gdc_folder(tmp_path / "gdc")
+    files = {p.name: p for p in (tmp_path / "gdc").glob("f*/f*[zvt]") if "htseq" not in p.name}
+    command = ["expression", str(tmp_path / "gdc"), "--manifest", str(tmp_path / "m.txt"), "--out", str(tmp_path / "expression.npz")]
+    tiling.save_text(tmp_path / "m.txt", ["id\tfilename\tmd5\tsize\tstate", *(
+        f"{p.parent.name}\t{p.parent.name + '/' if i % 2 else ''}{n}\t{hashlib.md5(p.read_bytes()).hexdigest()}\t{p.stat().st_size}\treleased" for i, (n, p) in enumerate(files.items()))])
+    assert len(files) == 7 and he2rna.main(command) == 0
+    one = files["f4.FPKM-UQ.txt"]
+    text = one.read_text()
+    one.write_text(text.replace("\t1", "\t2").replace("\t9", "\t8").replace("\t3", "\t4").replace("\t5", "\t6").replace("\t7", "\t0"))
+    assert len(one.read_text()) == len(text) != one.read_text().count(text)
+    with pytest.raises(tiling.InputError, match="f4.FPKM-UQ.txt: its md5 is not the manifest's"):
+        he2rna.main([*command, "--overwrite"])
+    one.write_text("".join(text.splitlines(True)[:-1]))
+    with pytest.raises(tiling.InputError, match=rf"f4.FPKM-UQ.txt: \d+ bytes, not {len(text)}"):
+        he2rna.main([*command, "--overwrite"])
+    one.unlink()
+    (tmp_path / "gdc" / "f4" / "f4.FPKM-UQ.txt.partial").write_text(text)
+    with pytest.raises(tiling.InputError, match="f4.FPKM-UQ.txt: not there"):
+        he2rna.main([*command, "--overwrite"])
+    (tmp_path / "m.txt").write_text("a\tb\n")
+    with pytest.raises(tiling.InputError, match="no column filename, md5 or size; it has a, b"):
+        he2rna.main([*command, "--overwrite"])
+
+
+def test_tables_of_some_gb_are_never_held_twice(tmp_path):
+    """tracemalloc: gathering holds the table and one file, writing one row."""
+    genes, n = [f"ENSG{g:011d}.1" for g in range(4000)], 60
+    gdc_file(tmp_path, "f.FPKM-UQ.txt.gz", np.random.default_rng(0).uniform(0, 1e5, len(genes)).tolist(), genes)
+    tracemalloc.start()
+    try:
+        t, size = he2rna.gather([(tmp_path / "f" / "f.FPKM-UQ.txt.gz", "s", None)] * n, lambda: None), 4 * n * len(genes)
+        assert t["a"].nbytes == size and tracemalloc.get_traced_memory()[1] < size + 4e6
+        one = he2rna.gather([(tmp_path / "f" / "f.FPKM-UQ.txt.gz", "s", None)], lambda: None)
+        del one
+        tracemalloc.reset_peak()
+        before = tracemalloc.get_traced_memory()[0]
+        tiling.save_expression(tmp_path / "expression.npz", "sample", [f"s{i}" for i in range(n)], genes, (row for row in t["a"]))
+        assert tracemalloc.get_traced_memory()[1] - before < .9 * size
+    finally:
+        tracemalloc.stop()
+    with np.load(tmp_path / "expression.npz", allow_pickle=False) as z:
+        assert (z["expression"] == t["a"]).all() and z["expression"].dtype == np.float32 and z["genes"].tolist() == genes
+
+
+def test_ten_real_expression_files(tmp_path, capsys):
+    """TCGA-LUAD, two formats: 60,483 fragments, of which 33,240 have a positive median over the ten; read by csv, row by row."""
+    sheet = {row[1]: row[6] for row in csv.reader(Path(real("gdc", "gdc_sample_sheet.tsv")).open(), delimiter="\t")}
+    tables = {}
+    for path in sorted(Path(real("gdc")).glob("*/*")):
+        with (gzip.open if path.suffix == ".gz" else open)(path, "rt") as f:
+            rows = [row for row in csv.reader(f, delimiter="\t") if row[0].startswith("ENS")]
+        tables[sheet[path.name]] = {row[0].split(".")[0]: row[-1] for row in rows}
+    assert he2rna.main(["expression", real("gdc"), "--out", str(tmp_path / "expression.npz")]) == 0
+    key, ids, genes, a = he2rna.read_expression(tmp_path)
+    assert (key, ids) == ("sample", sorted(tables)) and a.shape == (10, 60483)
+    plain = [re.sub(r"(ENSG)0(\d+)_PAR_Y", r"\1R\2", g) for g in genes]
+    assert (a == np.array([[tables[i][g] for g in plain] for i in ids]).astype(np.float64).astype(np.float32)).all()
+    assert sum(g.endswith("_PAR_Y") for g in genes) == 50 and he2rna.expressed(a).sum() == (np.median(a, 0) > 0).sum() == 33240
+    assert "multiplied" not in capsys.readouterr().out                         # the three rewritten ones are of the older scale
+
+
+def test_patients_and_samples_of_tcga(capsys):
+    """11,564 files, 36 projects: as a set counts them; the type's name is that of characters 14-15."""
+    with gzip.open(real("tcga", "samples_description.tsv.gz"), "rt") as f:
+        rows = list(csv.DictReader(f, delimiter="\t"))
+    for types, kinds in (("all", None), ("01,11", ("Primary Tumor", "Solid Tissue Normal")), (None, ("Primary Tumor",))):
+        assert he2rna.main(["expression", real("gdc"), "--sheet", real("tcga", "samples_description.tsv.gz"), "--dry-run", *(("--types", types) if types else ())]) == 0
+        said = {m[0]: (int(m[1].replace(",", "")), int(m[2].replace(",", ""))) for m in re.findall(r"^ +(\S+) +([\d,]+) +([\d,]+)$", capsys.readouterr().out, re.M)}
+        groups = {p: (p,) for p in {r["Project.ID"] for r in rows if kinds is None or r["Sample.Type"] in kinds}}
+        assert len(groups) == 36 or types != "all"
+        groups.update({name: [f"TCGA-{p}" for p in parts] for name, parts in he2rna.MERGED.items()}, all=tuple(groups))
+        for name, of in groups.items():
+            mine = [r for r in rows if r["Project.ID"] in of and (kinds is None or r["Sample.Type"] in kinds)]
+            assert said.pop(name.removeprefix("TCGA-")) == (len({r["Case.ID"] for r in mine}), len({r["Sample.ID"] for r in mine}))
+        assert not said
+    codes = {(r["Sample.ID"][13:15], r["Sample.Type"]) for r in rows if r["Sample.ID"].startswith("TCGA")}
+    assert codes == set(he2rna.SAMPLE_TYPES.items())
+
+
+def test_slides_of_tcga_join_samples_by_patient_and_type(tmp_path, capsys):
+    """Barcodes by hand; a diagnostic slide's Z is any vial; gdc-client's folders are looked into."""
+    home = tmp_path / "slides" / "1b671fb9-fd78-58b9-9094-30a711a09a8b"
+    home.mkdir(parents=True)
+    for name in ("TCGA-AA-0001-01Z-00-DX1.a-b", "TCGA-AA-0001-01Z-00-DX2.c", "TCGA-AA-0002-01Z-00-DX1.d", "TCGA-AA-0002-01B-02-TS1.e", "tcga-aa-0002-01a-01-bsb",
+                 "TCGA-AA-0002-11A-01-MS1.f", "TCGA-AA-0003-06Z-00-DX1.g", "TCGA-AA-0003-01Z-00-DX1.h", "TCGA-BB-0009-01Z-00-DX1.i", "scan17"):
+        (home if "DX1" in name else home.parent).joinpath(name + ".svs").touch()
+    gdc_folder(tmp_path / "gdc")
+    sheet = ["--sheet", str(tmp_path / "gdc" / "gdc_sample_sheet.2026-01-01.tsv")]
+    assert he2rna.main(["expression", str(tmp_path / "gdc"), "--types", "all", "--out", str(tmp_path / "expression.npz")]) == 0
+    dx = [("TCGA-AA-0001-01Z-00-DX1.a-b", "TCGA-AA-0001", "TCGA-LUSC", "TCGA-AA-0001-01A", "Primary Tumor", "DX"),
+          ("TCGA-AA-0001-01Z-00-DX2.c", "TCGA-AA-0001", "TCGA-LUSC", "TCGA-AA-0001-01A", "Primary Tumor", "DX"),
+          ("TCGA-AA-0002-01Z-00-DX1.d", "TCGA-AA-0002", "TCGA-LUAD", "TCGA-AA-0002-01A", "Primary Tumor", "DX"),
+          ("TCGA-AA-0003-01Z-00-DX1.h", "TCGA-AA-0003", "TCGA-BRCA", "TCGA-AA-0003-01Z", "Primary Tumor", "DX"),
+          ("TCGA-AA-0003-06Z-00-DX1.g", "TCGA-AA-0003", "TCGA-BRCA", "TCGA-AA-0003-06A", "Metastatic", "DX")]
+    frozen = [("TCGA-AA-0002-01B-02-TS1.e", "TCGA-AA-0002", "TCGA-LUAD", "TCGA-AA-0002-01B", "Primary Tumor", "TS"),
+              ("TCGA-AA-0002-11A-01-MS1.f", "TCGA-AA-0002", "TCGA-LUAD", "TCGA-AA-0002-11A", "Solid Tissue Normal", "MS"),
+              ("tcga-aa-0002-01a-01-bsb", "TCGA-AA-0002", "TCGA-LUAD", "TCGA-AA-0002-01A", "Primary Tumor", "BS")]
+    go = lambda *more: he2rna.main(["samples", str(tmp_path), *sheet, *more])
+    capsys.readouterr()
+    assert go("--dry-run") == 0 and not (tmp_path / "samples.csv").exists() and "LUNG" in capsys.readouterr().out
+    for more, want in (((), dx), (("--kind", "frozen", "--overwrite"), frozen), (("--kind", "all", "--overwrite"), sorted(dx + frozen))):
+        assert go(*more) == 0
+        rows = tiling.read_samples(tmp_path)
+        assert [tuple(r.values()) for r in rows] == want and list(rows[0]) == ["slide", "patient", "project", "sample", "sample_type", "kind"]
+        said = capsys.readouterr().out
+        assert ("first by barcode is taken: TCGA-AA-0002-01A (TCGA-AA-0002-01B)" in said) == ("frozen" not in more)
+        assert "1 slides whose name is no TCGA slide's barcode: scan17" in said
+    assert re.search(r"no expression: train leaves them out: TCGA-AA-0003-01Z-00-DX1.h\n", said) and "doesn't name: TCGA-BB-0009-01Z-00-DX1.i" in said
+    key, ids, _, _ = he2rna.read_expression(tmp_path)
+    kept, at, _ = he2rna.join(*he2rna.select(rows, "01,11", None)[:1], key, ids)
+    assert {r["slide"]: ids[i] for r, i in zip(kept, at)} == {r[0]: r[3] for r in dx + frozen if r[4] != "Metastatic" and r[3][-1] != "Z"}
+    with pytest.raises(tiling.InputError, match="samples.csv is there already: --overwrite"):
+        go()
+    for sheet, words in ((["--sheet", write_lines(tmp_path / "two.tsv", "\t".join(SHEET[1:7]), "a\tT\tG\tX\tp\ts", "b\tT\tG\tY\tp\ts")], "patient p is of X and of Y"),
+                         (["--sheet", write_lines(tmp_path / "none.tsv", "\t".join(SHEET[1:7]), "a\tT\tG\tX\tp\ts")], "no slide is left for samples.csv"),
+                         ([], "no gdc_sample_sheet")):
+        with pytest.raises(tiling.InputError, match=words):
+            go("--overwrite")
+
+
+def write_lines(path, *lines):
+    tiling.save_text(path, lines)
+    return str(path)
 
 
 def test_folds_need_patients(tmp_path):
