@@ -1718,8 +1718,9 @@ def expression(o):
     elif t["newer"]:
         print(f"FPKM-UQ of release 32 or later, {UQ_GENES:,} times below the paper's: log10(1 + a) flattens weak genes more")
     rows = [i for i in range(len(files)) if i not in t["bad"]]
+    tick = progress("writing", len(rows), "samples")
     tiling.save_expression(out, "sample", [chosen[files[i]]["sample"] for i in rows], list(genes),
-                           (t["a"][i, t["shared"]] for i in rows))
+                           (tick() or t["a"][i, t["shared"]] for i in rows))
     print(f"{out}: {len(rows):,} samples x {len(genes):,} genes")
     if t["symbols"]:
         columns = 3 if any(row[2] for row in t["symbols"]) else 2              # of an empty biotype no gene would be coding
@@ -2658,8 +2659,8 @@ def main(argv=None):
     def cohort_options(p, a, epochs):
         a("cohort", nargs="?", help="a cohort folder; without one a simulated cohort is drawn into demo/")
         a = p.add_argument_group("training").add_argument
-        a("--types", metavar="TYPE,..", help="sample_type values to use, or all (default: primary tumours, as the paper, "
-          "where samples.csv has that column)")
+        a("--types", metavar="TYPE,..", help="sample_type values or characters 14-15 of TCGA barcodes to use, or all "
+          "(default: primary tumours, as the paper, where samples.csv has that column)")
         a("--project", metavar="P,..", help="train on these projects alone, in the folds of the whole cohort (LUNG is LUAD "
           "and LUSC)")
         a("--folds", type=int, default=FOLDS, help=f"of the cross-validation, patients whole (default {FOLDS})")
@@ -2783,7 +2784,8 @@ def main(argv=None):
     tiling.add_choices(a, CHOICES, "msi")
     a("--scale", choices=("log", "linear"), help="of FILE.npz's expression (default: linear where it is never negative and "
       "reaches 30, which no logarithm does)")
-    a("--types", metavar="TYPE,..", help="sample_type values to use, or all (default: primary tumours)")
+    a("--types", metavar="TYPE,..", help="sample_type values or characters 14-15 of TCGA barcodes to use, or all (default: "
+      "primary tumours)")
     a("--project", metavar="P,..", help="these projects alone, pooled (the paper: COAD; the authors' code: COAD,READ)")
     tiling.add_options(p)
 
