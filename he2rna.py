@@ -83,8 +83,9 @@ SAMPLE_TYPES = {"01": "Primary Tumor", "02": "Recurrent Tumor", "03": "Primary B
                 "11": "Solid Tissue Normal"}  # characters 14-15 of a TCGA barcode, as the GDC's sheets spell them
 FPKM_UQ = re.compile(r"(\.FPKM-UQ\.txt|_star_gene_counts\.tsv)(\.gz)?$")   # GDC's files of it: to release 31, from 32
 UQ_COLUMN = "fpkm_uq_unstranded"
-UQ_GENES = 19029             # release 32 divides FPKM-UQ by it: the protein-coding genes on autosomes. The upper quartile of
-UQ_BORDER = 1000             # a file's positive values is near 1e5 before and 5 since: between them         [ours]
+UQ_GENES = 19029             # protein-coding genes on autosomes, by which GDC divides FPKM-UQ since release 32: says its page
+#                              "mRNA Analysis Pipeline". The upper quartile of a file's positive values is near 1e5 before,
+UQ_BORDER = 1000             # 5 since: between them                                                        [ours]
 UQ_LEAST = 1000              # positive values that tell it                                                 [ours]
 SLIDE_BARCODE = re.compile(r"(TCGA-\w\w-\w{4})-(\d\d)([A-Z])-\d\d-(DX|TS|BS|MS)")     # patient, type, vial, kind
 FROZEN = ("TS", "BS", "MS")  # slides of the frozen block, its top, bottom or middle; DX: diagnostic, FFPE, the paper's
@@ -1753,7 +1754,7 @@ def samples(o):
         if why:
             left_out.setdefault(why, []).append(slide)
             continue
-        own = f"{patient}-{code}{vial}"                                        # Z of a diagnostic slide is any vial
+        own = f"{patient}-{code}{vial}"                                        # Z of a diagnostic slide is any vial [ours]
         there = of.get(own[:15], [])
         if len(there) > 1 and own not in there:
             several[own[:15]] = f"{there[0]} ({', '.join(there[1:])})"
