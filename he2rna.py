@@ -159,7 +159,7 @@ CHOICES = (
     ("msi", "epochs", "50", "autoencoders trained for 100 epochs",
      "the paper's", "code", "[HE2RNA Methods, MSI status]"),
     ("msi", "msi-l", "counts as not MSI-H", "MSI-L left out", "the paper's", "code", "[HE2RNA Methods, MSI status]"))
-AUDIT_MSI = dict(splits=5, ratios=(Fraction(3, 4),), arms=("transcriptome", "direct", "autoencoder-b"), repeats=MSI_REPEATS,
+AUDIT_MSI = dict(splits=5, ratios=(Fraction(3, 4),), arms=("transcriptome", "direct", "autoencoder-b"), repeats=2,
                  folds=MSI_FOLDS)    # the study of an audit: short, where B is small        [ours]
 MAY_SEE = {"gene filter": "as the paper words it, over all samples: it decides which genes are asked for",
            "untrained null": None}   # steps that see test patients, why they may; None: they judge, nothing learns from them

@@ -6025,6 +6025,42 @@ def test_readme_names_symbols_and_tests_that_exist():
         assert all(callable(globals().get(name)) for name in re.findall(r"`(\w+)`", tests)) and "`" in symbols and "`" in tests
 
 
+def test_readme_has_a_row_for_every_section_equation_figure_and_table():
+    text = Path(__file__).with_name("README.md").read_text().split("## Where to find what")[1]
+    places = re.findall(r"^\| (.*?) \| .*? \| .*? \|$", text, re.M)
+    cut = next(i for i, p in enumerate(places) if p.startswith("HistCode Methods"))
+    found = [{(kind[0].lower(), n) for kind, ns in re.findall(r"(eqs?\.|Figs?\.|Tables?) ((?:S?\d+(?:[a-e]\b|[a-e]–[a-e]|)(?:, [a-e]\b)*(?:, | and |))+)", "\n".join(part))
+              for n in re.findall(r"S?\d+", ns)} for part in (places[:cut], places[cut:])]
+    figures = lambda *names: {("f", str(n)) for n in names}
+    assert found[0] >= figures(*range(1, 6), "S1", "S2", "S3", "S4") | {("t", n) for n in ("1", "2", "S4")}
+    assert found[1] >= figures(*range(1, 12)) | {("t", "1")} | {("e", str(n)) for n in range(1, 9)}
+    for part, sections in ((places[:cut], ("TCGA Pan-Cancer Dataset", "Cleaning", "Preprocessing", "Model architecture", "Training and evaluation", "GSEA signatures",
+                                           "Visual spatialization", "MSI status", "Statistics")),
+                           (places[cut:], ("Whole slide image", "Slide annotation", "RNA-seq dataset", "Cancer driver genes", "Image processing", "Differential expression analysis",
+                                           "HistCode framework", "Contrastive learning", "Feature aggregation", "Tumor diagnosis", "Differential expression prediction",
+                                           "Results, differential expression", "attentive pooling", "fold change", "well-predicted genes", "interpretability"))):
+        assert [s for s in sections if not any(s in p for p in part)] == []
+
+
+def disagreements(program, folder=Path(__file__).parent):
+    """Rows of README's table of a program's choices: what paper and code say, what is done here, what the committed audit found."""
+    values = {}
+    for r in read_csv(folder / f"audit_{program.__name__}.csv"):
+        values.setdefault((r["command"], r["choice"]), {}).setdefault(r["measure"], []).append(float(r["change"]))
+    effect = lambda key: "; ".join(f"{m} {tiling.over_seeds(v, 1 if m in tiling.COUNTS else 3, '+')}" for m, v in values[key].items())
+    return [f"| `{command} {name}` | {paper} | {code} | {ours} | {effect((command, name)) if (command, name) in values else 'not measured'} |"
+            for command, name, paper, code, ours, _, _ in program.CHOICES]
+
+
+@pytest.mark.parametrize("program", [he2rna, histcode])
+def test_readmes_disagreements_are_the_choices_with_the_effects_of_the_committed_audit(program):
+    lines = Path(__file__).with_name("README.md").read_text().splitlines()
+    rows = disagreements(program)
+    assert [r for r in rows if r not in lines] == [] and sum("not measured" in r for r in rows) <= 4
+    default = {r["measure"]: r for r in read_csv(Path(__file__).with_name(f"audit_{program.__name__}.csv")) if r["choice"] == "default"}
+    assert default and all(float(r["change"]) == 0 for r in default.values())
+
+
 # =====================================================================================================================
 # Benchmarks: the direct way stands here, ours beside it, measured in turn in one run
 # =====================================================================================================================
