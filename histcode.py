@@ -117,11 +117,12 @@ BEST_GENES = 50              # whose gene sets are asked for                  [H
 SHOWN = "PIK3CA MYC PTEN GATA3 CD3D CD3E CD3G CD247 CD19".split()            # [HistCode Fig. 8]
 SHIFTS = 199                 # random shifts behind a p over tiles             [ours]
 ALPHA = 0.05                 # after Benjamini-Hochberg                       [HistCode Results]
-AUDIT = dict(pretrain="--weights random --tile-px 72 --view-px 64 --batch 32 --epochs 4 --tiles-per-slide 3 "
+AUDIT = dict(pretrain="--weights random --tile-px 64 --view-px 48 --batch 32 --epochs 4 --tiles-per-slide 3 "
              "--momentum-encoder .99 --precision float32", probe="--tiles-per-slide 10",
-             diagnose="--weights random --precision float32 --epochs 10",
-             expression="--weights random --precision float32 --epochs 10 --folds 5 --hidden 64 --genes CD3D,CD3E,CD3G,CD247,"
-             "CD19,MKI67,TOP2A,CCNB1,COL1A1,COL3A1,FAP,ACTA2,ZG16,KRT20,ACTB,GAPDH")   # of audit's runs without a cohort [ours]
+             diagnose="--weights random --precision float32 --epochs 10 --hidden 64",
+             expression="--weights random --precision float32 --epochs 10 --folds 5 --hidden 64 --genes CD3D,CD3E,CD3G,"
+             "CD247,CD19,MKI67,TOP2A,CCNB1,COL1A1,COL3A1,FAP,ACTA2,ZG16,KRT20,ACTB,GAPDH")
+#                            # options of audit's runs without a cohort: all in a quarter of an hour [ours]
 AUDIT_PATIENTS, AUDIT_SEEDS = 40, 3      #                              [ours]
 VERSION = 1                  # of a run's files; another is refused     [ours]
 SOURCE = "HistCode (Huang et al. 2022, arXiv:2204.11994), contrastive pretraining of the tile encoder"
@@ -138,11 +139,11 @@ CHOICES = (
      "each other", "Otsu of the saturation", "saturation above 8; tiles/ is cut anew", "[HistCode code]"),
     ("pretrain", "colour", "normalised; the method is not named, here Macenko's", "none", "none: a method would be a guess",
      "paper", "[HistCode code]"),
-    ("pretrain", "tiles", "all tiles", "all tiles, one slide after the other", f"{TILES_PER_SLIDE} of each slide, drawn anew "
-     "each epoch", "paper", "[ours]"),
+    ("pretrain", "tiles", "all tiles", "all tiles, one slide after the other", f"{TILES_PER_SLIDE} of each slide, drawn "
+     "anew each epoch", "paper", "[ours]"),
     ("pretrain", "batch", "silent", "250; AdCo's 256", "AdCo's", "code", "[AdCo code]"),
     ("pretrain", "lr", ".03", ".001", "the paper's", "code", "[HistCode Methods]"),
-    ("pretrain", "cosine", "one rate", "it falls along half a cosine, to .0006", "the paper's", "code", "[HistCode Methods]"),
+    ("pretrain", "cosine", "one rate", "it falls along half a cosine to .0006", "the paper's", "code", "[HistCode Methods]"),
     ("pretrain", "momentum-encoder", "eq. 1 does not say which network makes the keys", "a slow copy, .999", "the code's",
      "none: one encoder for both views", "[HistCode code]"),
     ("pretrain", "in-batch", "negatives are the bank alone", "the keys of the other tiles too", "the paper's", "code",
@@ -169,17 +170,19 @@ CHOICES = (
      "[HistCode eqs. 5-6]"),
     ("expression", "slides", "\"single whole slide image\"", "a list of slides, not released", "tumour slides",
      "tiles of the normal slides too", "[HistCode Methods]"))
-TURNED = {("pretrain", "tissue"): dict(tissue="saturation", tissue_threshold=8.0), ("pretrain", "colour"): dict(colour="macenko"),
-          ("pretrain", "tiles"): dict(tiles_per_slide=10 ** 9), ("pretrain", "batch"): dict(batch=250),
-          ("pretrain", "lr"): dict(lr=.001), ("pretrain", "cosine"): dict(cosine=True, final_lr=.0006),
-          ("pretrain", "momentum-encoder"): dict(momentum_encoder=0.0), ("pretrain", "in-batch"): dict(in_batch=True),
-          ("pretrain", "bank-tau"): dict(bank_tau=.02), ("pretrain", "bank-lr"): dict(bank_lr=3.0),
-          ("pretrain", "bank-step"): dict(bank_momentum=0.0, bank_decay=0.0), ("pretrain", "bank-size"): dict(bank_size=318193),
-          ("diagnose", "folds"): dict(rotate=True), ("diagnose", "embed"): dict(embed=(512,)),
-          ("expression", "model"): dict(model="attention", per_gene=True), ("expression", "epochs"): dict(epochs=200),
-          ("expression", "embed"): dict(embed=(512,)), ("expression", "slides"): dict(slides="both")}  # options behind a choice
-UNSEEN = {("pretrain", "tiles"): "no slide has more", ("pretrain", "batch"): "the batches are smaller here",
-          ("pretrain", "bank-size"): "the bank is smaller", ("expression", "epochs"): "too long"}   # on audit's simulated cohort
+TURNED = {                   # the options that a choice turns; stop has none
+    "pretrain": {
+        "tissue": dict(tissue="saturation", tissue_threshold=8.0), "colour": dict(colour="macenko"),
+        "tiles": dict(tiles_per_slide=10 ** 9), "batch": dict(batch=250), "lr": dict(lr=.001),
+        "cosine": dict(cosine=True, final_lr=.0006),
+        "momentum-encoder": dict(momentum_encoder=0.0), "in-batch": dict(in_batch=True), "bank-tau": dict(bank_tau=.02),
+        "bank-lr": dict(bank_lr=3.0), "bank-step": dict(bank_momentum=0.0, bank_decay=0.0),
+        "bank-size": dict(bank_size=318193)},
+    "diagnose": {"folds": dict(rotate=True), "embed": dict(embed=(512,))},
+    "expression": {"model": dict(model="attention", per_gene=True), "epochs": dict(epochs=200), "embed": dict(embed=(512,)),
+                   "slides": dict(slides="both")}}
+UNSEEN = {"pretrain": dict(tiles="no slide has more", batch="batches are smaller") | {"bank-size": "the bank is smaller"},
+          "expression": dict(epochs="it takes too long")}             # not measured on audit's simulated cohort [ours]
 MAY_SEE = {"gene filter": "availability only: a gene needs fold changes, not all equal, in half of all pairs",
            "optimism table": None, "random baseline": None, "shuffled patients": None, "external cohort": None}
 #   steps that see test patients, why they may; None: they judge, nothing learns from them
@@ -1006,8 +1009,9 @@ def train_heads(models, bag, target, loss, parts, seeds, o, device, what="", sta
                          lowest=lowest, epochs=epochs, losses=torch.stack(losses), tests=torch.stack(tests))
             save_file(state_file, lambda f: torch.save(state, f))
     tests = torch.stack(tests, 1)                                              # (M, epochs, n, C)
-    return dict(model={k: v.cpu() for k, v in {**best, **buffers}.items()}, epochs=epochs, losses=torch.stack(losses), saw=ledgers,
-                tests=[tests[m, :, len(v):len(v) + len(t)] for m, (_, v, t) in enumerate(parts * (M if shared else 1))])
+    return dict(model={k: v.cpu() for k, v in {**best, **buffers}.items()}, saw=ledgers, epochs=epochs,
+                losses=torch.stack(losses), tests=[tests[m, :, len(v):len(v) + len(t)] for m, (_, v, t) in enumerate(
+                    parts * (M if shared else 1))])
 
 
 def apply_heads(saved, device, block=16):
@@ -1296,7 +1300,7 @@ def settle_choices(o):
     so many words gainsays --code, and goes before --follow."""
     named, o.code = o.code, flipped(CHOICES, o.verb, o.code, o.follow)
     for name in list(o.code):
-        turned = TURNED.get((o.verb, name), {})
+        turned = TURNED[o.verb].get(name, {})
         given = [f"--{'' if getattr(o, k) else 'no-' * (getattr(o, k) is False)}{k.replace('_', '-')}"
                  + f" {getattr(o, k)}" * (not isinstance(getattr(o, k), bool))
                  for k, v in turned.items() if getattr(o, k) not in (None, v)]
@@ -1319,7 +1323,7 @@ def settle_options(o, world):
     """Fill in what was not asked for: what --follow and --code turn, else our values; check all of them."""
     if o.method == "simclr":
         bank = [f"--{k.replace('_', '-')}" for k in BANK_OPTIONS if getattr(o, k) is not None]
-        bank += [f"--code {name}" for name in o.code if set(TURNED["pretrain", name]) & set(BANK_OPTIONS)]
+        bank += [f"--code {name}" for name in o.code if set(TURNED["pretrain"][name]) & set(BANK_OPTIONS)]
         if bank or o.follow:
             raise InputError(f"{', '.join(bank) or f'--follow {o.follow}'}: not with --method simclr, which has no bank")
     settle_choices(o)
@@ -1768,8 +1772,8 @@ def settle_training(o, usual):
 
 def claim_run(folder, o, d, more, *seen):
     """Write the config.json of a downstream run -> its settings; a folder of other settings is refused."""
-    config = dict(command=o.verb, version=VERSION, code=list(o.code), data=tiling.digest(*seen, *d["seen"]), features=d["features"],
-                  n_features=d["n_features"], embed=list(o.embed), **more,
+    config = dict(command=o.verb, version=VERSION, code=o.code, data=tiling.digest(*seen, *d["seen"]),
+                  features=d["features"], n_features=d["n_features"], embed=list(o.embed), **more,
                   **{k: getattr(o, k) for k in ("hidden", "lr", "weight_decay", "epochs", "batch", "folds", "repeats", "seed")})
     return tiling.claim_folder(folder, config, "*.pt", bags=getattr(o, "bags", None),
                                cohort=o.cohort and str(Path(o.cohort).resolve()),
@@ -1871,8 +1875,8 @@ def write_diagnosis(folder, config, d, jobs, trained, own, o):
         f"# Diagnosis: {folder.name}", "", *leaks, *turned_lines(o),
         f"{len(y)} {bags} of {len(set(d['patients'].tolist()))} patients; {y.sum()} {d['classes'][1]}, "
         f"{len(y) - y.sum()} {d['classes'][0]}. {o.folds} parts by patient, stratified; one tests"
-        + (", and chooses the epoch" if "stop" in o.code else ", the next one chooses the epoch") + " (the last one with the "
-        f"fewest mistakes), the {o.folds - 2} others train; {len(first)} of them tested in turn, "
+        + (" and" if "stop" in o.code else ", the next one") + " chooses the epoch (the last one with the fewest mistakes), "
+        f"{o.folds - 2} train; {len(first)} of them tested in turn, "
         f"{o.repeats} time{'s' * (o.repeats > 1)}. Mean ± SD "
         f"over the {len(jobs)} test folds, positive class {d['classes'][1]}."
         + (f" {no_auc} test folds have one class only and no AUC." if no_auc else ""), "", table(header, honest), "",
@@ -1920,7 +1924,7 @@ def judge_external(folder, other, trained, encoder, o, device):
         print(f"{o.external}, {pooling}: accuracy {text[-1][1]}, ROC-AUC {text[-1][2]}, PR-AUC {text[-1][3]}")
     save_csv(folder / "external.csv", ("slide", "patient", "label", "pooling", f"p_{other['classes'][1]}"), rows)
     draw_curves(folder / "external.png", curves)
-    report, seen = (folder / "report.md").read_text("utf-8").split("\n"), set(encoder or ()) & set(other["patients"].tolist())
+    report, seen = (folder / "report.md").read_text("utf-8").split("\n"), {*(encoder or ())} & {*other["patients"].tolist()}
     save_text(folder / "report.md", [*report, f"## External: {o.external}", "", f"{len(other['y'])} slides, none of whose "
               "patients a model has seen; mean over the fold models."
               + f" **The encoder learned from tiles of {len(seen)} of these patients, without labels.**" * bool(seen), "",
@@ -2569,7 +2573,7 @@ def ablation(o):
         for pooling in o.poolings:
             own = argparse.Namespace(**{**vars(o), "encoder": encoder, "pooling": pooling, "model": "attention", "ridge": 0,
                                         "name": f"{base}-{tiling.encoder_name(encoder)}-{pooling}", "gmt": None,
-                                        "verb": "expression", "code": (), "follow": None})
+                                        "verb": "expression", "code": [], "follow": None})
             own.weights = o.weights if encoder in tiling.ENCODERS else None
             print(f"--- {tiling.encoder_name(encoder)}, {pooling} pooling", flush=True)
             status |= expression(own)
@@ -2579,7 +2583,8 @@ def ablation(o):
                 row[0]: (tiling.number(row[r]), tiling.number(row[rho])) for row in rows}
             saw_them, tested = tiling.encoder_saw(o.cohort, tiling.features_of(own)), set(tiling.load_arrays(
                 Path(o.cohort) / "runs" / own.name / "predictions.npz")["patient"].tolist())
-            seen[tiling.encoder_name(encoder)] = "not known" if saw_them is None else f"{len(tested & set(saw_them))} of {len(tested)}"
+            seen[tiling.encoder_name(encoder)] = ("not known" if saw_them is None else
+                                                  f"{len(tested & set(saw_them))} of {len(tested)}")
     genes = [g for g in next(iter(cells.values())) if all(not math.isnan(c.get(g, (math.nan,))[0]) for c in cells.values())]
     if not genes:
         raise InputError("no gene has an R in every cell of the table: is there any signal, or are predictions constant?")
@@ -2608,8 +2613,9 @@ def ablation(o):
     print(tiling.table(header, rows), tiling.table(paired, tests), note, sep="\n\n")
     save_text(folder / "report.md", [f"# Ablation: {base}", "", "The same pairs, folds, genes and seeds in every cell; "
                                      "networks of all genes at once, stopped on validation patients. [HistCode Fig. 6]", "",
-                                     "Tested patients whose tiles the encoder learned from, without labels: " + "; ".join(
-                                         f"{e} {n}" for e, n in seen.items()) + ". Of the other steps the reports of the runs tell.", "",
+                                     "Tested patients whose tiles the encoder learned from, without labels: "
+                                     + "; ".join(f"{e} {n}" for e, n in seen.items())
+                                     + ". What the other steps saw: reports of the runs.", "",
                                      tiling.table(header, rows), "", "![R and Spearman](ablation.png)", "",
                                      tiling.table(paired, tests), "", note, ""])
     print(f"report: {folder / 'report.md'}")
@@ -2624,7 +2630,7 @@ def choices(o):
 
 
 def beside(cohort, folder):
-    """A cohort of links to all that `cohort` holds but its runs and what is made of its slides; tiles of the same settings."""
+    """A cohort of links to what `cohort` holds but runs and what is made of its slides; tiles of the same settings."""
     for path in cohort.iterdir():
         if path.name not in ("runs", "tiles", "features", "supertiles") and not (folder / path.name).exists():
             folder.mkdir(parents=True, exist_ok=True)
@@ -2640,7 +2646,8 @@ def measured(run, own, cohort, options):
         status = probe(run.parse(["probe", str(cohort), str(own / f"{run.name}.pt"), "--device", run.device, "--workers",
                                   str(run.workers), "--seed", str(run.seed), "--csv", str(own / "probe.csv"), *options]))
         last = json.loads((own / "log.jsonl").read_text().splitlines()[-1])
-        return {"R2 of the cells": tiling.number(tiling.read_rows(own / "probe.csv")[1][0][3]), "spread": last["spread"]}, status
+        r2 = tiling.number(tiling.read_rows(own / "probe.csv")[1][0][3])
+        return {"R2 of the cells": r2, "spread": last["spread"]}, status
     if run.verb == "diagnose":
         header, rows = tiling.read_rows(own / "predictions.csv")
         rows = [dict(zip(header, row)) for row in rows if row[header.index("repeat")] == "0"]
@@ -2656,9 +2663,8 @@ def audit(o):
     """The default once per seed, then each choice of pretrain, diagnose and expression alone, same seeds
     -> COHORT/runs/histcode-audit/audit.md. Without a cohort: on a simulated one, with small budgets.
 
-    That one is demo-pairs/, each of its patients with a tumour and a normal slide: in demo/ a quarter have, 16 pairs, and its
-    tiles may be HE2RNA's. Measures: R2 of the cells in a tile from the frozen features, mean over kinds, and the spread of
-    the embeddings; accuracy and AUC pooled over the tested slides; mean R, and genes by Benjamini-Hochberg. [ours]
+    That one is demo-pairs/, each of its patients with a tumour and a normal slide: of demo/'s patients a quarter have, 16
+    pairs, and its tiles may be HE2RNA's. [ours]
     """
     start, demo, cohort = time.time(), o.cohort is None, Path(o.cohort or "demo-pairs")
     if o.seeds < 1:
@@ -2670,15 +2676,14 @@ def audit(o):
     more = {c: shlex.split(getattr(o, c) if getattr(o, c) is not None else AUDIT[c] if demo else "") for c in AUDIT}
     texts, seeds = {c: switches(CHOICES, c) for c in AUDIT if c != "probe"}, range(o.seed, o.seed + o.seeds)
     asked = {c: [name for name in texts[c] if name in o.code] for c in texts}
-    for (c, name), why in UNSEEN.items() if demo else ():
-        if name in asked[c]:
-            asked[c].remove(name)
-            print(f"without {c}'s {name}: {why}")
+    for c, name in [(c, name) for c in UNSEEN for name in asked[c] if demo and name in UNSEEN[c]]:
+        asked[c].remove(name)
+        print(f"without {c}'s {name}: {UNSEEN[c][name]} here")
 
     def settled(c, home, name, seed):
         run = o.parse([c, str(home), *more[c], "--seed", str(seed), "--name", f"{c}-{name}-seed{seed}",
                        *["--code", name] * (name != "default")])
-        for k in TURNED.get((c, name), ()):                                    # what a switch decides is not the default's
+        for k in TURNED[c].get(name, ()):                                 # what a switch decides is not the default's
             setattr(run, k, None)
         run.within = folder.name
         return run
@@ -2698,16 +2703,17 @@ def audit(o):
     settings = dict(**{c: " ".join(v) for c, v in more.items()}, data=tiling.digest(samples, [
         [p.name, tiling.fingerprint(p)] for p in sorted(cohort.glob("expression*")) if p.is_file()]))
     what = (
-        f"`python histcode.py audit`{'' if demo else ' COHORT'}: seeds {seeds[0]} to {seeds[-1]}. First row: the run of default "
-        "settings. The others: the run with this choice alone turned to its other side, less the default run of the same seed; mean "
-        "and 95 % interval over the seeds (Student's t). The patients are the same, so nothing here speaks of other patients. "
-        "pretrain: R2 of the cells in a tile from the frozen features (`probe`, the same tiles for all), and spread of the "
-        "embeddings in the last epoch. diagnose: accuracy and AUC pooled over the tested slides. expression: R, mean over genes; BH: "
-        "significant genes. Colour and tissue are turned for pretrain alone: what they do to diagnose and expression is not "
-        "measured." + "".join(f" {c}: `{' '.join(v)}`." for c, v in more.items() if v))
+        f"`python histcode.py audit`{'' if demo else ' COHORT'}: seeds {seeds[0]} to {seeds[-1]}. First row: the run of "
+        "default settings. The others: the run with this choice alone turned to its other side, less the default run of the "
+        "same seed; mean and 95 % interval over the seeds (Student's t). The patients are the same, so nothing here speaks of "
+        "other patients. pretrain: R2 of the cells in a tile from the frozen features (`probe`, the same tiles for all), and "
+        "spread of the embeddings in the last epoch. diagnose: accuracy and AUC pooled over the tested slides. expression: R, "
+        "mean over genes; BH: significant genes. Colour and tissue are turned for pretrain alone: what they do to diagnose and "
+        "expression is not measured." + "".join(f" {c}: `{' '.join(v)}`." for c, v in more.items() if v))
     status, why = 0, {}
     for c in (c for c in texts if asked[c]):
-        jobs = {(c, name, seed): lambda name=name, seed=seed: job(c, name, seed) for name in ("default", *asked[c]) for seed in seeds}
+        jobs = {(c, name, seed): lambda c=c, name=name, seed=seed: job(c, name, seed)
+                for name in ("default", *asked[c]) for seed in seeds}
         try:
             if c == "pretrain" and not any((cohort / d).is_dir() for d in ("points", "spots")):
                 raise InputError(f"{cohort} has neither points/ nor spots/ to probe features with")
@@ -2783,7 +2789,7 @@ def main(argv=None):
     a("--bank-momentum", type=float, help=f"default {MOMENTUM}, the authors'; 0 is eq. 4 as printed")
     a("--bank-decay", type=float, help=f"weight decay of the bank (default {WEIGHT_DECAY:g}, the authors'; 0 is eq. 4 as "
       "printed); it only rules the negatives' length, hence how fast they turn")
-    a("--bank-tau", type=float, help="its own temperature in the bank's step (default: --tau, both sides play for one loss); a "
+    a("--bank-tau", type=float, help="its own temperature in the bank's step (default: --tau: both play for one loss); a "
       "low one, as the authors': only the nearest negatives move")
     a("--in-batch", action=flag, help="the other tiles' keys are negatives too [AdCo code]; eq. 1 has the bank alone")
     a("--symmetric", action=flag, help="mean of the losses of both views as query [AdCo code, off by default there too]")
@@ -2847,8 +2853,8 @@ def main(argv=None):
         a("--top", type=int, default=DRIVERS, help=f"so many of them (default {DRIVERS}, the paper's)")
         a("--slides", choices=("tumour", "both"), help="whose tiles stand for a patient: those of the tumour "
           "slides (default: \"from single whole slide image\"), or of the normal slides too")
-        a("--per-gene", action="store_true", default=None, help="a network for each gene, as the authors' code and Fig. 11, instead of one "
-          "for all")
+        a("--per-gene", action="store_true", default=None, help="a network for each gene, as the authors' code and Fig. 11, "
+          "instead of one for all")
         a("--name", help="of the run (default: the command and its model); an interrupted run goes on")
         training(p, DIAGNOSIS)
         tiling.add_options(p, encoder=encoder)
@@ -2877,12 +2883,13 @@ def main(argv=None):
 
     p, a = verb(audit, "each choice turned alone: what it changes", nargs="?")
     every = tuple(dict.fromkeys(name for _, name, *_ in CHOICES))
-    a("--code", type=chosen_of(every), default=every, metavar="A,B", help=f"these choices alone (default all: {','.join(every)})")
+    a("--code", type=chosen_of(every), default=every, metavar="A,B", help="these choices alone (default all: "
+      f"{','.join(every)})")
     a("--seeds", type=int, default=AUDIT_SEEDS, help=f"runs of each, --seed and those after it (default {AUDIT_SEEDS})")
     a("--seed", type=tiling.natural, default=0, help="the first of them (default 0)")
     for command, options in AUDIT.items():
-        a(f"--{command}", metavar="'OPTIONS'", help=f"of each {command}, as --{command}='--device cpu' (default none; without a "
-          f"cohort {options})".replace("%", "%%"))
+        a(f"--{command}", metavar="'OPTIONS'", help=f"of each {command}, as --{command}='--device cpu' (default none; "
+          f"without a cohort {options})")
 
     def of_run(function, what):
         p = verbs.add_parser(function.__name__, help=what, description=function.__doc__)
