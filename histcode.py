@@ -2705,11 +2705,12 @@ def audit(o):
     what = (
         f"`python histcode.py audit`{'' if demo else ' COHORT'}: seeds {seeds[0]} to {seeds[-1]}. First row: the run of "
         "default settings. The others: the run with this choice alone turned to its other side, less the default run of the "
-        "same seed; mean and 95 % interval over the seeds (Student's t). The patients are the same, so nothing here speaks of "
-        "other patients. pretrain: R2 of the cells in a tile from the frozen features (`probe`, the same tiles for all), and "
-        "spread of the embeddings in the last epoch. diagnose: accuracy and AUC pooled over the tested slides. expression: R, "
-        "mean over genes; BH: significant genes. Colour and tissue are turned for pretrain alone: what they do to diagnose and "
-        "expression is not measured." + "".join(f" {c}: `{' '.join(v)}`." for c, v in more.items() if v))
+        "same seed; mean and 95 % interval over the seeds (Student's t). The patients are the same, so nothing here speaks "
+        "of other patients. pretrain: R2 of the cells in a tile from the frozen features (`probe`, the same tiles for all), "
+        "and spread of the embeddings in the last epoch. diagnose: accuracy and AUC pooled over the tested slides. "
+        "expression: R, mean over genes; BH: significant genes. Colour and tissue are turned for pretrain alone: what they "
+        "do to diagnose and expression is not measured."
+        + "".join(f" {c}: `{' '.join(v)}`." for c, v in more.items() if v))
     status, why = 0, {}
     for c in (c for c in texts if asked[c]):
         jobs = {(c, name, seed): lambda c=c, name=name, seed=seed: job(c, name, seed)
