@@ -1722,7 +1722,9 @@ def train_pooling(pooling, d, jobs, o, folder, device):
         for m, (r, f, *rows) in enumerate(block):
             own = dict(model={k: v[m:m + 1].clone() for k, v in done["model"].items()}, epoch=int(done["epochs"][m]),
                        losses=done["losses"][:, m].clone(), tests=done["tests"][m].clone())
-            ledger = {step: d["patients"][seen].tolist() for step, seen in done["saw"][m].items()}
+            ledger = {}
+            for step, seen in done["saw"][m].items():
+                saw(ledger, step, d["patients"][seen])
             saw(ledger, "standardisation of the features", d["patients"][rows[0]])                  # of draw_model
             save_fold(path_of(r, f), own, d, o, pooling, 2, d["patients"], rows, d["patients"][np.concatenate(rows[:2])],
                       kind="diagnosis", classes=list(d["classes"]), saw=ledger)

@@ -5034,7 +5034,7 @@ def test_an_encoder_that_learned_from_test_patients_is_named(unlabelled, tmp_pat
     """From pretrain's checkpoint over the folder of features to the reports of what uses them."""
     assert pretrain(unlabelled, "--epochs", "1", "--name", "seer") == 0
     learned = saved(unlabelled / "runs" / "seer" / "seer.pt")["patients"]
-    small = "--folds 3 --epochs 1 --hidden 4 --device cpu --precision float32 --rotate".split()
+    small = "--label project --folds 3 --epochs 1 --hidden 4 --device cpu --precision float32 --rotate".split()
     assert histcode.main(["diagnose", str(unlabelled), "--encoder", str(unlabelled / "runs" / "seer" / "seer.pt"), *small]) == 0
     top, seen = section(unlabelled / "runs" / "diagnosis")
     assert "**Steps that saw test patients: encoder, without labels**" in top
