@@ -123,7 +123,7 @@ AUDIT = dict(pretrain="--weights random --tile-px 64 --view-px 48 --batch 32 --e
              expression="--weights random --precision float32 --epochs 10 --folds 5 --hidden 64 --genes CD3D,CD3E,CD3G,"
              "CD247,CD19,MKI67,TOP2A,CCNB1,COL1A1,COL3A1,FAP,ACTA2,ZG16,KRT20,ACTB,GAPDH")
 #                            # options of audit's runs without a cohort: all in a quarter of an hour [ours]
-AUDIT_PATIENTS, AUDIT_SEEDS = 40, 3      #                              [ours]
+AUDIT_PATIENTS, AUDIT_SEEDS = 40, 3      # of that cohort; runs of each choice  [ours]
 VERSION = 1                  # of a run's files; another is refused     [ours]
 SOURCE = "HistCode (Huang et al. 2022, arXiv:2204.11994), contrastive pretraining of the tile encoder"
 
@@ -139,8 +139,8 @@ CHOICES = (
      "each other", "Otsu of the saturation", "saturation above 8; tiles/ is cut anew", "[HistCode code]"),
     ("pretrain", "colour", "normalised; the method is not named, here Macenko's", "none", "none: a method would be a guess",
      "paper", "[HistCode code]"),
-    ("pretrain", "tiles", "all tiles", "all tiles, one slide after the other", f"{TILES_PER_SLIDE} of each slide, drawn "
-     "anew each epoch", "paper", "[ours]"),
+    ("pretrain", "tiles", "all tiles", "all tiles, one slide after the other",
+     f"{TILES_PER_SLIDE} of each slide, drawn anew each epoch", "paper", "[ours]"),
     ("pretrain", "batch", "silent", "250; AdCo's 256", "AdCo's", "code", "[AdCo code]"),
     ("pretrain", "lr", ".03", ".001", "the paper's", "code", "[HistCode Methods]"),
     ("pretrain", "cosine", "one rate", "it falls along half a cosine to .0006", "the paper's", "code", "[HistCode Methods]"),
@@ -161,11 +161,15 @@ CHOICES = (
      "the epoch", "the test part chooses it, as in expression's code", "[HistCode Results, Tumor diagnosis]"),
     ("diagnose", "embed", "attention on the features (eqs. 5-6)", "a layer of 512 before it", "the paper's", "code",
      "[HistCode eqs. 5-6]"),
+    ("diagnose", "--colour", "normalised; the method is not named", "none", "as the encoder's file says, else none",
+     "--colour macenko", "[HistCode code]"),
+    ("expression", "--colour", "normalised; the method is not named", "none", "as the encoder's file says, else none",
+     "--colour macenko", "[HistCode code]"),
     ("expression", "model", "one linear layer a gene, on both ends of the attention (eq. 8)", "an attention regressor for "
      "each gene", "the paper's", "code", "[HistCode eq. 8]"),
     ("expression", "epochs", "silent", "50 of the classifier, 200 at most of a gene's regressor", "the classifier's",
      "code", "[HistCode code]"),
-    ("expression", "stop", "silent", "the test part chooses the epoch", "validation patients choose it", "code", "[ours]"),
+    ("expression", "stop", "silent", "the test part chooses the epoch", "validation patients choose the epoch", "code", "[ours]"),
     ("expression", "embed", "attention on the features (eqs. 5-6)", "a layer of 512 before it", "the paper's", "code",
      "[HistCode eqs. 5-6]"),
     ("expression", "slides", "\"single whole slide image\"", "a list of slides, not released", "tumour slides",
@@ -2885,7 +2889,7 @@ def main(argv=None):
     p.set_defaults(function=choices)
 
     p, a = verb(audit, "each choice turned alone: what it changes", nargs="?")
-    every = tuple(dict.fromkeys(name for _, name, *_ in CHOICES))
+    every = tuple(dict.fromkeys(name for command in TURNED for name in switches(CHOICES, command)))
     a("--code", type=chosen_of(every), default=every, metavar="A,B", help="these choices alone (default all: "
       f"{','.join(every)})")
     a("--seeds", type=int, default=AUDIT_SEEDS, help=f"runs of each, --seed and those after it (default {AUDIT_SEEDS})")

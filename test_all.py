@@ -4513,7 +4513,7 @@ def test_follow_code_sets_the_authors_values_but_not_what_is_asked_for(settled, 
     assert settled("diagnose", "--follow", "code")["code"] == ["embed"] and settled("diagnose", "--follow", "paper")["code"] == []
 
 
-@pytest.mark.parametrize("verb, name", [row[:2] for row in histcode.CHOICES])
+@pytest.mark.parametrize("verb, name", [(c, name) for c in histcode.TURNED for name in tiling.switches(histcode.CHOICES, c)])
 def test_a_choice_turns_its_options_and_no_other(settled, verb, name):
     own, p, c = histcode.TURNED[verb].get(name, {}), settled(verb), settled(verb, "--code", name)
     differ = {k: v for k, v in c.items() if p[k] != v and k != "code"}
@@ -4523,9 +4523,10 @@ def test_a_choice_turns_its_options_and_no_other(settled, verb, name):
 def test_histcodes_choices_are_one_table(capsys):
     assert histcode.main(["choices"]) == 0
     said, names = capsys.readouterr().out, [row[:2] for row in histcode.CHOICES]
-    assert max(map(len, said.splitlines())) <= 120 and len(set(names)) == len(names) == 20 and "python histcode.py pretrain" in said
+    assert max(map(len, said.splitlines())) <= 120 and len(set(names)) == len(names) == 22 and "python histcode.py pretrain" in said
     assert all(re.fullmatch(r"\[(HistCode|AdCo|ours).*\]", row[-1]) for row in histcode.CHOICES)
-    assert {(c, name) for c in histcode.TURNED for name in histcode.TURNED[c]} | {("diagnose", "stop"), ("expression", "stop")} == set(names)
+    assert {(c, name) for c in histcode.TURNED for name in histcode.TURNED[c]} | {("diagnose", "stop"), ("expression", "stop"),
+                                                                                   ("diagnose", "--colour"), ("expression", "--colour")} == set(names)
     assert all(name in histcode.TURNED[c] for c in histcode.UNSEEN for name in histcode.UNSEEN[c])
     for command, right in (("pretrain", "tissue, colour, tiles, batch"), ("diagnose", "folds, stop, embed"), ("expression", "model, epochs, stop"),
                            ("audit", "tissue, colour, tiles")):
@@ -6198,6 +6199,8 @@ def test_ablation_compares_encoders_and_poolings_on_the_same_folds(looked_at, ca
         values[f"{e}, {p}"] = np.array([[float(own[r["gene"]][k]) for k in ("R", "spearman")] for r in genes])
         folds.append((run / "folds.csv").read_text())
     assert len(set(folds)) == 1 and (folder / "ablation.png").is_file()
+    tested = len(set(np.load(looked_at / "runs" / "ablation-one-mean" / "predictions.npz")["patient"]))
+    assert re.search(rf"learned from, without labels: one (not known|\d+ of {tested}); two (not known|\d+ of {tested})\.", (folder / "report.md").read_text())
     for (e, p), r in zip(cells, table):
         v = values[f"{e}, {p}"]
         assert r["mean R ± SD"] == f"{v[:, 0].mean():.3f} ± {v[:, 0].std():.3f}"
