@@ -122,7 +122,7 @@ AUDIT = dict(pretrain="--weights random --tile-px 64 --view-px 48 --batch 32 --e
              diagnose="--weights random --precision float32 --epochs 10 --hidden 64",
              expression="--weights random --precision float32 --epochs 10 --folds 5 --hidden 64 --genes CD3D,CD3E,CD3G,"
              "CD247,CD19,MKI67,TOP2A,CCNB1,COL1A1,COL3A1,FAP,ACTA2,ZG16,KRT20,ACTB,GAPDH")
-#                            # options of audit's runs without a cohort: all in a quarter of an hour [ours]
+#                            # options of audit's runs without a cohort, small budgets [ours]
 AUDIT_PATIENTS, AUDIT_SEEDS = 40, 3      # of that cohort; runs of each choice  [ours]
 VERSION = 1                  # of a run's files; another is refused     [ours]
 SOURCE = "HistCode (Huang et al. 2022, arXiv:2204.11994), contrastive pretraining of the tile encoder"
@@ -169,7 +169,8 @@ CHOICES = (
      "each gene", "the paper's", "code", "[HistCode eq. 8]"),
     ("expression", "epochs", "silent", "50 of the classifier, 200 at most of a gene's regressor", "the classifier's",
      "code", "[HistCode code]"),
-    ("expression", "stop", "silent", "the test part chooses the epoch", "validation patients choose the epoch", "code", "[ours]"),
+    ("expression", "stop", "silent", "the test part chooses the epoch",
+     "validation patients choose the epoch", "code", "[ours]"),
     ("expression", "embed", "attention on the features (eqs. 5-6)", "a layer of 512 before it", "the paper's", "code",
      "[HistCode eqs. 5-6]"),
     ("expression", "slides", "\"single whole slide image\"", "a list of slides, not released", "tumour slides",
@@ -2669,8 +2670,8 @@ def audit(o):
     """The default once per seed, then each choice of pretrain, diagnose and expression alone, same seeds
     -> COHORT/runs/histcode-audit/audit.md. Without a cohort: on a simulated one, with small budgets.
 
-    That one is demo-pairs/, each of its patients with a tumour and a normal slide: of demo/'s patients a quarter have, 16
-    pairs, and its tiles may be HE2RNA's. [ours]
+    That one is demo-pairs/: of demo/'s patients only 16 have a tumour and a normal slide, and its tiles may be HE2RNA's.
+    In demo-pairs/ each of the patients has both slides. [ours]
     """
     start, demo, cohort = time.time(), o.cohort is None, Path(o.cohort or "demo-pairs")
     if o.seeds < 1:
