@@ -17,6 +17,9 @@ stand at its end.
     python histcode.py expression COHORT --encoder FILE     which genes change between tumour and normal tissue (Figs. 4-9)
     python histcode.py ablation COHORT --encoders FILE FILE encoders x poolings on that task (Fig. 6)
     python histcode.py heatmap RUN SLIDE...                 where the models look (Figs. 10, 11); predict RUN SLIDE...
+    python histcode.py choices                              where paper and authors' code differ, and what is done here
+    python histcode.py pretrain COHORT --code in-batch      one of them turned to its other side
+    python histcode.py audit [COHORT]                       what each is worth -> COHORT/runs/histcode-audit/audit.md
 
 COHORT is a folder with slides/ and samples.csv, as for tiling.py, and expression.csv for fold changes; RUN is
 COHORT/runs/NAME. A command that was interrupted goes on where it was.
@@ -36,6 +39,7 @@ import json
 import math
 import os
 import re
+import shlex
 import time
 from datetime import timedelta
 from pathlib import Path
@@ -48,7 +52,7 @@ from torch.nn import functional as F
 
 import stats
 import tiling
-from tiling import InputError, clock, few, save_csv, save_file, save_text
+from tiling import InputError, chosen_of, clock, few, flipped, save_csv, save_file, save_text, saw, switches
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Constants
@@ -80,8 +84,6 @@ BANK_PERCENT = 20.0          # of each slide's tiles; the paper: "a percentage" 
 BATCH = 256                  # tiles of a step, over all processes      [AdCo code]
 EPOCHS = 50                  #                                          [HistCode code]
 TILES_PER_SLIDE = 256        # drawn anew each epoch; the paper takes all [ours]
-CODE = dict(lr=0.001, final_lr=0.0006, cosine=True, batch=250, bank_tau=0.02, in_batch=True)
-#                            # --follow code                            [HistCode code]
 BANK_OPTIONS = ("bank_tau", "bank_lr", "bank_momentum", "bank_decay", "bank_percent", "bank_size", "in_batch", "symmetric",
                 "momentum_encoder")        # that SimCLR has not
 BANK_BLOCK = 2048            # negatives whose similarities are held at a time [ours]
@@ -115,8 +117,80 @@ BEST_GENES = 50              # whose gene sets are asked for                  [H
 SHOWN = "PIK3CA MYC PTEN GATA3 CD3D CD3E CD3G CD247 CD19".split()            # [HistCode Fig. 8]
 SHIFTS = 199                 # random shifts behind a p over tiles             [ours]
 ALPHA = 0.05                 # after Benjamini-Hochberg                       [HistCode Results]
+AUDIT = dict(pretrain="--weights random --tile-px 64 --view-px 48 --batch 32 --epochs 4 --tiles-per-slide 3 "
+             "--momentum-encoder .99 --precision float32", probe="--tiles-per-slide 10",
+             diagnose="--weights random --precision float32 --epochs 10 --hidden 64",
+             expression="--weights random --precision float32 --epochs 10 --folds 5 --hidden 64 --genes CD3D,CD3E,CD3G,"
+             "CD247,CD19,MKI67,TOP2A,CCNB1,COL1A1,COL3A1,FAP,ACTA2,ZG16,KRT20,ACTB,GAPDH")
+#                            # options of audit's runs without a cohort, small budgets [ours]
+AUDIT_PATIENTS, AUDIT_SEEDS = 40, 3      # of that cohort; runs of each choice  [ours]
 VERSION = 1                  # of a run's files; another is refused     [ours]
 SOURCE = "HistCode (Huang et al. 2022, arXiv:2204.11994), contrastive pretraining of the tile encoder"
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Choices: all that paper and authors' code disagree on or leave open, as far as a switch can express it
+# ---------------------------------------------------------------------------------------------------------------------
+# Rule: the paper; where it is silent or ambiguous, the authors' code; where that is a defect or a leak, the correct thing.
+# A row: command and name for its --code NAME,..; the paper; the authors' code; ours; the other side, which --code turns
+# this one choice to (code or paper: that side, as --follow does with all of its; else in words); the tag of ours.
+CHOICES = (
+    ("pretrain", "tissue", "Otsu; \"the threshold 8\"", "Otsu of the saturation (lung), or saturation above 8; they exclude "
+     "each other", "Otsu of the saturation", "saturation above 8; tiles/ is cut anew", "[HistCode code]"),
+    ("pretrain", "colour", "normalised; the method is not named, here Macenko's", "none", "none: a method would be a guess",
+     "paper", "[HistCode code]"),
+    ("pretrain", "tiles", "all tiles", "all tiles, one slide after the other",
+     f"{TILES_PER_SLIDE} of each slide, drawn anew each epoch", "paper", "[ours]"),
+    ("pretrain", "batch", "silent", "250; AdCo's 256", "AdCo's", "code", "[AdCo code]"),
+    ("pretrain", "lr", ".03", ".001", "the paper's", "code", "[HistCode Methods]"),
+    ("pretrain", "cosine", "one rate", "it falls along half a cosine to .0006", "the paper's", "code", "[HistCode Methods]"),
+    ("pretrain", "momentum-encoder", "eq. 1 does not say which network makes the keys", "a slow copy, .999", "the code's",
+     "none: one encoder for both views", "[HistCode code]"),
+    ("pretrain", "in-batch", "negatives are the bank alone", "the keys of the other tiles too", "the paper's", "code",
+     "[HistCode eq. 1]"),
+    ("pretrain", "bank-tau", "one temperature for both sides of the game", ".02 in the bank's step, .12 in the loss",
+     "the paper's", "code", "[HistCode eqs. 1-4]"),
+    ("pretrain", "bank-lr", "silent", ".3; AdCo's 3", "the code's", "3, as AdCo's own code", "[HistCode code]"),
+    ("pretrain", "bank-step", "the gradient alone (eq. 4)", "momentum .9, weight decay .0001, as of the encoder",
+     "the code's", "paper", "[HistCode code]"),
+    ("pretrain", "bank-size", "a percentage of each slide's tiles", "20 %, 318,193 in all; AdCo's 65,536",
+     "20 %, 65,536 at most", "code", "[AdCo code]"),
+    ("diagnose", "folds", "five tests of 10 %: half of the patients", "five, its lists not released", "the paper's",
+     "each of the ten parts tests in turn", "[HistCode Results, Tumor diagnosis]"),
+    ("diagnose", "stop", "a validation part of 10 %", "none chooses: the last of 50 epochs", "validation patients choose "
+     "the epoch", "the test part chooses it, as in expression's code", "[HistCode Results, Tumor diagnosis]"),
+    ("diagnose", "embed", "attention on the features (eqs. 5-6)", "a layer of 512 before it", "the paper's", "code",
+     "[HistCode eqs. 5-6]"),
+    ("diagnose", "--colour", "normalised; the method is not named", "none", "as the encoder's file says, else none",
+     "--colour macenko", "[HistCode code]"),
+    ("expression", "--colour", "normalised; the method is not named", "none", "as the encoder's file says, else none",
+     "--colour macenko", "[HistCode code]"),
+    ("expression", "model", "one linear layer a gene, on both ends of the attention (eq. 8)", "an attention regressor for "
+     "each gene", "the paper's", "code", "[HistCode eq. 8]"),
+    ("expression", "epochs", "silent", "50 of the classifier, 200 at most of a gene's regressor", "the classifier's",
+     "code", "[HistCode code]"),
+    ("expression", "stop", "silent", "the test part chooses the epoch",
+     "validation patients choose the epoch", "code", "[ours]"),
+    ("expression", "embed", "attention on the features (eqs. 5-6)", "a layer of 512 before it", "the paper's", "code",
+     "[HistCode eqs. 5-6]"),
+    ("expression", "slides", "\"single whole slide image\"", "a list of slides, not released", "tumour slides",
+     "tiles of the normal slides too", "[HistCode Methods]"))
+TURNED = {                   # the options that a choice turns; stop has none
+    "pretrain": {
+        "tissue": dict(tissue="saturation", tissue_threshold=8.0), "colour": dict(colour="macenko"),
+        "tiles": dict(tiles_per_slide=10 ** 9), "batch": dict(batch=250), "lr": dict(lr=.001),
+        "cosine": dict(cosine=True, final_lr=.0006),
+        "momentum-encoder": dict(momentum_encoder=0.0), "in-batch": dict(in_batch=True), "bank-tau": dict(bank_tau=.02),
+        "bank-lr": dict(bank_lr=3.0), "bank-step": dict(bank_momentum=0.0, bank_decay=0.0),
+        "bank-size": dict(bank_size=318193)},
+    "diagnose": {"folds": dict(rotate=True), "embed": dict(embed=(512,))},
+    "expression": {"model": dict(model="attention", per_gene=True), "epochs": dict(epochs=200), "embed": dict(embed=(512,)),
+                   "slides": dict(slides="both")}}
+UNSEEN = {"pretrain": dict(tiles="no slide has more", batch="batches are smaller") | {"bank-size": "the bank is smaller"},
+          "expression": dict(epochs="it takes too long")}             # not measured on audit's simulated cohort [ours]
+MAY_SEE = {"gene filter": "availability only: a gene needs fold changes, not all equal, in half of all pairs",
+           "optimism table": None, "random baseline": None, "shuffled patients": None, "external cohort": None}
+#   steps that see test patients, why they may; None: they judge, nothing learns from them
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -540,7 +614,7 @@ def save_encoder(path, model, o, epoch):
         version=tiling.ENCODER_VERSION, source=SOURCE, method=o.method, encoder=plain(model.encoder),
         projection=plain(model.projection),
         stages=model.encoder.stages, n_features=model.encoder.n_features, mean=tiling.IMAGENET_MEAN, std=tiling.IMAGENET_STD,
-        tile_px=o.tile_px, tile_um=o.tile_um, colour=o.colour, settings=settings), f))
+        tile_px=o.tile_px, tile_um=o.tile_um, colour=o.colour, settings=settings, patients=o.patients), f))
 
 
 def train(model, data, counts, o, folder, device, rank, world):
@@ -880,9 +954,12 @@ def train_heads(models, bag, target, loss, parts, seeds, o, device, what="", sta
     validation bags, and the test bags' outputs, which choose nothing. Kept is the epoch with the lowest loss; of classifiers
     the last one with the fewest mistakes: of few bags the loss tells how sure a network is rather than how right. [ours]
     Returns dict: model (state with a leading M, each of its epoch), epochs (M,), losses (epochs, M), tests [(epochs,
-    n_test, C) of each network].
+    n_test, C) of each network], saw [leak ledger of each of parts, in rows].
     """
-    M, shared = len(models), len(parts) < len(models)
+    M, shared, ledgers = len(models), len(parts) < len(models), [{} for _ in parts]
+    for ledger, (train, valid, _) in zip(ledgers, parts):                      # all that the steps below take
+        saw(ledger, "weights of the network", train)
+        saw(ledger, "choice of the epoch", valid)
     params = {k: torch.stack([m.get_parameter(k).detach() for m in models]).to(device).requires_grad_()
               for k, _ in models[0].named_parameters()}
     buffers = {k: torch.stack([m.get_buffer(k) for m in models]).to(device) for k, _ in models[0].named_buffers()}
@@ -937,8 +1014,9 @@ def train_heads(models, bag, target, loss, parts, seeds, o, device, what="", sta
                          lowest=lowest, epochs=epochs, losses=torch.stack(losses), tests=torch.stack(tests))
             save_file(state_file, lambda f: torch.save(state, f))
     tests = torch.stack(tests, 1)                                              # (M, epochs, n, C)
-    return dict(model={k: v.cpu() for k, v in {**best, **buffers}.items()}, epochs=epochs, losses=torch.stack(losses),
-                tests=[tests[m, :, len(v):len(v) + len(t)] for m, (_, v, t) in enumerate(parts * (M if shared else 1))])
+    return dict(model={k: v.cpu() for k, v in {**best, **buffers}.items()}, saw=ledgers, epochs=epochs,
+                losses=torch.stack(losses), tests=[tests[m, :, len(v):len(v) + len(t)] for m, (_, v, t) in enumerate(
+                    parts * (M if shared else 1))])
 
 
 def apply_heads(saved, device, block=16):
@@ -1222,17 +1300,43 @@ def check_ranges(o, *ranges):
         raise InputError(f"--name {o.name}: the name of a folder, not a path")
 
 
+def settle_choices(o):
+    """o.code: the choices that --follow and --code turn; the options that they stand for are set. An option asked for in
+    so many words gainsays --code, and goes before --follow."""
+    named, o.code = o.code, flipped(CHOICES, o.verb, o.code, o.follow)
+    for name in list(o.code):
+        turned = TURNED[o.verb].get(name, {})
+        given = [f"--{'' if getattr(o, k) else 'no-' * (getattr(o, k) is False)}{k.replace('_', '-')}"
+                 + f" {getattr(o, k)}" * (not isinstance(getattr(o, k), bool))
+                 for k, v in turned.items() if getattr(o, k) not in (None, v)]
+        if given and name in named:
+            raise InputError(f"--code {name} turns it to: {switches(CHOICES, o.verb)[name]}; leave {' '.join(given)} out")
+        if given:
+            print(f"--follow {o.follow}: without {name}, for {' '.join(given)} is asked for")
+            o.code.remove(name)
+        else:
+            vars(o).update(turned)
+
+
+def turned_lines(o):
+    """Of a report: the choices of this run that are turned."""
+    text = "; ".join(f"{name}: {switches(CHOICES, o.verb)[name]}" for name in o.code)
+    return [f"Turned to their other side (`python histcode.py choices`): {text}.", ""] if text else []
+
+
 def settle_options(o, world):
-    """Fill in what was not asked for: the paper's values, or with --follow code the authors'; check all of them."""
+    """Fill in what was not asked for: what --follow and --code turn, else our values; check all of them."""
     if o.method == "simclr":
         bank = [f"--{k.replace('_', '-')}" for k in BANK_OPTIONS if getattr(o, k) is not None]
-        if bank or o.follow == "code":
-            raise InputError(f"{', '.join(bank) or '--follow code'}: not with --method simclr, which has no bank")
-    paper = dict(lr=LEARNING_RATE, final_lr=0.0, cosine=False, batch=BATCH, epochs=EPOCHS, tau=TAU[o.method], bank_tau=None,
+        bank += [f"--code {name}" for name in o.code if set(TURNED["pretrain"][name]) & set(BANK_OPTIONS)]
+        if bank or o.follow:
+            raise InputError(f"{', '.join(bank) or f'--follow {o.follow}'}: not with --method simclr, which has no bank")
+    settle_choices(o)
+    usual = dict(lr=LEARNING_RATE, final_lr=0.0, cosine=False, batch=BATCH, epochs=EPOCHS, tau=TAU[o.method], bank_tau=None,
                  bank_lr=BANK_RATE, bank_momentum=MOMENTUM, bank_decay=WEIGHT_DECAY, bank_percent=BANK_PERCENT,
-                 bank_size=BANK_SIZE, in_batch=False, symmetric=False,
+                 bank_size=BANK_SIZE, in_batch=False, symmetric=False, tiles_per_slide=TILES_PER_SLIDE,
                  momentum_encoder=MOMENTUM_ENCODER if o.method == "adco" else 0.0, name=o.method)
-    for k, v in (paper | CODE if o.follow == "code" else paper).items():
+    for k, v in usual.items():
         if getattr(o, k) is None:
             setattr(o, k, v)
     o.bank_tau = o.tau if o.bank_tau is None else o.bank_tau
@@ -1258,10 +1362,10 @@ def open_run(o, data, counts, device, rank, world):
              "colour", "seed", "precision", *(["final_lr"] * o.cosine), *(BANK_OPTIONS if o.method == "adco" else ()))
     config = dict(version=VERSION, data=h.hexdigest()[:16], slides=len(counts), all_tiles=int(counts.sum()),
                   weights=tiling.weights_identity(o.weights, o.seed), **{k: getattr(o, k) for k in names})
-    folder = Path(o.cohort) / "runs" / o.name
+    folder = Path(o.cohort) / "runs" / o.within / o.name
     o.settings = config
     return folder, tiling.claim_folder(folder, config, "state.pt", cohort=str(Path(o.cohort).resolve()), device=str(device),
-                                       processes=world, follow=o.follow) if rank == 0 else config
+                                       processes=world, code=o.code) if rank == 0 else config
 
 
 def draw_views(path, data, counts, o, n=8, pairs=2):
@@ -1293,6 +1397,8 @@ def pretrain(o):
         if isinstance(m, nn.BatchNorm2d):
             m.momentum = .1                                                    # calibrated random weights have another
     data, failed = find_data(cohort, slides_of(cohort), o, rank, world)
+    known = {r["slide"]: r["patient"] for r in tiling.read_samples(cohort)} if (cohort / "samples.csv").is_file() else {}
+    o.patients = sorted({known.get(s, s) for s in data["slides"]})             # for the leak ledger of what uses the encoder
     counts = np.array([len(c) for c in data["coords"]])
     total = int(np.minimum(counts, o.tiles_per_slide).sum())
     if total < o.batch:
@@ -1307,7 +1413,8 @@ def pretrain(o):
     if rank == 0:
         print(f"{o.method}: {len(counts)} slides, {total:,} of {counts.sum():,} tiles an epoch ({o.tile_um:g} µm, "
               f"{o.tile_px} px), views of {o.view_px} px, batch {o.batch}, {o.epochs} epochs, {config['weights']}, "
-              f"{o.precision} on {device}" + (f", {world} processes" if world > 1 else ""), flush=True)
+              f"{o.precision} on {device}" + (f", {world} processes" if world > 1 else "")
+              + f"; turned: {', '.join(o.code)}" * bool(o.code), flush=True)
     start = time.time()
     trained = train(model, data, counts, o, folder, device, rank, world)
     if rank == 0:
@@ -1553,10 +1660,11 @@ def bags_of_cohort(cohort, o, classes=None):
                 what="slides")
 
 
-def roles(part, f, folds):
-    """Rows that train, choose the epoch of, and test model f."""
+def roles(part, f, folds, code=()):
+    """Rows that train, choose the epoch of, and test model f; with `stop` turned the test rows choose it."""
     follows = (f + 1) % folds
-    return tuple(np.flatnonzero(rows) for rows in ((part != f) & (part != follows), part == follows, part == f))
+    chooses = f if "stop" in code else follows
+    return tuple(np.flatnonzero(rows) for rows in ((part != f) & (part != follows), part == chooses, part == f))
 
 
 def refuse(d, text):
@@ -1575,7 +1683,7 @@ def folds_of(d, o):
     """[(repeat, fold, train, valid, test)] and each sample's part in each repeat (repeats, n)."""
     check_folds(len(set(d["patients"].tolist())), d, o)
     parts = np.array([split_patients(d["patients"], d["y"], o.folds, [o.seed, r]) for r in range(o.repeats)])
-    jobs = [(r, f, *roles(part, f, o.folds)) for r, part in enumerate(parts)
+    jobs = [(r, f, *roles(part, f, o.folds, o.code)) for r, part in enumerate(parts)
             for f in range(o.folds if o.rotate else max(1, o.folds // 2))]
     for r, f, train, *_ in jobs:
         if len(set(d["y"][train])) < 2:
@@ -1619,8 +1727,12 @@ def train_pooling(pooling, d, jobs, o, folder, device):
         for m, (r, f, *rows) in enumerate(block):
             own = dict(model={k: v[m:m + 1].clone() for k, v in done["model"].items()}, epoch=int(done["epochs"][m]),
                        losses=done["losses"][:, m].clone(), tests=done["tests"][m].clone())
+            ledger = {}
+            for step, seen in done["saw"][m].items():
+                saw(ledger, step, d["patients"][seen])
+            saw(ledger, "standardisation of the features", d["patients"][rows[0]])                  # of draw_model
             save_fold(path_of(r, f), own, d, o, pooling, 2, d["patients"], rows, d["patients"][np.concatenate(rows[:2])],
-                      kind="diagnosis", classes=list(d["classes"]))
+                      kind="diagnosis", classes=list(d["classes"]), saw=ledger)
             p = figures_of(d["y"][rows[2]], own)
             entry = dict(pooling=pooling, repeat=r, fold=f, epoch=own["epoch"],
                          **{k: None if math.isnan(v) else float(v) for k, v in p.items()},
@@ -1667,8 +1779,8 @@ def settle_training(o, usual):
 
 def claim_run(folder, o, d, more, *seen):
     """Write the config.json of a downstream run -> its settings; a folder of other settings is refused."""
-    config = dict(command=o.verb, version=VERSION, data=tiling.digest(*seen, *d["seen"]), features=d["features"],
-                  n_features=d["n_features"], embed=list(o.embed), **more,
+    config = dict(command=o.verb, version=VERSION, code=o.code, data=tiling.digest(*seen, *d["seen"]),
+                  features=d["features"], n_features=d["n_features"], embed=list(o.embed), **more,
                   **{k: getattr(o, k) for k in ("hidden", "lr", "weight_decay", "epochs", "batch", "folds", "repeats", "seed")})
     return tiling.claim_folder(folder, config, "*.pt", bags=getattr(o, "bags", None),
                                cohort=o.cohort and str(Path(o.cohort).resolve()),
@@ -1685,6 +1797,9 @@ def diagnose(o):
     given = [f"--{k.replace('_', '-')}" for k, usual in of_slides.items() if getattr(o, k) != usual]
     if o.bags and given:
         raise InputError(f"{', '.join(given)}: only with a cohort folder; {o.bags} is the whole of the data")
+    if o.bags and "folds" in o.code:
+        raise InputError(f"--code folds: with a cohort folder; every part of {o.bags} is tested")
+    settle_choices(o)
     settle_training(o, BAGS if o.bags else DIAGNOSIS)
     o.rotate = bool(o.bags) if o.rotate is None else o.rotate
     if o.positive is not None and not o.bags and o.label is None:
@@ -1699,7 +1814,7 @@ def diagnose(o):
         check_external(d, other, o)
     y, poolings = d["y"], list(POOLINGS) if o.table else [o.pooling]
     folder = (Path(o.name or Path(o.bags).stem + "-diagnosis") if o.bags else
-              Path(o.cohort) / "runs" / (o.name or "diagnosis"))
+              Path(o.cohort) / "runs" / o.within / (o.name or "diagnosis"))
     config = claim_run(folder, o, d, dict(classes=list(d["classes"]), rotate=o.rotate, label=o.label),
                        d["names"].tolist(), d["patients"].tolist(), y.tolist(), parts.tolist())
     save_csv(folder / "folds.csv", (d["what"][:-1], "patient", "label", *(f"part_{r}" for r in range(o.repeats))),
@@ -1714,11 +1829,19 @@ def diagnose(o):
                                           f"p_{d['classes'][1]}", "predicted"),
              ((d["names"][i], d["patients"][i], d["classes"][y[i]], pooling, r, f, f"{p:.6f}", d["classes"][int(p > .5)])
               for pooling in poolings for r, f, _, _, test in jobs for i, p in zip(test, own[pooling, r, f])))
+    d["encoder"], d["ledgers"] = [] if o.bags else tiling.encoder_saw(o.cohort, tiling.features_of(o)), [{} for _ in jobs]
+    for ledger, job in zip(d["ledgers"], jobs):
+        for one in trained.values():
+            for step, whom in one[job[:2]].get("saw", {}).items():
+                saw(ledger, step, whom)
+        saw(ledger, "optimism table", d["patients"][job[4]])
+        if other:
+            saw(ledger, "external cohort", other["patients"])
     write_diagnosis(folder, config, d, jobs, trained, own, o)
     for stale in (folder / "external.csv", folder / "external.png"):
         stale.unlink(missing_ok=True)
     if other:
-        judge_external(folder, other, trained, o, device)
+        judge_external(folder, other, trained, d["encoder"], o, device)
     print(f"report: {folder / 'report.md'}   ({clock(time.time() - start)})")
     return tiling.report_failures(d["failed"] | (other["failed"] if other else {}), len(y) + len(d["failed"]))
 
@@ -1753,12 +1876,14 @@ def write_diagnosis(folder, config, d, jobs, trained, own, o):
             "splits: no comparison.")
     as_text = lambda rows: "\n".join(f"{row[0]:10s}" + "".join(f"{cell:>26s}" for cell in row[1:]) for row in rows)
     print(f"{as_text([header, *honest])}\n{baseline} {note}\n\n{as_text([optimism_header, *optimism])}")
-    bags = d["what"]
+    bags, (leaks, seen) = d["what"], tiling.ledger_lines(d["ledgers"], [set(d["patients"][job[4]].tolist()) for job in jobs],
+                                                         MAY_SEE, d["encoder"])
     save_text(folder / "report.md", [
-        f"# Diagnosis: {folder.name}", "",
+        f"# Diagnosis: {folder.name}", "", *leaks, *turned_lines(o),
         f"{len(y)} {bags} of {len(set(d['patients'].tolist()))} patients; {y.sum()} {d['classes'][1]}, "
-        f"{len(y) - y.sum()} {d['classes'][0]}. {o.folds} parts by patient, stratified; one tests, the next one chooses "
-        f"the epoch (the last one with the fewest mistakes), the others train; {len(first)} of them tested in turn, "
+        f"{len(y) - y.sum()} {d['classes'][0]}. {o.folds} parts by patient, stratified; one tests"
+        + (" and" if "stop" in o.code else ", the next one") + " chooses the epoch (the last one with the fewest mistakes), "
+        f"{o.folds - 2} train; {len(first)} of them tested in turn, "
         f"{o.repeats} time{'s' * (o.repeats > 1)}. Mean ± SD "
         f"over the {len(jobs)} test folds, positive class {d['classes'][1]}."
         + (f" {no_auc} test folds have one class only and no AUC." if no_auc else ""), "", table(header, honest), "",
@@ -1770,7 +1895,7 @@ def write_diagnosis(folder, config, d, jobs, trained, own, o):
         "## Folds", "", table(("pooling", "repeat", "fold", "test", "epoch", "accuracy", "AUC"), [
             (pooling, r, f, len(test), trained[pooling][r, f]["epoch"], f"{figures[pooling][r, f]['accuracy']:.3f}",
              f"{figures[pooling][r, f]['auc']:.3f}") for pooling in figures for r, f, _, _, test in jobs]), "",
-        *left_out_lines(d), "## Settings", "", *(f"- {k}: {v}" for k, v in config.items()), ""])
+        *seen, *left_out_lines(d), "## Settings", "", *(f"- {k}: {v}" for k, v in config.items()), ""])
 
 
 def left_out_lines(d):
@@ -1791,7 +1916,7 @@ def check_external(d, other, o):
                          + ("; ".join(differ) or f"{other['n_features']} a tile, there {d['n_features']}"))
 
 
-def judge_external(folder, other, trained, o, device):
+def judge_external(folder, other, trained, encoder, o, device):
     """external.csv and its figures: each slide's probability is the mean over the fold models. [HistCode Results, CPTAC]"""
     rows, text, curves = [], [], {}
     for pooling, saved in trained.items():
@@ -1806,9 +1931,10 @@ def judge_external(folder, other, trained, o, device):
         print(f"{o.external}, {pooling}: accuracy {text[-1][1]}, ROC-AUC {text[-1][2]}, PR-AUC {text[-1][3]}")
     save_csv(folder / "external.csv", ("slide", "patient", "label", "pooling", f"p_{other['classes'][1]}"), rows)
     draw_curves(folder / "external.png", curves)
-    report = (folder / "report.md").read_text("utf-8").split("\n")
+    report, seen = (folder / "report.md").read_text("utf-8").split("\n"), {*(encoder or ())} & {*other["patients"].tolist()}
     save_text(folder / "report.md", [*report, f"## External: {o.external}", "", f"{len(other['y'])} slides, none of whose "
-              "patients a model has seen; mean over the fold models.", "",
+              "patients a model has seen; mean over the fold models."
+              + f" **The encoder learned from tiles of {len(seen)} of these patients, without labels.**" * bool(seen), "",
               tiling.table(("pooling", "accuracy", "ROC-AUC", "PR-AUC"), text), "", "![Curves](external.png)", "",
               *left_out_lines(other)])
 
@@ -1886,7 +2012,8 @@ def chosen_genes(d, o):
     else:
         chosen = tiling.pick_genes(o.genes, d["genes"], "the expression table")
     y, _ = fold_change(d["tumour"][:, chosen], d["normal"][:, chosen])
-    known = ~np.isnan(y)
+    known, d["saw"] = ~np.isnan(y), {}
+    saw(d["saw"], "gene filter", d["patients"])
     usable = (2 * known.sum(0) >= len(y)) & (known.sum(0) >= 3) & (np.nanmax(np.where(known, y, -np.inf), 0)
                                                                    > np.nanmin(np.where(known, y, np.inf), 0))
     d["left_out"]["genes whose fold change is unknown in more than half of the pairs (no expression in normal tissue), or "
@@ -1920,26 +2047,36 @@ def train_expression(p, d, y, label, jobs, o, folder, device):
         path = folder / f"fold{f}.pt"
         if path.is_file():
             continue
-        start, seed = time.time(), seed_of(o, 0, f)
+        start, seed, ledger = time.time(), seed_of(o, 0, f), dict(p["saw"])
         train, valid, test = roles(p["part"], f, o.folds)
+        both, chooses = np.concatenate([train, valid]), roles(p["part"], f, o.folds, o.code)[1]
         if o.model == "linear":
             model = draw_model("HistCode", d["sums"], parts[0], seed, o)
             done = train_heads([model], d["bag"], lambda r: torch.from_numpy(d["y"][r]), cross_entropy, [(*parts[:2], [])],
                                [seed], o, device, f"fold {f} attention", path.with_suffix(".0.state.pt"))
             apply = apply_heads(dict(model=done["model"], pooling="HistCode", outputs=2, embed=o.embed, hidden=o.hidden,
                                      n_features=d["n_features"]), device)
+            saw(ledger, "standardisation of the features", d["patients"][parts[0]])                 # of draw_model
+            for step, seen in done["saw"][0].items():
+                saw(ledger, f"attention: {step}", d["patients"][seen])
             x = np.full((len(y), 2 * d["n_features"]), np.nan)                 # (P, 2D), without the test patients
-            for i in (*train, *valid):
+            for i in {*both, *chooses}:
                 x[i] = pair_features(h := bag_of(i), apply(h)[1][0].numpy())
-            both = np.concatenate([train, valid])                              # least squares has no epoch to choose
+            if o.ridge is None:
+                saw(ledger, "penalty", p["patients"][both])
             penalty = best_penalty(x[both], y[both]) if o.ridge is None else o.ridge
+            saw(ledger, "least squares", p["patients"][both])                  # it has no epoch to choose
             weights, bias = least_squares(x[both], y[both], penalty)
-            label_weights, label_bias = fit_labels(x, label, train, valid, device)
+            saw(ledger, "labels: weights of the layer", p["patients"][train])
+            saw(ledger, "labels: choice of the epoch", p["patients"][chooses])
+            label_weights, label_bias = fit_labels(x, label, train, chooses, device)
             more = {k: torch.from_numpy(np.float32(v)) for k, v in dict(
                 weights=weights, bias=bias, label_weights=label_weights, label_bias=label_bias).items()}
             pooling, outputs, more["penalty"] = "HistCode", 2, float(penalty)
         else:
             pooling, outputs, more = POOLED[o.pooling], 1 if o.per_gene else y.shape[1], {}
+            saw(ledger, "standardisation of the features", p["patients"][train])                    # of draw_model
+            saw(ledger, "start of the last bias", p["patients"][train])
             known = ~np.isnan(y[train])                                        # of a gene no training patient may know
             done, mean = [], np.where(known, y[train], 0).sum(0) / np.maximum(known.sum(0), 1)      # the bias starts there
             for genes in np.array_split(np.arange(y.shape[1]), -(-y.shape[1] // GENES_AT_ONCE) if o.per_gene else 1):
@@ -1949,19 +2086,22 @@ def train_expression(p, d, y, label, jobs, o, folder, device):
                     models[-1].head.classify.bias.data.copy_(torch.as_tensor(mean[j]))
                 turned = lambda r: torch.from_numpy(np.float32(y[r][..., genes] if not o.per_gene else
                                                                y[r[0]][:, genes].T[:, :, None]))
-                done.append(train_heads(models, bag_of, turned, squared_error, [(train, valid, [])],
+                done.append(train_heads(models, bag_of, turned, squared_error, [(train, chooses, [])],
                                         [seed], o, device, f"fold {f}" + f" genes {genes[0] + 1}-{genes[-1] + 1}" * o.per_gene,
                                         path.with_suffix(f".{genes[0]}.state.pt")))
+            for step, seen in (item for one in done for own in one["saw"] for item in own.items()):
+                saw(ledger, step, p["patients"][seen])
             done = dict(model={k: torch.cat([one["model"][k] for one in done]) for k in done[0]["model"]},
                         epochs=torch.cat([one["epochs"] for one in done]), losses=torch.cat([one["losses"] for one in done], 1))
         done.pop("tests", None)
-        save_fold(path, done, d, o, pooling, outputs, p["patients"], (train, valid, test), d["patients"][np.concatenate(
-            parts[:2])], kind=o.model, genes=p["chosen"], **more)
+        done.update(more, saw=ledger)
+        save_fold(path, done, d, o, pooling, outputs, p["patients"], (train, chooses, test), np.concatenate(
+            [d["patients"][np.concatenate(parts[:2])], p["patients"][both]]), kind=o.model, genes=p["chosen"])
         for state in folder.glob(f"fold{f}.*.state.pt"):
             state.unlink()
         with open(folder / "log.jsonl", "a") as log:
             log.write(json.dumps(dict(fold=f, epochs=done["epochs"].tolist(), valid_losses=done["losses"].tolist())) + "\n")
-        print(f"fold {f}: {len(train)}/{len(valid)}/{len(test)} pairs, epoch {few(done['epochs'].tolist(), 3)}"
+        print(f"fold {f}: {len(train)}/{len(chooses)}/{len(test)} pairs, epoch {few(done['epochs'].tolist(), 3)}"
               + (f", penalty {more['penalty']:g}" if more else "") + f", {clock(time.time() - start)}", flush=True)
     saved, xs, prediction, odds = [], [], np.full(y.shape, np.nan), np.full(y.shape, np.nan)
     for f in range(o.folds):
@@ -1980,6 +2120,8 @@ def expression(o):
     """Predict which genes change between tumour and normal tissue of a patient, from the slide; every patient tested once.
     """
     start = time.time()
+    settle_choices(o)
+    o.model, o.slides, o.per_gene = o.model or "linear", o.slides or "tumour", bool(o.per_gene)
     settle_training(o, DIAGNOSIS)
     check_ranges(o, ("top", 1, 1e6), ("ridge", 0, 1e12))
     if o.model == "linear" and (o.per_gene or o.pooling != "attention"):
@@ -2013,9 +2155,9 @@ def expression(o):
         p["known"], p["tissue"])], o.folds, [o.seed, 0])
     part_of = {s["patient"]: g for s, g in zip(p["known"], of.tolist())}
     p["part"], part = (np.array([part_of[who] for who in names]) for names in (p["patients"], d["patients"]))
-    jobs = [(0, f, *roles(part, f, o.folds)) for f in range(o.folds)]
+    jobs = [(0, f, *roles(part, f, o.folds, o.code)) for f in range(o.folds)]
     for _, f, rows, *_ in jobs:                                                # all folds before anything is written
-        train, valid, _ = roles(p["part"], f, o.folds)
+        train, valid, _ = roles(p["part"], f, o.folds, o.code)
         if len(train) < 2 or o.model != "linear" and not len(valid):
             refuse(d, f"fold {f} has {len(train)} pairs to train on and {len(valid)} to choose its epoch, of "
                    f"{len(p['patients'])}: " + ("too few" if o.folds == 3 else "lower --folds"))
@@ -2023,7 +2165,7 @@ def expression(o):
             refuse(d, f"fold {f} trains on slides of one class only ({d['classes'][d['y'][rows[0]]]}); the attention needs "
                    "tumour and normal slides; --model attention does without")
     name = o.name or "-".join(["expression", *([o.pooling] if o.model != "linear" else []), *["per-gene"] * o.per_gene])
-    folder = cohort / "runs" / name
+    folder = cohort / "runs" / o.within / name
     config = claim_run(folder, o, d, dict(model=o.model, pooling=o.pooling, per_gene=o.per_gene, slides=o.slides,
                                           ridge="auto" if o.ridge is None else o.ridge, genes=len(chosen), ends=ENDS),
                        d["names"].tolist(), d["patients"].tolist(), p["patients"].tolist(), p["chosen"], y, label, part,
@@ -2040,6 +2182,10 @@ def expression(o):
     save_file(folder / "predictions.npz", lambda f: np.savez_compressed(
         f, prediction=prediction, truth=y, label=label, predicted_label=guess, genes=np.array(p["chosen"]),
         patient=p["patients"], part=p["part"]))
+    p["encoder"], p["ledgers"] = tiling.encoder_saw(cohort, tiling.features_of(o)), [dict(s.get("saw", {})) for s in saved]
+    for ledger, s in zip(p["ledgers"], saved):
+        for step in ("random baseline", *["shuffled patients"] * bool(shuffled)):
+            saw(ledger, step, s["test_patients"])
     write_expression(folder, config, p, d, y, prediction, found, saved, sets, o)
     print(f"report: {folder / 'report.md'}   ({clock(time.time() - start)})")
     return tiling.report_failures(d["failed"], len(needed))
@@ -2137,10 +2283,11 @@ def write_expression(folder, config, p, d, y, prediction, f, saved, sets, o):
         print("SIMULATED: " + "; ".join(f"{name} {hit} of {n} (mean R {m})" for name, n, m, hit in rows))
         text += ["## Against what was planted", "", "SIMULATED cohort. Housekeeping and noise genes follow nothing on the slide.",
                  "", table(header, rows), ""]
+    leaks, seen = tiling.ledger_lines(p["ledgers"], [s["test_patients"] for s in saved], MAY_SEE, p["encoder"])
     top = [(genes[j], f["n"][j], *(show(float(f[k][j])) for k in ("r", "bh", "rho", "r_folds", "fc", "accuracy", "majority")))
            for j in order[:20]]
     save_text(folder / "report.md", [
-        f"# Differential expression: {folder.name}", "",
+        f"# Differential expression: {folder.name}", "", *leaks, *turned_lines(o),
         f"{len(p['patients'])} pairs of tumour and matched normal tissue, {G:,} genes, y = log10(fc + 1) [HistCode]; "
         f"{title}. {config['folds']} parts by patient; each pair is predicted by the model that did not know its patient, "
         "neither in its attention nor in its regression. R is over all pairs; R within folds: mean over the test parts.", "",
@@ -2152,7 +2299,7 @@ def write_expression(folder, config, p, d, y, prediction, f, saved, sets, o):
         *text, "## Folds", "", table(("fold", "train", "validation", "test", "epoch", "penalty"), [
             (i, *(len(s[f"{part}_patients"]) for part in ("train", "valid", "test")), few(s["epochs"].tolist(), 3),
              s.get("penalty", "")) for i, s in enumerate(saved)]), "",
-        *left_out_lines(d), "## Settings", "", *(f"- {k}: {v}" for k, v in config.items()), ""])
+        *seen, *left_out_lines(d), "## Settings", "", *(f"- {k}: {v}" for k, v in config.items()), ""])
 
 
 def enrich_best(folder, ranked, sets):
@@ -2421,7 +2568,7 @@ def summarise_maps(path, label, each):
 def ablation(o):
     """Encoders x poolings on the same pairs, folds and genes: expression --model attention for each, and one table. [Fig. 6]
     """
-    base, status, cells = o.name or "ablation", 0, {}
+    base, status, cells, seen = o.name or "ablation", 0, {}, {}
     twice = [tiling.encoder_name(e) for e in o.encoders]
     if len(set(twice)) < len(twice):
         raise InputError(f"--encoders {' '.join(o.encoders)}: two have the name {max(twice, key=twice.count)}, and so would "
@@ -2433,7 +2580,7 @@ def ablation(o):
         for pooling in o.poolings:
             own = argparse.Namespace(**{**vars(o), "encoder": encoder, "pooling": pooling, "model": "attention", "ridge": 0,
                                         "name": f"{base}-{tiling.encoder_name(encoder)}-{pooling}", "gmt": None,
-                                        "verb": "expression"})
+                                        "verb": "expression", "code": [], "follow": None})
             own.weights = o.weights if encoder in tiling.ENCODERS else None
             print(f"--- {tiling.encoder_name(encoder)}, {pooling} pooling", flush=True)
             status |= expression(own)
@@ -2441,6 +2588,10 @@ def ablation(o):
             r, rho = header.index("R"), header.index("spearman")
             cells[tiling.encoder_name(encoder), pooling] = {
                 row[0]: (tiling.number(row[r]), tiling.number(row[rho])) for row in rows}
+            saw_them, tested = tiling.encoder_saw(o.cohort, tiling.features_of(own)), set(tiling.load_arrays(
+                Path(o.cohort) / "runs" / own.name / "predictions.npz")["patient"].tolist())
+            seen[tiling.encoder_name(encoder)] = ("not known" if saw_them is None else
+                                                  f"{len(tested & set(saw_them))} of {len(tested)}")
     genes = [g for g in next(iter(cells.values())) if all(not math.isnan(c.get(g, (math.nan,))[0]) for c in cells.values())]
     if not genes:
         raise InputError("no gene has an R in every cell of the table: is there any signal, or are predictions constant?")
@@ -2469,9 +2620,118 @@ def ablation(o):
     print(tiling.table(header, rows), tiling.table(paired, tests), note, sep="\n\n")
     save_text(folder / "report.md", [f"# Ablation: {base}", "", "The same pairs, folds, genes and seeds in every cell; "
                                      "networks of all genes at once, stopped on validation patients. [HistCode Fig. 6]", "",
+                                     "Tested patients whose tiles the encoder learned from, without labels: "
+                                     + "; ".join(f"{e} {n}" for e, n in seen.items())
+                                     + ". What the other steps saw: reports of the runs.", "",
                                      tiling.table(header, rows), "", "![R and Spearman](ablation.png)", "",
                                      tiling.table(paired, tests), "", note, ""])
     print(f"report: {folder / 'report.md'}")
+    return status
+
+
+# ----- Choices and what they are worth -------------------------------------------------------------------------------
+def choices(o):
+    """Where paper and authors' code differ or are silent, and what is done here."""
+    tiling.show_choices(CHOICES, "histcode.py")
+    return 0
+
+
+def beside(cohort, folder):
+    """A cohort of links to what `cohort` holds but runs and what is made of its slides; tiles of the same settings."""
+    for path in cohort.iterdir():
+        if path.name not in ("runs", "tiles", "features", "supertiles") and not (folder / path.name).exists():
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / path.name).symlink_to(path.resolve())
+    if not (folder / "tiles" / "settings.json").is_file():
+        tiling.save_json(folder / "tiles" / "settings.json", tiling.load_json(cohort / "tiles" / "settings.json"))
+    return folder
+
+
+def measured(run, own, cohort, options):
+    """{measure: value} of a finished run in the folder `own`, and the exit status; of a pretraining by a probe."""
+    if run.verb == "pretrain":
+        status = probe(run.parse(["probe", str(cohort), str(own / f"{run.name}.pt"), "--device", run.device, "--workers",
+                                  str(run.workers), "--seed", str(run.seed), "--csv", str(own / "probe.csv"), *options]))
+        last = json.loads((own / "log.jsonl").read_text().splitlines()[-1])
+        r2 = tiling.number(tiling.read_rows(own / "probe.csv")[1][0][3])
+        return {"R2 of the cells": r2, "spread": last["spread"]}, status
+    if run.verb == "diagnose":
+        header, rows = tiling.read_rows(own / "predictions.csv")
+        rows = [dict(zip(header, row)) for row in rows if row[header.index("repeat")] == "0"]
+        positive = header[-2].removeprefix("p_")
+        y, p = np.array([r["label"] == positive for r in rows]), np.array([float(r[header[-2]]) for r in rows])
+        return {"accuracy": float(np.mean([r["label"] == r["predicted"] for r in rows])), "AUC": stats.roc_auc(y, p)}, 0
+    header, rows = tiling.read_rows(own / "genes.csv")
+    r, bh = (np.array([tiling.number(row[header.index(k)]) for row in rows]) for k in ("R", "bh"))
+    return {"R": float(np.nanmean(r)), "BH": int((bh < ALPHA).sum())}, 0
+
+
+def audit(o):
+    """The default once per seed, then each choice of pretrain, diagnose and expression alone, same seeds
+    -> COHORT/runs/histcode-audit/audit.md. Without a cohort: on a simulated one, with small budgets.
+
+    That one is demo-pairs/: of demo/'s patients only 16 have a tumour and a normal slide, and its tiles may be HE2RNA's.
+    In demo-pairs/ each of the patients has both slides. [ours]
+    """
+    start, demo, cohort = time.time(), o.cohort is None, Path(o.cohort or "demo-pairs")
+    if o.seeds < 1:
+        raise InputError(f"--seeds {o.seeds}: must be at least 1")
+    if demo and not (cohort / "samples.csv").is_file():
+        print(f"no cohort given: drawing a SIMULATED one into {cohort}/")
+        tiling.simulate_cohort(cohort, AUDIT_PATIENTS, normal_in=1)
+    samples, folder = tiling.read_samples(cohort), cohort / "runs" / "histcode-audit"
+    more = {c: shlex.split(getattr(o, c) if getattr(o, c) is not None else AUDIT[c] if demo else "") for c in AUDIT}
+    texts, seeds = {c: switches(CHOICES, c) for c in AUDIT if c != "probe"}, range(o.seed, o.seed + o.seeds)
+    asked = {c: [name for name in texts[c] if name in o.code] for c in texts}
+    for c, name in [(c, name) for c in UNSEEN for name in asked[c] if demo and name in UNSEEN[c]]:
+        asked[c].remove(name)
+        print(f"without {c}'s {name}: {UNSEEN[c][name]} here")
+
+    def settled(c, home, name, seed):
+        run = o.parse([c, str(home), *more[c], "--seed", str(seed), "--name", f"{c}-{name}-seed{seed}",
+                       *["--code", name] * (name != "default")])
+        for k in TURNED[c].get(name, ()):                                 # what a switch decides is not the default's
+            setattr(run, k, None)
+        run.within = folder.name
+        return run
+
+    def job(c, name, seed):
+        home = beside(cohort, folder / "tissue") if name == "tissue" else cohort
+        run, tick = settled(c, home, name, seed), time.time()
+        own = home / "runs" / run.within / run.name
+        done = tiling.load_json(own / "audit.json")                            # its last file
+        if done is None:
+            status = run.function(run)
+            measures, more_status = measured(run, own, cohort, more["probe"])
+            done = dict(measures=measures, seconds=time.time() - tick, status=status | more_status)
+            tiling.save_json(own / "audit.json", done)
+        return done["measures"], done["seconds"], done["status"]
+
+    settings = dict(**{c: " ".join(v) for c, v in more.items()}, data=tiling.digest(samples, [
+        [p.name, tiling.fingerprint(p)] for p in sorted(cohort.glob("expression*")) if p.is_file()]))
+    what = (
+        f"`python histcode.py audit`{'' if demo else ' COHORT'}: seeds {seeds[0]} to {seeds[-1]}. First row: the run of "
+        "default settings. The others: the run with this choice alone turned to its other side, less the default run of the "
+        "same seed; mean and 95 % interval over the seeds (Student's t). The patients are the same, so nothing here speaks "
+        "of other patients. pretrain: R2 of the cells in a tile from the frozen features (`probe`, the same tiles for all), "
+        "and spread of the embeddings in the last epoch. diagnose: accuracy and AUC pooled over the tested slides. "
+        "expression: R, mean over genes; BH: significant genes. Colour and tissue are turned for pretrain alone: what they "
+        "do to diagnose and expression is not measured."
+        + "".join(f" {c}: `{' '.join(v)}`." for c, v in more.items() if v))
+    status, why = 0, {}
+    for c in (c for c in texts if asked[c]):
+        jobs = {(c, name, seed): lambda c=c, name=name, seed=seed: job(c, name, seed)
+                for name in ("default", *asked[c]) for seed in seeds}
+        try:
+            if c == "pretrain" and not any((cohort / d).is_dir() for d in ("points", "spots")):
+                raise InputError(f"{cohort} has neither points/ nor spots/ to probe features with")
+            status |= tiling.run_audit(folder, jobs, texts, settings, what)
+        except InputError as e:
+            why[c] = str(e)
+            print(f"without the choices of {c}: {e}")
+    if not (folder / "audit.md").is_file():
+        raise InputError("nothing could be measured: " + "; ".join(f"{c}: {text}" for c, text in why.items()))
+    print(f"\nreport: {folder / 'audit.md'}   ({clock(time.time() - start)})")
     return status
 
 
@@ -2498,7 +2758,7 @@ def main(argv=None):
 
     def verb(function, what, **options):
         p = verbs.add_parser(function.__name__, help=what, description=function.__doc__)
-        p.set_defaults(function=function)
+        p.set_defaults(function=function, within="", parse=parser.parse_args)
         p.add_argument("cohort", help="a cohort folder: slides/ and samples.csv", **options)
         return p, p.add_argument
 
@@ -2507,24 +2767,22 @@ def main(argv=None):
     a = p.add_argument_group("training").add_argument
     a("--method", choices=("adco", "simclr"), default="adco", help="adco: a bank of adversarial negatives (default, the "
       "paper's); simclr: the other tiles of the batch, which the paper compared")
-    a("--follow", choices=("paper", "code"), default="paper", help="where an option is not given: one min-max objective "
-      "with one temperature (default, eqs. 1-4), or the authors' code: "
-      + ", ".join(f"--{k.replace('_', '-')}" + ("" if v is True else f" {v:g}") for k, v in CODE.items()))
+    tiling.add_choices(a, CHOICES, "pretrain")
     a("--name", help="of the run, COHORT/runs/NAME (default: the method); an interrupted run goes on")
     a("--weights", default="imagenet", help="the encoder's start: imagenet (default, the paper's), a torchvision "
       "state_dict file, or random (seeded)")
     a("--epochs", type=int, help=f"default {EPOCHS}, the authors'")
-    a("--batch", type=int, help=f"tiles per step, over all processes (default {BATCH}; authors' code {CODE['batch']})")
-    a("--tiles-per-slide", type=int, default=TILES_PER_SLIDE, help="drawn anew from each slide each epoch (default "
+    a("--batch", type=int, help=f"tiles per step, over all processes (default {BATCH}, AdCo's)")
+    a("--tiles-per-slide", type=int, help="drawn anew from each slide each epoch (default "
       f"{TILES_PER_SLIDE}): bounds an epoch's reading; neighbouring tiles are alike. The paper takes all")
     a("--tile-px", type=int, default=TILE_PX, help=f"edge of a tile as it is read (default {TILE_PX}, the paper's). Memory: "
       f"3 bytes a pixel; {POOL_BYTES / 2**30:g} GiB of tiles at most are held to be shuffled over slides")
     a("--view-px", type=int, default=VIEW_PX, help=f"edge of a view (default {VIEW_PX}); --view-px 64 with --tile-px 72 "
       "runs on a CPU in minutes")
-    a("--lr", type=float, help=f"of SGD (default {LEARNING_RATE}, the paper's; authors' code {CODE['lr']}); lower if the "
+    a("--lr", type=float, help=f"of SGD (default {LEARNING_RATE}, the paper's); lower if the "
       "loss jumps or the embeddings collapse")
     a("--cosine", action=flag, help="let the rate fall along a half cosine to --final-lr [HistCode code]")
-    a("--final-lr", type=float, help=f"with --cosine (default 0; authors' code {CODE['final_lr']})")
+    a("--final-lr", type=float, help="with --cosine (default 0)")
     a("--tau", type=float, help=f"temperature of the loss (default {TAU['adco']}, the authors'; simclr {TAU['simclr']}): a "
       "lower one looks at the hardest negatives only")
     a("--precision", choices=("auto", "bfloat16", "float32"), default="auto", help="of the encoder's passes; auto: bfloat16 "
@@ -2533,15 +2791,14 @@ def main(argv=None):
     a = p.add_argument_group("the bank of negatives (adco)").add_argument
     a("--bank-percent", type=float, help="of each slide's tiles, whose embeddings are the bank's start (default "
       f"{BANK_PERCENT:g}, the authors'; the paper says a percentage); 0: random unit vectors")
-    a("--bank-size", type=int, help=f"negatives of a random bank, and at most (default {BANK_SIZE:,}, AdCo's; HistCode's "
-      "code 318,193)")
+    a("--bank-size", type=int, help=f"negatives of a random bank, and at most (default {BANK_SIZE:,}, AdCo's)")
     a("--bank-lr", type=float, help=f"lambda of eq. 4 (default {BANK_RATE}, HistCode's code; AdCo's code 3); the fewer "
       "the negatives, the larger each one's gradient, and a bank that catches up with the queries makes them collapse")
     a("--bank-momentum", type=float, help=f"default {MOMENTUM}, the authors'; 0 is eq. 4 as printed")
     a("--bank-decay", type=float, help=f"weight decay of the bank (default {WEIGHT_DECAY:g}, the authors'; 0 is eq. 4 as "
       "printed); it only rules the negatives' length, hence how fast they turn")
-    a("--bank-tau", type=float, help="its own temperature in the bank's step (default: --tau, both sides play for one loss; "
-      f"authors' code {CODE['bank_tau']}: only the nearest negatives move)")
+    a("--bank-tau", type=float, help="its own temperature in the bank's step (default: --tau: both play for one loss); a "
+      "low one, as the authors': only the nearest negatives move")
     a("--in-batch", action=flag, help="the other tiles' keys are negatives too [AdCo code]; eq. 1 has the bank alone")
     a("--symmetric", action=flag, help="mean of the losses of both views as query [AdCo code, off by default there too]")
     a("--momentum-encoder", type=float, metavar="M", help="keys from a slow copy of the encoder (default "
@@ -2592,6 +2849,7 @@ def main(argv=None):
     a("--external", metavar="COHORT", help="test the models on this cohort too, whose patients must be others (with "
       "--features: whose .h5 files lie in the same folder)")
     a("--name", help="of the run (default diagnosis); an interrupted run goes on")
+    tiling.add_choices(a, CHOICES, "diagnose")
     training(p, DIAGNOSIS, BAGS)
     tiling.add_options(p, encoder="resnet50-stage3")
 
@@ -2601,22 +2859,23 @@ def main(argv=None):
         a("--drivers", metavar="FILE", help="a compendium of driver genes (columns symbol and mutations, such as IntOGen's): "
           "its most mutated ones")
         a("--top", type=int, default=DRIVERS, help=f"so many of them (default {DRIVERS}, the paper's)")
-        a("--slides", choices=("tumour", "both"), default="tumour", help="whose tiles stand for a patient: those of the tumour "
+        a("--slides", choices=("tumour", "both"), help="whose tiles stand for a patient: those of the tumour "
           "slides (default: \"from single whole slide image\"), or of the normal slides too")
-        a("--per-gene", action="store_true", help="a network for each gene, as the authors' code and Fig. 11, instead of one "
-          "for all")
+        a("--per-gene", action="store_true", default=None, help="a network for each gene, as the authors' code and Fig. 11, "
+          "instead of one for all")
         a("--name", help="of the run (default: the command and its model); an interrupted run goes on")
         training(p, DIAGNOSIS)
         tiling.add_options(p, encoder=encoder)
 
     p, a = verb(expression, "predict the fold change of each gene between tumour and normal tissue")
-    a("--model", choices=("linear", "attention"), default="linear", help="linear: one layer over the mean of the tiles of "
+    a("--model", choices=("linear", "attention"), help="linear: one layer over the mean of the tiles of "
       "highest and of lowest attention of a tumour classifier (default, the paper's eq. 8); attention: all tiles pooled by "
       "attention that learns from the genes (Fig. 6)")
     a("--pooling", choices=tuple(POOLED), default="attention", help="with --model attention")
     a("--ridge", type=penalty_of, default=0.0, metavar="PENALTY|auto", help="with --model linear: of the squared weights of "
       "standardised features (default 0: least squares, the paper's); auto: by leave-one-out over the training pairs, which "
       "many features and few patients want")
+    tiling.add_choices(a, CHOICES, "expression")
     a("--gmt", nargs="+", metavar="FILE", help=f"gene sets to look for the {BEST_GENES} best genes in (Fig. 9)")
     pairs(p, a, "resnet50-stage3")
 
@@ -2626,6 +2885,19 @@ def main(argv=None):
     a("--poolings", nargs="+", choices=tuple(POOLED), default=("attention", "mean"), help="default: attention mean, the paper's")
     a("--weights", help="of resnet50-stage3 and the like: imagenet (default), a torchvision state_dict file, or random")
     pairs(p, a, None)
+
+    p = verbs.add_parser("choices", help="where paper and authors' code differ or are silent, and what is done here")
+    p.set_defaults(function=choices)
+
+    p, a = verb(audit, "each choice turned alone: what it changes", nargs="?")
+    every = tuple(dict.fromkeys(name for command in TURNED for name in switches(CHOICES, command)))
+    a("--code", type=chosen_of(every), default=every, metavar="A,B", help="these choices alone (default all: "
+      f"{','.join(every)})")
+    a("--seeds", type=int, default=AUDIT_SEEDS, help=f"runs of each, --seed and those after it (default {AUDIT_SEEDS})")
+    a("--seed", type=tiling.natural, default=0, help="the first of them (default 0)")
+    for command, options in AUDIT.items():
+        a(f"--{command}", metavar="'OPTIONS'", help=f"of each {command}, as --{command}='--device cpu' (default none; "
+          f"without a cohort {options})")
 
     def of_run(function, what):
         p = verbs.add_parser(function.__name__, help=what, description=function.__doc__)
@@ -2645,7 +2917,7 @@ def main(argv=None):
       "diagnosis to the log odds of the positive class")
 
     o = parser.parse_args(argv)
-    o.seed = o.seed or 0
+    o.seed = getattr(o, "seed", 0) or 0
     return o.function(o)
 
 

@@ -4445,7 +4445,8 @@ def test_the_encoder_file_is_what_tiling_takes(unlabelled):
     net = tiling.ResNet50(3)
     net.load_state_dict(e["encoder"])                                          # strict: torchvision's names, nothing else
     assert set(e) == {"version", "source", "method", "encoder", "stages", "n_features", "projection", "mean", "std", "tile_px",
-                      "tile_um", "colour", "settings"}
+                      "tile_um", "colour", "settings", "patients"}
+    assert e["patients"] == sorted({r["patient"] for r in read_csv(unlabelled / "samples.csv")})
     assert (e["version"], e["method"], e["stages"], e["n_features"], e["tile_px"], e["tile_um"]) == (1, "simclr", 3, 1024, 36, 128.0)
     assert [tuple(v.shape) for v in e["projection"].values()] == [(1024, 1024), (1024,), (128, 1024), (128,)] and "HistCode" in e["source"]
     assert tuple(e["mean"]) == tiling.IMAGENET_MEAN and e["settings"]["seed"] == 1 and e["settings"]["epochs_done"] == 1
@@ -4485,17 +4486,65 @@ def test_a_run_of_other_settings_is_refused(unlabelled):
     assert (unlabelled / "runs" / "kept" / "kept.pt").read_bytes() == before
 
 
-def test_follow_code_sets_the_authors_values_but_not_what_is_asked_for(monkeypatch):
+@pytest.fixture
+def settled(monkeypatch):
+    """What the options of a command come to."""
     seen = {}
-    def pretrain(o):
-        histcode.settle_options(o, 1)
-        seen.update(vars(o))
-    monkeypatch.setattr(histcode, "pretrain", pretrain)
-    settled = lambda *argv: histcode.main(["pretrain", "x", *argv]) or dict(seen)
-    p = settled()
+    for verb in ("pretrain", "diagnose", "expression"):
+        def run(o):
+            histcode.settle_options(o, 1) if o.verb == "pretrain" else histcode.settle_choices(o)
+            seen.clear()
+            seen.update({k: v for k, v in vars(o).items() if k not in ("function", "parse")})
+        run.__name__ = verb
+        monkeypatch.setattr(histcode, verb, run)
+    return lambda *argv: histcode.main([argv[0], "x", *argv[1:]]) or dict(seen)
+
+
+def test_follow_code_sets_the_authors_values_but_not_what_is_asked_for(settled, capsys):
+    p = settled("pretrain")
     assert (p["lr"], p["in_batch"], p["momentum_encoder"], p["bank_tau"], p["cosine"], p["symmetric"]) == (.03, False, .999, p["tau"], False, False)
-    c = settled("--follow", "code", "--lr", ".1", "--no-in-batch")
+    assert p["code"] == [] and (p["bank_momentum"], p["bank_decay"], p["tiles_per_slide"], p["colour"]) == (.9, 1e-4, 256, None)
+    c = settled("pretrain", "--follow", "code", "--lr", ".1", "--no-in-batch")
     assert (c["lr"], c["in_batch"], c["momentum_encoder"], c["bank_tau"], c["cosine"], c["tau"], c["bank_lr"]) == (.1, False, .999, .02, True, .12, .3)
+    assert c["code"] == ["batch", "cosine", "bank-tau", "bank-size"] and (c["batch"], c["final_lr"], c["bank_size"]) == (250, .0006, 318193)
+    assert "--follow code: without lr, for --lr 0.1 is asked for" in capsys.readouterr().out
+    assert settled("pretrain", "--follow", "paper")["code"] == ["colour", "tiles", "bank-step"]
+    assert settled("expression", "--follow", "code")["code"] == ["model", "epochs", "stop", "embed"]
+    assert settled("diagnose", "--follow", "code")["code"] == ["embed"] and settled("diagnose", "--follow", "paper")["code"] == []
+
+
+@pytest.mark.parametrize("verb, name", [(c, name) for c in histcode.TURNED for name in tiling.switches(histcode.CHOICES, c)])
+def test_a_choice_turns_its_options_and_no_other(settled, verb, name):
+    own, p, c = histcode.TURNED[verb].get(name, {}), settled(verb), settled(verb, "--code", name)
+    differ = {k: v for k, v in c.items() if p[k] != v and k != "code"}
+    assert differ == own and c["code"] == [name] and (own or name == "stop")
+
+
+def test_histcodes_choices_are_one_table(capsys):
+    assert histcode.main(["choices"]) == 0
+    said, names = capsys.readouterr().out, [row[:2] for row in histcode.CHOICES]
+    assert max(map(len, said.splitlines())) <= 120 and len(set(names)) == len(names) == 22 and "python histcode.py pretrain" in said
+    assert all(re.fullmatch(r"\[(HistCode|AdCo|ours).*\]", row[-1]) for row in histcode.CHOICES)
+    assert {(c, name) for c in histcode.TURNED for name in histcode.TURNED[c]} | {("diagnose", "stop"), ("expression", "stop"),
+                                                                                   ("diagnose", "--colour"), ("expression", "--colour")} == set(names)
+    assert all(name in histcode.TURNED[c] for c in histcode.UNSEEN for name in histcode.UNSEEN[c])
+    for command, right in (("pretrain", "tissue, colour, tiles, batch"), ("diagnose", "folds, stop, embed"), ("expression", "model, epochs, stop"),
+                           ("audit", "tissue, colour, tiles")):
+        with pytest.raises(SystemExit):
+            histcode.main([command, "x", "--code", "embed,bias"])
+        assert f"bias: choose from {right}" in capsys.readouterr().err or command == "pretrain"
+
+
+@pytest.mark.parametrize("argv, words", [
+    ("pretrain --code lr --lr .1", "--code lr turns it to: .001; leave --lr 0.1 out"),
+    ("pretrain --code in-batch --no-in-batch", "leave --no-in-batch out"), ("pretrain --code colour --colour none", "leave --colour none out"),
+    ("pretrain --code tissue --tissue stain", "leave --tissue stain out"), ("pretrain --method simclr --code bank-lr", "--code bank-lr: not with"),
+    ("diagnose --code folds --no-rotate", "each of the ten parts tests in turn; leave --no-rotate out"),
+    ("expression --code epochs --epochs 3", "leave --epochs 3 out"), ("expression --code model --model linear", "leave --model linear out")])
+def test_a_choice_and_an_option_that_gainsay_say_so(settled, argv, words):
+    with pytest.raises(tiling.InputError, match=words):
+        settled(*argv.split())
+    assert settled("pretrain", "--code", "lr", "--lr", ".001")["lr"] == .001   # they agree
 
 
 def test_show_views_draws_and_stops(unlabelled, capsys):
@@ -4940,6 +4989,57 @@ def test_without_rotation_half_of_the_patients_are_tested(tmp_path):
     assert diagnose(cohort, "--name", "half", "--pooling", "mean") == 0
     rows = read_csv(cohort / "runs" / "half" / "predictions.csv")
     assert {r["fold"] for r in rows} == {"0", "1", "2"} and len({r["patient"] for r in rows}) == 6
+
+
+def section(run):
+    """What a report says at its top and under What saw whom."""
+    text = (run / "report.md").read_text()
+    return text.split("\n## ")[0].split("\n| ")[0], text.split("## What saw whom")[1].split("\n## ")[0]
+
+
+def test_stopping_on_test_chooses_by_the_test_part_and_is_called_a_leak(tmp_path):
+    cohort = write_slides(tmp_path / "a", 24)
+    assert diagnose(cohort, "--name", "a") == 0 and diagnose(cohort, "--name", "b", "--code", "stop") == 0
+    runs = {name: [tiling.load_checkpoint(p, "cpu") for p in sorted((cohort / "runs" / name).glob("HistCode-*.pt"))] for name in "ab"}
+    label = {r["slide"]: int(r["tumor"]) for r in read_csv(cohort / "samples.csv")}
+    rows = [r for r in read_csv(cohort / "runs" / "b" / "predictions.csv")]
+    for f, (a, b) in enumerate(zip(runs["a"], runs["b"])):
+        assert torch.equal(a["tests"], b["tests"]) and a["train_patients"] == b["train_patients"]    # the same networks, epoch by epoch
+        y = [label[r["slide"]] for r in rows if r["fold"] == str(f)]
+        mistakes = [(e.argmax(1).numpy() != y).sum() for e in b["tests"]]
+        assert b["epoch"] == max(e for e, n in enumerate(mistakes, 1) if n == min(mistakes))
+        assert b["valid_patients"] == b["test_patients"] != a["valid_patients"] and set(b["test_patients"]) <= set(b["learned_from"])
+        assert a["saw"]["choice of the epoch"] == a["valid_patients"] and a["saw"]["weights of the network"] == a["train_patients"]
+    (top, seen), (bad, leak) = (section(cohort / "runs" / name) for name in "ab")
+    assert "saw test patients" not in top and "| choice of the epoch | 4 | 0 of 4 |  |" in seen and "whom the encoder learned from is not known" in seen
+    assert "**Steps that saw test patients: choice of the epoch**" in bad and "| choice of the epoch | 4 | 4 of 4 | **a leak** |" in leak
+    assert "stop: the test part chooses it" in bad and "| optimism table | 4 | 4 of 4 | by design" in seen and "one tests and chooses the epoch" in bad
+    with pytest.raises(tiling.InputError, match="other settings .code .'stop'. -> "):
+        diagnose(cohort, "--name", "b")
+
+
+def test_a_planted_leak_of_a_diagnosis_is_caught(tmp_path, monkeypatch):
+    cohort, honest = write_slides(tmp_path / "a", 24), histcode.roles
+
+    def leaky(*a):
+        train, valid, test = honest(*a)
+        return np.r_[train, test[:1]], valid, test
+    monkeypatch.setattr(histcode, "roles", leaky)
+    assert diagnose(cohort, "--table") == 0
+    top, seen = section(cohort / "runs" / "diagnosis")
+    assert "**Steps that saw test patients: weights of the network, standardisation of the features**" in top
+    assert "| weights of the network | 17 | 1 of 4 | **a leak** |" in seen and "| choice of the epoch | 4 | 0 of 4 |" in seen
+
+
+def test_an_encoder_that_learned_from_test_patients_is_named(unlabelled, tmp_path):
+    """From pretrain's checkpoint over the folder of features to the reports of what uses them."""
+    assert pretrain(unlabelled, "--epochs", "1", "--name", "seer") == 0
+    learned = saved(unlabelled / "runs" / "seer" / "seer.pt")["patients"]
+    small = "--label project --folds 3 --epochs 1 --hidden 4 --device cpu --precision float32 --rotate".split()
+    assert histcode.main(["diagnose", str(unlabelled), "--encoder", str(unlabelled / "runs" / "seer" / "seer.pt"), *small]) == 0
+    top, seen = section(unlabelled / "runs" / "diagnosis")
+    assert "**Steps that saw test patients: encoder, without labels**" in top
+    assert re.search(rf"\| encoder, without labels \| {len(learned)} \| (\S+) of \1 \| their tiles, no label or expression \|", seen)
 
 
 def test_slides_without_whole_features_are_named_and_left_out(tmp_path, capsys):
@@ -5654,6 +5754,114 @@ def test_a_run_of_expression_with_other_settings_is_refused(changed, tmp_path, m
     assert before == {p.name: p.read_bytes() for p in (cohort / "runs" / "ridge").iterdir()}
 
 
+def test_the_ledger_of_expression_and_stopping_on_test(changed, tmp_path, monkeypatch):
+    cohort = tmp_path / "c"
+    shutil.copytree(changed, cohort)
+    monkeypatch.setattr(histcode, "SHUFFLES", 2000)
+    top, seen = section(cohort / "runs" / "linear")
+    assert "**Steps that saw test patients: gene filter**" in top and "| gene filter | 9 | 3 of 3 | availability only" in seen and "leak" not in seen
+    for step in ("attention: weights of the network", "attention: choice of the epoch", "labels: choice of the epoch", "standardisation of the features"):
+        assert f"| {step} | 3 | 0 of 3 |  |" in seen
+    assert "| least squares | 6 | 0 of 3 |  |" in seen and "| shuffled patients | 3 | 3 of 3 | by design" in seen
+    assert [s["saw"]["penalty"] for s in folds_in(cohort / "runs" / "ridge")] == [s["saw"]["least squares"] for s in folds_in(cohort / "runs" / "ridge")]
+    assert express(cohort, "--name", "b", "--code", "stop") == 0 and express(cohort, "--name", "c", "--model", "attention", "--code", "stop") == 0
+    top, seen = section(cohort / "runs" / "b")
+    assert "test patients: gene filter, attention: choice of the epoch, labels: choice of the epoch**" in top and "stop: the test part" in top
+    assert "| least squares | 6 | 0 of 3 |  |" in seen and "| attention: weights of the network | 3 | 0 of 3 |  |" in seen
+    top, seen = section(cohort / "runs" / "c")
+    assert "test patients: gene filter, choice of the epoch**" in top and "| start of the last bias | 3 | 0 of 3 |  |" in seen
+    z = np.load(cohort / "runs" / "c" / "predictions.npz")
+    joint = folds_in(cohort / "runs" / "joint")
+    for f, s in enumerate(folds_in(cohort / "runs" / "c")):
+        assert s["valid_patients"] == s["test_patients"] and set(s["test_patients"]) <= set(s["learned_from"])
+        test = z["part"] == f
+        error = (np.where(np.isnan(z["truth"]), 0, z["prediction"] - z["truth"])[test] ** 2).sum(1) / (~np.isnan(z["truth"][test])).sum(1)
+        assert s["losses"].min().item() == pytest.approx(error.mean(), rel=1e-3) and not torch.equal(s["losses"], joint[f]["losses"])
+    with pytest.raises(tiling.InputError, match="other settings .code .'stop'. -> "):
+        express(cohort, "--name", "c", "--model", "attention")
+    honest = histcode.roles
+    monkeypatch.setattr(histcode, "roles", lambda *a: (lambda train, valid, test: (train, np.r_[valid, test[:1]], test))(*honest(*a)))
+    assert express(cohort, "--name", "leaky") == 0
+    assert "| least squares | 7 | 1 of 3 | **a leak** |" in section(cohort / "runs" / "leaky")[1]
+
+
+def test_expressions_choices_are_runs_of_their_options(changed, tmp_path, monkeypatch):
+    cohort = tmp_path / "c"
+    shutil.copytree(changed, cohort)
+    monkeypatch.setattr(histcode, "GENES_AT_ONCE", 2)
+    monkeypatch.setattr(histcode, "write_expression", lambda *_: None)
+    assert express(cohort, "--name", "a", "--code", "model", "--genes", "UP0,NO0,HALF") == 0
+    assert express(cohort, "--name", "b", "--code", "embed,slides", "--genes", "UP0") == 0
+    assert express(cohort, "--name", "c", "--embed", "512", "--slides", "both", "--genes", "UP0") == 0
+    z = {name: np.load(cohort / "runs" / name / "predictions.npz")["prediction"] for name in ("a", "b", "c", "per-gene")}
+    assert np.array_equal(z["a"], z["per-gene"]) and np.array_equal(z["b"], z["c"]) and folds_in(cohort / "runs" / "b")[0]["embed"] == [512]
+    config = json.loads((cohort / "runs" / "b" / "config.json").read_text())
+    assert config["code"] == ["embed", "slides"] and config["slides"] == "both"
+
+
+def test_histcodes_audit_goes_on_where_it_stopped_and_is_the_runs_difference(tmp_path, monkeypatch, capsys):
+    cohort, runs, real = write_pairs(tmp_path / "c", 12), [], histcode.expression
+    folder, own = cohort / "runs" / "histcode-audit", f"--features {cohort / 'h5'} --epochs 2 --folds 3 --device cpu --hidden 4"
+    monkeypatch.setattr(histcode, "SHUFFLES", 2000)
+
+    def expression(o):
+        runs.append(o.name)
+        if len(runs) == 4:
+            raise KeyboardInterrupt
+        return real(o)
+    monkeypatch.setattr(histcode, "expression", expression)
+    audit = lambda *more: histcode.main(["audit", str(cohort), "--seeds", "2", "--code", "lr,folds,slides", f"--diagnose={own} --lr .01",
+                                         f"--expression={own}", *more])
+    with pytest.raises(KeyboardInterrupt):
+        audit()
+    assert "without the choices of pretrain: " in capsys.readouterr().out and len(read_csv(folder / "audit.csv")) == 2 * 4 + 2 * 3
+    assert audit() == 0 and runs == ["expression-default-seed0", "expression-default-seed1", "expression-slides-seed0", *["expression-slides-seed1"] * 2]
+    first, text = (folder / "audit.csv").read_bytes(), (folder / "audit.md").read_text()
+    assert audit() == 0 and len(runs) == 5 and (folder / "audit.csv").read_bytes() == first and (folder / "audit.md").read_text() == text
+    rows = {(r["command"], r["choice"], int(r["seed"]), r["measure"]): r for r in read_csv(folder / "audit.csv")}
+    value = {}
+    for c, name, s in {k[:3] for k in rows}:
+        if c == "expression":
+            r = [float(g["R"]) for g in read_csv(folder / f"{c}-{name}-seed{s}" / "genes.csv")]
+            value[c, name, s, "R"] = np.mean(r)
+        else:
+            p = read_csv(folder / f"{c}-{name}-seed{s}" / "predictions.csv")
+            value[c, name, s, "accuracy"] = np.mean([r["label"] == r["predicted"] for r in p])
+            hit = [(float(a["p_tumour"]) > float(b["p_tumour"])) + .5 * (a["p_tumour"] == b["p_tumour"]) for a in p for b in p
+                   if a["label"] == "tumour" != b["label"]]
+            value[c, name, s, "AUC"] = np.mean(hit)
+    for k, want in value.items():
+        assert float(rows[k]["value"]) == pytest.approx(want, abs=1e-4)
+        assert float(rows[k]["change"]) == pytest.approx(want - value[k[0], "default", *k[2:]], abs=2e-4) and float(rows[k]["seconds"]) > 0
+    assert len(value) == 2 * 2 * 2 + 2 * 2 and "| slides | tiles of the normal slides too |" in text
+    with pytest.raises(tiling.InputError, match="nothing could be measured: pretrain: .*spots.*probe"):
+        histcode.main(["audit", str(write_pairs(tmp_path / "d")), "--code", "lr"])
+    with pytest.raises(tiling.InputError, match="--seeds 0"):
+        audit("--seeds", "0")
+
+
+def test_audit_of_pretraining_probes_the_same_tiles(unlabelled, tmp_path, monkeypatch):
+    cohort = tmp_path / "c"
+    shutil.copytree(unlabelled, cohort, ignore=shutil.ignore_patterns("runs", "features", "tiles"))
+    own = " ".join(TINY) + f" --epochs 1 --weights {cohort / 'start.pth'} --tile-um 100"
+    assert histcode.main(["audit", str(cohort), "--seeds", "1", "--code", "lr,tissue", f"--pretrain={own}", "--probe=--tiles-per-slide 3"]) == 0
+    folder = cohort / "runs" / "histcode-audit"
+    rows = read_csv(folder / "audit.csv")
+    assert [(r["choice"], r["measure"]) for r in rows] == [(c, m) for c in ("default", "tissue", "lr") for m in ("R2 of the cells", "spread")]
+    other = folder / "tissue"
+    for name, home in (("default", cohort), ("tissue", other), ("lr", cohort)):
+        run = home / "runs" / "histcode-audit" / f"pretrain-{name}-seed0"
+        probed, = read_csv(run / "probe.csv")
+        got = {r["measure"]: float(r["value"]) for r in rows if r["choice"] == name}
+        assert got["R2 of the cells"] == pytest.approx(float(probed["mean"]), rel=1e-5) and probed["tiles"] == read_csv(folder / "pretrain-default-seed0"
+                                                                                                       / "probe.csv")[0]["tiles"]
+        assert got["spread"] == pytest.approx(json.loads((run / "log.jsonl").read_text())["spread"], rel=1e-5)
+        config = json.loads((run / "config.json").read_text())
+        assert config["lr"] == (.001 if name == "lr" else .03) and config["tile_um"] == 100 and config["code"] == [name] * (name != "default")
+    a, b = (json.loads((home / "tiles" / "settings.json").read_text()) for home in (cohort, other))
+    assert b == {**a, "tissue_threshold": 8.0} and (other / "slides").is_symlink()
+
+
 def test_gene_sets_of_the_best_genes_are_fishers(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(histcode, "BEST_GENES", 4)
     ranked = [f"G{i}" for i in range(12)]
@@ -5991,6 +6199,8 @@ def test_ablation_compares_encoders_and_poolings_on_the_same_folds(looked_at, ca
         values[f"{e}, {p}"] = np.array([[float(own[r["gene"]][k]) for k in ("R", "spearman")] for r in genes])
         folds.append((run / "folds.csv").read_text())
     assert len(set(folds)) == 1 and (folder / "ablation.png").is_file()
+    tested = len(set(np.load(looked_at / "runs" / "ablation-one-mean" / "predictions.npz")["patient"]))
+    assert re.search(rf"learned from, without labels: one (not known|\d+ of {tested}); two (not known|\d+ of {tested})\.", (folder / "report.md").read_text())
     for (e, p), r in zip(cells, table):
         v = values[f"{e}, {p}"]
         assert r["mean R ± SD"] == f"{v[:, 0].mean():.3f} ± {v[:, 0].std():.3f}"
