@@ -17,13 +17,14 @@ reads in the order of the paper's Methods; the commands stand at its end.
     python he2rna.py heatmap RUN SLIDE... --genes CD3D,CD3E      where on the slide, best and worst tiles, against the truth
     python he2rna.py msi COHORT|FILE.npz     hospital A's transcriptome for MSI in hospital B: what it is worth
     python he2rna.py choices                 where paper and authors' code differ or are silent, and what is done here
-    python he2rna.py audit [COHORT]          each of those choices turned to its other side: what it changes
+    python he2rna.py audit [COHORT]          each that --code can turn, turned alone: what it changes
 
 COHORT holds samples.csv (slide,patient,project[,sample,...]), slides/ and expression.csv (.csv.gz, .npz). What comes out
 stands in COHORT/runs/<name>/: report.md and its pictures, genes.csv, predictions.npz, folds.csv, fold*.pt, log.jsonl.
 
 Glossary: B slides of a batch, S all slides, T (super-)tiles of a slide, N tiles of several slides end to end, D features, H
-neurons of the last hidden layer, G genes, P cancers, M models, k tiles kept, a FPKM-UQ.
+neurons of the last hidden layer, G genes, P cancers (in msi: patients), M models, k tiles kept (in evaluation: folds), K
+values of k, n samples, g genes of a block, a FPKM-UQ.
 Tags: [HE2RNA ...] the paper, [HE2RNA code] only the authors' released code, [ours] our choice.
 """
 
@@ -62,8 +63,8 @@ FINE_BATCH = 4               # slides per iteration, all tiles          [HE2RNA 
 KS_SUPERTILES = (1, 2, 5, 10, 20, 50, 100)                        #     [HE2RNA Methods, Model architecture]
 KS_TILES = (10, 20, 50, 100, 200, 500, 1000, 2000, 5000)          # all tiles   [HE2RNA Methods, Model architecture]
 BLOCK_SCORES = 2 ** 23       # scores held at a time, 32 MB: 2 ** 22 to 24 take the same time [ours]
-GATHER = {"cpu": 1 / 3, "cuda": 1 / 50}  # gradients by gathering tiles where k < this share of T, else by matrix products;
-#   steps on 2 cores: k = 2,000 of 8,000 8.4 and 9.3 s, k = 50 of 100 3.0 and 2.3 s; the GPU's reckoned from bandwidth [ours]
+GATHER = {"cpu": 1 / 3, "cuda": 1 / 50}  # gradients by gathering tiles where k < this share of T, else by products [ours];
+#   steps on 2 cores: k = 2,000 of 8,000 8.4 and 9.3 s, k = 50 of 100 3.0 and 2.3 s; the GPU's reckoned from bandwidth
 RESCORE = (36, 1 / 5)       # bfloat16 chooses tiles where k + 36 < T / 5: they are scored again, which must cost less [ours]
 HIDDEN = (1024, 1024)        # neurons of the hidden layers             [HE2RNA code]
 DROPOUT = 0.25               # between consecutive layers               [HE2RNA code]
@@ -107,20 +108,20 @@ MSI_REPEATS = 10             # of the cross-validation in B             [HE2RNA 
 MSI_SPLITS = 50              # of the patients into A and B             [HE2RNA Methods, MSI status]
 MSI_SHARES = tuple(map(Fraction, ("1/6", "1/3", "1/2", "2/3", "3/4", "5/6")))     # of the patients in A [HE2RNA Fig. 5b]
 MSI_INTERVAL = (0.16, 0.84)  # 68 %                                     [HE2RNA Fig. 5b]
-MSI_BLOCK = {"cpu": 2 ** 19, "cuda": 2 ** 28}  # parameters trained at a time, at least one network: a CPU's cache holds
-#   them and Adam's moments; 90 direct classifiers take 12.7 s by ones, 14.1 by twos, 17.6 by fours     [ours]
+MSI_BLOCK = {"cpu": 2 ** 19, "cuda": 2 ** 28}  # parameters trained at a time, at least one network [ours]: a CPU's cache
+#   holds them and Adam's moments; 90 direct classifiers take 12.7 s by ones, 14.1 by twos, 17.6 by fours
 MSI_ARMS = {"transcriptome": "transcriptome of A", "direct": "direct, one network", "ensemble": "direct, ensemble",
-            "autoencoder-a": "autoencoder of A", "autoencoder-b": "autoencoder of B"}  # the ensemble: the mean of as many
-#   direct networks as A has folds, hence as many as stand behind its representation                    [ours]
-MSI_LINES = {"transcriptome": ("tab:blue", "-"), "direct": ("tab:red", "-"), "ensemble": ("tab:red", "--"),
-             "autoencoder-a": ("tab:grey", "-"), "autoencoder-b": ("tab:grey", "--")}    # blue and red [HE2RNA Fig. 5b]; others [ours]
+            "autoencoder-a": "autoencoder of A", "autoencoder-b": "autoencoder of B"}
+#   the ensemble: the mean of as many direct networks as A has folds, as many as stand behind its representation [ours]
+MSI_LINES = {"transcriptome": ("tab:blue", "-"), "direct": ("tab:red", "-"),                # [HE2RNA Fig. 5b]
+             "ensemble": ("tab:red", "--"), "autoencoder-a": ("tab:grey", "-"), "autoencoder-b": ("tab:grey", "--")}   # [ours]
 AUDIT_EPOCHS = 12            # of each run of audit on the simulated cohort: all in a quarter of an hour        [ours]
 AUDIT_SEEDS = 3              # runs of each choice                                       [ours]
-VERSION = 2                  # of a run's files; another is refused     [ours]
+VERSION = 3                  # of a run's files; another is refused     [ours]
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Choices: all that paper and authors' code disagree on or leave open, as far as a switch can express it
+# Choices that a switch turns. What the paper leaves open as a mere number stands above, with its tag.
 # ---------------------------------------------------------------------------------------------------------------------
 # Rule: the paper; where it is silent or ambiguous, the authors' code; where that is a defect or a leak, the correct thing.
 # A row: command and name for its --code NAME,..; the paper; the authors' code; ours; the other side, which --code turns
@@ -136,7 +137,7 @@ CHOICES = (
     ("train", "k", "a k drawn \"at every iteration and for every gene\"", "one k an iteration, for all genes",
      "the code's", "paper", "[HE2RNA code]"),
     ("train", "folds", "5, patients whole, projects evenly spread",
-     "5 of the sorted patients, blind to projects; 10 % of the others choose the epoch",
+     "5 of the sorted patients, blind to projects, as the 10 % of the others who choose the epoch",
      "the paper's", "code", "[HE2RNA Methods, Training and evaluation]"),
     ("train", "epochs", "a fixed number of epochs, all training patients learn",
      "the best epoch by R of a part of the training patients, who do not learn",
@@ -146,23 +147,23 @@ CHOICES = (
     ("train", "merged", "LUNG, KIDN and UTER count, not their subtypes", "the same",
      "the paper's; subtypes stand beside", "subtypes count, not LUNG, KIDN and UTER", "[HE2RNA Table 1]"),
     ("train", "pooled", "R of each fold, their mean", "the same",
-     "the paper's", "one R over the test slides of all folds", "[HE2RNA Methods, Training and evaluation]"),
+     "the paper's", "one R over the test slides of all folds", "[HE2RNA Results, prediction of gene expression]"),
     ("finetune", "--epochs", "50", "100, or 30 without a better R",
      "the paper's", "--epochs 100", "[HE2RNA Methods, Training and evaluation]"),
     ("msi", "--project", "COAD", "COAD and READ pooled", "all of the cohort", "--project COAD,READ", "[ours]"),
     ("msi", "scaling", "silent", "features scaled over the whole cohort, its test patients too",
      "features scaled over training patients", "code", "[ours]"),
-    ("msi", "genes", "those of positive median over the cohort's samples",
+    ("msi", "genes", "genes chosen by their median over the whole cohort",
      "genes chosen by their median over the whole cohort", "genes chosen by hospital A's median", "code", "[ours]"),
     ("msi", "autoencoder", "trained on A or on B", "autoencoder B learns from all of hospital B, its test patients too",
      "autoencoder B learns from training patients of B", "code", "[ours]"),
-    ("msi", "epochs", "50", "autoencoders trained for 100 epochs",
-     "the paper's", "code", "[HE2RNA Methods, MSI status]"),
+    ("msi", "epochs", "silent on autoencoders; 50 for the other networks", "autoencoders trained for 100 epochs",
+     "50, as the others", "code", "[ours]"),
     ("msi", "msi-l", "counts as not MSI-H", "MSI-L left out", "the paper's", "code", "[HE2RNA Methods, MSI status]"))
-AUDIT_MSI = dict(splits=5, ratios=(Fraction(3, 4),), arms=("transcriptome", "direct", "autoencoder-b"), repeats=2,
-                 folds=MSI_FOLDS)    # the study of an audit: short, where B is small        [ours]
+AUDIT_MSI = dict(splits=5, ratios=(Fraction(3, 4),), repeats=2, folds=MSI_FOLDS,  # audit's study: short, B small   [ours]
+                 arms=("transcriptome", "direct", "autoencoder-b"))
 MAY_SEE = {"gene filter": "as the paper words it, over all samples: it decides which genes are asked for",
-           "untrained null": None}   # steps that see test patients, why they may; None: they judge, nothing learns from them
+           "untrained null": None}   # steps that see test patients and why they may; None: they judge     [ours]
 SAME_MODELS = ("merged", "pooled")   # they judge otherwise: nothing is trained again for them
 
 
@@ -731,7 +732,7 @@ def fold_r(prediction, y, fold, group, k):
 
 def judged_in(fold, config):
     """(fold of each slide, number of folds) within which R is computed: all one fold where `pooled` is flipped."""
-    return (np.zeros_like(fold), 1) if "pooled" in config.get("code", ()) else (fold, config["folds"])
+    return (np.zeros_like(fold), 1) if "pooled" in config["code"] else (fold, config["folds"])
 
 
 def mean_of_values(r):
@@ -782,7 +783,7 @@ def separate(names, code=()):
 
 def code_of(folder):
     """The flipped choices of a run."""
-    return (tiling.load_json(Path(folder) / "config.json") or {}).get("code", [])
+    return tiling.load_json(Path(folder) / "config.json")["code"]
 
 
 @torch.inference_mode()
@@ -806,8 +807,8 @@ def untrained_r(config, data, bags, o, device, folder):
             torch.manual_seed(int(np.random.default_rng([o.seed, f, 1 + m]).integers(2 ** 62)))
             model = HE2RNA(config["n_features"], G * copies, config["hidden"], config["ks"], code=config["code"],
                            pad_to=config["pad_to"]).to(device)
-            if {"padding", "relu"} & set(config["code"]) and "bias" not in config["code"]:
-                # a shift of all scores, which changes no R elsewhere, says here which zeros have a say
+            if {"padding", "relu", "pooled"} & set(config["code"]) and "bias" not in config["code"]:
+                # a shift of a fold's scores changes no R within it, but where zeros or other folds have a say
                 model.layers[-1].bias.copy_(torch.from_numpy(np.tile(y[fold != f].mean(0), copies)))
             rows = np.flatnonzero(fold == f)
             if len(rows):
@@ -957,9 +958,10 @@ def certificate(data, k):
     """Lines on how even the folds are: patients of each project in each, and chi-square of projects against folds."""
     counts, chi2, freedom, p = stats.fold_balance(data["patients"], data["projects"], data["fold"], k)
     return [table(("project", *(f"fold {f}" for f in range(k))), [(name, *row) for name, row in counts.items()]), "",
-            f"Patients of each project. Chi-square of projects against folds {chi2:.2f}, {freedom} degrees of freedom, p = "
-            f"{p:.2g}: near 1 where the folds are more even than by lot, small where a fold has more of a project than "
-            "others."]
+            "Patients of each project. " + (
+                f"Chi-square of projects against folds {chi2:.2f}, {freedom} degrees of freedom, p = {p:.2g}: near 1 where "
+                "the folds are more even than by lot, small where a fold has more of a project than others." if freedom else
+                "One project: nothing to spread evenly.")]
 
 
 def write_report(folder, cohort, config, data, results, prediction, notes, ledgers, seconds):
@@ -1325,7 +1327,7 @@ def bag_of(features, coords, config):
     return means[mask].astype(np.float16), (np.cumsum(mask) - 1)[cluster]
 
 
-def ledger_of(models, folds, features, coords, j, config):
+def account_of(models, folds, features, coords, j, config):
     """The account of a slide's prediction of gene j: rows (fold, x, y, tiles, weight, score), weight of each tile, a sum a
     model."""
     bag, row = bag_of(features, coords, config)
@@ -1407,7 +1409,7 @@ def map_slide(run, o, models, home, into, source, name, label, chosen, group):
         text += ["## Outline", "", f"{inside.sum():,} of {len(inside):,} tiles have their centre inside; AUC of the scores "
                  f"{result['auc']:.3f}", ""]
     gene = o.provenance or genes[0]
-    ledger, weights, sums = ledger_of(used, use, features, coords, genes.index(gene), run["config"])
+    account, weights, sums = account_of(used, use, features, coords, genes.index(gene), run["config"])
     columns[f"weight: {gene}"], result["prediction"] = weights, float(np.mean(sums))
     text += [*group, "## Where the prediction comes from", "", f"{gene}: {np.mean(sums):.6f} in log10(1 + FPKM-UQ), the sum "
              f"of weight x score over the {bags} in provenance.csv"
@@ -1429,7 +1431,7 @@ def map_slide(run, o, models, home, into, source, name, label, chosen, group):
             tiling.draw_scatter(work / "cells.png", scores, counted, "score", f"{o.cells} in a tile", title)
         save_csv(work / "tiles.csv", ("x", "y", *columns), (
             (*xy, *(f"{v:.6g}" for v in row)) for xy, row in zip(coords, zip(*columns.values()))))
-        save_csv(work / "provenance.csv", ("fold", "x", "y", "tiles", "weight", "score"), ledger)
+        save_csv(work / "provenance.csv", ("fold", "x", "y", "tiles", "weight", "score"), account)
         if "spots" in result:
             save_csv(work / "spots.csv", ("column", "R", "p"), ((c, f"{r:.4f}", f"{p:.4f}") for _, c, r, p in spot_rows))
         measured = np.stack(list(columns.values()), 1)
@@ -1578,7 +1580,7 @@ def compare_arms(d, in_a, arms, o, key, device):
     cores = torch.get_num_threads() if device.type == "cpu" else 1
     ledgers, tested = [{} for _ in trains_b], [names[fold[r] == f] for r in range(o.repeats) for f in folds]
 
-    def learned(step, trains):                                                 # trains_b: each its own test fold's; else all's
+    def learned(step, trains):                                                 # trains_b: each its own fold; else all
         for m, ledger in enumerate(ledgers):
             for rows in [trains[m]] if trains is trains_b else trains:
                 saw(ledger, step, d["patients"][rows])
@@ -1639,7 +1641,7 @@ def compare_arms(d, in_a, arms, o, key, device):
         scores = {arm: np.stack([s for _, s in sorted(of, key=lambda pair: pair[0])]) for arm, of in scores.items()}
     finally:
         pool.shutdown(cancel_futures=True)
-    n, aucs, note["saw"] = len(trains_b), {}, tiling.what_saw_whom(ledgers, tested, MAY_SEE)[0]
+    n, aucs, (note["saw"], note["leaks"]) = len(trains_b), {}, tiling.what_saw_whom(ledgers, tested, MAY_SEE)
     if "ensemble" in arms:
         scores["ensemble"] = scores["direct"].reshape(o.folds, n, -1).mean(0)
     for arm in arms:
@@ -1965,7 +1967,7 @@ def cross_validate(folder, config, o, data, bags, splits, first_model, start):
             save_file(path, lambda file: torch.save(saved, file))
         (folder / f"fold{f}.state.pt").unlink(missing_ok=True)
         notes.append(saved["note"])
-        ledgers.append(dict(saved.get("saw", {})))
+        ledgers.append(dict(saved["saw"]))
         saw(ledgers[f], "untrained null", data["patients"][test_rows])
         if len(test_rows):
             prediction[test_rows] = predict_slides(model, bags, test_rows, o.batch)
@@ -2037,7 +2039,7 @@ def train(o):
                   valid=o.valid, pad_to=tiling.N_SUPERTILES)
     folder, config = open_run(cohort, o, config, data, device, x.numpy(), mask.numpy())
     if o.within and (folder / "report.md").is_file():                          # of audit: finished, of these very settings
-        return 0
+        return tiling.report_failures(data["failed"], len(data["slides"]) + len(data["failed"]))
     for path in [o.models / f"fold{f}.pt" for f in range(o.folds)] if o.models else ():            # of audit: the same ones
         save_file(folder / path.name, lambda f: f.write(path.read_bytes()))
     splits = split_folds(data, o, folder, data["validates"])
@@ -2055,17 +2057,34 @@ def train(o):
 
 
 def audit(o):
-    """The default once per seed, then each choice of train and msi alone, same seeds -> COHORT/runs/audit/audit.md. Without a
-    cohort: on the simulated one, in fewer epochs."""
+    """The default once per seed, then each choice of train and msi alone, same seeds -> COHORT/runs/audit/audit.md.
+    Without a cohort: on the simulated one, in fewer epochs."""
     if o.seeds < 1:
         raise InputError(f"--seeds {o.seeds}: must be at least 1")
     start, demo, folder = time.time(), o.cohort is None, Path(o.cohort or "demo") / "runs" / "audit"
     o.epochs = (AUDIT_EPOCHS if demo else EPOCHS) if o.epochs is None else o.epochs
+    if o.colour == "stretch":
+        raise InputError("--colour stretch: the choice colour turns it; leave it out")
+    if demo and not (folder.parents[1] / "samples.csv").is_file():
+        print("no cohort given: drawing a SIMULATED one into demo/")
+        tiling.simulate_cohort(folder.parents[1], seed=o.seed)
+    o.weights = o.weights or ("random" if demo else None)
     texts, seeds = {c: switches(CHOICES, c) for c in ("train", "msi")}, range(o.seed, o.seed + o.seeds)
-    asked = {c: [name for name in texts[c] if name in o.code] for c in texts}
-    if o.features and "colour" in asked["train"]:
-        asked["train"].remove("colour")
-        print("without colour: features made elsewhere keep the colours they were made from")
+    asked = {c: [name for name in texts[c] if name in (o.code or texts[c])] for c in texts}
+    made, first = None if o.features else tiling.encoder_wants(o)["colour"], tiling.read_samples(folder.parents[1])[0]
+    for c, names, why in (
+            ("train", ["colour"], o.features and "features made elsewhere keep the colours they were made from"),
+            ("train", ["colour"], made and f"{o.encoder} learned from --colour {made}"),
+            ("train", ["folds"], (o.folds != stats.AUTHORS_FOLDS or o.folds_by == "site") and
+             f"the authors' are {stats.AUTHORS_FOLDS} folds by patient"),
+            ("train", ["merged"], demo and "the simulated cohort has no LUNG, KIDN or UTER"),
+            ("msi", list(asked["msi"]), "msi" not in first and "samples.csv has no column msi")):
+        for name in names:
+            if why and name in asked[c]:
+                asked[c].remove(name)
+                print(f"without {c}'s {name}: {why}")
+    if not any(asked.values()):
+        raise InputError(f"--code {','.join(o.code)}: nothing is left to turn")
 
     def training(name, seed):                                                  # what a switch decides is not the default's
         own = dict(colour=dict(colour=None), folds=dict(valid=None), epochs=dict(valid=None)).get(name, {})
@@ -2094,22 +2113,25 @@ def audit(o):
     for name in asked["train"]:
         settle_choices(training(name, o.seed))                                 # what can't be is said before hours of others
     jobs = {c: {(c, name, seed): lambda job=job, name=name, seed=seed: job(name, seed)
-                for name in ("default", *asked[c]) for seed in seeds if asked[c]} for c, job in (("train", train_job), ("msi", msi_job))}
-    settings = {k: getattr(o, k) for k in ("epochs", "batch", "patience", "lr", "ks", "hidden", "dropout", "folds", "folds_by",
-                                           "valid", "null", "null_models", "project", "types", "encoder", "features")}
-    what = (
-        f"`python he2rna.py audit`{'' if demo else ' COHORT'}: seeds {seeds[0]} to {seeds[-1]}, at most {o.epochs} epochs, batches of "
-        f"{o.batch}. First row: the run of default settings. The others: the run with this choice alone turned to its other side, "
-        "less the default run of the same seed; mean and 95 % interval over the seeds (Student's t). R: mean over the genes of a "
-        "cancer, then over cancers; HS, BH: significant genes, of all cancers. The seed draws folds (but the authors'), first "
-        "weights, dropout and k; the patients are the same, so nothing here speaks of other patients. A choice of genes, folds or "
-        f"ways to judge changes what R is of, too. msi: {AUDIT_MSI['splits']} splits for each seed, {AUDIT_MSI['ratios'][0]} of the "
-        "patients in hospital A.")
-    status = tiling.run_audit(folder, jobs["train"], texts, settings, what)
-    try:
-        status |= tiling.run_audit(folder, jobs["msi"], texts, settings, what)
-    except InputError as e:
-        print(f"without the choices of msi: {e}")
+                for name in ("default", *asked[c]) for seed in seeds if asked[c]}
+            for c, job in (("train", train_job), ("msi", msi_job))}
+    settings = {k: getattr(o, k) for k in (
+        "epochs", "batch", "patience", "lr", "ks", "hidden", "dropout", "folds", "folds_by", "valid", "null", "null_models",
+        "project", "types", "encoder", "features", "weights", "colour", "tile_um", "min_tissue", "max_tiles", "precision")}
+    what = (f"`python he2rna.py audit`{'' if demo else ' COHORT'}: at most {o.epochs} epochs, batches of {o.batch}. "
+            f"{tiling.AUDIT_NOTE} R: mean over the genes of a cancer, then over cancers; HS, BH: significant genes, of all "
+            "cancers. The seed draws folds (but the authors'), first weights, dropout and k. A choice of genes, folds or ways to "
+            f"judge changes what R is of, too. msi: {AUDIT_MSI['splits']} splits for each seed, {AUDIT_MSI['ratios'][0]} of the "
+            "patients in hospital A."
+            + f" On the simulated cohort folds also lowers the share that chooses the epoch, from {DEMO_VALID} to "
+              f"{stats.AUTHORS_VALID}." * demo)
+    status = 0
+    for c, wrong in (("train", ()), ("msi", InputError)):
+        try:
+            status |= tiling.run_audit(folder, jobs[c], texts, settings, what)
+        except wrong as e:                                                     # such as too few MSI-H
+            print(f"without the choices of msi: {e}")
+            status = 1
     print(f"\nreport: {folder / 'audit.md'}   ({clock(time.time() - start)})")
     return status
 
@@ -2143,7 +2165,7 @@ def model_of(saved, device, genes=None, ks=None):
     if genes is not None:
         state.update({last + k: state[last + k][genes] for k in ("weight", "bias")})
     model = HE2RNA(saved["n_features"], len(state[last + "bias"]), saved["hidden"], ks or saved["ks"], saved["dropout"],
-                   code=saved.get("code", ()), pad_to=saved.get("pad_to", tiling.N_SUPERTILES))
+                   code=saved["code"], pad_to=saved["pad_to"])
     model.load_state_dict(state)
     return model.to(device)
 
@@ -2156,7 +2178,7 @@ def finetune(o):
     name, before, first = run["folder"].resolve().name, run["config"], run["folds"][0]
     o.name = o.name or "-".join([name, *([o.project] if o.project else []), "finetuned"])
     o.folds, o.valid, o.dropout = before["folds"], before["valid"], before["dropout"]
-    o.code, o.folds_by = before.get("code", []), before.get("folds_by", "patient")
+    o.code, o.folds_by = before["code"], before["folds_by"]
     check_options(o)
     device, chosen = tiling.pick_device(o.device), pick_genes(o.genes, run["genes"])
     precision = tiling.pick_precision(o.precision, device) if o.precision else "float32"           # of choosing tiles
@@ -2188,7 +2210,7 @@ def finetune(o):
     y = log_expression(a[np.ix_(rows[keep], [column[g] for g in genes])])
     data = table_of(samples, fold_of(), genes, y, left_out, failed)
     data["held_out"], data["encoder"] = [one["test_patients"] for one in run["folds"]], tiling.encoder_saw(into, source)
-    data["ledgers"] = [{f"{name}: {step}": whom for step, whom in one.get("saw", {}).items()} for one in run["folds"]]
+    data["ledgers"] = [{f"{name}: {step}": whom for step, whom in one["saw"].items()} for one in run["folds"]]
     weights = [hashlib.sha256((run["folder"] / f"fold{f}.pt").read_bytes()).hexdigest()[:16] for f in range(o.folds)]
     config = dict(command="finetune", bags="all tiles", project=o.project or "all", features=before["features"],
                   from_run=dict(name=name, weights=weights), n_features=first["n_features"],
@@ -2618,11 +2640,12 @@ def write_msi_report(folder, config, d, results, sizes):
             "patient; AUC over a test fold's patients, its mean over folds and repeats, then over splits (68 % range over "
             "splits); p: "
             f"two-tailed Wilcoxon against transcriptome, paired, over the splits; of {n} it can't be below "
-            f"{2 / 2 ** n:.2g}." + (f" As the authors' code: {', '.join(switches(CHOICES, 'msi')[c] for c in config['code'])}."
-                                       if config["code"] else ""), "",
+            f"{2 / 2 ** n:.2g}." + "".join(f" As the authors' code: {switches(CHOICES, 'msi')[c]}." for c in config["code"]), "",
             table(("in A", "patients in B (MSI-H)", *arms), cells), ""]
-    log = [as_entry(line) or {} for line in (folder / "log.jsonl").read_text().splitlines()]
-    seen = {row[0]: row for e in log for row in e.get("saw", ())}
+    log = [e for e in map(as_entry, (folder / "log.jsonl").read_text().splitlines()) if e]
+    leaks = sorted({step for e in log for step in e["leaks"]})
+    text[2:2] = [f"**Steps that saw test patients: {', '.join(leaks)}** (below).", ""] if leaks else []
+    seen = {row[0]: row for e in log for row in e["saw"]}
     text += ["Patients that each step learned from, in the test folds of hospital B (of the last split that did it):", "",
              table(("step", "patients", "test patients of the fold", ""), seen.values()), ""] if seen else []
     r = [e["r_in_a"] for e in log if e.get("r_in_a") is not None]
@@ -2714,7 +2737,8 @@ def main(argv=None):
     p, a = verb(audit, "each choice turned alone: what it changes")
     a = cohort_options(p, a, AUDIT_EPOCHS)
     every = tuple(dict.fromkeys(name for _, name, *_ in CHOICES))
-    a("--code", type=chosen_of(every), default=every, metavar="A,B", help=f"these choices alone (default all: {','.join(every)})")
+    a("--code", type=chosen_of(every), action="extend", default=[], metavar="A,B", help="these choices alone (default all: "
+      f"{','.join(every)}; genes and epochs are of train and of msi)")
     a("--seeds", type=int, default=AUDIT_SEEDS, help=f"runs of each, --seed and those after it (default {AUDIT_SEEDS})")
 
     p, a = verb(finetune, "go on with all tiles, for all or chosen genes")

@@ -2710,10 +2710,7 @@ def audit(o):
     settings = dict(**{c: " ".join(v) for c, v in more.items()}, data=tiling.digest(samples, [
         [p.name, tiling.fingerprint(p)] for p in sorted(cohort.glob("expression*")) if p.is_file()]))
     what = (
-        f"`python histcode.py audit`{'' if demo else ' COHORT'}: seeds {seeds[0]} to {seeds[-1]}. First row: the run of "
-        "default settings. The others: the run with this choice alone turned to its other side, less the default run of the "
-        "same seed; mean and 95 % interval over the seeds (Student's t). The patients are the same, so nothing here speaks "
-        "of other patients. pretrain: R2 of the cells in a tile from the frozen features (`probe`, the same tiles for all), "
+        f"`python histcode.py audit`{'' if demo else ' COHORT'}. {tiling.AUDIT_NOTE} pretrain: R2 of the cells in a tile from the frozen features (`probe`, the same tiles for all), "
         "and spread of the embeddings in the last epoch. diagnose: accuracy and AUC pooled over the tested slides. "
         "expression: R, mean over genes; BH: significant genes. Colour and tissue are turned for pretrain alone: what they "
         "do to diagnose and expression is not measured."

@@ -2650,7 +2650,7 @@ def test_choices_are_one_table_and_wrong_names_list_the_right_ones(tmp_path, cap
         assert f"colours: choose from {right}" in capsys.readouterr().err
     assert tiling.flipped(he2rna.CHOICES, "train", (), "paper") == ["k", "epochs"] and tiling.flipped(he2rna.CHOICES, "train", ["bias"], None) == ["bias"]
     assert tiling.flipped(he2rna.CHOICES, "train", ["k"], "code") == ["colour", "genes", "padding", "relu", "k", "folds"]
-    assert tiling.flipped(he2rna.CHOICES, "msi", (), "paper") == [] and tiling.flipped(he2rna.CHOICES, "msi", (), "code") == list(tiling.switches(he2rna.CHOICES, "msi"))
+    assert tiling.flipped(he2rna.CHOICES, "msi", (), "paper") == ["genes"] and tiling.flipped(he2rna.CHOICES, "msi", (), "code") == list(tiling.switches(he2rna.CHOICES, "msi"))
 
 
 @pytest.mark.parametrize("argv, words", [
@@ -2799,7 +2799,7 @@ def test_folds_by_site_and_the_certificate_of_a_run(tmp_path):
 def test_audit_goes_on_where_it_stopped_and_is_the_runs_difference(tmp_path, monkeypatch, capsys):
     write_cohort(tmp_path, np.random.default_rng(1), patients=24)
     audit = lambda *more: he2rna.main(["audit", str(tmp_path), "--features", str(tmp_path / "h5"), "--hidden", "16", "--ks", "1,5", "--device", "cpu",
-                                 "--folds", "3", "--valid", ".25", "--epochs", "2", "--seeds", "2", "--code", "colour,bias,pooled", *more])
+                                 "--folds", "3", "--valid", ".25", "--epochs", "2", "--seeds", "2", *(more or ("--code", "colour,bias,pooled"))])
     real_fold, trained = he2rna.train_fold, []
 
     def train_fold(*args):
@@ -2812,7 +2812,7 @@ def test_audit_goes_on_where_it_stopped_and_is_the_runs_difference(tmp_path, mon
     folder = tmp_path / "runs" / "audit"
     with pytest.raises(KeyboardInterrupt):
         audit()
-    assert "without colour: features made elsewhere" in capsys.readouterr().out and len(read_csv(folder / "audit.csv")) == 2 * 3
+    assert "without train's colour: features made elsewhere" in capsys.readouterr().out and len(read_csv(folder / "audit.csv")) == 2 * 3
     assert audit() == 0 and len(trained) == 13 == 1 + 4 * 3                    # default and bias, 2 seeds, 3 folds; pooled has default's models
     stamps, first = {p: p.stat().st_mtime_ns for p in folder.rglob("*.pt")}, (folder / "audit.csv").read_bytes()
     text = (folder / "audit.md").read_text()

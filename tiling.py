@@ -1204,7 +1204,7 @@ def differences(old, new):
 
 
 def claim_folder(folder, config, results, **more):
-    """Write a run's config.json -> its settings. Refused where the folder has results of others; `more` may change."""
+    """Write a run's config.json -> its settings. Refused where it was begun with others; `more` may change."""
     before, config = load_json(folder / "config.json"), json.loads(json.dumps(config))
     if before is None and any(folder.glob(results)):
         raise InputError(f"{folder} has {results} but no config.json that says with which settings: choose another --name, "
@@ -1212,7 +1212,7 @@ def claim_folder(folder, config, results, **more):
     if before and {k: before.get(k) for k in config} != config:
         raise InputError(f"{folder} is a run with other settings ({differences(before, config)}"
                          + "; data: slides, labels, expression, folds or feature files" * (before.get("data") != config.get("data"))
-                         + "): choose another --name, or delete it")
+                         + "): " + "choose another --name, or " * (config.get("command") != "audit") + "delete it to begin again")
     packages = ("numpy", "scipy", "torch", "openslide-python", "openslide-bin", "Pillow")
     config.update(more, threads=torch.get_num_threads(), python=platform.python_version(),
                   **{p: importlib.metadata.version(p) for p in packages})
@@ -1712,7 +1712,9 @@ def switches(choices, command):
 
 def flipped(choices, command, names, follow):
     """The choices that --code names or --follow paper|code turns to their other side, in the table's order."""
-    return [name for c, name, *_, other, _ in choices if c == command and (name in names or other == follow)]
+    side = lambda paper, code: dict(paper=paper, code=code)                    # the same words: the same side
+    return [name for c, name, paper, code, _, other, _ in choices if c == command and (
+        name in names or follow and other in side(paper, code) and side(paper, code)[follow] == side(paper, code)[other])]
 
 
 def chosen_of(known):
@@ -1729,8 +1731,8 @@ def add_choices(a, choices, command):
     """The options --follow and --code of a command."""
     a("--follow", choices=("paper", "code"), help="turn all choices that differ from it to the side of the paper or of the "
       "authors' code (default: each as the verb `choices` says)")
-    a("--code", type=chosen_of(switches(choices, command)), default=(), metavar="A,B", help="turn these choices to their "
-      "other side, to see what they are worth: "
+    a("--code", type=chosen_of(switches(choices, command)), action="extend", default=[], metavar="A,B", help="turn these "
+      "choices to their other side, to see what they are worth: "
       + "; ".join(f"{k}: {v}" for k, v in switches(choices, command).items()).replace("%", "%%"))
 
 
@@ -1746,6 +1748,11 @@ def show_choices(choices, program):
         print("-" * (sum(width) + len(width) - 1) if row is header else "")
     print(f"One or several: python {program} {choices[0][0]} COHORT --code NAME,..; a whole side: --follow paper|code."
           f"\nWhat each is worth on a cohort: python {program} audit [COHORT]")
+
+
+AUDIT_NOTE = ("First row: the run of default settings. The others: the run with this choice alone turned to its other side, "
+              "less the default run of the same seed; mean and 95 % interval over the seeds (Student's t). The patients are "
+              "the same, so nothing here speaks of other patients.")
 
 
 def saw(ledger, step, whom):
@@ -1780,7 +1787,8 @@ def what_saw_whom(ledgers, tested, remarks):
 def ledger_lines(ledgers, tested, remarks, encoder):
     """(lines for the top of a report, its section "What saw whom"). encoder: of encoder_saw."""
     ledgers = [{**({"encoder, without labels": encoder} if encoder else {}), **ledger} for ledger in ledgers]
-    rows, leaks = what_saw_whom(ledgers, tested, {"encoder, without labels": "their tiles, no label or expression", **remarks})
+    remarks = {"encoder, without labels": "their tiles, no label or expression", **remarks}
+    rows, leaks = what_saw_whom(ledgers, tested, remarks)
     return ([f"**Steps that saw test patients: {', '.join(leaks)}** (What saw whom, below).", ""] if leaks else [],
             ["## What saw whom", "", "Patients that each step of each fold learned from, put down where it did (least to most "
              "over the folds). Otsu's threshold, Macenko's stains and the k-means of super-tiles learn from one slide alone, "
@@ -1796,7 +1804,7 @@ def run_audit(folder, jobs, texts, settings, what):
     on where it stopped; texts {command: {choice: what it is turned to}}; settings: those all have in common, of which the
     folder's must be; what: a line for the report. audit.csv keeps the choices of earlier commands.
     """
-    claim_folder(folder, settings, "audit.csv")
+    claim_folder(folder, dict(settings, command="audit"), "audit.csv")
     done, status = {}, 0
     for row in read_rows(folder / "audit.csv")[1] if (folder / "audit.csv").is_file() else []:
         done.setdefault((row[0], row[1], int(row[2])), ({}, number(row[6])))[0][row[3]] = number(row[4])
@@ -1825,7 +1833,8 @@ def write_audit(folder, done, texts, what):
             of, sign = ({k: done[k][0] for k in own}, "") if name == "default" else (change, "+")
             seconds = [done[k][1] for k in own]
             rows.append((name, texts[command].get(name, "as it is"),
-                         *(over_seeds([of[k][m] for k in own], 1 if m in COUNTS else 3, sign) for m in measures), len(own),
+                         *(over_seeds([of[k][m] for k in own], 1 if m in COUNTS else 3, sign) for m in measures),
+                         ", ".join(str(k[2]) for k in own),
                          "" if None in seconds or np.isnan(seconds).any() else clock(np.mean(seconds))))
         lines += [f"## {command}", "", table(("choice", "turned to", *measures, "seeds", "time of one"), rows), ""]
     save_text(folder / "audit.md", lines)
