@@ -2682,13 +2682,13 @@ def audit(o):
     samples, folder = tiling.read_samples(cohort), cohort / "runs" / "histcode-audit"
     more = {c: shlex.split(getattr(o, c) if getattr(o, c) is not None else AUDIT[c] if demo else "") for c in AUDIT}
     texts, seeds = {c: switches(CHOICES, c) for c in AUDIT if c != "probe"}, range(o.seed, o.seed + o.seeds)
-    asked = {c: [name for name in texts[c] if name in o.code] for c in texts}
+    asked = {c: [name for name in texts[c] if name in (o.code or texts[c])] for c in texts}
     for c, name in [(c, name) for c in UNSEEN for name in asked[c] if demo and name in UNSEEN[c]]:
         asked[c].remove(name)
         print(f"without {c}'s {name}: {UNSEEN[c][name]} here")
 
     def settled(c, home, name, seed):
-        run = o.parse([c, str(home), *more[c], "--seed", str(seed), "--name", f"{c}-{name}-seed{seed}",
+        run = o.parse([c, str(home), "--device", o.device, *more[c], "--seed", str(seed), "--name", f"{c}-{name}-seed{seed}",
                        *["--code", name] * (name != "default")])
         for k in TURNED[c].get(name, ()):                                 # what a switch decides is not the default's
             setattr(run, k, None)
@@ -2888,13 +2888,14 @@ def main(argv=None):
 
     p, a = verb(audit, "each choice turned alone: what it changes", nargs="?")
     every = tuple(dict.fromkeys(name for command in TURNED for name in switches(CHOICES, command)))
-    a("--code", type=chosen_of(every), default=every, metavar="A,B", help="these choices alone (default all: "
+    a("--code", type=chosen_of(every), action="extend", default=[], metavar="A,B", help="these choices alone (default all: "
       f"{','.join(every)})")
     a("--seeds", type=int, default=AUDIT_SEEDS, help=f"runs of each, --seed and those after it (default {AUDIT_SEEDS})")
     a("--seed", type=tiling.natural, default=0, help="the first of them (default 0)")
+    a("--device", default="auto", help="auto, cpu, cuda, cuda:1 ... (default auto: the GPU when there is one)")
     for command, options in AUDIT.items():
-        a(f"--{command}", metavar="'OPTIONS'", help=f"of each {command}, as --{command}='--device cpu' (default none; "
-          f"without a cohort {options})")
+        a(f"--{command}", metavar="'OPTIONS'", help=f"of each {command}, in quotes after a = (default none; without a "
+          f"cohort {options})")
 
     def of_run(function, what):
         p = verbs.add_parser(function.__name__, help=what, description=function.__doc__)
