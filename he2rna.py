@@ -1376,7 +1376,7 @@ def spots_on_map(run, use, device, spots, features, scores, coords, tile):
 def map_slide(run, o, models, home, into, source, name, label, chosen, group):
     """Everything of one slide's map, written into RUN/heatmaps/LABEL/SLIDE/ at once. -> dict for the summary."""
     bags, (features, coords) = run["config"]["bags"], tiling.load_features(into, source, name)
-    slide, (W, H), mpp, tile = tiling.map_ground(home, into, source, name, coords, o.mpp)
+    slide, (W, H), mpp, tile = tiling.map_ground(home, into, source, name, coords, o)
     use = held_out(run, name, home, o.all_models)
     used, genes = [models[f] for f in use], [run["genes"][j] for j in chosen]
     each = score_tiles(used, features)                                                              # (n, genes)

@@ -1598,6 +1598,7 @@ def slide_features(cohort, o, slides, least=1):
     features (what they are), seen (what tells them from others), failed {slide: why}. Each is read once here, to be
     checked and for its mean and SD."""
     source = tiling.features_of(o)
+    tiling.say_twice(source, slides)
     if not tiling.load_json(Path(cohort) / "tiles" / "settings.json"):         # a folder made otherwise stays as it is
         o = argparse.Namespace(**vars(o))
         o.tile_um = o.tile_um or (TILE_UM if o.encoder in tiling.ENCODERS else None)
@@ -2451,7 +2452,7 @@ def map_slide(run, o, appliers, home, into, source, name, label, j, score):
     h, coords = tiling.load_features(into, source, name)
     if len(h) < 2:
         raise InputError("one tile: no highest and lowest")
-    slide, (W, H), mpp, tile = tiling.map_ground(home, into, source, name, coords, o.mpp)
+    slide, (W, H), mpp, tile = tiling.map_ground(home, into, source, name, coords, o)
     use = tiling.held_out(run, name, home, o.all_models)
     scores = map_scores(run, appliers, use, h, j, score)
     shown = np.flatnonzero(~np.isnan(scores))

@@ -400,6 +400,15 @@ def test_supertiles_are_means_of_their_tiles():
     assert not tiling.supertiles(features[:0], coords[:0], 20, 0)[1].any()
 
 
+def test_supertiles_without_coordinates_are_even_runs_of_rows():
+    features = np.random.default_rng(0).normal(size=(250, 5)).astype(np.float32)
+    for n, k in ((250, 100), (250, 7), (30, 100), (1, 3)):
+        means, mask, cluster = tiling.supertiles(features[:n], None, k)
+        assert np.array_equal(np.unique(cluster), np.arange(min(n, k))) and (np.diff(cluster) >= 0).all() and np.ptp(np.bincount(cluster)) <= 1
+        want = [part.mean(0) for part in np.split(features[:n], np.flatnonzero(np.diff(cluster)) + 1)]
+        assert mask.sum() == min(n, k) and np.allclose(means[mask], want, atol=1e-6) and not means[~mask].any()
+
+
 def test_ordered_map_keeps_order_and_errors():
     def work(i):
         time.sleep(.002 * (i % 3))
@@ -527,16 +536,107 @@ def test_h5_features(tmp_path):
     rng = np.random.default_rng(0)
     features, coords = rng.normal(size=(9, 5)).astype(np.float32), tile_cloud(9)
     for name, f, c in (("flat", features, coords), ("batch", features[None], coords[None]), ("nan", np.where(features > 1, np.nan, features), coords),
-                       ("short", features[:4], coords), ("empty", features[:0], coords[:0]), ("place", features, np.where(coords > 0, np.nan, 0))):
+                       ("double", features.astype(np.float64), coords.astype(float)), ("short", features[:4], coords), ("empty", features[:0], coords[:0]),
+                       ("place", features, np.where(coords > 0, np.nan, 0)), ("words", features.astype("S"), coords), ("flatter", features[0], coords)):
         with h5py.File(tmp_path / f"{name}.h5", "w") as h:
             h["features"], h["coords"] = f, c
     (tmp_path / "text.h5").write_text("no")
-    for name in ("flat", "batch"):
+    whole = (tmp_path / "flat.h5").read_bytes()
+    (tmp_path / "cut.h5").write_bytes(whole[:len(whole) - 100])
+    with h5py.File(tmp_path / "other.h5", "w") as h:
+        h["feats"], h["features"] = features, [1.0]
+        del h["features"]
+    for name in ("flat", "batch", "double"):
         got = tiling.load_features(tmp_path, tmp_path, name)
-        assert (got[0] == features).all() and (got[1] == coords).all()
-    for name, words in (("nan", "NaN or infinite feature in tile"), ("short", "don't fit"), ("empty", "no tiles"), ("place", "infinite coords"), ("text", "not a CLAM"), ("gone", "no file")):
-        with pytest.raises(tiling.InputError, match=words):
+        assert (got[0] == features).all() and got[0].dtype == np.float32 and (got[1] == coords).all()
+    for name, words in (("nan", "NaN or infinite feature in tile"), ("short", "don't fit"), ("empty", "no tiles"), ("place", "infinite coords"), ("text", "not a CLAM"), ("gone", "no file"),
+                        ("cut", "cut.h5: not a CLAM/TRIDENT file"), ("words", "words.h5: not a CLAM.* in place of numbers"), ("flatter", "don't fit"), ("other", "no `features` in it")):
+        with pytest.raises(tiling.InputError, match=words) as e:
             tiling.load_features(tmp_path, tmp_path, name)
+        assert "\n" not in str(e.value)
+
+
+class Evil:
+    def __reduce__(self):
+        return os.mkdir, ("/tmp/evil-pickle-ran",)
+
+
+def test_pt_features(tmp_path):
+    """Of torch.save: CLAM's tensors without coordinates, dicts with; a pickle is refused and never run."""
+    rng, coords = np.random.default_rng(0), tile_cloud(9)
+    features = torch.from_numpy(rng.normal(size=(9, 5)).astype(np.float32))
+    place = torch.from_numpy(coords)
+    for name, saved in (("tensor", features), ("batch", features[None]), ("dict", dict(features=features, coords=place)), ("none", dict(features=features, coords=None)),
+                        ("brain", features.bfloat16()), ("nan", features / (features > 0)), ("short", dict(features=features, coords=place[:3])), ("feats", dict(feats=features)),
+                        ("flat", features[0]), ("list", [features]), ("module", torch.nn.Linear(2, 2)), ("evil", Evil()), ("empty", features[:0]), ("bool", features > 0)):
+        torch.save(saved, tmp_path / f"{name}.pt")
+    torch.save(features, tmp_path / "old.pt", _use_new_zipfile_serialization=False)
+    (tmp_path / "text.pt").write_text("no")
+    load = lambda name: tiling.load_features(tmp_path, tmp_path, name)
+    for name in ("tensor", "batch", "dict", "none", "old"):
+        got = load(name)
+        assert np.array_equal(got[0], features.numpy()) and (np.array_equal(got[1], coords) if name == "dict" else got[1] is None)
+    assert np.array_equal(load("brain")[0], features.bfloat16().float().numpy())
+    for name, words in (("nan", "NaN or infinite feature"), ("short", "don't fit"), ("feats", "no `features` in it; it has feats"), ("flat", "don't fit"), ("list", "not a tensor"),
+                        ("module", "module.pt: not a tensor, .*without running code"), ("evil", "evil.pt: not a tensor"), ("empty", "no tiles"), ("text", "not a tensor"), ("bool", "bool in place of numbers")):
+        with pytest.raises(tiling.InputError, match=words) as e:
+            load(name)
+        assert "\n" not in str(e.value)
+    assert not Path("/tmp/evil-pickle-ran").exists()
+
+
+def test_features_in_clams_and_tridents_folders(tmp_path, capsys):
+    """What a .pt lacks comes from the .h5 of the same slide beside it; the size of tiles from the attributes that either program writes."""
+    features, coords = np.random.default_rng(0).normal(size=(9, 5)).astype(np.float32), tile_cloud(9)
+    def write(path, attrs, n=9, **data):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with h5py.File(path, "w") as h:
+            for k, v in dict(data, coords=coords[:n]).items():
+                h[k] = v
+            h["coords"].attrs.update(attrs)
+    clam, trident = tmp_path / "clam", tmp_path / "trident"
+    (clam / "pt_files").mkdir(parents=True)
+    for name in "abc":
+        torch.save(torch.from_numpy(features), clam / "pt_files" / f"{name}.pt")
+    write(clam / "h5_files" / "a.h5", {}, features=features + 1)
+    write(clam / "patches" / "a.h5", dict(patch_size=256, patch_level=1, downsample=(2.0, 2.0)))
+    write(clam / "patches" / "b.h5", dict(patch_size=256, patch_level=0))
+    write(clam / "patches" / "c.h5", dict(patch_size=256, patch_level=0), 8)   # of another tiling
+    for source in (clam, clam / "pt_files"):
+        taken = features + (source == clam)                                    # the .h5 goes first where it is asked
+        got = tiling.load_features(tmp_path, source, "a")
+        assert np.array_equal(got[0], taken) and np.array_equal(got[1], coords) and tiling.tile_edge(tmp_path, source, "a", coords) == 512
+        assert np.array_equal(tiling.load_features(tmp_path, source, "b")[1], coords) and tiling.tile_edge(tmp_path, source, "b", coords) == 256
+        assert tiling.load_features(tmp_path, source, "c")[1] is None
+    tiling.say_twice(clam, list("abc"))
+    assert re.fullmatch("1 slides have .h5 and .pt in .*clam, the .h5 is taken: a\n", capsys.readouterr().out)
+    for attrs, want in ((dict(patch_size=256, patch_size_level0=513, level0_magnification=40, target_magnification=20, overlap=0, name="x"), 513),
+                        (dict(patch_size=256, level0_magnification=40, target_magnification=20), 512), (dict(patch_size=256, downsample=4.0), 1024),
+                        (dict(patch_size=256, patch_level=2), None), (dict(patch_size="big", patch_size_level0=-1), None), ({}, None)):
+        write(trident / "features_uni" / "x.h5", attrs, features=features)
+        assert tiling.edge_said(tiling.foreign(trident / "features_uni", "x")[3]) == want
+    edge = lambda *asked: tiling.tile_edge(tmp_path, trident / "features_uni", "x", coords, *asked)
+    assert edge() == 448 and "taken to be 448 level-0 pixels, the pitch of their grid; --tile-um says otherwise" in capsys.readouterr().out and edge(500.) == 500
+    write(trident / "patches" / "x_patches.h5", dict(patch_size_level0=300))
+    assert edge() == edge(299.) == 300 and capsys.readouterr().out == ""
+    with pytest.raises(tiling.InputError, match="x.h5 says 300 level-0 pixels for a tile, which is not 448"):
+        edge(448.)
+
+
+def test_features_made_elsewhere_are_known_by_what_they_hold(tmp_path):
+    """A copy, however late and wherever, is the same; other values, an order or coordinates of their own are not."""
+    features, coords = np.random.default_rng(0).normal(size=(900, 5)).astype(np.float32), tile_cloud(900)
+    def write(folder, f, c):
+        folder.mkdir()
+        with h5py.File(folder / "a.h5", "w") as h:
+            h["features"], h["coords"] = f, c
+        return tiling.features_made_by(tmp_path, folder, "a")
+    first = write(tmp_path / "one", features, coords)
+    shutil.copytree(tmp_path / "one", tmp_path / "two")
+    os.utime(tmp_path / "two" / "a.h5", (1, 1))
+    assert first == tiling.features_made_by(tmp_path, tmp_path / "two", "a")
+    for i, (f, c) in enumerate(((features * 2, coords), (features[::-1], coords), (features, coords + 1), (features[:-1], coords[:-1]))):
+        assert write(tmp_path / f"other{i}", f, c) != first
 
 
 def real(*parts):
@@ -3400,6 +3500,41 @@ def test_names_belong_to_the_data_of_a_run_and_its_place_does_not(tmp_path):
         with pytest.raises(tiling.InputError, match="other settings .data"):
             train(tmp_path / "moved", "--epochs", "1")
         (tmp_path / "moved" / name).write_text(text)
+
+
+def test_pt_features_train_and_predict_and_maps_want_coordinates(tmp_path, capsys):
+    """CLAM's pt_files/ for every verb; their super-tiles are runs of rows; with its h5_files/ beside, maps too."""
+    write_cohort(tmp_path, np.random.default_rng(0), tiles=120)
+    (tmp_path / "slides").mkdir(), (tmp_path / "pt_files").mkdir()
+    for path in (tmp_path / "h5").iterdir():
+        with h5py.File(path, "a") as h:
+            torch.save(torch.from_numpy(h["features"][()]), tmp_path / "pt_files" / f"{path.stem}.pt")
+            h["coords"][()] = np.stack(np.divmod(np.arange(len(h["coords"])), 12), 1) * 100
+    write_pyramid(tmp_path / "slides" / "s00_0.tif", np.full((1400, 1200, 3), (225, 150, 185), np.uint8))
+    argv = ["--features", str(tmp_path / "pt_files"), "--folds", "3", "--epochs", "2", "--hidden", "8", "--device", "cpu"]
+    assert he2rna.main(["train", str(tmp_path), *argv]) == 0
+    run, said = tmp_path / "runs" / "he2rna", capsys.readouterr().out
+    assert "12 slides have no coordinates, their super-tiles are runs of neighbouring rows: s00_0" in said and "elsewhere (.pt)" in said
+    assert he2rna.main(["predict", str(run), "all", "--device", "cpu"]) == 0
+    z, rows = np.load(run / "predictions.npz"), read_csv(run / "predict" / "s03_0.csv")
+    assert np.allclose([float(r["log10_1p_fpkm_uq"]) for r in rows], z["prediction"][z["slide"].tolist().index("s03_0")], atol=2e-5)
+    assert he2rna.main(["predict", str(run), str(tmp_path / "pt_files" / "s03_0.pt"), "--device", "cpu"]) == 0
+    assert he2rna.main(["finetune", str(tmp_path), "he2rna", "--epochs", "1", "--ks", "1,5", "--device", "cpu"]) == 0
+    heatmap = lambda *more: he2rna.main(["heatmap", str(tmp_path / "runs" / "he2rna-finetuned"), "s00_0", "--genes", "G0", "--device", "cpu", *more])
+    capsys.readouterr()
+    assert heatmap() == 1 and re.search("s00_0.pt has no coordinates: a map needs them, from an .h5 of the same slide, such as .*h5_files", capsys.readouterr().err)
+    (tmp_path / "h5").rename(tmp_path / "h5_files")
+    assert heatmap() == 0 and "the pitch of their grid; --tile-um says otherwise" in capsys.readouterr().out
+    assert heatmap("--tile-um", "40") == 0 and "tiles of 40 µm" in (tmp_path / "runs" / "he2rna-finetuned" / "heatmaps" / "G0" / "s00_0" / "report.md").read_text()
+    before = {p: p.stat().st_mtime_ns for p in (tmp_path / "supertiles").rglob("*.npz")}
+    assert he2rna.main(["train", str(tmp_path), *argv, "--name", "placed"]) == 0            # coordinates found: other super-tiles
+    assert all(p.stat().st_mtime_ns > t for p, t in before.items()) and "no coordinates" not in capsys.readouterr().out
+    shutil.copytree(tmp_path / "pt_files", tmp_path / "copy" / "pt_files")
+    shutil.copytree(tmp_path / "h5_files", tmp_path / "copy" / "h5_files")
+    before = {p: p.stat().st_mtime_ns for p in before}
+    argv[1] = str(tmp_path / "copy" / "pt_files")
+    assert he2rna.main(["train", str(tmp_path), *argv, "--name", "placed"]) == 0            # a copy: nothing is made anew
+    assert before == {p: p.stat().st_mtime_ns for p in before}
 
 
 def test_features_folder_named_as_an_encoder(tmp_path, monkeypatch):

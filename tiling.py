@@ -94,6 +94,8 @@ RUN_TILES = 16                # neighbouring tiles read in one go: each JPEG blo
 STRIP_PIXELS = 2 ** 24        # pixels read at once for a thumbnail, so that a one-level slide fits memory [ours]
 BATCH = {"cpu": 8, "cuda": 256}        # tiles per pass; 8 stay in a CPU's cache: 88 tiles/s, 59 with 64   [ours]
 GDC_FOLDER = "-".join("?" * n for n in (8, 4, 4, 4, 12))     # a file id of the GDC                           [ours]
+FOREIGN = {".h5": "h5_files", ".pt": "pt_files"}   # features made elsewhere, and where CLAM keeps them, first first  [ours]
+FEW_ROWS = 64                 # of such features tell one file from another                                [ours]
 SLIDE_ENDINGS = ".svs .tif .tiff .ndpi .mrxs .scn .vms .vmu .bif .svslide .dcm .png .jpg .jpeg".split()  # [ours]
 BEST_TILES = 100              # the highest tiles whose median count is shown        [HE2RNA Results, virtual spatialization]
 PICTURE_IN = 5.0              # long edge of a slide in a picture, inches                                  [ours]
@@ -1170,17 +1172,19 @@ def kmeans(points, k, seed):
 def supertiles(features, coords, k=N_SUPERTILES, seed=0):
     """Average the features of the tiles in each of k clusters of tile locations.
 
-    features (n, D), coords (n, 2). Returns means (k, D) float32, mask (k,) bool (False: no such cluster, the row is 0),
+    features (n, D), coords (n, 2), or None where nobody knows them: then k runs of neighbouring rows, as even as can be,
+    since CLAM lists tiles column by column [ours]. Returns means (k, D) float32, mask (k,) bool (False: no such cluster, the row is 0),
     cluster of each tile (n,) int32. Fewer tiles than k: each is its own. [HE2RNA Methods, Preprocessing]
     The authors pad with rows of zeros and no mask [HE2RNA code]; a model then takes them for tissue.
     """
-    assert len(features) == len(coords)
+    n = len(features)
+    assert coords is None or len(coords) == n
     means, mask = np.zeros((k, features.shape[1]), np.float32), np.zeros(k, bool)
-    if len(coords) == 0:
+    if n == 0:
         return means, mask, np.zeros(0, np.int32)
-    _, labels = kmeans(coords, k, seed)
+    labels = np.arange(n) * min(k, n) // n if coords is None else kmeans(coords, k, seed)[1]
     size = np.bincount(labels, minlength=k)
-    member = sparse.csr_matrix((1 / size[labels], (labels, np.arange(len(labels)))), (k, len(labels)), dtype=np.float32)
+    member = sparse.csr_matrix((1 / size[labels], (labels, np.arange(n))), (k, n), dtype=np.float32)
     means[:] = member @ np.asarray(features, np.float32)                       # (k, n) @ (n, D)
     return means, size > 0, labels.astype(np.int32)
 
@@ -1412,24 +1416,109 @@ def make_features(cohort, slides, o, into=None):
     return failed
 
 
-def features_made_by(cohort, source, name):
-    """What a slide's features are, without reading them: the settings that made ours, or the .h5 file's path, size and date.
+def features_file(source, name):
+    """The file of a slide's features in a folder made elsewhere: <slide>.h5 or .pt, in it or in CLAM's h5_files/ and pt_files/.
+    An .h5 goes first, since it has coordinates. InputError when there is none."""
+    for ending, inner in FOREIGN.items():
+        for path in (source / f"{name}{ending}", source / inner / f"{name}{ending}"):
+            if path.is_file():
+                return path
+    raise InputError(f"no file {source / name}.h5 or .pt")
 
-    source: an encoder's name (features/<encoder>/ of the cohort), or the Path of a folder of CLAM/TRIDENT .h5 files.
+
+def read_foreign(path, few=0):
+    """What a file made elsewhere holds: (features (n, D) or None, n, coords (n, 2) or None, what it says of its tiles, a dict).
+
+    .h5 (CLAM, TRIDENT): datasets `features`, `coords` and their attributes; .pt: a tensor of features, or a dict of these; no
+    pickled code is run. Each (n, ...) or (1, n, ...). few: only about so many rows of the features, evenly spread.
+    """
+    def rows(value, few=0):                                                    # of a dataset or tensor, as numpy, and n
+        inner = (0,) if value.ndim == 3 and value.shape[0] == 1 else ()
+        n = value.shape[len(inner)]
+        value = value[(*inner, slice(None, None, max(1, n // few) if few else 1))]
+        if torch.is_tensor(value):
+            value = (value.float() if value.dtype == torch.bfloat16 else value).detach().numpy()
+        if value.dtype.kind not in "fiu":
+            raise ValueError(f"{value.dtype} in place of numbers")
+        return value, n
+
+    torchs, h5py = path.suffix == ".pt", need_h5py()
+    wanted = "a tensor, or a dict with `features`, that loads without running code" if torchs else (
+        "a CLAM/TRIDENT file with `features` and `coords`")
+    try:
+        if torchs:
+            held = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+        with nullcontext(held if isinstance(held, dict) else dict(features=held)) if torchs else h5py.File(path) as held:
+            features, n = rows(held["features"], few) if "features" in held else (None, 0)
+            coords = rows(held["coords"])[0] if held.get("coords") is not None else None
+            said = held if torchs else {k: v for part in (held, *held.values()) for k, v in part.attrs.items()}
+    except Exception as e:      # h5py's, torch's and pickle's errors share no class
+        why = str(e).splitlines()[0] if str(e) else type(e).__name__
+        raise InputError(f"{path}: not {wanted} ({why})") from None
+    return features, n, coords, said
+
+
+def need_h5py():
+    try:
+        import h5py
+        return h5py
+    except ImportError:
+        raise InputError("reading and writing .h5 features needs the package h5py: pip install h5py") from None
+
+
+def foreign(source, name, rows=0):
+    """(path, features, coords or None, what is said of the tiles) of a slide's features made elsewhere, as read_foreign.
+
+    What the file lacks, coordinates or the size of its tiles, is taken from the .h5 of the same slide and as many tiles
+    beside it: CLAM keeps them in h5_files/ and patches/, TRIDENT in patches/<slide>_patches.h5. [ours]
+    """
+    path = features_file(source, name)
+    features, n, coords, said = read_foreign(path, rows)
+    if features is None:
+        raise InputError(f"{path}: no `features` in it; it has {few(list(said)) or 'nothing'}")
+    for inner in ("h5_files", "patches"):
+        for beside in (path.parent.parent / inner / f"{name}{end}" for end in (".h5", "_patches.h5")):
+            if (coords is None or edge_said(said) is None) and beside != path and beside.is_file():
+                _, _, there, more = read_foreign(beside, 1)
+                if there is not None and len(there) == n:
+                    coords, said = there if coords is None else coords, {**more, **said}
+    return path, features, coords, said
+
+
+def edge_said(said):
+    """Edge of a tile in level-0 pixels by TRIDENT's patch_size_level0, by its patch_size and magnifications, or by CLAM's
+    patch_size and downsample; None where they don't say."""
+    def value(key):
+        try:
+            return max(0.0, float(np.ravel(said[key])[0]))
+        except (KeyError, IndexError, TypeError, ValueError):
+            return 0.0
+    size, down = value("patch_size"), value("downsample")
+    if not down and value("target_magnification"):
+        down = value("level0_magnification") / value("target_magnification")
+    if not down and "patch_level" in said and not value("patch_level"):
+        down = 1.0
+    edge = value("patch_size_level0") or size * down
+    return edge if 0 < edge < np.inf else None
+
+
+def features_made_by(cohort, source, name):
+    """What a slide's features are, without reading them: the settings that made ours, or what tells files made elsewhere
+    apart, wherever they lie: size, coordinates and every so-manieth row. [ours]
+
+    source: an encoder's name (features/<encoder>/ of the cohort), or the Path of a folder of CLAM/TRIDENT files.
     """
     if not isinstance(source, Path):
         return load_json(Path(cohort) / "features" / source / f"{name}.json")
-    path = source / f"{name}.h5"
-    if not path.is_file():
-        raise InputError(f"no file {path}")
-    return dict(file=str(path), bytes=path.stat().st_size, changed=path.stat().st_mtime_ns)
+    path, features, coords, _ = foreign(source, name, FEW_ROWS)
+    return dict(file=path.name, bytes=path.stat().st_size, content=digest(features, [] if coords is None else coords))
 
 
 def load_features(cohort, source, name, check=True):
     """(features (n, D) float16, memory-mapped where ours; coords (n, 2) level-0 pixels) of one slide; source as above.
 
-    An .h5 holds `features` (n, D) or (1, n, D) and `coords` likewise. Raises InputError on what is missing, of the wrong
-    shape, or (unless check is False: it reads all) not finite.
+    Made elsewhere (`foreign`): of any float type (float64 becomes float32), coords None where no file has them. Raises
+    InputError on what is missing, of the wrong shape or type, or (unless check is False: it reads all) not finite.
     """
     if not isinstance(source, Path):
         path, coords = Path(cohort) / "features" / source / f"{name}.npy", tiles_of(cohort, name)[0]["coords"]
@@ -1438,48 +1527,39 @@ def load_features(cohort, source, name, check=True):
         except (OSError, ValueError, EOFError) as e:
             raise InputError(f"{path}: not a whole array ({e}); delete it to have it made again") from None
     else:
-        try:
-            import h5py
-        except ImportError:
-            raise InputError("reading .h5 features needs the package h5py: pip install h5py") from None
-        path = source / f"{name}.h5"
-        if not path.is_file():
-            raise InputError(f"no file {path}")
-        try:
-            with h5py.File(path) as f:
-                features, coords = f["features"][()], f["coords"][()]
-        except (OSError, KeyError) as e:
-            raise InputError(f"{path}: not a CLAM/TRIDENT file with `features` and `coords` ({e})") from None
-        features = features[0] if features.ndim == 3 and len(features) == 1 else features
-        coords = coords[0] if coords.ndim == 3 and len(coords) == 1 else coords
-    if features.ndim != 2 or coords.shape != (len(features), 2):
-        raise InputError(f"{path}: features {features.shape} and coords {coords.shape} don't fit; wanted (n, D) and (n, 2)")
+        path, features, coords, _ = foreign(source, name)
+        if features.dtype not in (np.float16, np.float32):
+            with np.errstate(over="ignore"):                                   # beyond float32: infinite, and refused below
+                features = features.astype(np.float32)
+    if features.ndim != 2 or coords is not None and coords.shape != (len(features), 2):
+        raise InputError(f"{path}: features {features.shape} and coords {np.shape(coords)} don't fit; wanted (n, D) and "
+                         "(n, 2)")
     if len(features) == 0:
         raise InputError(f"{path}: no tiles")
     if check and not np.isfinite(features).all():
         raise InputError(f"{path}: NaN or infinite feature in tile {np.argmin(np.isfinite(features).all(1))}")
-    if not np.isfinite(coords).all():
+    if coords is not None and not np.isfinite(coords).all():
         raise InputError(f"{path}: NaN or infinite coords")
     return features, coords
 
 
-def tile_edge(cohort, source, name, coords):
-    """Edge of a slide's tiles in level-0 pixels: ours say; an .h5 does in its attributes (TRIDENT's patch_size_level0,
-    CLAM's patch_size and downsample), else it is the grid's pitch."""
+def tile_edge(cohort, source, name, coords, asked=None):
+    """Edge of a slide's tiles in level-0 pixels: ours say; of features made elsewhere the file does (`edge_said`), else it
+    is what was `asked` for, else the pitch of their grid, and that is said."""
     if not isinstance(source, Path):
         return float(tiles_of(cohort, name)[0]["tile"])
-    import h5py
-    with h5py.File(source / f"{name}.h5") as f:
-        said = f["coords"].attrs
-        if "patch_size_level0" in said:
-            return float(said["patch_size_level0"])
-        if "patch_size" in said:
-            return float(said["patch_size"]) * float(np.ravel(said.get("downsample", 1))[0])
-    steps = np.diff(np.unique(coords[:, 0])), np.diff(np.unique(coords[:, 1]))
-    if not len(np.concatenate(steps)):
-        raise InputError(f"{source / name}.h5: nothing says how large its one tile is; coords needs an attribute "
-                         "patch_size_level0")
-    return float(np.concatenate(steps).min())
+    path, _, _, said = foreign(source, name, 1)
+    edge = edge_said(said)
+    if edge and asked and abs(edge / asked - 1) > .02:
+        raise InputError(f"--tile-um: {path} says {edge:g} level-0 pixels for a tile, which is not {asked:g}: leave it out")
+    if edge or asked:
+        return edge or asked
+    steps = np.concatenate([np.diff(np.unique(axis)) for axis in coords.T])
+    if not len(steps):
+        raise InputError(f"{path}: nothing says how large its one tile is: give --tile-um")
+    print(f"{path}: nothing says how large its tiles are: taken to be {steps.min():g} level-0 pixels, the pitch of their "
+          "grid; --tile-um says otherwise")
+    return float(steps.min())
 
 
 def source_name(o):
@@ -1493,7 +1573,8 @@ def provenance(cohort, o, slides):
     """What a run's features are, for its config and report: encoder, weights and their hash, precision, tiles, seeds."""
     kmeans = load_json(Path(cohort) / "supertiles" / source_name(o) / "settings.json")
     if o.features:
-        return dict(source=source_name(o), made="elsewhere (.h5)", supertiles=kmeans)
+        made = features_file(features_of(o), slides[0]).suffix
+        return dict(source=source_name(o), made=f"elsewhere ({made})", supertiles=kmeans)
     side = load_json(Path(cohort) / "features" / source_name(o) / f"{slides[0]}.json")
     return dict(source=source_name(o), weights=side["weights"], precision=side["precision"], colour=side["colour"],
                 supertiles=kmeans, **{k: v for k, v in side["tiles"].items() if k not in ("mpp", "file")},
@@ -1507,12 +1588,20 @@ def features_of(o):
     return Path(o.features).resolve() if o.features else features_folder(o)
 
 
+def say_twice(source, slides):
+    """Say which slides have features made elsewhere as .h5 and as .pt."""
+    there = lambda name, end: any((source / d / f"{name}{end}").is_file() for d in ("", FOREIGN[end]))
+    say_left_out({f"slides have .h5 and .pt in {source}, the .h5 is taken": [
+        name for name in slides if isinstance(source, Path) and all(there(name, end) for end in FOREIGN)]})
+
+
 def make_supertiles(cohort, slides, o, into=None):
     """supertiles/<encoder>/<slide>.npz: means (100, D) float16, mask (100,), cluster of each tile (n,). `into` as
     make_tiles."""
     slides_in, cohort = cohort, Path(into or cohort)
     folder, source = cohort / "supertiles" / source_name(o), features_of(o)
     failed = {} if o.features else make_features(slides_in, slides, o, cohort)
+    say_twice(source, slides)
     beside = cohort / "supertiles" / encoder_name(o.encoder) / "settings.json" if not o.features else Path()
     settings = settle(folder / "settings.json", dict(seed=o.tile_seed, k=None),
                       settle(beside, {}, dict(seed=o.seed, k=N_SUPERTILES)))
@@ -1522,23 +1611,25 @@ def make_supertiles(cohort, slides, o, into=None):
         key = json.dumps(dict(settings, features=features_made_by(cohort, source, name)), sort_keys=True)
         old = load_arrays(folder / f"{name}.npz")
         if old is not None and str(old.get("settings")) == key:
-            return old["means"].shape[1]
+            return old["means"].shape[1], True
         features, coords = load_features(cohort, source, name)
         means, mask, cluster = supertiles(features, coords, settings["k"], settings["seed"])
         if np.abs(means).max() > np.finfo(np.float16).max:
             raise InputError(f"features up to {np.abs(means).max():.3g} are beyond float16; scale them down")
         arrays = dict(means=means.astype(np.float16), mask=mask, cluster=cluster, settings=np.array(key))
         save_file(folder / f"{name}.npz", lambda f: np.savez(f, **arrays))
-        return means.shape[1]
+        return means.shape[1], coords is not None
 
     save_json(folder / "settings.json", settings)
-    widths = {}
+    widths, nowhere = {}, []
     for name, got in ordered_map(one, [s for s in slides if s not in failed], o.workers):
         tick()
         if isinstance(got, Exception):
             failed[name] = str(got) or type(got).__name__
         else:
-            widths[name] = got
+            widths[name], placed = got
+            nowhere += [name] * (not placed)
+    say_left_out({"slides have no coordinates, their super-tiles are runs of neighbouring rows": nowhere})
     usual = max(set(widths.values()), key=list(widths.values()).count, default=None)
     failed.update({name: f"{w} features a tile, most slides have {usual}: another encoder's?" for name, w in widths.items()
                    if w != usual})
@@ -1604,6 +1695,7 @@ def features_as(run, o, cohort, slides):
     if "made" in made:                                                         # elsewhere: an .h5 file does not say by what
         o.features = o.features or run["config"]["features_folder"]
         source = features_of(o)
+        say_twice(source, slides)
         if source_name(o) != made["source"]:
             raise InputError(f"--features {o.features}: the run {run['folder']} learned from features in a folder "
                              f"{made['source']}; if these are of the same encoder and tile size, give their folder that "
@@ -1620,7 +1712,7 @@ def features_as(run, o, cohort, slides):
         raise InputError(f"--features {o.features}: the run {run['folder']} learned from this program's {made['source']} "
                          f"with weights {made['weights']}; leave --features out")
     kind = made["weights"].split()[0].strip(",")                               # imagenet, random or a file's name
-    compare("options", dict(weights=o.weights and o.weights != kind and weights_identity(o.weights, o.seed)))
+    compare("options", dict(tile_um=o.tile_um, weights=o.weights and o.weights != kind and weights_identity(o.weights, o.seed)))
     source = made["source"]
     tiles, features = (load_json(into / d / "settings.json") or {} for d in ("tiles", f"features/{source}"))
     compare(f"tiles in {into}", tiles)
@@ -1654,7 +1746,7 @@ def features_as(run, o, cohort, slides):
 def each_slide(run, o, failed):
     """(options, its cohort or folder, folder of its features, their source, name) of every slide asked for, features ready.
 
-    o.slide: slide files (or .h5 features), names of the run's slides, or ['all']. What fails is put into `failed`.
+    o.slide: slide files (or .h5 and .pt features), names of the run's slides, or ['all']. What fails is put into `failed`.
     """
     known, groups = {row["slide"] for row in run["rows"]}, {}
     for text in sorted(known) if o.slide == ["all"] else o.slide:
@@ -1663,7 +1755,7 @@ def each_slide(run, o, failed):
             if text not in known:
                 raise InputError(f"{few([text])}: neither a slide file nor a slide of the run {run['folder']}")
             name, home, features = text, run["cohort"], o.features
-        elif path.suffix == ".h5":
+        elif path.suffix in FOREIGN:
             name, home, features = path.stem, run["folder"] / "predict", o.features or path.parent
         else:                                                                  # COHORT/slides/x.svs is COHORT's
             path = path.absolute()
@@ -1873,19 +1965,22 @@ def whole_folder(folder):
         shutil.rmtree(work, ignore_errors=True)
 
 
-def map_ground(home, into, source, name, coords, mpp):
-    """What a map is drawn on: (the slide, its size (W, H), µm per pixel, edge of a tile in level-0 pixels); `mpp` where
-    neither the slide nor samples.csv says. InputError without a slide file, and where the tiles are not of this slide."""
+def map_ground(home, into, source, name, coords, o):
+    """What a map is drawn on: (the slide, its size (W, H), µm per pixel, edge of a tile in level-0 pixels); o.mpp where
+    neither the slide nor samples.csv says, o.tile_um where nobody does. InputError without a slide file or coordinates, and
+    where the tiles are not of this slide."""
     found = find_slides(home)
     if name not in found:
         raise InputError(f"no slide file {name}.* in {home}: a map is drawn over the slide")
-    tile, slide = tile_edge(into, source, name, coords), open_slide(found[name])
-    (W, H) = slide.dimensions
+    if coords is None:
+        raise InputError(f"{features_file(source, name)} has no coordinates: a map needs them, from an .h5 of the same slide, "
+                         f"such as {source.parent / 'h5_files' / name}.h5")
+    slide, elsewhere = open_slide(found[name]), isinstance(source, Path)
+    mpp = slide_mpp(slide, table_mpp(home).get(name, o.mpp), name)[0] if elsewhere else float(tiles_of(into, name)[0]["mpp"])
+    (W, H), tile = slide.dimensions, tile_edge(into, source, name, coords, o.tile_um and o.tile_um / mpp)
     if (coords < 0).any() or (coords + tile > (W + 1, H + 1)).any():
         raise InputError(f"tiles reach beyond the slide of {W:,} x {H:,} px: are these the features of another slide?")
-    elsewhere = isinstance(source, Path)
-    return slide, (W, H), (slide_mpp(slide, table_mpp(home).get(name, mpp), name)[0] if elsewhere else
-                           float(tiles_of(into, name)[0]["mpp"])), tile
+    return slide, (W, H), mpp, tile
 
 
 def tile_corners(coords, tile):
@@ -2556,7 +2651,8 @@ def add_options(parser, of_run=False, encoder="resnet50"):
         a("--into", metavar="DIR", help="where tiles and features of the slides are kept (default: the cohort or folder "
           "they lie in)")
         a("--weights", help="the file of encoder weights, or the encoder file, that the run was made with, if it was a file")
-        parser.set_defaults(tile_um=None, min_tissue=None, max_tiles=None, encoder=None, colour=None,
+        a("--tile-um", type=float, help="edge of a tile, µm, of features made elsewhere whose files don't say")
+        parser.set_defaults(min_tissue=None, max_tiles=None, encoder=None, colour=None,
                             **dict.fromkeys(TISSUE))
     else:
         usual = f"{TILE_UM:g}, HE2RNA's" if encoder == "resnet50" else "128, HistCode's"
@@ -2588,7 +2684,8 @@ def add_options(parser, of_run=False, encoder="resnet50"):
         a("--weights", help="imagenet (default; downloaded once, hash checked), a torchvision state_dict file, or random "
           "(seeded; to try the program without weights)")
     if encoder:
-        a("--features", metavar="DIR", help="use these CLAM/TRIDENT .h5 features (<slide>.h5) instead of slides and encoder")
+        a("--features", metavar="DIR", help="use these CLAM/TRIDENT features (<slide>.h5, or .pt) instead of slides and "
+          "encoder")
         a("--precision", choices=("auto", "bfloat16", "float32"), help="of the encoder; auto: bfloat16 where the hardware "
           "has it (within 1 %% of float32, several times as fast)" + ("; finetune: also of choosing tiles, float32 unless "
           "named (bfloat16 may swap tiles of nearly equal score)" if of_run else ""))
