@@ -42,7 +42,7 @@ import tifffile
 import torch
 import torch.nn.functional as F
 from matplotlib.path import Path as Outline
-from PIL import Image
+from PIL import Image, ImageCms
 from scipy import ndimage
 from scipy.spatial import Delaunay
 
@@ -637,6 +637,168 @@ def test_features_made_elsewhere_are_known_by_what_they_hold(tmp_path):
     assert first == tiling.features_made_by(tmp_path, tmp_path / "two", "a")
     for i, (f, c) in enumerate(((features * 2, coords), (features[::-1], coords), (features, coords + 1), (features[:-1], coords[:-1]))):
         assert write(tmp_path / f"other{i}", f, c) != first
+
+
+# Places from QuPath, slides in a larger frame, turned pictures. Authorities: matplotlib's outlines, what QuPath 0.3 to 0.6 write, Pillow, tifffile.
+def feature(kind, coordinates, name=None, **properties):
+    named = dict(classification=name if isinstance(name, dict) else dict(name=name, color=[1, 2, 3])) if name else {}
+    return dict(type="Feature", id="6f7ab1", geometry=dict(type=kind, coordinates=coordinates), properties=dict(properties, **named))
+
+
+def test_centroids_equal_means_of_the_pixels_inside():
+    rng = np.random.default_rng(0)
+    grid = np.stack(np.meshgrid(np.arange(-2, 12, .02), np.arange(-2, 12, .02)), -1).reshape(-1, 2)
+    outer, hole, far = star(rng, 11, (5, 5), 6), star(rng, 7, (5, 5), 1), np.array([[9, -1], [11, -1], [11, 3], [9, -1]])
+    inside = lambda *rings: np.logical_xor.reduce([Outline(r).contains_points(grid) for r in rings])
+    for ring in (outer, outer[::-1], np.vstack([outer, outer[:1]])):
+        assert np.allclose(tiling.centroid([[ring.tolist(), hole.tolist()]]), grid[inside(outer, hole)].mean(0), atol=.02)
+    assert np.allclose(tiling.centroid([[outer.tolist()], [far.tolist()]]), np.concatenate([grid[inside(outer)], grid[inside(far)]]).mean(0), atol=.02)
+    assert tiling.centroid([[[[1, 2], [3, 4], [1, 2]]]]).tolist() == [5 / 3, 8 / 3]                 # a line has no area
+    assert np.allclose(tiling.centroid([[(1e6 + outer).tolist()]]) - 1e6, tiling.centroid([[outer.tolist()]]), atol=1e-6)
+
+
+def test_cells_from_qupath_tables_and_geojson(tmp_path):
+    """The same cells as tables in px and µm of QuPath's frame, in ours, and as GeoJSON of every wrapping; classes as it names them."""
+    (tmp_path / "points").mkdir()
+    xy, kinds = np.array([[10.5, 20], [30, 40.25], [50, 60], [7, 8]]), ["Tumor", "Immune cells", "Tumor", ""]
+    um, origin = np.array([.25, .26]), np.array([1000, 2000])
+    places = lambda name: tiling.read_places(tmp_path, name, um, origin)[0]
+    def table(name, x, y, places, sep=",", encoding="utf-8", kind="Class", image="a.mrxs"):
+        rows = [["Image", "Object ID", x, y, kind]] + [[image, str(i), *map(repr, map(float, p)), k] for i, (p, k) in enumerate(zip(places, kinds))]
+        text = "\n".join(sep.join(row) for row in rows).encode(encoding)
+        (tmp_path / "points" / name).write_bytes(gzip.compress(text) if name.endswith("gz") else text)
+    table("px.csv", "Centroid X px", "Centroid Y px", xy)
+    table("um.tsv", "Centroid X µm", "Centroid Y µm", xy * um, "\t", kind="Classification")
+    table("win.txt", "Centroid X µm", "Centroid Y µm", xy * um, "\t", "cp1252")
+    table("mu.csv.gz", "Centroid X μm", "Centroid Y μm", xy * um)              # the Greek letter
+    table("ascii.tsv.gz", "Centroid X um", "Centroid Y um", xy * um, "\t")
+    table("own.csv", "x", "y", xy + origin, kind="cell")                       # ours: OpenSlide's frame, nothing to move
+    square = lambda p, r=2: [[[p[0] + a * r, p[1] + b * r] for a, b in ((-1, -1), (1, -1), (1, 1), (-1, 1), (-1, -1))]]
+    cells = [feature("Point", xy[0].tolist(), kinds[0]), feature("Polygon", square(xy[1]), dict(names=["Immune cells"]), objectType="cell"),
+             feature("MultiPoint", [xy[2].tolist()], kinds[2], objectType="annotation"), feature("MultiPolygon", [square(xy[3])], objectType="detection")]
+    region = feature("Polygon", square((500, 500), 90), "Tumor", objectType="annotation")
+    line, nothing = feature("LineString", [[1, 2], [3, 4]]), dict(type="Feature", geometry=None)
+    for name, value in (("collection", dict(type="FeatureCollection", features=[region, *cells, line])), ("list", [*cells, nothing, region]),
+                        ("packed", [*cells, feature("Polygon", square((5, 5)), None, object_type="annotation"), dict(region, id="PathAnnotationObject", properties={})])):
+        data = json.dumps(value).encode()
+        (tmp_path / "points" / f"{name}.geojson{'.gz' * (name == 'packed')}").write_bytes(gzip.compress(data) if name == "packed" else data)
+    for name in ("px", "um", "win", "mu", "ascii", "own", "collection", "list", "packed"):
+        got = places(name)
+        assert list(got) == ["all cells", "Immune cells", "Tumor"] and np.allclose(got["all cells"], xy + origin, atol=1e-6)
+        assert np.allclose(got["Tumor"], xy[[0, 2]] + origin) and np.allclose(got["Immune cells"], xy[[1]] + origin)
+    (tmp_path / "points" / "one.geojson").write_text(json.dumps(cells[0]["geometry"]))      # a bare geometry
+    (tmp_path / "points" / "derived.geojson").write_text(json.dumps(feature("Point", [1, 2], dict(names=["Tumor", "Positive"]))))
+    (tmp_path / "points" / "none.geojson").write_text('{"type": "FeatureCollection", "features": []}')
+    assert places("one")["all cells"].tolist() == [[1010.5, 2020]] and list(places("derived")) == ["all cells", "Tumor: Positive"]
+    assert places("none")["all cells"].shape == (0, 2) and places("nobody") is None
+    table("many.csv", "x", "y", xy, image="a")
+    (tmp_path / "points" / "many.csv").write_text((tmp_path / "points" / "many.csv").read_text().replace("a,0,", "b,0,"))
+    table("list.csv", "x", "y", xy)
+    (tmp_path / "points" / "text.geojson").write_text("no json")
+    (tmp_path / "points" / "cut.geojson.gz").write_bytes((tmp_path / "points" / "packed.geojson.gz").read_bytes()[:50])
+    for i, bad in enumerate((["a", 2], [float("nan"), 1], None, [3])):
+        (tmp_path / "points" / f"bad{i}.geojson").write_text(json.dumps([cells[0], feature("Point", bad)]))
+    (tmp_path / "points" / "bad4.geojson").write_text(json.dumps([cells[0], feature("Polygon", [[1, 2], [3, 4]])]))
+    for name, words in (("many", "rows of 2 images .a, b.; give those of many alone"), ("list", "list.csv and list.geojson are both there; keep one"), ("text", "not whole GeoJSON"),
+                        ("cut", "not whole GeoJSON"), *((f"bad{i}", "bad..geojson: feature 2: its P[a-z]+ has no x, y numbers") for i in range(5))):
+        with pytest.raises(tiling.InputError, match=words):
+            places(name)
+
+
+class Framed:
+    """Stands for a MIRAX slide: a picture that begins at pixel (640, 384) of a larger frame; the rest was not scanned, but for a stain beyond the bounds."""
+    start, dimensions, level_downsamples, level_count, color_profile = (640, 384), (3200, 2400), (1.0,), 1, None
+
+    def __init__(self, rgb):
+        h, w = rgb.shape[:2]
+        self.frame, self.level_dimensions = np.zeros((2400, 3200, 4), np.uint8), (self.dimensions,)
+        self.frame[384:384 + h, 640:640 + w] = np.dstack([rgb, np.full((h, w), 255)])
+        self.frame[2000:, 2600:] = (150, 60, 150, 255)
+        self.properties = {"openslide.vendor": "mirax", "openslide.mpp-x": "0.5", "openslide.mpp-y": "0.505"}
+        self.properties.update({f"openslide.bounds-{k}": str(v) for k, v in zip(("x", "y", "width", "height"), (640, 384, w, h))})
+
+    def read_region(self, corner, level, size):
+        (x, y), (w, h) = corner, size
+        out = np.zeros((h, w, 4), np.uint8)
+        part = self.frame[y:y + h, x:x + w]
+        out[:part.shape[0], :part.shape[1]] = part
+        return Image.fromarray(out, "RGBA")
+
+
+def test_slides_in_a_larger_frame_keep_openslides_and_trade_in_qupaths(tmp_path, monkeypatch, capsys):
+    """Tissue is looked for within the bounds; our coordinates are OpenSlide's; GeoJSON and centroids are QuPath's, which begin at the bounds."""
+    rgb = np.array(Image.fromarray(painted()[0]).resize((1600, 1280), Image.Resampling.NEAREST))
+    opened, slide, whole = tiling.open_slide, Framed(rgb), np.array([640, 384])
+    for d in ("slides", "points", "regions", "h5"):
+        (tmp_path / d).mkdir()
+    write_pyramid(tmp_path / "slides" / "plain.tif", rgb)
+    Image.fromarray(rgb[:20, :20]).save(tmp_path / "slides" / "m.png")         # stands in the folder
+    monkeypatch.setattr(tiling, "open_slide", lambda path: slide if Path(path).stem == "m" else opened(path))
+    assert tiling.main(["doctor", str(tmp_path)]) == 0 and "m: 3,200 x 2,400 px, mirax" in (said := capsys.readouterr().out)
+    assert "scanned: 1,600 x 1,280 px from (640, 384)" in said and said.count("scanned:") == 1
+    assert tiling.main(["tiles", str(tmp_path), "--tile-um", "80.4"]) == 0     # 160 px: both frames have their grid in common
+    plain, framed = (tiling.tiles_of(tmp_path, name)[0]["coords"] for name in ("plain", "m"))
+    assert framed.min(0).min() >= 384 and (framed + 160 <= whole + (1600, 1280)).all()      # the stain beyond is no tissue
+    inside = tiling.thumbnail(slide, .5)
+    assert inside[1].sum() == 100 * 80 and (inside[0][~inside[1]] == 255).all()
+    um, origin = tiling.qupath_frame(slide, .5025)
+    assert um.tolist() == [.5, .505] and np.array_equal(origin, whole)
+    assert [v.tolist() for v in tiling.qupath_frame(opened(tmp_path / "slides" / "plain.tif"), .5)] == [[.5, .5], [0, 0]]
+    rng = np.random.default_rng(3)
+    write_cohort(tmp_path, rng, patients=9, tiles=40)
+    grid = np.stack(np.meshgrid(np.arange(8), np.arange(5)), -1).reshape(-1, 2) * 200 + whole       # features made elsewhere, in OpenSlide's frame
+    with h5py.File(tmp_path / "h5" / "s00_0.h5", "w") as h:
+        x = rng.normal(size=(40, 8))
+        h["features"], h["coords"] = x.astype(np.float16), grid
+        h["coords"].attrs["patch_size_level0"] = 200
+    Image.fromarray(rgb[:20, :20]).save(tmp_path / "slides" / "s00_0.png")
+    monkeypatch.setattr(tiling, "open_slide", lambda path: slide)
+    assert train(tmp_path, "--epochs", "2") == 0
+    heatmap = lambda *argv: he2rna.main(["heatmap", str(tmp_path / "runs" / "he2rna"), "s00_0", "--genes", "G0", "--device", "cpu", *argv])
+    assert heatmap() == 0
+    folder = tmp_path / "runs" / "he2rna" / "heatmaps" / "G0" / "s00_0"
+    score = np.array([float(r["score"]) for r in read_csv(folder / "tiles.csv")])
+    rings = np.array([f["geometry"]["coordinates"][0][:4] for f in json.loads((folder / "tiles.geojson").read_text())["features"]])
+    assert np.array_equal(rings[:, 0], grid - whole) and [(int(r["x"]), int(r["y"])) for r in read_csv(folder / "tiles.csv")] == list(map(tuple, grid.tolist()))
+    best, top = np.flatnonzero(score > np.median(score)), int(score.argmax())
+    shapes = [feature("Polygon", [rings[i].tolist()], "Tumor") for i in best] + [feature("Polygon", [rings[score.argmin()].tolist()], "Necrosis")]
+    (tmp_path / "regions" / "s00_0.geojson").write_text(json.dumps(dict(type="FeatureCollection", features=shapes)))
+    center = (rings[top].mean(0) * um).tolist()
+    (tmp_path / "points" / "s00_0.csv").write_text(f"Image,Class,Centroid X µm,Centroid Y µm\nm.mrxs,Tumor,{center[0]},{center[1]}\n")
+    capsys.readouterr()
+    assert heatmap("--regions", "Tumor", "--cells", "Tumor") == 0
+    assert "outline AUC 1.000" in capsys.readouterr().out
+    assert [int(r["cells: Tumor"]) for r in read_csv(folder / "tiles.csv")] == [int(i == top) for i in range(40)]
+    assert "## Outline of Tumor" in (folder / "report.md").read_text() and heatmap("--cells", "Tumor") == 0
+    assert "outline AUC 0.9" in capsys.readouterr().out                        # all classes together
+    assert heatmap("--regions", "Stroma") == 0
+    assert re.search("no region of class Stroma; it has Necrosis, Tumor", said := capsys.readouterr().out) and "outline" not in said
+
+
+def test_pictures_lie_as_their_tag_says(tmp_path, capsys):
+    """EXIF of a .jpg and the tag of an untiled TIFF are followed, as Pillow does; a tiled TIFF, whose tiles OpenSlide would turn one by one, is refused."""
+    rgb = np.array(Image.fromarray(painted()[0]).resize((1600, 1280), Image.Resampling.NEAREST))
+    (tmp_path / "slides").mkdir()
+    path = lambda name: tmp_path / "slides" / name
+    exif = Image.Exif()
+    exif[274] = 6
+    Image.fromarray(rgb).save(path("upright.jpg"), quality=95), Image.fromarray(np.rot90(rgb)).save(path("turned.jpg"), quality=95, exif=exif)
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    Image.fromarray(rgb).save(path("profile.png"), icc_profile=profile), Image.fromarray(rgb).save(path("broken.png"), icc_profile=b"no profile"), Image.fromarray(rgb).save(path("plain.png"))
+    for name, tag, tile in (("strips.tif", 6, None), ("tiled.tif", 6, (256, 256)), ("right.tif", 1, (256, 256))):
+        tifffile.imwrite(path(name), np.rot90(rgb) if tag == 6 else rgb, photometric="rgb", tile=tile, extratags=[(274, 3, 1, tag, True)], metadata=None)
+    assert tiling.main(["doctor", str(tmp_path), "--mpp", "0.5"]) == 1
+    said = capsys.readouterr()
+    assert "tiled: " in said.err and "its orientation tag is 6, with which OpenSlide turns each of its tiles by itself" in said.err and "1 of 8 slides failed" in said.err
+    blocks = {text.split(":")[0]: text for text in re.split(r"\n(?! )", said.out)}
+    for name in ("upright", "turned", "profile", "broken", "plain", "strips", "right"):
+        assert ("turned upright: its orientation tag is 6" in blocks[name]) == (name in ("turned", "strips")) and "1,600 x 1,280 px" in blocks[name]
+        assert ("ICC profile present: not applied" in blocks[name]) == (name in ("profile", "broken"))
+    assert tiling.main(["tiles", str(tmp_path), "--mpp", "0.5"]) == 1
+    coords = {p.stem: tiling.tiles_of(tmp_path, p.stem)[0]["coords"] for p in (tmp_path / "tiles").glob("*.npz")}
+    assert len(coords) == 7 and all(np.array_equal(c, coords["plain"]) for c in coords.values())
+    got = [tiling.read_tiles(tiling.open_slide(path(f"{name}")), coords["plain"][:1], 224) for name in ("plain.png", "profile.png", "right.tif", "strips.tif", "turned.jpg")]
+    assert all(np.array_equal(g, got[0]) for g in got[:4]) and np.abs(got[4].astype(int) - got[0]).mean() < 4
 
 
 def real(*parts):

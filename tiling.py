@@ -50,7 +50,7 @@ from pathlib import Path
 import numpy as np
 import openslide
 import torch
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageOps
 from scipy import ndimage, sparse, special
 from scipy.spatial import cKDTree
 from torch import nn
@@ -97,6 +97,10 @@ GDC_FOLDER = "-".join("?" * n for n in (8, 4, 4, 4, 12))     # a file id of the 
 FOREIGN = {".h5": "h5_files", ".pt": "pt_files"}   # features made elsewhere, and where CLAM keeps them, first first  [ours]
 FEW_ROWS = 64                 # of such features tell one file from another                                [ours]
 SLIDE_ENDINGS = ".svs .tif .tiff .ndpi .mrxs .scn .vms .vmu .bif .svslide .dcm .png .jpg .jpeg".split()  # [ours]
+ORIENTATION = 274             # number of the tag                      [TIFF 6.0]
+Image.MAX_IMAGE_PIXELS = None          # slides are large: Pillow's guard takes them for attacks              [ours]
+TABLES = (".csv", ".csv.gz", ".tsv", ".tsv.gz", ".txt")                # of places on a slide                [ours]
+SHAPES = (".geojson", ".geojson.gz")                                   #                                     [ours]
 BEST_TILES = 100              # the highest tiles whose median count is shown        [HE2RNA Results, virtual spatialization]
 PICTURE_IN = 5.0              # long edge of a slide in a picture, inches                                  [ours]
 PICTURE_DPI = 200             # a tile of 224 pixels is 1.12 inches                                        [ours]
@@ -344,28 +348,45 @@ def check_row(a, genes, name, path, text=None):
         raise InputError(f"{path}: gene {genes[j]} of {name} is {text[j] if text else a[j]!r}; FPKM-UQ is a number >= 0")
 
 
-def read_places(folder, slide, mpp):
+def found_one(folder, slide, endings):
+    """The path of <slide> with one of the endings in a folder, None where there is none; InputError where there are two."""
+    paths = [p for e in endings if (p := folder / f"{slide}{e}").is_file()]
+    if len(paths) > 1:
+        raise InputError(f"{folder}: {paths[0].name} and {paths[1].name} are both there; keep one")
+    return paths[0] if paths else None
+
+
+def read_places(folder, slide, mpp, origin=(0, 0)):
     """What is known of places on a slide: (cells {class: (m, 2)}, spots ((m, 2), {column: (m,)})), each or None.
 
-    points/<slide>.csv: x, y in level-0 pixels (or QuPath's "Centroid X µm"), and a column cell, class or Classification;
-    spots/<slide>.csv: x, y and measured columns. .csv.gz and QuPath's .tsv are read too.
+    points/<slide>.csv: x, y in level-0 pixels, and a column cell, class or Classification; or as QuPath exports detections:
+    "Centroid X px" or "µm" in its own frame (mpp and origin of `qupath_frame`), also as .geojson. spots/<slide>.csv: x, y and
+    measured columns. .tsv, .txt and .gz are read too.
     """
     cells = spots = None
     for what in ("points", "spots"):
-        path = next((p for e in (".csv", ".csv.gz", ".tsv", ".txt") if (p := folder / what / f"{slide}{e}").is_file()), None)
+        path = found_one(folder / what, slide, (*TABLES, *SHAPES) if what == "points" else TABLES)
         if path is None:
             continue
+        if path.name.endswith(SHAPES):
+            kinds, xy = shape_centres(path)
+            cells = cells_by_class(kinds, xy + origin)
+            continue
         header, rows = read_rows(path)
-        at = {c.lower(): j for j, c in enumerate(header)}
-        places = next((([at[c + axis + u] for axis in "xy"], 1 / mpp if "m" in u else 1) for c, u in (
-            ("", ""), ("centroid ", " px"), ("centroid ", " µm")) if all(c + axis + u in at for axis in "xy")), None)
+        at = {c.lower().replace("μ", "µ").replace(" um", " µm"): j for j, c in enumerate(header)}
+        places = next((([at[c + axis + u] for axis in "xy"], scale, start) for c, u, scale, start in (
+            ("", "", 1, (0, 0)), ("centroid ", " px", 1, origin), ("centroid ", " µm", 1 / np.asarray(mpp), origin))
+            if all(c + axis + u in at for axis in "xy")), None)
         if places is None:
             raise InputError(f"{path}: no columns x and y (level-0 pixels); it has {few(header)}")
-        columns, scale = places
+        columns, scale, start = places
         short_row = next((i for i, row in enumerate(rows) if len(row) != len(header)), None)
         if short_row is not None:
             raise InputError(f"{path}: row {short_row + 2} has {len(rows[short_row])} fields, the header has {len(header)}")
-        xy = np.array([[number(row[j]) for j in columns] for row in rows], float).reshape(-1, 2) * scale
+        images = sorted({row[at["image"]] for row in rows}) if "image" in at else []
+        if len(images) > 1:
+            raise InputError(f"{path}: rows of {len(images)} images ({few(images, 3)}); give those of {slide} alone")
+        xy = np.array([[number(row[j]) for j in columns] for row in rows], float).reshape(-1, 2) * scale + start
         if not np.isfinite(xy).all():
             raise InputError(f"{path}: row {2 + int(np.argmin(np.isfinite(xy).all(1)))}: x, y is no place")
         if what == "spots":
@@ -373,9 +394,82 @@ def read_places(folder, slide, mpp):
             spots = xy, {c: v for c, v in values.items() if np.isfinite(v).any()}     # barcodes and the like measure nothing
             continue
         kind = next((at[c] for c in ("cell", "class", "classification") if c in at), None)
-        kinds = np.array([row[kind] if kind is not None else "" for row in rows])
-        cells = {"all cells": xy, **{str(c): xy[kinds == c] for c in np.unique(kinds) if c}}
+        cells = cells_by_class([row[kind] if kind is not None else "" for row in rows], xy)
     return cells, spots
+
+
+def cells_by_class(kinds, xy):
+    """{class: (m, 2)} of the classes (n,) of places (n, 2), "all cells" first; "" is no class."""
+    kinds = np.array(kinds, str)
+    return {"all cells": xy, **{str(c): xy[kinds == c] for c in np.unique(kinds) if c}}
+
+
+def read_geojson(path):
+    """The Features (dicts) of a GeoJSON file, .gz or not: a FeatureCollection, a list of Features (as QuPath writes), a
+    Feature or a bare geometry. InputError when it is not whole JSON."""
+    try:
+        data = path.read_bytes()
+        value = json.loads(gzip.decompress(data) if data[:2] == b"\x1f\x8b" else data)
+    except (OSError, EOFError, zlib.error, ValueError) as e:
+        raise InputError(f"{path}: not whole GeoJSON ({e})") from None
+    value = value.get("features", value) if isinstance(value, dict) else value
+    return [f if "geometry" in f else dict(geometry=f) for f in (value if isinstance(value, list) else [value])
+            if isinstance(f, dict)]
+
+
+def shape_class(feature):
+    """The class that QuPath gave a Feature: classification.name, or names of a derived one ("Tumor: Positive"); "" none."""
+    said = (feature.get("properties") or {}).get("classification") or ""
+    return str(said.get("name") or ": ".join(said.get("names", ()))) if isinstance(said, dict) else str(said)
+
+
+def read_regions(folder, slide, kind=None):
+    """(path, Features) of regions/<slide>.geojson, of one class or all; Features are None where there is no such file, or
+    none of the class in it, which is said."""
+    path = found_one(folder / "regions", slide, SHAPES)
+    shapes = read_geojson(path) if path else None
+    if shapes and kind:
+        classes = sorted(set(map(shape_class, shapes)))
+        shapes = [f for f in shapes if shape_class(f) == kind] or None
+        if not shapes:
+            print(f"{path}: no region of class {kind}; it has {few(list(filter(None, classes))) or 'no classes'}")
+    return path, shapes
+
+
+def shape_centres(path):
+    """(classes (m,), places (m, 2)) of a GeoJSON file's cells: each Point, each point of a MultiPoint, and the centroid of
+    each Polygon and MultiPolygon that is not an annotation (QuPath's outlines of regions)."""
+    kinds, places = [], [np.zeros((0, 2))]
+    for i, feature in enumerate(read_geojson(path)):
+        shape, own = feature["geometry"] or {}, feature.get("properties") or {}
+        kind = str(own.get("objectType") or own.get("object_type") or feature.get("id") or "")      # id: before QuPath 0.3
+        try:
+            xy = dict(Point=lambda c: [c[:2]], MultiPoint=lambda c: [p[:2] for p in c], Polygon=lambda c: [centroid([c])],
+                      MultiPolygon=lambda c: [centroid(c)]).get(shape.get("type"), lambda c: [])(shape.get("coordinates"))
+            xy = np.asarray(xy, float).reshape(-1, 2)
+            if not np.isfinite(xy).all():
+                raise ValueError
+        except (TypeError, ValueError, IndexError):
+            raise InputError(f"{path}: feature {i + 1}: its {shape.get('type')} has no x, y numbers") from None
+        if "Point" in str(shape.get("type")) or "annotation" not in kind.lower():
+            places.append(xy)
+            kinds += [shape_class(feature)] * len(xy)
+    return kinds, np.concatenate(places)
+
+
+def centroid(polygons):
+    """Centre of gravity (2,) of polygons, each a list of rings of x, y: its outline and its holes, in any direction."""
+    area, moment = 0.0, np.zeros(2)
+    for rings in polygons:
+        for i, ring in enumerate(rings):
+            first = np.array(ring[0][:2], float)                               # far from the origin digits would be lost
+            p = np.array([c[:2] for c in ring], float) - first                 # (k, 2)
+            q = np.roll(p, -1, 0)
+            cross = p[:, 0] * q[:, 1] - q[:, 0] * p[:, 1]
+            size = cross.sum() / 2
+            sign = np.sign(size) * (-1 if i else 1)
+            area, moment = area + sign * size, moment + sign * ((p + q).T @ cross / 6 + size * first)
+    return moment / area if area > 0 else np.mean([c[:2] for c in polygons[0][0]], 0)
 
 
 def ordered_map(function, jobs, workers):
@@ -447,12 +541,30 @@ def say_left_out(left_out):
 # ---------------------------------------------------------------------------------------------------------------------
 # Slide
 # ---------------------------------------------------------------------------------------------------------------------
-def open_slide(path):
-    """The slide, by OpenSlide (plain images by Pillow). Raises InputError with the file's name when it can't be read."""
+def orientation(path):
+    """How a file's tag (EXIF, TIFF) says that its picture lies, 2 to 8; 1: upright, or nothing is said."""
     try:
-        return openslide.open_slide(str(path))
+        with Image.open(path) as image:
+            tag = image.getexif().get(ORIENTATION, 1)
+    except Exception:           # no file of Pillow's: it has errors of many classes
+        return 1
+    return tag if tag in range(2, 9) else 1
+
+
+def open_slide(path):
+    """The slide, by OpenSlide (plain images by Pillow, upright as their tag says). Raises InputError with the file's name
+    when it can't be read."""
+    try:
+        slide, turned = openslide.open_slide(str(path)), orientation(path)
+        if turned > 1 and isinstance(slide, openslide.ImageSlide):
+            with Image.open(path) as image:
+                slide = openslide.ImageSlide(ImageOps.exif_transpose(image))
     except Exception as e:      # OpenSlide, Pillow and the file system each have their own errors
         raise InputError(f"{path}: not a readable slide ({e or type(e).__name__})") from None
+    if turned > 1 and not isinstance(slide, openslide.ImageSlide):
+        raise InputError(f"{path}: its orientation tag is {turned}, with which OpenSlide turns each of its tiles by itself: "
+                         "save the picture upright, with the tag 1")
+    return slide
 
 
 def slide_mpp(slide, given, name):
@@ -482,6 +594,32 @@ def slide_mpp(slide, given, name):
     raise InputError(f"slide {name}: no µm per pixel in the file{f' (objective {power}x)' if power else ''}; mend: {mends}")
 
 
+def has_profile(slide):
+    """Whether a slide has an ICC profile, which read_region never applies, so that no result depends on it."""
+    try:
+        return slide.color_profile is not None
+    except Exception:           # a broken one: Pillow's own error
+        return True
+
+
+def slide_bounds(slide):
+    """(x, y, w, h) of what was scanned, level-0 pixels: all of a slide, but for those whose file says that it lies somewhere
+    in a larger frame (MIRAX, Leica, Ventana: OpenSlide's bounds)."""
+    try:
+        return tuple(int(slide.properties[f"openslide.bounds-{k}"]) for k in ("x", "y", "width", "height"))
+    except (KeyError, ValueError):
+        return 0, 0, *slide.dimensions
+
+
+def qupath_frame(slide, mpp):
+    """(µm per pixel of x and y, level-0 pixel of the origin (2,)) of QuPath's frame of a slide: it crops to what was scanned
+    and takes each axis' own µm; `mpp` where the slide has none. All that we keep is in OpenSlide's frame; the centroids and
+    GeoJSON that come from QuPath are moved by the origin, and the GeoJSON that goes there is moved back. [ours]"""
+    own = [number(slide.properties.get(f"openslide.mpp-{axis}", "")) for axis in "xy"]
+    um = own if all(MPP_RANGE[0] <= m <= MPP_RANGE[1] for m in own) else [mpp, mpp]
+    return np.array(um), np.array(slide_bounds(slide)[:2])
+
+
 def best_level(slide, downsample):
     """(level, its downsample): the smallest picture that still has all the detail wanted, so it is only ever reduced."""
     ds = slide.level_downsamples
@@ -499,7 +637,7 @@ def read_rgba(slide, level, x, y, w, h):
 
 
 def thumbnail(slide, mpp, um=THUMBNAIL_UM):
-    """The whole slide at `um` µm per pixel: (rgb (h, w, 3) uint8 on white, opaque (h, w) bool).
+    """The whole slide at `um` µm per pixel: (rgb (h, w, 3) uint8 on white, opaque (h, w) bool: scanned, within its bounds).
 
     Read in strips, so that a slide with only level 0 needs little memory; exact box average.
     """
@@ -516,7 +654,10 @@ def thumbnail(slide, mpp, um=THUMBNAIL_UM):
         strip = read_rgba(slide, level, 0, first, lw, min(lh, int(np.ceil(bottom))) - first)
         box = (0, top - first, lw, min(bottom - first, strip.height))
         out[r:r + rows] = strip.resize((w, min(h, r + rows) - r), Image.Resampling.BOX, box)
-    opaque = out[:, :, 3] >= 128                                               # (h, w)
+    x, y, bw, bh = slide_bounds(slide)
+    column, row = (np.arange(w) + .5) * W / w, (np.arange(h) + .5) * H / h     # level-0 pixels
+    scanned = ((row >= y) & (row < y + bh))[:, None] & (column >= x) & (column < x + bw)
+    opaque = scanned & (out[:, :, 3] >= 128)                                   # (h, w)
     return np.where(opaque[:, :, None], out[:, :, :3], 255).astype(np.uint8), opaque
 
 
@@ -2616,7 +2757,10 @@ def doctor(cohort, slides, o):
               f"a tile is {shared['tile_um']:g} µm = {a['tile']:.1f} px\n"
               f"  {cut.format(a['threshold'])}, tissue {a['tissue']:.0%}; {a['found']:,} tiles"
               f"{f', {n:,} of them sampled' if n < a['found'] else ''}; features {n * net.n_features * 2 / 2**20:.1f} MiB"
-              + ("; has an ICC profile (not applied)" if slide.color_profile is not None else ""))
+              + "; ICC profile present: not applied" * has_profile(slide)
+              + f"; turned upright: its orientation tag is {orientation(found[name])}" * (orientation(found[name]) > 1)
+              + ("; scanned: {2:,} x {3:,} px from ({0:,}, {1:,})".format(*slide_bounds(slide))
+                 if slide_bounds(slide) != (0, 0, *slide.dimensions) else ""))
     return failed
 
 
