@@ -13,6 +13,7 @@ its end.
     python tiling.py features COHORT      tiles/<slide>.npz and .png, features/resnet50/<slide>.npy (what is missing)
     python tiling.py features COHORT --encoder FILE     the same with HistCode's encoder, in features/<name of FILE>
     python tiling.py supertiles COHORT    supertiles/resnet50/<slide>.npz
+    python tiling.py export COHORT [SLIDE...] --h5 --geojson --csv      export/<encoder>/: for CLAM, QuPath, AnnData
     python tiling.py simulate FOLDER      a simulated cohort with known truth
 
 COHORT is a folder with slides/ (anything OpenSlide reads, or .png/.jpg) and, if there is one, samples.csv. A step makes
@@ -1777,6 +1778,68 @@ def make_supertiles(cohort, slides, o, into=None):
     return failed
 
 
+def export(cohort, slides, o):
+    """Tiles and features for other programs, in export/<encoder>/; what is missing is made first. [ours]
+
+    --h5: h5_files/<slide>.h5, `features` (n, D) float32 and `coords` (n, 2) with the attributes of TRIDENT and CLAM. --geojson:
+    <slide>.geojson, the tiles in QuPath's frame, each with its number. --csv: <slide>.csv, a row of features (six digits) for
+    each tile, and <slide>.obs.csv, where it lies (level-0 pixels). Nothing here needs anndata; there one writes
+    `a = anndata.read_csv("S.csv")`, `a.obs = pandas.read_csv("S.obs.csv", index_col=0)`.
+    """
+    source, found, given, px = features_of(o), find_slides(cohort), table_mpp(cohort), encoder_wants(o)["tile_px"]
+    if not (o.h5 or o.geojson or o.csv):
+        raise InputError("export what? --h5, --geojson, --csv")
+    h5py = need_h5py() if o.h5 else None
+    failed = {} if o.features else (make_features if o.h5 or o.csv else make_tiles)(cohort, slides, o)
+    say_twice(source, slides)
+    folder, ours = cohort / "export" / source_name(o), not o.features
+
+    def attributes(name, tile):                                                # of the h5's coords
+        if not ours:
+            said = foreign(source, name, 1)[3]
+            return {**{k: v for k, v in said.items() if isinstance(v, (int, float, str, np.generic, np.ndarray))},
+                    "patch_size_level0": tile, "name": name}
+        mpp = float(tiles_of(cohort, name)[0]["mpp"])
+        return dict(patch_size=px, patch_size_level0=tile, downsample=(tile / px,) * 2, level0_magnification=10 / mpp,
+                    target_magnification=10 / mpp * px / tile, overlap=0, name=name, mpp=mpp)
+
+    def write_h5(f, name, features, coords, tile):
+        with h5py.File(buffer := io.BytesIO(), "w") as h:
+            h["features"], h["coords"] = np.asarray(features, np.float32), coords
+            h["coords"].attrs.update(attributes(name, tile))
+            h["features"].attrs.update(name=name, made_by=json.dumps(features_made_by(cohort, source, name)))
+        f.write(buffer.getvalue())
+
+    def one(name):
+        features, coords = load_features(cohort, source, name) if not ours or o.h5 or o.csv else (
+            None, tiles_of(cohort, name)[0]["coords"])
+        slide = open_slide(found[name]) if name in found else None
+        if coords is None:
+            raise InputError(f"{features_file(source, name)} has no coordinates, nor has an .h5 beside it")
+        if slide is None and o.geojson:
+            raise InputError(f"no slide file {name}.* in {cohort}: it says where QuPath's pixels begin")
+        mpp = o.tile_um and not ours and slide and slide_mpp(slide, given.get(name, o.mpp), name)[0]
+        tile = tile_edge(cohort, source, name, coords, o.tile_um / mpp if mpp else None)
+        ids = [f"{name}:{i}" for i in range(len(coords))]                      # no such name is a number to any reader
+        if o.h5:
+            save_file(folder / "h5_files" / f"{name}.h5", lambda f: write_h5(f, name, features, coords, tile))
+        if o.geojson:
+            there = coords - qupath_frame(slide, None)[1]
+            save_json(folder / f"{name}.geojson", tiles_geojson(there, tile, np.arange(len(ids))[:, None], ["tile"]))
+        if o.csv:
+            save_csv(folder / f"{name}.csv", ("tile", *(f"f{j}" for j in range(features.shape[1]))), (
+                (i, *(f"{v:.6g}" for v in row.tolist())) for i, row in zip(ids, features)))
+            save_csv(folder / f"{name}.obs.csv", ("tile", "slide", "x", "y", "edge"), (
+                (i, name, x, y, f"{tile:.9g}") for i, (x, y) in zip(ids, coords.tolist())))
+
+    jobs = [name for name in slides if name not in failed]
+    tick = progress("export", len(jobs), "slides")
+    for name, got in ordered_map(one, jobs, o.workers):
+        tick()
+        failed.update({name: str(got) or type(got).__name__} if isinstance(got, Exception) else {})
+    return failed
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # A run's models on slides: features as those it learned from. run: a dict of folder, config, rows (of folds.csv), cohort,
 # folds (a checkpoint of each model), and fold_of {patient: models that did not learn from it}
@@ -2879,6 +2942,15 @@ def main(argv=None):
         p = verbs.add_parser(verb, help=what, description=what)
         p.add_argument("cohort", help="folder with slides/ (and samples.csv), a folder of slides, or for doctor one slide")
         add_options(p)
+    p = verbs.add_parser("export", help="tiles and features for other programs", description=export.__doc__,
+                         formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument("cohort", help="folder with slides/ (and samples.csv), or a folder of slides")
+    p.add_argument("slide", nargs="*", help="names of slides (default: all)")
+    p.add_argument("--h5", action="store_true", help="features for CLAM, TRIDENT and --features")
+    p.add_argument("--geojson", action="store_true", help="tiles for QuPath 0.4 and later; those with scores are heatmap's "
+                   "tiles.geojson")
+    p.add_argument("--csv", action="store_true", help="features and places of tiles for AnnData and the like")
+    add_options(p)
     p = verbs.add_parser("simulate", help="draw a simulated cohort with known truth")
     p.add_argument("cohort", metavar="folder")
     p.add_argument("--patients", type=int, default=64, help="in two projects, at least 4 (default 64)")
@@ -2899,8 +2971,13 @@ def main(argv=None):
     extra = sorted(set(there) - set(slides))
     if extra:
         print(f"{len(extra)} slide files are not in samples.csv and left out: {few(extra)}")
+    if o.verb == "export" and o.slide:
+        unknown = [name for name in o.slide if name not in slides]
+        if unknown:
+            raise InputError(f"{cohort} has no slide {few(unknown)}; it has {few(slides, 5)}")
+        slides = list(dict.fromkeys(o.slide))
     start = time.time()
-    make = dict(doctor=doctor, tiles=make_tiles, features=make_features, supertiles=make_supertiles)[o.verb]
+    make = dict(doctor=doctor, tiles=make_tiles, features=make_features, supertiles=make_supertiles, export=export)[o.verb]
     failed = make(cohort, slides, o)
     if o.verb != "doctor":
         print(f"{o.verb}: {len(slides) - len(failed)} of {len(slides)} slides ready in {cohort / o.verb} "
