@@ -348,6 +348,10 @@ def test_imagenet_weights_without_network(monkeypatch, tmp_path):
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
     with pytest.raises(tiling.InputError, match="127.0.0.1:9.*put it at .*resnet50-0676ba61.pth.*--weights FILE"):
         tiling.load_weights(4, "imagenet", 0)
+    (tmp_path / "checkpoints").mkdir(exist_ok=True)                            # put there by hand, but another file
+    torch.save(random_resnet().state_dict(), tmp_path / "checkpoints" / "resnet50-0676ba61.pth")
+    with pytest.raises(tiling.InputError, match="resnet50-0676ba61.pth is another file .sha256 .*, not 0676ba61...."):
+        tiling.load_weights(4, "imagenet", 0)
 
 
 def inertia(points, centers):
@@ -1399,6 +1403,77 @@ def test_a_torchscript_file_gives_its_modules_features(two_slides):
             want = net(tiling.normalise(torch.from_numpy(pixels))).numpy()
         got = np.load(two_slides / "features" / name / "b.npy")
         assert tile == pytest.approx(224) and got.shape == want.shape == (len(pixels), 7) and relative(got, want) < error
+
+
+class Odd(torch.nn.Module):
+    """A network that is no encoder, of one kind or another."""
+
+    def __init__(self, kind: str):
+        super().__init__()
+        self.kind = kind
+
+    def forward(self, x):
+        y = x.flatten(1)[:, :5]
+        if self.kind == "four":
+            y = y[:, :, None, None]
+        if self.kind == "nan":
+            y = y / 0
+        if self.kind == "batch":
+            y = y[:1]
+        if self.kind == "squeeze":
+            y = y.squeeze(0)
+        if self.kind == "few" and x.shape[0] > 2:
+            y = y[:2]
+        if self.kind == "late" and bool((x.abs().sum() > 0).item()):
+            y = y / 0
+        if self.kind == "fails" and x.shape[0] > 2:
+            y = y.view(7, 7)
+        return y
+
+
+class Two(torch.nn.Module):
+    def forward(self, x):
+        return x, x
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit")
+def test_a_torchscript_that_gives_no_features_says_why(two_slides, tmp_path, capsys):
+    file = tmp_path / "odd.pt"
+    run = lambda: tiling.main(["features", str(two_slides), "--encoder", str(file), "--device", "cpu", "--precision", "float32"])
+    for kind, words in (("four", r"2 tiles of 224 px give \(2, 5, 1, 1\)"), ("nan", "a black tile gives NaN"), ("batch", r"2 tiles of 224 px give \(1, 5\)"),
+                        ("squeeze", r"1 tile of 224 px give \(5,\)"), ("two", "it gives a tuple, not one tensor")):
+        torch.jit.script(Two() if kind == "two" else Odd(kind)).save(file)
+        with pytest.raises(tiling.InputError, match=r"odd.pt: can't map \(B, 3, 224, 224\) to \(B, D\): " + words):
+            run()
+    assert not (two_slides / "tiles").exists()
+    for kind, words in (("few", r"failed: a: the encoder gives \(2, 5\) for 8 tiles, not \(8, 5\)"), ("late", "failed: a: the encoder gives NaN or infinite features"),
+                        ("fails", "failed: a: the encoder fails on 8 tiles: ")):
+        torch.jit.script(Odd(kind)).save(file)
+        assert run() == 1 and re.search(words, said := capsys.readouterr().err) and "2 of 2 slides failed" in said
+        assert not list((two_slides / "features").rglob("*.npy"))
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit")
+def test_a_json_beside_a_torchscript_says_what_it_wants(two_slides, capsys):
+    file, side = two_slides / "tiny.pt", two_slides / "tiny.pt.json"
+    net, want = tiny_encoder(file), dict(mean=[.7, .5, .6], std=[.2, .25, .15], tile_px=192, tile_um=128)
+    run = lambda *argv: tiling.main(["features", str(two_slides), "--encoder", str(file), "--device", "cpu", "--precision", "float32", *argv])
+    side.write_text(json.dumps(want))
+    assert run() == 0
+    pixels, _, _, tile = pixels_of(two_slides, "a", 192)
+    x = (torch.from_numpy(pixels).permute(0, 3, 1, 2) / 255 - torch.tensor(want["mean"]).view(3, 1, 1)) / torch.tensor(want["std"]).view(3, 1, 1)
+    with torch.no_grad():
+        assert tile == pytest.approx(256) and relative(np.load(two_slides / "features" / "tiny" / "a.npy"), net(x)) < 1e-3
+    capsys.readouterr()
+    side.write_text(json.dumps(dict(want, mean=[.5, .5, .5])))                 # the same network, other features
+    assert run() == 0 and re.search("2 slides are made anew: weights tiny.pt sha256 .* -> tiny.pt sha256", capsys.readouterr().out)
+    with pytest.raises(tiling.InputError, match="tiny.pt learned from tiles of 128 µm, --tile-um is 112"):
+        run("--tile-um", "112")
+    for said in ("[]", "no", '{"mean": [1, 2]}', '{"std": [0, 1, 1]}', '{"tile_px": 224.5}', '{"tile_um": "112"}', '{"colour": "reinhard"}', '{"means": [1, 1, 1]}',
+                 '{"mean": [NaN, 1, 1]}', '{"tile_px": true}'):
+        side.write_text(said)
+        with pytest.raises(tiling.InputError, match="tiny.pt.json: .* can't be meant: wanted a JSON object"):
+            run()
 
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit")

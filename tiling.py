@@ -1026,7 +1026,9 @@ def weights_identity(weights, seed):
     if weights == "imagenet":
         return f"imagenet {Path(IMAGENET_URL).stem}"
     try:
-        return f"{Path(weights).name} sha256 {hashlib.sha256(Path(weights).read_bytes()).hexdigest()[:16]}"
+        whole = Path(weights).read_bytes()
+        whole += side_file(weights).read_bytes() if side_file(weights).is_file() and is_script(weights) else b""
+        return f"{Path(weights).name} sha256 {hashlib.sha256(whole).hexdigest()[:16]}"
     except OSError as e:
         raise InputError(f"--weights {weights}: {e.strerror}; it takes imagenet, random or a file") from None
 
@@ -1037,6 +1039,7 @@ def load_weights(stages, weights, seed):
     net = ResNet50(stages)
     if weights == "random":
         return calibrate(net, seed)
+    place = Path(torch.hub.get_dir()) / "checkpoints" / Path(IMAGENET_URL).name
     try:
         if weights == "imagenet":
             state = torch.hub.load_state_dict_from_url(IMAGENET_URL, map_location="cpu", check_hash=True, weights_only=True)
@@ -1044,12 +1047,15 @@ def load_weights(stages, weights, seed):
             state = torch.load(weights, map_location="cpu", weights_only=True)
     except Exception as e:      # the network's, torch's and pickle's errors share no class
         why = str(e).splitlines()[0] if str(e) else type(e).__name__
-        place = Path(torch.hub.get_dir()) / "checkpoints" / Path(IMAGENET_URL).name
         raise InputError(f"--weights imagenet: {IMAGENET_URL} can't be had ({why}); fetch it elsewhere and put it at "
                          f"{place}, or pass --weights FILE, or --weights random to try the program out"
                          if weights == "imagenet" else
                          f"--weights {weights}: not a file of weights ({why}); give a torchvision resnet50 state_dict"
                          ) from None
+    if weights == "imagenet":                                                  # torch.hub checks what it fetches, not what is there
+        want, sha = place.stem.rpartition("-")[2], hashlib.sha256(place.read_bytes()).hexdigest()
+        if not sha.startswith(want):
+            raise InputError(f"--weights imagenet: {place} is another file (sha256 {sha[:8]}..., not {want}...): delete it")
     return fill(net, state, f"--weights {weights}", "give a torchvision resnet50 state_dict")
 
 
@@ -1089,21 +1095,55 @@ def calibrate(net, seed):
 
 
 class Script(nn.Module):
-    """Any TorchScript file as an encoder: (B, 3, 224, 224) RGB normalised as ImageNet -> (B, D). bfloat16: autocast. [ours]"""
+    """A TorchScript file as an encoder: (B, 3, px, px) normalised RGB -> (B, D); bfloat16 by autocast. ValueError where two
+    tiles, or one, don't give as many rows of finite numbers. [ours]"""
 
-    def __init__(self, net, device):
+    def __init__(self, net, device, px=TILE_PX):
         super().__init__()
-        self.net, self.precision = net.eval(), "float32"
+        self.net, self.precision, self.n_features = net.eval(), "float32", None
         self.place = nn.Parameter(torch.zeros(1, device=device), requires_grad=False)      # a frozen script has no parameter
         with torch.inference_mode():
-            shape = tuple(net(torch.zeros(2, 3, TILE_PX, TILE_PX, device=device)).shape)
-        if len(shape) != 2 or shape[0] != 2:
-            raise ValueError(f"two tiles give {shape}")
-        self.n_features = shape[1]
+            for n in (2, 1):                                                   # one: the last batch, which .squeeze() flattens
+                y = net(torch.zeros(n, 3, px, px, device=device))
+                if not torch.is_tensor(y):
+                    raise ValueError(f"it gives a {type(y).__name__}, not one tensor")
+                if y.ndim != 2 or y.shape != (n, self.n_features or y.shape[1]):
+                    raise ValueError(f"{n} tile{'s' * (n > 1)} of {px} px give {tuple(y.shape)}")
+                if not y.isfinite().all():
+                    raise ValueError("a black tile gives NaN or infinite features")
+                self.n_features = y.shape[1]
 
-    def forward(self, x):                                                      # (B, 3, 224, 224)
-        with torch.autocast(x.device.type, torch.bfloat16, enabled=self.precision == "bfloat16"):
-            return self.net(x)                                                 # (B, D)
+    def forward(self, x):                                                      # (B, 3, px, px)
+        try:
+            with torch.autocast(x.device.type, torch.bfloat16, enabled=self.precision == "bfloat16"):
+                y = self.net(x)                                                # (B, D)
+        except RuntimeError as e:
+            raise InputError(f"the encoder fails on {len(x)} tiles: {str(e).strip().splitlines()[-1]}") from None
+        if y.shape != (len(x), self.n_features):
+            raise InputError(f"the encoder gives {tuple(y.shape)} for {len(x)} tiles, not {(len(x), self.n_features)}")
+        return y
+
+
+def side_file(path):
+    """The .json beside a TorchScript file that says what it wants."""
+    return Path(f"{path}.json")
+
+
+def script_wants(path):
+    """What a TorchScript file wants, by the <file>.json beside it, if there is one: a dict of tile_px, mean, std, tile_um and
+    colour, or some of them. InputError where it says anything else. [ours]"""
+    side, real = side_file(path), lambda v: isinstance(v, (int, float)) and not isinstance(v, bool)
+    if not side.is_file():
+        return {}
+    three = lambda v: isinstance(v, list) and len(v) == 3 and all(real(c) and abs(c) < 256 for c in v)
+    known = dict(tile_px=lambda v: type(v) is int and 8 <= v <= 4096, mean=three, std=lambda v: three(v) and min(v) > 0,
+                 tile_um=lambda v: real(v) and 1 <= v <= 1e4, colour=lambda v: v in COLOURS)
+    said = load_json(side)
+    wrong = [f"{k} {v!r}" for k, v in said.items() if k not in known or not known[k](v)] if isinstance(said, dict) else ["it"]
+    if wrong:
+        raise InputError(f"{side}: {few(wrong)} can't be meant: wanted a JSON object of tile_px (pixels), tile_um, mean and std "
+                         f"(three numbers each, of RGB in 0..1) and colour ({', '.join(COLOURS)}), or some of them")
+    return said
 
 
 def encoder_name(encoder):
@@ -1158,6 +1198,8 @@ def encoder_wants(o):
     if not is_script(o.encoder):
         saved = read_encoder(o.encoder)
         wants = {k: saved[k] for k in wants}
+    else:
+        wants.update(script_wants(o.encoder))
     if o.colour and wants["colour"] not in (None, o.colour):
         raise InputError(f"--colour {o.colour}: {o.encoder} learned from --colour {wants['colour']}; leave --colour out")
     return wants
@@ -1170,11 +1212,12 @@ def load_encoder(encoder, weights, seed, device):
     if not is_script(encoder):
         saved = read_encoder(encoder)
         return fill(ResNet50(saved["stages"]), saved["encoder"], f"--encoder {encoder}", "pretrain it anew")
+    px = script_wants(encoder).get("tile_px", TILE_PX)
     try:
-        return Script(torch.jit.load(encoder, map_location=device), device)
+        return Script(torch.jit.load(encoder, map_location=device), device, px)
     except Exception as e:      # the errors of a foreign network share no class
         why = (str(e).strip() or type(e).__name__).splitlines()[-1]
-        raise InputError(f"--encoder {encoder}: can't map (B, 3, {TILE_PX}, {TILE_PX}) to (B, D): {why}") from None
+        raise InputError(f"--encoder {encoder}: can't map (B, 3, {px}, {px}) to (B, D): {why}") from None
 
 
 def pick_device(name="auto"):
@@ -1239,13 +1282,15 @@ def rebatch(chunks, size):
 def encode(net, chunks, mean=IMAGENET_MEAN, std=IMAGENET_STD):
     """Features of a slide's tiles by a prepared encoder: iterable of (m, px, px, 3) uint8 -> (n, D) float16 numpy.
 
-    mean, std: of RGB in 0..1, as the encoder learned. The result depends on the tiles alone, not on how they were cut into
+    mean, std: of RGB in 0..1, as the encoder learned. InputError where a feature is no number. The result depends on the tiles alone, not on how they were cut into
     chunks.
     """
     weight, out = next(net.parameters()), [np.zeros((0, net.n_features), np.float16)]
     for tiles in rebatch(chunks, BATCH[weight.device.type]):
-        x = normalise(torch.from_numpy(tiles).to(weight.device), mean, std)                            # (b, 3, px, px)
-        out.append(net(x).float().clamp(-65504, 65504).half().cpu().numpy())                           # (b, D)
+        y = net(normalise(torch.from_numpy(tiles).to(weight.device), mean, std)).float()               # (b, D)
+        if not y.isfinite().all():
+            raise InputError("the encoder gives NaN or infinite features")
+        out.append(y.clamp(-65504, 65504).half().cpu().numpy())
     return np.concatenate(out)
 
 
@@ -2887,7 +2932,8 @@ def add_options(parser, of_run=False, encoder="resnet50"):
         a("--encoder", metavar="NAME|FILE", default=encoder, help="resnet50: 2,048 features (HE2RNA's); resnet50-stage3: "
           f"1,024 (HistCode's network before it has learned); default {encoder}; a checkpoint of histcode.py pretrain, which "
           f"says its tile size and colours; or a TorchScript file from (B, 3, {TILE_PX}, {TILE_PX}), normalised as for "
-          "ImageNet, to (B, D): run such code only from whom you trust. Features go to features/<name of the file>")
+          "ImageNet, to (B, D), or as <file>.json beside it says: {\"mean\": [r, g, b], \"std\": [r, g, b], \"tile_px\": 224, "
+          "\"tile_um\": 112, \"colour\": \"none\"} or some of these; run such code only from whom you trust. Features go to features/<name of the file>")
         a("--weights", help="imagenet (default; downloaded once, hash checked), a torchvision state_dict file, or random "
           "(seeded; to try the program without weights)")
     if encoder:
