@@ -2473,9 +2473,9 @@ def map_slide(run, o, appliers, home, into, source, name, label, j, score):
         inside = stats.inside(coords + tile / 2, outlines)
         columns["inside"], within, cut = inside.astype(float), inside[shown], tiling.otsu_threshold(s)
         result.update(auc=stats.roc_auc(within, s), dice=dice(s > cut, within), all_dice=dice(np.ones_like(within), within))
-        text += ["## Outline" + f" of {o.regions}" * bool(o.regions), "", f"{within.sum():,} of {len(within):,} tiles have their centre inside. AUC "
-                 f"{result['auc']:.3f}; Dice of the tiles above {cut:.3g} (Otsu of the scores, which knows no outline) "
-                 f"{result['dice']:.3f}, of all tiles {result['all_dice']:.3f}.", ""]
+        text += ["## Outline" + f" of {o.regions}" * bool(o.regions), "", f"{within.sum():,} of {len(within):,} tiles have "
+                 f"their centre inside. AUC {result['auc']:.3f}; Dice of the tiles above {cut:.3g} (Otsu of the scores, "
+                 f"which knows no outline) {result['dice']:.3f}, of all tiles {result['all_dice']:.3f}.", ""]
     if cells:
         counts = {c: stats.count_points(xy, coords, tile) for c, xy in cells.items()}
         columns.update({f"cells: {c}": n for c, n in counts.items()})
@@ -2577,7 +2577,8 @@ def ablation(o):
         raise InputError(f"--encoders {' '.join(o.encoders)}: two have the name {max(twice, key=twice.count)}, and so would "
                          "their features")
     check_ranges(o)
-    for encoder in o.encoders:                                                 # now, not after hours with the first
+    made = {e: e not in tiling.ENCODERS and Path(e).is_dir() for e in o.encoders}           # a folder of features
+    for encoder in (e for e in o.encoders if not made[e]):                     # now, not after hours with the first
         tiling.encoder_wants(argparse.Namespace(**{**vars(o), "encoder": encoder}))
     for encoder in o.encoders:
         for pooling in o.poolings:
@@ -2585,6 +2586,8 @@ def ablation(o):
                                         "name": f"{base}-{tiling.encoder_name(encoder)}-{pooling}", "gmt": None,
                                         "verb": "expression", "code": [], "follow": None})
             own.weights = o.weights if encoder in tiling.ENCODERS else None
+            if made[encoder]:
+                own.encoder, own.features = o.encoder, encoder
             print(f"--- {tiling.encoder_name(encoder)}, {pooling} pooling", flush=True)
             status |= expression(own)
             header, rows = tiling.read_rows(Path(o.cohort) / "runs" / own.name / "genes.csv")
@@ -2851,7 +2854,7 @@ def main(argv=None):
     a("--rotate", action=flag, help="test every part; the paper's five tests of 10 %% cover half of the patients (default "
       "with --bags)")
     a("--external", metavar="COHORT", help="test the models on this cohort too, whose patients must be others (with "
-      "--features: whose .h5 files lie in the same folder)")
+      "--features: whose files lie in the same folder)")
     a("--name", help="of the run (default diagnosis); an interrupted run goes on")
     tiling.add_choices(a, CHOICES, "diagnose")
     training(p, DIAGNOSIS, BAGS)
@@ -2884,8 +2887,8 @@ def main(argv=None):
     pairs(p, a, "resnet50-stage3")
 
     p, a = verb(ablation, "encoders x poolings against each other on fold changes (Fig. 6)")
-    a("--encoders", nargs="+", required=True, metavar="NAME|FILE", help="files of pretrain, resnet50-stage3 with "
-      "--weights, TorchScript files: as tiling.py's --encoder")
+    a("--encoders", nargs="+", required=True, metavar="NAME|FILE|DIR", help="files of pretrain, resnet50-stage3 with "
+      "--weights, TorchScript files: as tiling.py's --encoder; folders: as --features of the other commands")
     a("--poolings", nargs="+", choices=tuple(POOLED), default=("attention", "mean"), help="default: attention mean, the paper's")
     a("--weights", help="of resnet50-stage3 and the like: imagenet (default), a torchvision state_dict file, or random")
     pairs(p, a, None)

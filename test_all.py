@@ -553,8 +553,10 @@ def test_h5_features(tmp_path):
     for name in ("flat", "batch", "double"):
         got = tiling.load_features(tmp_path, tmp_path, name)
         assert (got[0] == features).all() and got[0].dtype == np.float32 and (got[1] == coords).all()
-    for name, words in (("nan", "NaN or infinite feature in tile"), ("short", "don't fit"), ("empty", "no tiles"), ("place", "infinite coords"), ("text", "not a CLAM"), ("gone", "no file"),
-                        ("cut", "cut.h5: not a CLAM/TRIDENT file"), ("words", "words.h5: not a CLAM.* in place of numbers"), ("flatter", "don't fit"), ("other", "no `features` in it")):
+    for name, words in (("nan", "NaN or infinite feature in tile"), ("short", "don't fit"), ("empty", "no tiles"), ("place", "infinite coords"),
+                        ("text", "not a CLAM"), ("gone", "no file"),
+                        ("cut", "cut.h5: not a CLAM/TRIDENT file"), ("words", "words.h5: not a CLAM.* in place of numbers"), ("flatter", "don't fit"),
+                        ("other", "no `features` in it")):
         with pytest.raises(tiling.InputError, match=words) as e:
             tiling.load_features(tmp_path, tmp_path, name)
         assert "\n" not in str(e.value)
@@ -570,9 +572,12 @@ def test_pt_features(tmp_path):
     rng, coords = np.random.default_rng(0), tile_cloud(9)
     features = torch.from_numpy(rng.normal(size=(9, 5)).astype(np.float32))
     place = torch.from_numpy(coords)
-    for name, saved in (("tensor", features), ("batch", features[None]), ("dict", dict(features=features, coords=place)), ("none", dict(features=features, coords=None)),
-                        ("brain", features.bfloat16()), ("nan", features / (features > 0)), ("short", dict(features=features, coords=place[:3])), ("feats", dict(feats=features)),
-                        ("flat", features[0]), ("list", [features]), ("module", torch.nn.Linear(2, 2)), ("evil", Evil()), ("empty", features[:0]), ("bool", features > 0)):
+    for name, saved in (("tensor", features), ("batch", features[None]), ("dict", dict(features=features, coords=place)),
+                        ("none", dict(features=features, coords=None)),
+                        ("brain", features.bfloat16()), ("nan", features / (features > 0)), ("short", dict(features=features, coords=place[:3])),
+                        ("feats", dict(feats=features)),
+                        ("flat", features[0]), ("list", [features]), ("module", torch.nn.Linear(2, 2)), ("evil", Evil()), ("empty", features[:0]),
+                        ("bool", features > 0)):
         torch.save(saved, tmp_path / f"{name}.pt")
     torch.save(features, tmp_path / "old.pt", _use_new_zipfile_serialization=False)
     (tmp_path / "text.pt").write_text("no")
@@ -581,8 +586,10 @@ def test_pt_features(tmp_path):
         got = load(name)
         assert np.array_equal(got[0], features.numpy()) and (np.array_equal(got[1], coords) if name == "dict" else got[1] is None)
     assert np.array_equal(load("brain")[0], features.bfloat16().float().numpy())
-    for name, words in (("nan", "NaN or infinite feature"), ("short", "don't fit"), ("feats", "no `features` in it; it has feats"), ("flat", "don't fit"), ("list", "not a tensor"),
-                        ("module", "module.pt: not a tensor, .*without running code"), ("evil", "evil.pt: not a tensor"), ("empty", "no tiles"), ("text", "not a tensor"), ("bool", "bool in place of numbers")):
+    for name, words in (("nan", "NaN or infinite feature"), ("short", "don't fit"), ("feats", "no `features` in it; it has feats"), ("flat", "don't fit"),
+                        ("list", "not a tensor"),
+                        ("module", "module.pt: not a tensor, .*without running code"), ("evil", "evil.pt: not a tensor"), ("empty", "no tiles"),
+                        ("text", "not a tensor"), ("bool", "bool in place of numbers")):
         with pytest.raises(tiling.InputError, match=words) as e:
             load(name)
         assert "\n" not in str(e.value)
@@ -620,7 +627,8 @@ def test_features_in_clams_and_tridents_folders(tmp_path, capsys):
         write(trident / "features_uni" / "x.h5", attrs, features=features)
         assert tiling.edge_said(tiling.foreign(trident / "features_uni", "x")[3]) == want
     edge = lambda *asked: tiling.tile_edge(tmp_path, trident / "features_uni", "x", coords, *asked)
-    assert edge() == 448 and "taken to be 448 level-0 pixels, the pitch of their grid; --tile-um says otherwise" in capsys.readouterr().out and edge(500.) == 500
+    assert edge() == 448 and "taken to be 448 level-0 pixels, the pitch of their grid; --tile-um says otherwise" in capsys.readouterr().out
+    assert edge(500.) == 500
     write(trident / "patches" / "x_patches.h5", dict(patch_size_level0=300))
     assert edge() == edge(299.) == 300 and capsys.readouterr().out == ""
     with pytest.raises(tiling.InputError, match="x.h5 says 300 level-0 pixels for a tile, which is not 448"):
@@ -655,7 +663,8 @@ def test_export_is_read_back_by_h5py_json_and_csv(two_slides, capsys):
         assert np.array_equal(h["features"][:], features) and h["features"].dtype == np.float32 and np.array_equal(h["coords"][:], coords)
         said = dict(h["coords"].attrs)
         assert said["patch_size"] == 224 and said["patch_size_level0"] == tile and said["patch_size"] * said["downsample"][0] == pytest.approx(tile)
-        assert said["level0_magnification"] == pytest.approx(20) and said["target_magnification"] == pytest.approx(20) and (said["overlap"], said["name"]) == (0, "a")
+        assert said["level0_magnification"] == pytest.approx(20) and said["target_magnification"] == pytest.approx(20)
+        assert (said["overlap"], said["name"]) == (0, "a")
         assert "random, seed 0" in h["features"].attrs["made_by"]
     for source in (folder, folder / "h5_files"):
         got = tiling.load_features(two_slides, source, "a")
@@ -666,7 +675,8 @@ def test_export_is_read_back_by_h5py_json_and_csv(two_slides, capsys):
         assert f["type"] == "Feature" and f["properties"]["objectType"] == "detection" and f["geometry"]["type"] == "Polygon"
         assert f["geometry"]["coordinates"] == [[[x, y], [x + tile, y], [x + tile, y + tile], [x, y + tile], [x, y]]]
     table, obs = (list(csv.reader(open(folder / name))) for name in ("a.csv", "a.obs.csv"))
-    assert [row[0] for row in table] == [row[0] for row in obs] == ["tile", *(f"a:{i}" for i in range(len(coords)))] and obs[0] == ["tile", "slide", "x", "y", "edge"]
+    assert [row[0] for row in table] == [row[0] for row in obs] == ["tile", *(f"a:{i}" for i in range(len(coords)))]
+    assert obs[0] == ["tile", "slide", "x", "y", "edge"]
     assert len(set(map(len, table))) == 1 and np.allclose(np.array([row[1:] for row in table[1:]], float), features, rtol=1e-5)
     assert np.array_equal(np.array([row[2:4] for row in obs[1:]], int), coords)
     for text in (row[0] for row in table[1:]):                                 # anndata takes a first column for names when it is no number
@@ -734,7 +744,8 @@ def test_cells_from_qupath_tables_and_geojson(tmp_path):
     region = feature("Polygon", square((500, 500), 90), "Tumor", objectType="annotation")
     line, nothing = feature("LineString", [[1, 2], [3, 4]]), dict(type="Feature", geometry=None)
     for name, value in (("collection", dict(type="FeatureCollection", features=[region, *cells, line])), ("list", [*cells, nothing, region]),
-                        ("packed", [*cells, feature("Polygon", square((5, 5)), None, object_type="annotation"), dict(region, id="PathAnnotationObject", properties={})])):
+                        ("packed", [*cells, feature("Polygon", square((5, 5)), None, object_type="annotation"),
+                                    dict(region, id="PathAnnotationObject", properties={})])):
         data = json.dumps(value).encode()
         (tmp_path / "points" / f"{name}.geojson{'.gz' * (name == 'packed')}").write_bytes(gzip.compress(data) if name == "packed" else data)
     for name in ("px", "um", "win", "mu", "ascii", "own", "collection", "list", "packed"):
@@ -754,7 +765,8 @@ def test_cells_from_qupath_tables_and_geojson(tmp_path):
     for i, bad in enumerate((["a", 2], [float("nan"), 1], None, [3])):
         (tmp_path / "points" / f"bad{i}.geojson").write_text(json.dumps([cells[0], feature("Point", bad)]))
     (tmp_path / "points" / "bad4.geojson").write_text(json.dumps([cells[0], feature("Polygon", [[1, 2], [3, 4]])]))
-    for name, words in (("many", "rows of 2 images .a, b.; give those of many alone"), ("list", "list.csv and list.geojson are both there; keep one"), ("text", "not whole GeoJSON"),
+    for name, words in (("many", "rows of 2 images .a, b.; give those of many alone"), ("list", "list.csv and list.geojson are both there; keep one"),
+                        ("text", "not whole GeoJSON"),
                         ("cut", "not whole GeoJSON"), *((f"bad{i}", "bad..geojson: feature 2: its P[a-z]+ has no x, y numbers") for i in range(5))):
         with pytest.raises(tiling.InputError, match=words):
             places(name)
@@ -842,12 +854,14 @@ def test_pictures_lie_as_their_tag_says(tmp_path, capsys):
     exif[274] = 6
     Image.fromarray(rgb).save(path("upright.jpg"), quality=95), Image.fromarray(np.rot90(rgb)).save(path("turned.jpg"), quality=95, exif=exif)
     profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
-    Image.fromarray(rgb).save(path("profile.png"), icc_profile=profile), Image.fromarray(rgb).save(path("broken.png"), icc_profile=b"no profile"), Image.fromarray(rgb).save(path("plain.png"))
+    Image.fromarray(rgb).save(path("profile.png"), icc_profile=profile), Image.fromarray(rgb).save(path("broken.png"), icc_profile=b"no profile")
+    Image.fromarray(rgb).save(path("plain.png"))
     for name, tag, tile in (("strips.tif", 6, None), ("tiled.tif", 6, (256, 256)), ("right.tif", 1, (256, 256))):
         tifffile.imwrite(path(name), np.rot90(rgb) if tag == 6 else rgb, photometric="rgb", tile=tile, extratags=[(274, 3, 1, tag, True)], metadata=None)
     assert tiling.main(["doctor", str(tmp_path), "--mpp", "0.5"]) == 1
     said = capsys.readouterr()
-    assert "tiled: " in said.err and "its orientation tag is 6, with which OpenSlide turns each of its tiles by itself" in said.err and "1 of 8 slides failed" in said.err
+    assert "tiled: " in said.err and "its orientation tag is 6, with which OpenSlide turns each of its tiles by itself" in said.err
+    assert "1 of 8 slides failed" in said.err
     blocks = {text.split(":")[0]: text for text in re.split(r"\n(?! )", said.out)}
     for name in ("upright", "turned", "profile", "broken", "plain", "strips", "right"):
         assert ("turned upright: its orientation tag is 6" in blocks[name]) == (name in ("turned", "strips")) and "1,600 x 1,280 px" in blocks[name]
@@ -855,7 +869,8 @@ def test_pictures_lie_as_their_tag_says(tmp_path, capsys):
     assert tiling.main(["tiles", str(tmp_path), "--mpp", "0.5"]) == 1
     coords = {p.stem: tiling.tiles_of(tmp_path, p.stem)[0]["coords"] for p in (tmp_path / "tiles").glob("*.npz")}
     assert len(coords) == 7 and all(np.array_equal(c, coords["plain"]) for c in coords.values())
-    got = [tiling.read_tiles(tiling.open_slide(path(f"{name}")), coords["plain"][:1], 224) for name in ("plain.png", "profile.png", "right.tif", "strips.tif", "turned.jpg")]
+    got = [tiling.read_tiles(tiling.open_slide(path(name)), coords["plain"][:1], 224)
+           for name in ("plain.png", "profile.png", "right.tif", "strips.tif", "turned.jpg")]
     assert all(np.array_equal(g, got[0]) for g in got[:4]) and np.abs(got[4].astype(int) - got[0]).mean() < 4
 
 
@@ -1446,7 +1461,8 @@ def test_a_torchscript_that_gives_no_features_says_why(two_slides, tmp_path, cap
         with pytest.raises(tiling.InputError, match=r"odd.pt: can't map \(B, 3, 224, 224\) to \(B, D\): " + words):
             run()
     assert not (two_slides / "tiles").exists()
-    for kind, words in (("few", r"failed: a: the encoder gives \(2, 5\) for 8 tiles, not \(8, 5\)"), ("late", "failed: a: the encoder gives NaN or infinite features"),
+    for kind, words in (("few", r"failed: a: the encoder gives \(2, 5\) for 8 tiles, not \(8, 5\)"),
+                        ("late", "failed: a: the encoder gives NaN or infinite features"),
                         ("fails", "failed: a: the encoder fails on 8 tiles: ")):
         torch.jit.script(Odd(kind)).save(file)
         assert run() == 1 and re.search(words, said := capsys.readouterr().err) and "2 of 2 slides failed" in said
@@ -1469,7 +1485,8 @@ def test_a_json_beside_a_torchscript_says_what_it_wants(two_slides, capsys):
     assert run() == 0 and re.search("2 slides are made anew: weights tiny.pt sha256 .* -> tiny.pt sha256", capsys.readouterr().out)
     with pytest.raises(tiling.InputError, match="tiny.pt learned from tiles of 128 µm, --tile-um is 112"):
         run("--tile-um", "112")
-    for said in ("[]", "no", '{"mean": [1, 2]}', '{"std": [0, 1, 1]}', '{"tile_px": 224.5}', '{"tile_um": "112"}', '{"colour": "reinhard"}', '{"means": [1, 1, 1]}',
+    for said in ("[]", "no", '{"mean": [1, 2]}', '{"std": [0, 1, 1]}', '{"tile_px": 224.5}', '{"tile_um": "112"}', '{"colour": "reinhard"}',
+                 '{"means": [1, 1, 1]}',
                  '{"mean": [NaN, 1, 1]}', '{"tile_px": true}'):
         side.write_text(said)
         with pytest.raises(tiling.InputError, match="tiny.pt.json: .* can't be meant: wanted a JSON object"):
@@ -3813,10 +3830,12 @@ def test_pt_features_train_and_predict_and_maps_want_coordinates(tmp_path, capsy
     assert he2rna.main(["finetune", str(tmp_path), "he2rna", "--epochs", "1", "--ks", "1,5", "--device", "cpu"]) == 0
     heatmap = lambda *more: he2rna.main(["heatmap", str(tmp_path / "runs" / "he2rna-finetuned"), "s00_0", "--genes", "G0", "--device", "cpu", *more])
     capsys.readouterr()
-    assert heatmap() == 1 and re.search("s00_0.pt has no coordinates: a map needs them, from an .h5 of the same slide, such as .*h5_files", capsys.readouterr().err)
+    assert heatmap() == 1
+    assert re.search("s00_0.pt has no coordinates: a map needs them, from an .h5 of the same slide, such as .*h5_files", capsys.readouterr().err)
     (tmp_path / "h5").rename(tmp_path / "h5_files")
     assert heatmap() == 0 and "the pitch of their grid; --tile-um says otherwise" in capsys.readouterr().out
-    assert heatmap("--tile-um", "40") == 0 and "tiles of 40 µm" in (tmp_path / "runs" / "he2rna-finetuned" / "heatmaps" / "G0" / "s00_0" / "report.md").read_text()
+    assert heatmap("--tile-um", "40") == 0
+    assert "tiles of 40 µm" in (tmp_path / "runs" / "he2rna-finetuned" / "heatmaps" / "G0" / "s00_0" / "report.md").read_text()
     before = {p: p.stat().st_mtime_ns for p in (tmp_path / "supertiles").rglob("*.npz")}
     assert he2rna.main(["train", str(tmp_path), *argv, "--name", "placed"]) == 0            # coordinates found: other super-tiles
     assert all(p.stat().st_mtime_ns > t for p, t in before.items()) and "no coordinates" not in capsys.readouterr().out
@@ -4062,6 +4081,7 @@ def test_features_of_another_kind_are_refused_naming_both(mapped, tmp_path, caps
     run, slide = mapped / "runs" / "he2rna", sorted((mapped / "slides").iterdir())[0]
     predict = lambda *argv: he2rna.main(["predict", str(run), *map(str, argv), "--device", "cpu"])
     for argv, words in (((slide, "--weights", "imagenet"), "imagenet.*random, seed 0"), ((slide, "--features", tmp_path), "leave --features out"),
+                        ((slide, "--tile-um", "100"), "options: tile_um 100.0, the run has 112.0"),
                         (("nobody",), "neither a slide file nor a slide of the run"), ((slide, slide), "asked for twice"),
                         ((slide, slide.stem), "asked for twice")):
         with pytest.raises(tiling.InputError, match=words):
@@ -4080,7 +4100,7 @@ def test_features_of_another_kind_are_refused_naming_both(mapped, tmp_path, caps
     with pytest.raises(tiling.InputError, match="weights random, seed 7, the run has random, seed 0"):
         predict(other / "slides" / "x.tif")
     assert folder_bytes(other, ".npy") == before and not (run / "predict").exists()
-    assert predict(other / "slides" / "x.tif", "--into", tmp_path / "into") == 0            # made elsewhere, as the run's
+    assert predict(other / "slides" / "x.tif", "--into", tmp_path / "into", "--weights", "random") == 0   # made elsewhere, as the run's
     z, rows = np.load(run / "predictions.npz"), read_csv(run / "predict" / "x.csv")
     models = he2rna.load_run(run)["folds"]
     features, coords = tiling.load_features(tmp_path / "into", "resnet50-stage3", "x")
@@ -6646,6 +6666,34 @@ def test_ablation_compares_encoders_and_poolings_on_the_same_folds(looked_at, ca
     assert compared > 3 and "Genes vary together" in said                      # SciPy approximates the ties of others
     with pytest.raises(tiling.InputError, match="--encoders .* two have the name one"):
         drawn_run("ablation", looked_at, "--encoders", encoders[0], encoders[0])
+
+
+def test_features_made_elsewhere_in_every_verb(tmp_path, capsys):
+    """diagnose, expression, ablation, predict and heatmap on CLAM's .pt files, whose coordinates come from its .h5 files."""
+    cohort = write_pairs(tmp_path / "c")
+    (cohort / "uni" / "pt_files").mkdir(parents=True), (cohort / "slides").mkdir()
+    for path in (cohort / "h5").iterdir():
+        with h5py.File(path, "a") as h:
+            torch.save(torch.from_numpy(h["features"][()]), cohort / "uni" / "pt_files" / f"{path.stem}.pt")
+            del h["features"]
+            h["coords"][()] = np.stack(np.divmod(np.arange(len(h["coords"])), 4), 1) * 100
+    write_pyramid(cohort / "slides" / "s0_1.tif", np.full((900, 900, 3), (225, 150, 185), np.uint8))
+    source, small = str(cohort / "uni"), ["--epochs", "2", "--lr", "0.01", "--hidden", "4", "--device", "cpu", "--folds", "3"]
+    assert histcode.main(["diagnose", str(cohort), "--rotate", "--features", source, *small]) == 0
+    assert histcode.main(["expression", str(cohort), "--features", source, *small]) == 0
+    shutil.copytree(cohort / "uni", cohort / "conch")
+    assert histcode.main(["ablation", str(cohort), "--encoders", source, str(cohort / "conch"), *small]) == 0
+    table = {(r["encoder"], r["pooling"]): r["median R"] for r in read_csv(cohort / "runs" / "ablation" / "table.csv")}
+    assert set(e for e, _ in table) == {"uni", "conch"} and table["uni", "mean"] == table["conch", "mean"]
+    for run in ("diagnosis", "expression"):
+        assert histcode.main(["predict", str(cohort / "runs" / run), "all", "--device", "cpu"]) == 0
+    heatmap = lambda: histcode.main(["heatmap", str(cohort / "runs" / "diagnosis"), "s0_1", "--device", "cpu", "--tile-um", "50"])
+    capsys.readouterr()
+    assert heatmap() == 1 and "s0_1.pt has no coordinates: a map needs them" in capsys.readouterr().err
+    (cohort / "h5").rename(cohort / "uni" / "patches")                         # only coordinates in them
+    assert heatmap() == 0
+    shapes = json.loads((cohort / "runs" / "diagnosis" / "heatmaps" / "diagnose" / "s0_1" / "tiles.geojson").read_text())["features"]
+    assert len(shapes) == 9 and shapes[1]["geometry"]["coordinates"][0][:2] == [[0, 100], [100, 100]]
 
 
 # =====================================================================================================================

@@ -19,6 +19,12 @@ its end.
 COHORT is a folder with slides/ (anything OpenSlide reads, or .png/.jpg) and, if there is one, samples.csv. A step makes
 what is missing and skips what is there; what was made with other settings is made anew, and that is said.
 
+What comes in: features made elsewhere (--features DIR, of every command that learns or predicts) as CLAM's or TRIDENT's
+<slide>.h5 or as .pt tensors; encoders as TorchScript files, with what they want in <file>.json beside; cells and outlines as
+QuPath exports them, points/<slide>.csv, .tsv or .geojson and regions/<slide>.geojson. What goes out: export, and the
+tiles.geojson of each heatmap. Every coordinate we keep is a level-0 pixel of OpenSlide's frame; QuPath's begins at the
+bounds of what was scanned, and what comes from there or goes there is moved. No ICC profile is applied.
+
 Glossary: n tiles, D features, k super-tiles, d downsample of a level; mpp µm per pixel at level 0; H, W pixels.
 Tags: [HE2RNA ...] and [HistCode ...] the papers, [... code] only the authors' released code, [ours] our choice.
 """
@@ -361,8 +367,8 @@ def read_places(folder, slide, mpp, origin=(0, 0)):
     """What is known of places on a slide: (cells {class: (m, 2)}, spots ((m, 2), {column: (m,)})), each or None.
 
     points/<slide>.csv: x, y in level-0 pixels, and a column cell, class or Classification; or as QuPath exports detections:
-    "Centroid X px" or "µm" in its own frame (mpp and origin of `qupath_frame`), also as .geojson. spots/<slide>.csv: x, y and
-    measured columns. .tsv, .txt and .gz are read too.
+    "Centroid X px" or "µm" in its own frame (mpp and origin of `qupath_frame`), also as .geojson. spots/<slide>.csv: x, y
+    and measured columns. .tsv, .txt and .gz are read too.
     """
     cells = spots = None
     for what in ("points", "spots"):
@@ -1052,7 +1058,7 @@ def load_weights(stages, weights, seed):
                          if weights == "imagenet" else
                          f"--weights {weights}: not a file of weights ({why}); give a torchvision resnet50 state_dict"
                          ) from None
-    if weights == "imagenet":                                                  # torch.hub checks what it fetches, not what is there
+    if weights == "imagenet":                                                  # torch.hub checks only what it fetches itself
         want, sha = place.stem.rpartition("-")[2], hashlib.sha256(place.read_bytes()).hexdigest()
         if not sha.startswith(want):
             raise InputError(f"--weights imagenet: {place} is another file (sha256 {sha[:8]}..., not {want}...): delete it")
@@ -1103,7 +1109,7 @@ class Script(nn.Module):
         self.net, self.precision, self.n_features = net.eval(), "float32", None
         self.place = nn.Parameter(torch.zeros(1, device=device), requires_grad=False)      # a frozen script has no parameter
         with torch.inference_mode():
-            for n in (2, 1):                                                   # one: the last batch, which .squeeze() flattens
+            for n in (2, 1):                                                   # the last batch has one: .squeeze() breaks
                 y = net(torch.zeros(n, 3, px, px, device=device))
                 if not torch.is_tensor(y):
                     raise ValueError(f"it gives a {type(y).__name__}, not one tensor")
@@ -1130,8 +1136,8 @@ def side_file(path):
 
 
 def script_wants(path):
-    """What a TorchScript file wants, by the <file>.json beside it, if there is one: a dict of tile_px, mean, std, tile_um and
-    colour, or some of them. InputError where it says anything else. [ours]"""
+    """What a TorchScript file wants, by the <file>.json beside it, if there is one: a dict of tile_px, mean, std, tile_um
+    and colour, or some of them. InputError where it says anything else. [ours]"""
     side, real = side_file(path), lambda v: isinstance(v, (int, float)) and not isinstance(v, bool)
     if not side.is_file():
         return {}
@@ -1139,10 +1145,11 @@ def script_wants(path):
     known = dict(tile_px=lambda v: type(v) is int and 8 <= v <= 4096, mean=three, std=lambda v: three(v) and min(v) > 0,
                  tile_um=lambda v: real(v) and 1 <= v <= 1e4, colour=lambda v: v in COLOURS)
     said = load_json(side)
-    wrong = [f"{k} {v!r}" for k, v in said.items() if k not in known or not known[k](v)] if isinstance(said, dict) else ["it"]
+    wrong = ["it"] if not isinstance(said, dict) else [
+        f"{k} {v!r}" for k, v in said.items() if k not in known or not known[k](v)]
     if wrong:
-        raise InputError(f"{side}: {few(wrong)} can't be meant: wanted a JSON object of tile_px (pixels), tile_um, mean and std "
-                         f"(three numbers each, of RGB in 0..1) and colour ({', '.join(COLOURS)}), or some of them")
+        raise InputError(f"{side}: {few(wrong)} can't be meant: wanted a JSON object of tile_px (pixels), tile_um, mean and "
+                         f"std (three numbers each, of RGB in 0..1) and colour ({', '.join(COLOURS)}), or some of them")
     return said
 
 
@@ -1282,8 +1289,8 @@ def rebatch(chunks, size):
 def encode(net, chunks, mean=IMAGENET_MEAN, std=IMAGENET_STD):
     """Features of a slide's tiles by a prepared encoder: iterable of (m, px, px, 3) uint8 -> (n, D) float16 numpy.
 
-    mean, std: of RGB in 0..1, as the encoder learned. InputError where a feature is no number. The result depends on the tiles alone, not on how they were cut into
-    chunks.
+    mean, std: of RGB in 0..1, as the encoder learned. InputError where a feature is no number. The result
+    depends on the tiles alone, not on how they were cut into chunks.
     """
     weight, out = next(net.parameters()), [np.zeros((0, net.n_features), np.float16)]
     for tiles in rebatch(chunks, BATCH[weight.device.type]):
@@ -1360,8 +1367,8 @@ def supertiles(features, coords, k=N_SUPERTILES, seed=0):
     """Average the features of the tiles in each of k clusters of tile locations.
 
     features (n, D), coords (n, 2), or None where nobody knows them: then k runs of neighbouring rows, as even as can be,
-    since CLAM lists tiles column by column [ours]. Returns means (k, D) float32, mask (k,) bool (False: no such cluster, the row is 0),
-    cluster of each tile (n,) int32. Fewer tiles than k: each is its own. [HE2RNA Methods, Preprocessing]
+    since CLAM lists tiles column by column [ours]. Returns means (k, D) float32, mask (k,) bool (False: no such cluster,
+    the row is 0), cluster of each tile (n,) int32. Fewer tiles than k: each is its own. [HE2RNA Methods, Preprocessing]
     The authors pad with rows of zeros and no mask [HE2RNA code]; a model then takes them for tissue.
     """
     n = len(features)
@@ -1604,8 +1611,8 @@ def make_features(cohort, slides, o, into=None):
 
 
 def features_file(source, name):
-    """The file of a slide's features in a folder made elsewhere: <slide>.h5 or .pt, in it or in CLAM's h5_files/ and pt_files/.
-    An .h5 goes first, since it has coordinates. InputError when there is none."""
+    """The file of a slide's features in a folder made elsewhere: <slide>.h5 or .pt, in it or in CLAM's h5_files/ or
+    pt_files/. An .h5 goes first, since it has coordinates. InputError when there is none."""
     for ending, inner in FOREIGN.items():
         for path in (source / f"{name}{ending}", source / inner / f"{name}{ending}"):
             if path.is_file():
@@ -1614,10 +1621,10 @@ def features_file(source, name):
 
 
 def read_foreign(path, few=0):
-    """What a file made elsewhere holds: (features (n, D) or None, n, coords (n, 2) or None, what it says of its tiles, a dict).
+    """What a file made elsewhere holds: (features (n, D) or None, n, coords (n, 2) or None, a dict of what is said).
 
-    .h5 (CLAM, TRIDENT): datasets `features`, `coords` and their attributes; .pt: a tensor of features, or a dict of these; no
-    pickled code is run. Each (n, ...) or (1, n, ...). few: only about so many rows of the features, evenly spread.
+    .h5 (CLAM, TRIDENT): datasets `features`, `coords` and their attributes; .pt: a tensor of features, or a dict of these;
+    no pickled code is run. Each (n, ...) or (1, n, ...). few: only about so many rows of the features, evenly spread.
     """
     def rows(value, few=0):                                                    # of a dataset or tensor, as numpy, and n
         inner = (0,) if value.ndim == 3 and value.shape[0] == 1 else ()
@@ -1826,10 +1833,11 @@ def make_supertiles(cohort, slides, o, into=None):
 def export(cohort, slides, o):
     """Tiles and features for other programs, in export/<encoder>/; what is missing is made first. [ours]
 
-    --h5: h5_files/<slide>.h5, `features` (n, D) float32 and `coords` (n, 2) with the attributes of TRIDENT and CLAM. --geojson:
-    <slide>.geojson, the tiles in QuPath's frame, each with its number. --csv: <slide>.csv, a row of features (six digits) for
-    each tile, and <slide>.obs.csv, where it lies (level-0 pixels). Nothing here needs anndata; there one writes
-    `a = anndata.read_csv("S.csv")`, `a.obs = pandas.read_csv("S.obs.csv", index_col=0)`.
+    --h5: h5_files/<slide>.h5, `features` (n, D) float32 and `coords` (n, 2) with the attributes of TRIDENT and CLAM.
+    --geojson: <slide>.geojson, the tiles in QuPath's frame, each with its number.
+    --csv: <slide>.csv, a row of features (six digits) for each tile, and <slide>.obs.csv, where it lies (level-0 pixels).
+    They are written for anndata, which is not installed with this program and was not tried:
+    a = anndata.read_csv("S.csv"); a.obs = pandas.read_csv("S.obs.csv", index_col=0)
     """
     source, found, given, px = features_of(o), find_slides(cohort), table_mpp(cohort), encoder_wants(o)["tile_px"]
     if not (o.h5 or o.geojson or o.csv):
@@ -1845,8 +1853,8 @@ def export(cohort, slides, o):
             return {**{k: v for k, v in said.items() if isinstance(v, (int, float, str, np.generic, np.ndarray))},
                     "patch_size_level0": tile, "name": name}
         mpp = float(tiles_of(cohort, name)[0]["mpp"])
-        return dict(patch_size=px, patch_size_level0=tile, downsample=(tile / px,) * 2, level0_magnification=10 / mpp,
-                    target_magnification=10 / mpp * px / tile, overlap=0, name=name, mpp=mpp)
+        return dict(patch_size=px, patch_size_level0=tile, downsample=(tile / px,) * 2, overlap=0, name=name, mpp=mpp,
+                    level0_magnification=round(10 / mpp, 6), target_magnification=round(10 / mpp * px / tile, 6))
 
     def write_h5(f, name, features, coords, tile):
         with h5py.File(buffer := io.BytesIO(), "w") as h:
@@ -1961,7 +1969,8 @@ def features_as(run, o, cohort, slides):
         raise InputError(f"--features {o.features}: the run {run['folder']} learned from this program's {made['source']} "
                          f"with weights {made['weights']}; leave --features out")
     kind = made["weights"].split()[0].strip(",")                               # imagenet, random or a file's name
-    compare("options", dict(tile_um=o.tile_um, weights=o.weights and o.weights != kind and weights_identity(o.weights, o.seed)))
+    given = weights_identity(o.weights, o.seed) if o.weights not in (None, kind) else None
+    compare("options", dict(tile_um=o.tile_um, weights=given))
     source = made["source"]
     tiles, features = (load_json(into / d / "settings.json") or {} for d in ("tiles", f"features/{source}"))
     compare(f"tiles in {into}", tiles)
@@ -2222,8 +2231,8 @@ def map_ground(home, into, source, name, coords, o):
     if name not in found:
         raise InputError(f"no slide file {name}.* in {home}: a map is drawn over the slide")
     if coords is None:
-        raise InputError(f"{features_file(source, name)} has no coordinates: a map needs them, from an .h5 of the same slide, "
-                         f"such as {source.parent / 'h5_files' / name}.h5")
+        raise InputError(f"{features_file(source, name)} has no coordinates: a map needs them, from an .h5 of the same "
+                         f"slide, such as {source.parent / 'h5_files' / name}.h5")
     slide, elsewhere = open_slide(found[name]), isinstance(source, Path)
     mpp = slide_mpp(slide, table_mpp(home).get(name, o.mpp), name)[0] if elsewhere else float(tiles_of(into, name)[0]["mpp"])
     (W, H), tile = slide.dimensions, tile_edge(into, source, name, coords, o.tile_um and o.tile_um / mpp)
@@ -2932,8 +2941,9 @@ def add_options(parser, of_run=False, encoder="resnet50"):
         a("--encoder", metavar="NAME|FILE", default=encoder, help="resnet50: 2,048 features (HE2RNA's); resnet50-stage3: "
           f"1,024 (HistCode's network before it has learned); default {encoder}; a checkpoint of histcode.py pretrain, which "
           f"says its tile size and colours; or a TorchScript file from (B, 3, {TILE_PX}, {TILE_PX}), normalised as for "
-          "ImageNet, to (B, D), or as <file>.json beside it says: {\"mean\": [r, g, b], \"std\": [r, g, b], \"tile_px\": 224, "
-          "\"tile_um\": 112, \"colour\": \"none\"} or some of these; run such code only from whom you trust. Features go to features/<name of the file>")
+          "ImageNet, to (B, D), or as <file>.json beside it says: {\"mean\": [r, g, b], \"std\": [r, g, b], "
+          "\"tile_px\": 224, \"tile_um\": 112, \"colour\": \"none\"} or some of these; run such code only from whom you "
+          "trust. Features go to features/<name of the file>")
         a("--weights", help="imagenet (default; downloaded once, hash checked), a torchvision state_dict file, or random "
           "(seeded; to try the program without weights)")
     if encoder:
