@@ -1636,7 +1636,8 @@ def read_foreign(path, few=0):
             raise ValueError(f"{value.dtype} in place of numbers")
         return value, n
 
-    torchs, h5py = path.suffix == ".pt", need_h5py()
+    torchs = path.suffix == ".pt"
+    h5py = None if torchs else need_h5py()
     wanted = "a tensor, or a dict with `features`, that loads without running code" if torchs else (
         "a CLAM/TRIDENT file with `features` and `coords`")
     try:
