@@ -696,6 +696,8 @@ def test_export_of_features_made_elsewhere(two_slides, capsys):
     torch.save(dict(features=features, coords=coords, patch_size=256, note=None), two_slides / "pt" / "a.pt")
     torch.save(features, two_slides / "pt" / "b.pt")
     run = lambda *argv: tiling.main(["export", str(two_slides), "--features", str(two_slides / "pt"), "--device", "cpu", *argv])
+    with pytest.raises(tiling.InputError, match="--tile-um -3: must lie between 1 and 10000"):
+        run("--h5", "--tile-um", "-3")
     assert run("--h5", "--geojson", "--tile-um", "100") == 1                   # .5 µm per pixel
     assert "failed: b: " in (said := capsys.readouterr()).err and "has no coordinates, nor has an .h5 beside it" in said.err
     with h5py.File(two_slides / "export" / "pt" / "h5_files" / "a.h5") as h:

@@ -1780,6 +1780,8 @@ def features_of(o):
     """Where features come from, as load_features wants it: an encoder's name, or the Path of the folder --features."""
     if o.features and not Path(o.features).is_dir():
         raise InputError(f"--features {o.features}: no such folder")
+    if o.features and not 1 <= (o.tile_um or TILE_UM) <= 1e4:
+        raise InputError(f"--tile-um {o.tile_um:g}: must lie between 1 and 10000")
     return Path(o.features).resolve() if o.features else features_folder(o)
 
 
@@ -1872,8 +1874,10 @@ def export(cohort, slides, o):
             raise InputError(f"{features_file(source, name)} has no coordinates, nor has an .h5 beside it")
         if slide is None and o.geojson:
             raise InputError(f"no slide file {name}.* in {cohort}: it says where QuPath's pixels begin")
-        mpp = o.tile_um and not ours and slide and slide_mpp(slide, given.get(name, o.mpp), name)[0]
-        tile = tile_edge(cohort, source, name, coords, o.tile_um / mpp if mpp else None)
+        mpp = given.get(name, o.mpp)
+        if o.tile_um and not ours and slide:
+            mpp = slide_mpp(slide, mpp, name)[0]
+        tile = tile_edge(cohort, source, name, coords, o.tile_um / mpp if o.tile_um and mpp else None)
         ids = [f"{name}:{i}" for i in range(len(coords))]                      # no such name is a number to any reader
         if o.h5:
             save_file(folder / "h5_files" / f"{name}.h5", lambda f: write_h5(f, name, features, coords, tile))
