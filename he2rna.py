@@ -2327,6 +2327,7 @@ def study_of_cohort(o):
     use = needed(labels, has_y, hospital)
     failed = {} if o.features else tiling.make_features(cohort, [s["slide"] for s, u in zip(samples, use) if u], o)
     x, ready, source = [], [], tiling.features_of(o)
+    tiling.say_twice(source, [samples[i]["slide"] for i in np.flatnonzero(use)])
     for i in np.flatnonzero(use):
         slide = samples[i]["slide"]
         try:

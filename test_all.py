@@ -860,6 +860,8 @@ def test_pictures_lie_as_their_tag_says(tmp_path, capsys):
     Image.fromarray(rgb).save(path("plain.png"))
     for name, tag, tile in (("strips.tif", 6, None), ("tiled.tif", 6, (256, 256)), ("right.tif", 1, (256, 256))):
         tifffile.imwrite(path(name), np.rot90(rgb) if tag == 6 else rgb, photometric="rgb", tile=tile, extratags=[(274, 3, 1, tag, True)], metadata=None)
+    Image.new("1", (16000, 12000)).save(tmp_path / "large.png")                # more pixels than Pillow opens unasked
+    assert tiling.open_slide(tmp_path / "large.png").dimensions == (16000, 12000)
     assert tiling.main(["doctor", str(tmp_path), "--mpp", "0.5"]) == 1
     said = capsys.readouterr()
     assert "tiled: " in said.err and "its orientation tag is 6, with which OpenSlide turns each of its tiles by itself" in said.err

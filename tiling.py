@@ -46,6 +46,7 @@ import sys
 import textwrap
 import threading
 import time
+import warnings
 import zipfile
 import zlib
 from collections import deque
@@ -106,6 +107,7 @@ FEW_ROWS = 64                 # of such features tell one file from another     
 SLIDE_ENDINGS = ".svs .tif .tiff .ndpi .mrxs .scn .vms .vmu .bif .svslide .dcm .png .jpg .jpeg".split()  # [ours]
 ORIENTATION = 274             # number of the tag                      [TIFF 6.0]
 Image.MAX_IMAGE_PIXELS = None          # slides are large: Pillow's guard takes them for attacks              [ours]
+warnings.filterwarnings("ignore", module=r"PIL\.TiffImagePlugin")     # of tags that only OpenSlide reads     [ours]
 TABLES = (".csv", ".csv.gz", ".tsv", ".tsv.gz", ".txt")                # of places on a slide                [ours]
 SHAPES = (".geojson", ".geojson.gz")                                   #                                     [ours]
 BEST_TILES = 100              # the highest tiles whose median count is shown        [HE2RNA Results, virtual spatialization]
@@ -548,10 +550,10 @@ def say_left_out(left_out):
 # ---------------------------------------------------------------------------------------------------------------------
 # Slide
 # ---------------------------------------------------------------------------------------------------------------------
-def orientation(path):
-    """How a file's tag (EXIF, TIFF) says that its picture lies, 2 to 8; 1: upright, or nothing is said."""
+def orientation(path, formats=None):
+    """How a file's tag (EXIF, TIFF) says that its picture lies, 2 to 8; 1: upright, nothing said, or of no such format."""
     try:
-        with Image.open(path) as image:
+        with Image.open(path, formats=formats) as image:
             tag = image.getexif().get(ORIENTATION, 1)
     except Exception:           # no file of Pillow's: it has errors of many classes
         return 1
@@ -562,13 +564,15 @@ def open_slide(path):
     """The slide, by OpenSlide (plain images by Pillow, upright as their tag says). Raises InputError with the file's name
     when it can't be read."""
     try:
-        slide, turned = openslide.open_slide(str(path)), orientation(path)
-        if turned > 1 and isinstance(slide, openslide.ImageSlide):
+        slide = openslide.open_slide(str(path))
+        plain = isinstance(slide, openslide.ImageSlide)
+        turned = orientation(path, None if plain else ["TIFF"])                # a .mrxs is the JPEG of its label
+        if turned > 1 and plain:
             with Image.open(path) as image:
                 slide = openslide.ImageSlide(ImageOps.exif_transpose(image))
     except Exception as e:      # OpenSlide, Pillow and the file system each have their own errors
         raise InputError(f"{path}: not a readable slide ({e or type(e).__name__})") from None
-    if turned > 1 and not isinstance(slide, openslide.ImageSlide):
+    if turned > 1 and not plain:
         raise InputError(f"{path}: its orientation tag is {turned}, with which OpenSlide turns each of its tiles by itself: "
                          "save the picture upright, with the tag 1")
     return slide
@@ -2880,7 +2884,8 @@ def doctor(cohort, slides, o):
               f"  {cut.format(a['threshold'])}, tissue {a['tissue']:.0%}; {a['found']:,} tiles"
               f"{f', {n:,} of them sampled' if n < a['found'] else ''}; features {n * net.n_features * 2 / 2**20:.1f} MiB"
               + "; ICC profile present: not applied" * has_profile(slide)
-              + f"; turned upright: its orientation tag is {orientation(found[name])}" * (orientation(found[name]) > 1)
+              + f"; turned upright: its orientation tag is {orientation(found[name])}" * (
+                  isinstance(slide, openslide.ImageSlide) and orientation(found[name]) > 1)
               + ("; scanned: {2:,} x {3:,} px from ({0:,}, {1:,})".format(*slide_bounds(slide))
                  if slide_bounds(slide) != (0, 0, *slide.dimensions) else ""))
     return failed
