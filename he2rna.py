@@ -10,7 +10,7 @@ reads in the order of the paper's Methods; the commands stand at its end.
     python he2rna.py samples COHORT --sheet FILE     COHORT/slides of TCGA, joined to that table -> COHORT/samples.csv
     python he2rna.py train                   draws a simulated cohort into demo/, trains on it, writes a report
     python he2rna.py train COHORT            your slides and expression table -> per-gene, per-cancer report
-    python he2rna.py train COHORT --features DIR     the same from features made elsewhere (CLAM/TRIDENT .h5)
+    python he2rna.py train COHORT --features DIR     the same from features made elsewhere (CLAM, TRIDENT: .h5, .pt)
     python he2rna.py finetune COHORT RUN --project LIHC --genes CD3D,CD3E,CD3G,CD247     all tiles, one cancer, chosen genes
     python he2rna.py predict RUN SLIDE...    expression of slides that have none -> RUN/predict/<slide>.csv
     python he2rna.py signatures RUN --gmt F...   python he2rna.py enrich RUN --gmt F...  pathways of the well-predicted genes
@@ -1255,10 +1255,11 @@ def provenance(scores, ks):
     return weights
 
 
-def read_outlines(path):                                                        # same in histcode.py
-    """Polygons of a GeoJSON file as stats.inside takes them, None where there is no file. InputError where none is in it."""
+def read_outlines(folder, slide, origin, kind=None):                            # same in histcode.py
+    """Polygons of regions/<slide>.geojson, of one class or all, as stats.inside takes them; None where there are none."""
+    path, shapes = tiling.read_regions(folder, slide, kind)
     try:
-        return stats.read_rings(json.loads(path.read_text("utf-8"))) if path.is_file() else None
+        return None if shapes is None else [[ring + origin for ring in rings] for rings in stats.read_rings(shapes)]
     except ValueError as e:
         raise InputError(f"{path}: {e}") from None
 
@@ -1378,14 +1379,15 @@ def spots_on_map(run, use, device, spots, features, scores, coords, tile):
 def map_slide(run, o, models, home, into, source, name, label, chosen, group):
     """Everything of one slide's map, written into RUN/heatmaps/LABEL/SLIDE/ at once. -> dict for the summary."""
     bags, (features, coords) = run["config"]["bags"], tiling.load_features(into, source, name)
-    slide, (W, H), mpp, tile = tiling.map_ground(home, into, source, name, coords, o.mpp)
+    slide, (W, H), mpp, tile = tiling.map_ground(home, into, source, name, coords, o)
     use = held_out(run, name, home, o.all_models)
     used, genes = [models[f] for f in use], [run["genes"][j] for j in chosen]
     each = score_tiles(used, features)                                                              # (n, genes)
     scores = each.mean(1).astype(np.float64)                                                        # (n,)
     truth_in = home if any((home / d).is_dir() for d in ("points", "spots", "regions")) else run["cohort"]
-    cells, spots = tiling.read_places(truth_in, name, mpp)
-    outlines = read_outlines(truth_in / "regions" / f"{name}.geojson")
+    um, origin = tiling.qupath_frame(slide, mpp)
+    cells, spots = tiling.read_places(truth_in, name, um, origin)
+    outlines = read_outlines(truth_in, name, origin, o.regions)
     columns = {"score": scores, **({g: each[:, j] for j, g in enumerate(genes)} if len(genes) > 1 else {})}
     result = dict(name=name, use=use, tiles=len(coords),
                   project={r["slide"]: r["project"] for r in run["rows"]}.get(name, "new"))
@@ -1406,8 +1408,8 @@ def map_slide(run, o, models, home, into, source, name, label, chosen, group):
     if outlines:
         inside = stats.inside(coords + tile / 2, outlines)
         columns["inside"], result["auc"] = inside.astype(int), stats.roc_auc(inside, scores)
-        text += ["## Outline", "", f"{inside.sum():,} of {len(inside):,} tiles have their centre inside; AUC of the scores "
-                 f"{result['auc']:.3f}", ""]
+        text += ["## Outline" + f" of {o.regions}" * bool(o.regions), "", f"{inside.sum():,} of {len(inside):,} tiles have "
+                 f"their centre inside; AUC of the scores {result['auc']:.3f}", ""]
     gene = o.provenance or genes[0]
     account, weights, sums = account_of(used, use, features, coords, genes.index(gene), run["config"])
     columns[f"weight: {gene}"], result["prediction"] = weights, float(np.mean(sums))
@@ -1435,7 +1437,7 @@ def map_slide(run, o, models, home, into, source, name, label, chosen, group):
         if "spots" in result:
             save_csv(work / "spots.csv", ("column", "R", "p"), ((c, f"{r:.4f}", f"{p:.4f}") for _, c, r, p in spot_rows))
         measured = np.stack(list(columns.values()), 1)
-        save_json(work / "tiles.geojson", tiling.tiles_geojson(coords, tile, measured, list(columns)))
+        save_json(work / "tiles.geojson", tiling.tiles_geojson(coords - origin, tile, measured, list(columns)))
         save_text(work / "report.md", text)
     return result
 
@@ -2347,6 +2349,7 @@ def study_of_cohort(o):
     use = needed(labels, has_y, hospital)
     failed = {} if o.features else tiling.make_features(cohort, [s["slide"] for s, u in zip(samples, use) if u], o)
     x, ready, source = [], [], tiling.features_of(o)
+    tiling.say_twice(source, [samples[i]["slide"] for i in np.flatnonzero(use)])
     for i in np.flatnonzero(use):
         slide = samples[i]["slide"]
         try:
@@ -2768,6 +2771,7 @@ def main(argv=None):
             a("--name", help="of the folder in RUN/heatmaps/ (default: the genes)")
             a("--cells", default="all cells", metavar="CLASS", help="class of points/ to draw and to count in the best "
               "tiles (default: all cells; the report has a row for each)")
+            a("--regions", metavar="CLASS", help="class of the outlines in regions/ to compare with (default: all)")
             a("--provenance", metavar="GENE", help="the gene whose weight of every tile is written (default: the first)")
         tiling.add_options(p, of_run=True)
 

@@ -731,13 +731,13 @@ def linear_probe(x, y, groups, folds=PROBE_FOLDS, seed=0, penalties=RIDGE):
     return r_squared(y, prediction)
 
 
-def cell_content(cohort, name, coords, tile, mpp):
+def cell_content(cohort, name, coords, tile, mpp, origin=(0, 0)):
     """What is known of each tile: {class: (n,)} of one slide, nan where nothing is known of the tile; or None.
 
     points/<slide>.csv: points of each class in the tile; else spots/<slide>.csv: columns fraction:..., the mean of the
     spots whose centre lies in the tile.
     """
-    cells, spots = tiling.read_places(Path(cohort), name, mpp)
+    cells, spots = tiling.read_places(Path(cohort), name, mpp, origin)
     if cells is not None:
         kinds = {c: xy for c, xy in cells.items() if c != "all cells"} or (cells if len(cells["all cells"]) else {})
         return {c: stats.count_points(xy, coords, tile).astype(float) for c, xy in kinds.items()}
@@ -1450,7 +1450,8 @@ def probe(o):
     data, failed = find_data(cohort, list(patients), o)
     known, groups, picked = [], [], []
     for s, (name, coords, tile) in enumerate(zip(data["slides"], data["coords"], data["tiles"])):
-        content = cell_content(cohort, name, coords, tile, data["mpp"][s])
+        frame = tiling.qupath_frame(tiling.open_slide(data["paths"][s]), data["mpp"][s])
+        content = cell_content(cohort, name, coords, tile, *frame)
         usable = np.arange(len(coords)) if content == {} else []               # a list of no points: no cells anywhere
         if content:
             usable = np.flatnonzero(np.isfinite(list(content.values())).all(0))
@@ -1598,6 +1599,7 @@ def slide_features(cohort, o, slides, least=1):
     features (what they are), seen (what tells them from others), failed {slide: why}. Each is read once here, to be
     checked and for its mean and SD."""
     source = tiling.features_of(o)
+    tiling.say_twice(source, slides)
     if not tiling.load_json(Path(cohort) / "tiles" / "settings.json"):         # a folder made otherwise stays as it is
         o = argparse.Namespace(**vars(o))
         o.tile_um = o.tile_um or (TILE_UM if o.encoder in tiling.ENCODERS else None)
@@ -2451,13 +2453,14 @@ def map_slide(run, o, appliers, home, into, source, name, label, j, score):
     h, coords = tiling.load_features(into, source, name)
     if len(h) < 2:
         raise InputError("one tile: no highest and lowest")
-    slide, (W, H), mpp, tile = tiling.map_ground(home, into, source, name, coords, o.mpp)
+    slide, (W, H), mpp, tile = tiling.map_ground(home, into, source, name, coords, o)
     use = tiling.held_out(run, name, home, o.all_models)
     scores = map_scores(run, appliers, use, h, j, score)
     shown = np.flatnonzero(~np.isnan(scores))
     columns, result = {score: scores}, dict(name=name, tiles=len(h), use=len(use))
     truth = home if any((home / d).is_dir() for d in ("points", "regions")) else run["cohort"]
-    cells, outlines = tiling.read_places(truth, name, mpp)[0], read_outlines(truth / "regions" / f"{name}.geojson")
+    um, origin = tiling.qupath_frame(slide, mpp)
+    cells, outlines = tiling.read_places(truth, name, um, origin)[0], read_outlines(truth, name, origin, o.regions)
     text = [f"# {label} on {name}", "", f"{len(h):,} tiles of {tile * mpp:.0f} µm; {score}"
             + (" between 0 (lowest) and 1 (highest tile)" if score == "attention" else
                f", whose sum and the bias are the prediction; {len(shown):,} tiles have one" if len(shown) < len(h) else
@@ -2470,9 +2473,9 @@ def map_slide(run, o, appliers, home, into, source, name, label, j, score):
         inside = stats.inside(coords + tile / 2, outlines)
         columns["inside"], within, cut = inside.astype(float), inside[shown], tiling.otsu_threshold(s)
         result.update(auc=stats.roc_auc(within, s), dice=dice(s > cut, within), all_dice=dice(np.ones_like(within), within))
-        text += ["## Outline", "", f"{within.sum():,} of {len(within):,} tiles have their centre inside. AUC "
-                 f"{result['auc']:.3f}; Dice of the tiles above {cut:.3g} (Otsu of the scores, which knows no outline) "
-                 f"{result['dice']:.3f}, of all tiles {result['all_dice']:.3f}.", ""]
+        text += ["## Outline" + f" of {o.regions}" * bool(o.regions), "", f"{within.sum():,} of {len(within):,} tiles have "
+                 f"their centre inside. AUC {result['auc']:.3f}; Dice of the tiles above {cut:.3g} (Otsu of the scores, "
+                 f"which knows no outline) {result['dice']:.3f}, of all tiles {result['all_dice']:.3f}.", ""]
     if cells:
         counts = {c: stats.count_points(xy, coords, tile) for c, xy in cells.items()}
         columns.update({f"cells: {c}": n for c, n in counts.items()})
@@ -2489,8 +2492,8 @@ def map_slide(run, o, appliers, home, into, source, name, label, j, score):
         tiling.draw_gallery(work / "gallery.png", slide, coords[shown], tile, s, f"{title}: highest and lowest tiles")
         save_csv(work / "tiles.csv", ("x", "y", *columns), (
             (*xy, *("" if np.isnan(v) else f"{v:.6g}" for v in row)) for xy, row in zip(coords, zip(*columns.values()))))
-        tiling.save_json(work / "tiles.geojson", tiling.tiles_geojson(coords, tile, np.stack(list(columns.values()), 1),
-                                                                      list(columns)))
+        measured = np.stack(list(columns.values()), 1)
+        tiling.save_json(work / "tiles.geojson", tiling.tiles_geojson(coords - origin, tile, measured, list(columns)))
         save_text(work / "report.md", text)
     return result
 
@@ -2574,7 +2577,8 @@ def ablation(o):
         raise InputError(f"--encoders {' '.join(o.encoders)}: two have the name {max(twice, key=twice.count)}, and so would "
                          "their features")
     check_ranges(o)
-    for encoder in o.encoders:                                                 # now, not after hours with the first
+    made = {e: e not in tiling.ENCODERS and Path(e).is_dir() for e in o.encoders}           # a folder of features
+    for encoder in (e for e in o.encoders if not made[e]):                     # now, not after hours with the first
         tiling.encoder_wants(argparse.Namespace(**{**vars(o), "encoder": encoder}))
     for encoder in o.encoders:
         for pooling in o.poolings:
@@ -2582,6 +2586,8 @@ def ablation(o):
                                         "name": f"{base}-{tiling.encoder_name(encoder)}-{pooling}", "gmt": None,
                                         "verb": "expression", "code": [], "follow": None})
             own.weights = o.weights if encoder in tiling.ENCODERS else None
+            if made[encoder]:
+                own.encoder, own.features = o.encoder, encoder
             print(f"--- {tiling.encoder_name(encoder)}, {pooling} pooling", flush=True)
             status |= expression(own)
             header, rows = tiling.read_rows(Path(o.cohort) / "runs" / own.name / "genes.csv")
@@ -2740,10 +2746,11 @@ def read_sets(paths):                                                           
         raise InputError(f"--gmt: {e}") from None
 
 
-def read_outlines(path):                                                        # same in he2rna.py
-    """Polygons of a GeoJSON file as stats.inside takes them, None where there is no file. InputError where none is in it."""
+def read_outlines(folder, slide, origin, kind=None):                            # same in he2rna.py
+    """Polygons of regions/<slide>.geojson, of one class or all, as stats.inside takes them; None where there are none."""
+    path, shapes = tiling.read_regions(folder, slide, kind)
     try:
-        return stats.read_rings(json.loads(path.read_text("utf-8"))) if path.is_file() else None
+        return None if shapes is None else [[ring + origin for ring in rings] for rings in stats.read_rings(shapes)]
     except ValueError as e:
         raise InputError(f"{path}: {e}") from None
 
@@ -2844,7 +2851,7 @@ def main(argv=None):
     a("--rotate", action=flag, help="test every part; the paper's five tests of 10 %% cover half of the patients (default "
       "with --bags)")
     a("--external", metavar="COHORT", help="test the models on this cohort too, whose patients must be others (with "
-      "--features: whose .h5 files lie in the same folder)")
+      "--features: whose files lie in the same folder)")
     a("--name", help="of the run (default diagnosis); an interrupted run goes on")
     tiling.add_choices(a, CHOICES, "diagnose")
     training(p, DIAGNOSIS, BAGS)
@@ -2877,8 +2884,8 @@ def main(argv=None):
     pairs(p, a, "resnet50-stage3")
 
     p, a = verb(ablation, "encoders x poolings against each other on fold changes (Fig. 6)")
-    a("--encoders", nargs="+", required=True, metavar="NAME|FILE", help="files of pretrain, resnet50-stage3 with "
-      "--weights, TorchScript files: as tiling.py's --encoder")
+    a("--encoders", nargs="+", required=True, metavar="NAME|FILE|DIR", help="files of pretrain, resnet50-stage3 with "
+      "--weights, TorchScript files: as tiling.py's --encoder; folders: as --features of the other commands")
     a("--poolings", nargs="+", choices=tuple(POOLED), default=("attention", "mean"), help="default: attention mean, the paper's")
     a("--weights", help="of resnet50-stage3 and the like: imagenet (default), a torchvision state_dict file, or random")
     pairs(p, a, None)
@@ -2910,6 +2917,7 @@ def main(argv=None):
     of_run(predict, "diagnose new slides, or predict their fold changes")
     a = of_run(heatmap, "where the models look, on the slide")
     a("--genes", help="with a run of expression: a map for each of A,B,C (Fig. 11: CD3D,CD247,CD19,PTEN)")
+    a("--regions", metavar="CLASS", help="class of the outlines in regions/ to compare with (default: all)")
     a("--score", choices=("attention", "contribution"), help="attention (default without --genes, and of networks for one "
       "gene each): how much a tile counts; contribution (default with --genes): what it adds to the prediction, of a "
       "diagnosis to the log odds of the positive class")

@@ -42,7 +42,7 @@ import tifffile
 import torch
 import torch.nn.functional as F
 from matplotlib.path import Path as Outline
-from PIL import Image
+from PIL import Image, ImageCms
 from scipy import ndimage
 from scipy.spatial import Delaunay
 
@@ -348,6 +348,10 @@ def test_imagenet_weights_without_network(monkeypatch, tmp_path):
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
     with pytest.raises(tiling.InputError, match="127.0.0.1:9.*put it at .*resnet50-0676ba61.pth.*--weights FILE"):
         tiling.load_weights(4, "imagenet", 0)
+    (tmp_path / "checkpoints").mkdir(exist_ok=True)                            # put there by hand, but another file
+    torch.save(random_resnet().state_dict(), tmp_path / "checkpoints" / "resnet50-0676ba61.pth")
+    with pytest.raises(tiling.InputError, match="resnet50-0676ba61.pth is another file .sha256 .*, not 0676ba61...."):
+        tiling.load_weights(4, "imagenet", 0)
 
 
 def inertia(points, centers):
@@ -398,6 +402,15 @@ def test_supertiles_are_means_of_their_tiles():
     means, mask, cluster = tiling.supertiles(features[:3], coords[:3], 20, 0)
     assert mask.sum() == 3 and (means[~mask] == 0).all() and np.allclose(means[cluster], features[:3])
     assert not tiling.supertiles(features[:0], coords[:0], 20, 0)[1].any()
+
+
+def test_supertiles_without_coordinates_are_even_runs_of_rows():
+    features = np.random.default_rng(0).normal(size=(250, 5)).astype(np.float32)
+    for n, k in ((250, 100), (250, 7), (30, 100), (1, 3)):
+        means, mask, cluster = tiling.supertiles(features[:n], None, k)
+        assert np.array_equal(np.unique(cluster), np.arange(min(n, k))) and (np.diff(cluster) >= 0).all() and np.ptp(np.bincount(cluster)) <= 1
+        want = [part.mean(0) for part in np.split(features[:n], np.flatnonzero(np.diff(cluster)) + 1)]
+        assert mask.sum() == min(n, k) and np.allclose(means[mask], want, atol=1e-6) and not means[~mask].any()
 
 
 def test_ordered_map_keeps_order_and_errors():
@@ -527,16 +540,342 @@ def test_h5_features(tmp_path):
     rng = np.random.default_rng(0)
     features, coords = rng.normal(size=(9, 5)).astype(np.float32), tile_cloud(9)
     for name, f, c in (("flat", features, coords), ("batch", features[None], coords[None]), ("nan", np.where(features > 1, np.nan, features), coords),
-                       ("short", features[:4], coords), ("empty", features[:0], coords[:0]), ("place", features, np.where(coords > 0, np.nan, 0))):
+                       ("double", features.astype(np.float64), coords.astype(float)), ("short", features[:4], coords), ("empty", features[:0], coords[:0]),
+                       ("place", features, np.where(coords > 0, np.nan, 0)), ("words", features.astype("S"), coords), ("flatter", features[0], coords)):
         with h5py.File(tmp_path / f"{name}.h5", "w") as h:
             h["features"], h["coords"] = f, c
     (tmp_path / "text.h5").write_text("no")
-    for name in ("flat", "batch"):
+    whole = (tmp_path / "flat.h5").read_bytes()
+    (tmp_path / "cut.h5").write_bytes(whole[:len(whole) - 100])
+    with h5py.File(tmp_path / "other.h5", "w") as h:
+        h["feats"], h["features"] = features, [1.0]
+        del h["features"]
+    for name in ("flat", "batch", "double"):
         got = tiling.load_features(tmp_path, tmp_path, name)
-        assert (got[0] == features).all() and (got[1] == coords).all()
-    for name, words in (("nan", "NaN or infinite feature in tile"), ("short", "don't fit"), ("empty", "no tiles"), ("place", "infinite coords"), ("text", "not a CLAM"), ("gone", "no file")):
-        with pytest.raises(tiling.InputError, match=words):
+        assert (got[0] == features).all() and got[0].dtype == np.float32 and (got[1] == coords).all()
+    for name, words in (("nan", "NaN or infinite feature in tile"), ("short", "don't fit"), ("empty", "no tiles"), ("place", "infinite coords"),
+                        ("text", "not a CLAM"), ("gone", "no file"),
+                        ("cut", "cut.h5: not a CLAM/TRIDENT file"), ("words", "words.h5: not a CLAM.* in place of numbers"), ("flatter", "don't fit"),
+                        ("other", "no `features` in it")):
+        with pytest.raises(tiling.InputError, match=words) as e:
             tiling.load_features(tmp_path, tmp_path, name)
+        assert "\n" not in str(e.value)
+
+
+class Evil:
+    def __reduce__(self):
+        return os.mkdir, ("/tmp/evil-pickle-ran",)
+
+
+def test_pt_features(tmp_path):
+    """Of torch.save: CLAM's tensors without coordinates, dicts with; a pickle is refused and never run."""
+    rng, coords = np.random.default_rng(0), tile_cloud(9)
+    features = torch.from_numpy(rng.normal(size=(9, 5)).astype(np.float32))
+    place = torch.from_numpy(coords)
+    for name, saved in (("tensor", features), ("batch", features[None]), ("dict", dict(features=features, coords=place)),
+                        ("none", dict(features=features, coords=None)),
+                        ("brain", features.bfloat16()), ("nan", features / (features > 0)), ("short", dict(features=features, coords=place[:3])),
+                        ("feats", dict(feats=features)),
+                        ("flat", features[0]), ("list", [features]), ("module", torch.nn.Linear(2, 2)), ("evil", Evil()), ("empty", features[:0]),
+                        ("bool", features > 0)):
+        torch.save(saved, tmp_path / f"{name}.pt")
+    torch.save(features, tmp_path / "old.pt", _use_new_zipfile_serialization=False)
+    (tmp_path / "text.pt").write_text("no")
+    load = lambda name: tiling.load_features(tmp_path, tmp_path, name)
+    for name in ("tensor", "batch", "dict", "none", "old"):
+        got = load(name)
+        assert np.array_equal(got[0], features.numpy()) and (np.array_equal(got[1], coords) if name == "dict" else got[1] is None)
+    assert np.array_equal(load("brain")[0], features.bfloat16().float().numpy())
+    for name, words in (("nan", "NaN or infinite feature"), ("short", "don't fit"), ("feats", "no `features` in it; it has feats"), ("flat", "don't fit"),
+                        ("list", "not a tensor"),
+                        ("module", "module.pt: not a tensor, .*without running code"), ("evil", "evil.pt: not a tensor"), ("empty", "no tiles"),
+                        ("text", "not a tensor"), ("bool", "bool in place of numbers")):
+        with pytest.raises(tiling.InputError, match=words) as e:
+            load(name)
+        assert "\n" not in str(e.value)
+    assert not Path("/tmp/evil-pickle-ran").exists()
+
+
+def test_features_in_clams_and_tridents_folders(tmp_path, capsys):
+    """What a .pt lacks comes from the .h5 of the same slide beside it; the size of tiles from the attributes that either program writes."""
+    features, coords = np.random.default_rng(0).normal(size=(9, 5)).astype(np.float32), tile_cloud(9)
+    def write(path, attrs, n=9, **data):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with h5py.File(path, "w") as h:
+            for k, v in dict(data, coords=coords[:n]).items():
+                h[k] = v
+            h["coords"].attrs.update(attrs)
+    clam, trident = tmp_path / "clam", tmp_path / "trident"
+    (clam / "pt_files").mkdir(parents=True)
+    for name in "abc":
+        torch.save(torch.from_numpy(features), clam / "pt_files" / f"{name}.pt")
+    write(clam / "h5_files" / "a.h5", {}, features=features + 1)
+    write(clam / "patches" / "a.h5", dict(patch_size=256, patch_level=1, downsample=(2.0, 2.0)))
+    write(clam / "patches" / "b.h5", dict(patch_size=256, patch_level=0))
+    write(clam / "patches" / "c.h5", dict(patch_size=256, patch_level=0), 8)   # of another tiling
+    for source in (clam, clam / "pt_files"):
+        taken = features + (source == clam)                                    # the .h5 goes first where it is asked
+        got = tiling.load_features(tmp_path, source, "a")
+        assert np.array_equal(got[0], taken) and np.array_equal(got[1], coords) and tiling.tile_edge(tmp_path, source, "a", coords) == 512
+        assert np.array_equal(tiling.load_features(tmp_path, source, "b")[1], coords) and tiling.tile_edge(tmp_path, source, "b", coords) == 256
+        assert tiling.load_features(tmp_path, source, "c")[1] is None
+    tiling.say_twice(clam, list("abc"))
+    assert re.fullmatch("1 slides have .h5 and .pt in .*clam, the .h5 is taken: a\n", capsys.readouterr().out)
+    for attrs, want in ((dict(patch_size=256, patch_size_level0=513, level0_magnification=40, target_magnification=20, overlap=0, name="x"), 513),
+                        (dict(patch_size=256, level0_magnification=40, target_magnification=20), 512), (dict(patch_size=256, downsample=4.0), 1024),
+                        (dict(patch_size=256, patch_level=2), None), (dict(patch_size="big", patch_size_level0=-1), None), ({}, None)):
+        write(trident / "features_uni" / "x.h5", attrs, features=features)
+        assert tiling.edge_said(tiling.foreign(trident / "features_uni", "x")[3]) == want
+    edge = lambda *asked: tiling.tile_edge(tmp_path, trident / "features_uni", "x", coords, *asked)
+    assert edge() == 448 and "taken to be 448 level-0 pixels, the pitch of their grid; --tile-um says otherwise" in capsys.readouterr().out
+    assert edge(500.) == 500
+    write(trident / "patches" / "x_patches.h5", dict(patch_size_level0=300))
+    assert edge() == edge(299.) == 300 and capsys.readouterr().out == ""
+    with pytest.raises(tiling.InputError, match="x.h5 says 300 level-0 pixels for a tile, which is not 448"):
+        edge(448.)
+
+
+def test_features_made_elsewhere_are_known_by_what_they_hold(tmp_path):
+    """A copy, however late and wherever, is the same; other values, an order or coordinates of their own are not."""
+    features, coords = np.random.default_rng(0).normal(size=(900, 5)).astype(np.float32), tile_cloud(900)
+    def write(folder, f, c):
+        folder.mkdir()
+        with h5py.File(folder / "a.h5", "w") as h:
+            h["features"], h["coords"] = f, c
+        return tiling.features_made_by(tmp_path, folder, "a")
+    first = write(tmp_path / "one", features, coords)
+    shutil.copytree(tmp_path / "one", tmp_path / "two")
+    os.utime(tmp_path / "two" / "a.h5", (1, 1))
+    assert first == tiling.features_made_by(tmp_path, tmp_path / "two", "a")
+    for i, (f, c) in enumerate(((features * 2, coords), (features[::-1], coords), (features, coords + 1), (features[:-1], coords[:-1]))):
+        assert write(tmp_path / f"other{i}", f, c) != first
+
+
+def test_export_is_read_back_by_h5py_json_and_csv(two_slides, capsys):
+    """--h5 as CLAM's and TRIDENT's programs read it, and as we do; GeoJSON in QuPath's form; a table as anndata.read_csv takes one."""
+    o = ["--encoder", "resnet50-stage3", "--device", "cpu"]
+    run = lambda *argv: tiling.main(["export", str(two_slides), *argv, *o])
+    assert run("--h5", "--geojson", "--csv", "--weights", "random") == 0       # from nothing but slides
+    assert "export: 2 of 2 slides ready" in capsys.readouterr().out
+    folder, tiles = two_slides / "export" / "resnet50-stage3", tiling.tiles_of(two_slides, "a")[0]
+    features, coords, tile = np.load(two_slides / "features" / "resnet50-stage3" / "a.npy"), tiles["coords"], float(tiles["tile"])
+    with h5py.File(folder / "h5_files" / "a.h5") as h:
+        assert np.array_equal(h["features"][:], features) and h["features"].dtype == np.float32 and np.array_equal(h["coords"][:], coords)
+        said = dict(h["coords"].attrs)
+        assert said["patch_size"] == 224 and said["patch_size_level0"] == tile and said["patch_size"] * said["downsample"][0] == pytest.approx(tile)
+        assert said["level0_magnification"] == pytest.approx(20) and said["target_magnification"] == pytest.approx(20)
+        assert (said["overlap"], said["name"]) == (0, "a")
+        assert "random, seed 0" in h["features"].attrs["made_by"]
+    for source in (folder, folder / "h5_files"):
+        got = tiling.load_features(two_slides, source, "a")
+        assert np.array_equal(got[0], features) and np.array_equal(got[1], coords) and tiling.tile_edge(two_slides, source, "a", coords) == tile
+    shapes = json.loads((folder / "a.geojson").read_text())
+    assert shapes["type"] == "FeatureCollection" and [f["properties"]["measurements"] for f in shapes["features"]] == [{"tile": i} for i in range(len(coords))]
+    for f, (x, y) in zip(shapes["features"], coords.tolist()):
+        assert f["type"] == "Feature" and f["properties"]["objectType"] == "detection" and f["geometry"]["type"] == "Polygon"
+        assert f["geometry"]["coordinates"] == [[[x, y], [x + tile, y], [x + tile, y + tile], [x, y + tile], [x, y]]]
+    table, obs = (list(csv.reader(open(folder / name))) for name in ("a.csv", "a.obs.csv"))
+    assert [row[0] for row in table] == [row[0] for row in obs] == ["tile", *(f"a:{i}" for i in range(len(coords)))]
+    assert obs[0] == ["tile", "slide", "x", "y", "edge"]
+    assert len(set(map(len, table))) == 1 and np.allclose(np.array([row[1:] for row in table[1:]], float), features, rtol=1e-5)
+    assert np.array_equal(np.array([row[2:4] for row in obs[1:]], int), coords)
+    for text in (row[0] for row in table[1:]):                                 # anndata takes a first column for names when it is no number
+        with pytest.raises(ValueError):
+            float(text)
+    shutil.rmtree(two_slides / "export"), shutil.rmtree(two_slides / "features")
+    assert run("b", "--geojson") == 0 and [p.name for p in (two_slides / "export").rglob("*.*")] == ["b.geojson"] and not (two_slides / "features").exists()
+    for argv, words in (([], "export what"), (["c", "--h5"], "has no slide c; it has a, b")):
+        with pytest.raises(tiling.InputError, match=words):
+            run(*argv)
+
+
+def test_export_of_features_made_elsewhere(two_slides, capsys):
+    """A .pt with coordinates becomes an .h5; without them it fails with its reason; attributes go on, --tile-um stands in for them."""
+    (two_slides / "pt").mkdir()
+    features, coords = torch.arange(12.).reshape(4, 3), torch.tensor([[0, 0], [300, 0], [0, 300], [300, 300]])
+    torch.save(dict(features=features, coords=coords, patch_size=256, note=None), two_slides / "pt" / "a.pt")
+    torch.save(features, two_slides / "pt" / "b.pt")
+    run = lambda *argv: tiling.main(["export", str(two_slides), "--features", str(two_slides / "pt"), "--device", "cpu", *argv])
+    with pytest.raises(tiling.InputError, match="--tile-um -3: must lie between 1 and 10000"):
+        run("--h5", "--tile-um", "-3")
+    assert run("--h5", "--geojson", "--tile-um", "100") == 1                   # .5 µm per pixel
+    assert "failed: b: " in (said := capsys.readouterr()).err and "has no coordinates, nor has an .h5 beside it" in said.err
+    with h5py.File(two_slides / "export" / "pt" / "h5_files" / "a.h5") as h:
+        assert np.array_equal(h["features"][:], features) and np.array_equal(h["coords"][:], coords)
+        assert h["coords"].attrs["patch_size_level0"] == pytest.approx(200, rel=1e-3) and h["coords"].attrs["patch_size"] == 256
+    assert len(json.loads((two_slides / "export" / "pt" / "a.geojson").read_text())["features"]) == 4
+
+
+# Places from QuPath, slides in a larger frame, turned pictures. Authorities: matplotlib's outlines, what QuPath 0.3 to 0.6 write, Pillow, tifffile.
+def feature(kind, coordinates, name=None, **properties):
+    named = dict(classification=name if isinstance(name, dict) else dict(name=name, color=[1, 2, 3])) if name else {}
+    return dict(type="Feature", id="6f7ab1", geometry=dict(type=kind, coordinates=coordinates), properties=dict(properties, **named))
+
+
+def test_centroids_equal_means_of_the_pixels_inside():
+    rng = np.random.default_rng(0)
+    grid = np.stack(np.meshgrid(np.arange(-2, 12, .02), np.arange(-2, 12, .02)), -1).reshape(-1, 2)
+    outer, hole, far = star(rng, 11, (5, 5), 6), star(rng, 7, (5, 5), 1), np.array([[9, -1], [11, -1], [11, 3], [9, -1]])
+    inside = lambda *rings: np.logical_xor.reduce([Outline(r).contains_points(grid) for r in rings])
+    for ring in (outer, outer[::-1], np.vstack([outer, outer[:1]])):
+        assert np.allclose(tiling.centroid([[ring.tolist(), hole.tolist()]]), grid[inside(outer, hole)].mean(0), atol=.02)
+    assert np.allclose(tiling.centroid([[outer.tolist()], [far.tolist()]]), np.concatenate([grid[inside(outer)], grid[inside(far)]]).mean(0), atol=.02)
+    assert tiling.centroid([[[[1, 2], [3, 4], [1, 2]]]]).tolist() == [5 / 3, 8 / 3]                 # a line has no area
+    assert np.allclose(tiling.centroid([[(1e6 + outer).tolist()]]) - 1e6, tiling.centroid([[outer.tolist()]]), atol=1e-6)
+
+
+def test_cells_from_qupath_tables_and_geojson(tmp_path):
+    """The same cells as tables in px and µm of QuPath's frame, in ours, and as GeoJSON of every wrapping; classes as it names them."""
+    (tmp_path / "points").mkdir()
+    xy, kinds = np.array([[10.5, 20], [30, 40.25], [50, 60], [7, 8]]), ["Tumor", "Immune cells", "Tumor", ""]
+    um, origin = np.array([.25, .26]), np.array([1000, 2000])
+    places = lambda name: tiling.read_places(tmp_path, name, um, origin)[0]
+    def table(name, x, y, places, sep=",", encoding="utf-8", kind="Class", image="a.mrxs"):
+        rows = [["Image", "Object ID", x, y, kind]] + [[image, str(i), *map(repr, map(float, p)), k] for i, (p, k) in enumerate(zip(places, kinds))]
+        text = "\n".join(sep.join(row) for row in rows).encode(encoding)
+        (tmp_path / "points" / name).write_bytes(gzip.compress(text) if name.endswith("gz") else text)
+    table("px.csv", "Centroid X px", "Centroid Y px", xy)
+    table("um.tsv", "Centroid X µm", "Centroid Y µm", xy * um, "\t", kind="Classification")
+    table("win.txt", "Centroid X µm", "Centroid Y µm", xy * um, "\t", "cp1252")
+    table("mu.csv.gz", "Centroid X μm", "Centroid Y μm", xy * um)              # the Greek letter
+    table("ascii.tsv.gz", "Centroid X um", "Centroid Y um", xy * um, "\t")
+    table("own.csv", "x", "y", xy + origin, kind="cell")                       # ours: OpenSlide's frame, nothing to move
+    square = lambda p, r=2: [[[p[0] + a * r, p[1] + b * r] for a, b in ((-1, -1), (1, -1), (1, 1), (-1, 1), (-1, -1))]]
+    cells = [feature("Point", xy[0].tolist(), kinds[0]), feature("Polygon", square(xy[1]), dict(names=["Immune cells"]), objectType="cell"),
+             feature("MultiPoint", [xy[2].tolist()], kinds[2], objectType="annotation"), feature("MultiPolygon", [square(xy[3])], objectType="detection")]
+    region = feature("Polygon", square((500, 500), 90), "Tumor", objectType="annotation")
+    line, nothing = feature("LineString", [[1, 2], [3, 4]]), dict(type="Feature", geometry=None)
+    for name, value in (("collection", dict(type="FeatureCollection", features=[region, *cells, line])), ("list", [*cells, nothing, region]),
+                        ("packed", [*cells, feature("Polygon", square((5, 5)), None, object_type="annotation"),
+                                    dict(region, id="PathAnnotationObject", properties={})])):
+        data = json.dumps(value).encode()
+        (tmp_path / "points" / f"{name}.geojson{'.gz' * (name == 'packed')}").write_bytes(gzip.compress(data) if name == "packed" else data)
+    for name in ("px", "um", "win", "mu", "ascii", "own", "collection", "list", "packed"):
+        got = places(name)
+        assert list(got) == ["all cells", "Immune cells", "Tumor"] and np.allclose(got["all cells"], xy + origin, atol=1e-6)
+        assert np.allclose(got["Tumor"], xy[[0, 2]] + origin) and np.allclose(got["Immune cells"], xy[[1]] + origin)
+    (tmp_path / "points" / "one.geojson").write_text(json.dumps(cells[0]["geometry"]))      # a bare geometry
+    (tmp_path / "points" / "derived.geojson").write_text(json.dumps(feature("Point", [1, 2], dict(names=["Tumor", "Positive"]))))
+    (tmp_path / "points" / "none.geojson").write_text('{"type": "FeatureCollection", "features": []}')
+    assert places("one")["all cells"].tolist() == [[1010.5, 2020]] and list(places("derived")) == ["all cells", "Tumor: Positive"]
+    assert places("none")["all cells"].shape == (0, 2) and places("nobody") is None
+    table("many.csv", "x", "y", xy, image="a")
+    (tmp_path / "points" / "many.csv").write_text((tmp_path / "points" / "many.csv").read_text().replace("a,0,", "b,0,"))
+    table("list.csv", "x", "y", xy)
+    (tmp_path / "points" / "text.geojson").write_text("no json")
+    (tmp_path / "points" / "cut.geojson.gz").write_bytes((tmp_path / "points" / "packed.geojson.gz").read_bytes()[:50])
+    for i, bad in enumerate((["a", 2], [float("nan"), 1], None, [3])):
+        (tmp_path / "points" / f"bad{i}.geojson").write_text(json.dumps([cells[0], feature("Point", bad)]))
+    (tmp_path / "points" / "bad4.geojson").write_text(json.dumps([cells[0], feature("Polygon", [[1, 2], [3, 4]])]))
+    for name, words in (("many", "rows of 2 images .a, b.; give those of many alone"), ("list", "list.csv and list.geojson are both there; keep one"),
+                        ("text", "not whole GeoJSON"),
+                        ("cut", "not whole GeoJSON"), *((f"bad{i}", "bad..geojson: feature 2: its P[a-z]+ has no x, y numbers") for i in range(5))):
+        with pytest.raises(tiling.InputError, match=words):
+            places(name)
+
+
+class Framed:
+    """Stands for a MIRAX slide: a picture that begins at pixel (640, 384) of a larger frame; the rest was not scanned, but for a stain beyond the bounds."""
+    start, dimensions, level_downsamples, level_count, color_profile = (640, 384), (3200, 2400), (1.0,), 1, None
+
+    def __init__(self, rgb):
+        h, w = rgb.shape[:2]
+        self.frame, self.level_dimensions = np.zeros((2400, 3200, 4), np.uint8), (self.dimensions,)
+        self.frame[384:384 + h, 640:640 + w] = np.dstack([rgb, np.full((h, w), 255)])
+        self.frame[2000:, 2600:] = (150, 60, 150, 255)
+        self.properties = {"openslide.vendor": "mirax", "openslide.mpp-x": "0.5", "openslide.mpp-y": "0.505"}
+        self.properties.update({f"openslide.bounds-{k}": str(v) for k, v in zip(("x", "y", "width", "height"), (640, 384, w, h))})
+
+    def read_region(self, corner, level, size):
+        (x, y), (w, h) = corner, size
+        out = np.zeros((h, w, 4), np.uint8)
+        part = self.frame[y:y + h, x:x + w]
+        out[:part.shape[0], :part.shape[1]] = part
+        return Image.fromarray(out, "RGBA")
+
+
+def test_slides_in_a_larger_frame_keep_openslides_and_trade_in_qupaths(tmp_path, monkeypatch, capsys):
+    """Tissue is looked for within the bounds; our coordinates are OpenSlide's; GeoJSON and centroids are QuPath's, which begin at the bounds."""
+    rgb = np.array(Image.fromarray(painted()[0]).resize((1600, 1280), Image.Resampling.NEAREST))
+    opened, slide, whole = tiling.open_slide, Framed(rgb), np.array([640, 384])
+    for d in ("slides", "points", "regions", "h5"):
+        (tmp_path / d).mkdir()
+    write_pyramid(tmp_path / "slides" / "plain.tif", rgb)
+    Image.fromarray(rgb[:20, :20]).save(tmp_path / "slides" / "m.png")         # stands in the folder
+    monkeypatch.setattr(tiling, "open_slide", lambda path: slide if Path(path).stem == "m" else opened(path))
+    assert tiling.main(["doctor", str(tmp_path)]) == 0 and "m: 3,200 x 2,400 px, mirax" in (said := capsys.readouterr().out)
+    assert "scanned: 1,600 x 1,280 px from (640, 384)" in said and said.count("scanned:") == 1
+    assert tiling.main(["tiles", str(tmp_path), "--tile-um", "80.4"]) == 0     # 160 px: both frames have their grid in common
+    plain, framed = (tiling.tiles_of(tmp_path, name)[0]["coords"] for name in ("plain", "m"))
+    assert framed.min(0).min() >= 384 and (framed + 160 <= whole + (1600, 1280)).all()      # the stain beyond is no tissue
+    inside = tiling.thumbnail(slide, .5)
+    assert inside[1].sum() == 100 * 80 and (inside[0][~inside[1]] == 255).all()
+    assert tiling.main(["export", str(tmp_path), "m", "--geojson"]) == 0
+    shapes = json.loads((tmp_path / "export" / "resnet50" / "m.geojson").read_text())["features"]
+    assert [f["geometry"]["coordinates"][0][0] for f in shapes] == (framed - whole).tolist()
+    um, origin = tiling.qupath_frame(slide, .5025)
+    assert um.tolist() == [.5, .505] and np.array_equal(origin, whole)
+    assert [v.tolist() for v in tiling.qupath_frame(opened(tmp_path / "slides" / "plain.tif"), .5)] == [[.5, .5], [0, 0]]
+    rng = np.random.default_rng(3)
+    write_cohort(tmp_path, rng, patients=9, tiles=40)
+    grid = np.stack(np.meshgrid(np.arange(8), np.arange(5)), -1).reshape(-1, 2) * 200 + whole       # features made elsewhere, in OpenSlide's frame
+    with h5py.File(tmp_path / "h5" / "s00_0.h5", "w") as h:
+        x = rng.normal(size=(40, 8))
+        h["features"], h["coords"] = x.astype(np.float16), grid
+        h["coords"].attrs["patch_size_level0"] = 200
+    Image.fromarray(rgb[:20, :20]).save(tmp_path / "slides" / "s00_0.png")
+    monkeypatch.setattr(tiling, "open_slide", lambda path: slide)
+    assert train(tmp_path, "--epochs", "2") == 0
+    heatmap = lambda *argv: he2rna.main(["heatmap", str(tmp_path / "runs" / "he2rna"), "s00_0", "--genes", "G0", "--device", "cpu", *argv])
+    assert heatmap() == 0
+    folder = tmp_path / "runs" / "he2rna" / "heatmaps" / "G0" / "s00_0"
+    score = np.array([float(r["score"]) for r in read_csv(folder / "tiles.csv")])
+    rings = np.array([f["geometry"]["coordinates"][0][:4] for f in json.loads((folder / "tiles.geojson").read_text())["features"]])
+    assert np.array_equal(rings[:, 0], grid - whole) and [(int(r["x"]), int(r["y"])) for r in read_csv(folder / "tiles.csv")] == list(map(tuple, grid.tolist()))
+    best, top = np.flatnonzero(score > np.median(score)), int(score.argmax())
+    shapes = [feature("Polygon", [rings[i].tolist()], "Tumor") for i in best] + [feature("Polygon", [rings[score.argmin()].tolist()], "Necrosis")]
+    (tmp_path / "regions" / "s00_0.geojson").write_text(json.dumps(dict(type="FeatureCollection", features=shapes)))
+    center = (rings[top].mean(0) * um).tolist()
+    (tmp_path / "points" / "s00_0.csv").write_text(f"Image,Class,Centroid X µm,Centroid Y µm\nm.mrxs,Tumor,{center[0]},{center[1]}\n")
+    capsys.readouterr()
+    assert heatmap("--regions", "Tumor", "--cells", "Tumor") == 0
+    assert "outline AUC 1.000" in capsys.readouterr().out
+    assert [int(r["cells: Tumor"]) for r in read_csv(folder / "tiles.csv")] == [int(i == top) for i in range(40)]
+    assert "## Outline of Tumor" in (folder / "report.md").read_text() and heatmap("--cells", "Tumor") == 0
+    assert "outline AUC 0.9" in capsys.readouterr().out                        # all classes together
+    assert heatmap("--regions", "Stroma") == 0
+    assert re.search("no region of class Stroma; it has Necrosis, Tumor", said := capsys.readouterr().out) and "outline" not in said
+
+
+def test_pictures_lie_as_their_tag_says(tmp_path, capsys):
+    """EXIF of a .jpg and the tag of an untiled TIFF are followed, as Pillow does; a tiled TIFF, whose tiles OpenSlide would turn one by one, is refused."""
+    rgb = np.array(Image.fromarray(painted()[0]).resize((1600, 1280), Image.Resampling.NEAREST))
+    (tmp_path / "slides").mkdir()
+    path = lambda name: tmp_path / "slides" / name
+    exif = Image.Exif()
+    exif[274] = 6
+    Image.fromarray(rgb).save(path("upright.jpg"), quality=95), Image.fromarray(np.rot90(rgb)).save(path("turned.jpg"), quality=95, exif=exif)
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    Image.fromarray(rgb).save(path("profile.png"), icc_profile=profile), Image.fromarray(rgb).save(path("broken.png"), icc_profile=b"no profile")
+    Image.fromarray(rgb).save(path("plain.png"))
+    for name, tag, tile in (("strips.tif", 6, None), ("tiled.tif", 6, (256, 256)), ("right.tif", 1, (256, 256))):
+        tifffile.imwrite(path(name), np.rot90(rgb) if tag == 6 else rgb, photometric="rgb", tile=tile, extratags=[(274, 3, 1, tag, True)], metadata=None)
+    Image.new("1", (16000, 12000)).save(tmp_path / "large.png")                # more pixels than Pillow opens unasked
+    assert tiling.open_slide(tmp_path / "large.png").dimensions == (16000, 12000)
+    assert tiling.main(["doctor", str(tmp_path), "--mpp", "0.5"]) == 1
+    said = capsys.readouterr()
+    assert "tiled: " in said.err and "its orientation tag is 6, with which OpenSlide turns each of its tiles by itself" in said.err
+    assert "1 of 8 slides failed" in said.err
+    blocks = {text.split(":")[0]: text for text in re.split(r"\n(?! )", said.out)}
+    for name in ("upright", "turned", "profile", "broken", "plain", "strips", "right"):
+        assert ("turned upright: its orientation tag is 6" in blocks[name]) == (name in ("turned", "strips")) and "1,600 x 1,280 px" in blocks[name]
+        assert ("ICC profile present: not applied" in blocks[name]) == (name in ("profile", "broken"))
+    assert tiling.main(["tiles", str(tmp_path), "--mpp", "0.5"]) == 1
+    coords = {p.stem: tiling.tiles_of(tmp_path, p.stem)[0]["coords"] for p in (tmp_path / "tiles").glob("*.npz")}
+    assert len(coords) == 7 and all(np.array_equal(c, coords["plain"]) for c in coords.values())
+    got = [tiling.read_tiles(tiling.open_slide(path(name)), coords["plain"][:1], 224)
+           for name in ("plain.png", "profile.png", "right.tif", "strips.tif", "turned.jpg")]
+    assert all(np.array_equal(g, got[0]) for g in got[:4]) and np.abs(got[4].astype(int) - got[0]).mean() < 4
 
 
 def real(*parts):
@@ -1083,6 +1422,79 @@ def test_a_torchscript_file_gives_its_modules_features(two_slides):
             want = net(tiling.normalise(torch.from_numpy(pixels))).numpy()
         got = np.load(two_slides / "features" / name / "b.npy")
         assert tile == pytest.approx(224) and got.shape == want.shape == (len(pixels), 7) and relative(got, want) < error
+
+
+class Odd(torch.nn.Module):
+    """A network that is no encoder, of one kind or another."""
+
+    def __init__(self, kind: str):
+        super().__init__()
+        self.kind = kind
+
+    def forward(self, x):
+        y = x.flatten(1)[:, :5]
+        if self.kind == "four":
+            y = y[:, :, None, None]
+        if self.kind == "nan":
+            y = y / 0
+        if self.kind == "batch":
+            y = y[:1]
+        if self.kind == "squeeze":
+            y = y.squeeze(0)
+        if self.kind == "few" and x.shape[0] > 2:
+            y = y[:2]
+        if self.kind == "late" and bool((x.abs().sum() > 0).item()):
+            y = y / 0
+        if self.kind == "fails" and x.shape[0] > 2:
+            y = y.view(7, 7)
+        return y
+
+
+class Two(torch.nn.Module):
+    def forward(self, x):
+        return x, x
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit")
+def test_a_torchscript_that_gives_no_features_says_why(two_slides, tmp_path, capsys):
+    file = tmp_path / "odd.pt"
+    run = lambda: tiling.main(["features", str(two_slides), "--encoder", str(file), "--device", "cpu", "--precision", "float32"])
+    for kind, words in (("four", r"2 tiles of 224 px give \(2, 5, 1, 1\)"), ("nan", "a black tile gives NaN"), ("batch", r"2 tiles of 224 px give \(1, 5\)"),
+                        ("squeeze", r"1 tile of 224 px give \(5,\)"), ("two", "it gives a tuple, not one tensor")):
+        torch.jit.script(Two() if kind == "two" else Odd(kind)).save(file)
+        with pytest.raises(tiling.InputError, match=r"odd.pt: can't map \(B, 3, 224, 224\) to \(B, D\): " + words):
+            run()
+    assert not (two_slides / "tiles").exists()
+    for kind, words in (("few", r"failed: a: the encoder gives \(2, 5\) for 8 tiles, not \(8, 5\)"),
+                        ("late", "failed: a: the encoder gives NaN or infinite features"),
+                        ("fails", "failed: a: the encoder fails on 8 tiles: ")):
+        torch.jit.script(Odd(kind)).save(file)
+        assert run() == 1 and re.search(words, said := capsys.readouterr().err) and "2 of 2 slides failed" in said
+        assert not list((two_slides / "features").rglob("*.npy"))
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit")
+def test_a_json_beside_a_torchscript_says_what_it_wants(two_slides, capsys):
+    file, side = two_slides / "tiny.pt", two_slides / "tiny.pt.json"
+    net, want = tiny_encoder(file), dict(mean=[.7, .5, .6], std=[.2, .25, .15], tile_px=192, tile_um=128)
+    run = lambda *argv: tiling.main(["features", str(two_slides), "--encoder", str(file), "--device", "cpu", "--precision", "float32", *argv])
+    side.write_text(json.dumps(want))
+    assert run() == 0
+    pixels, _, _, tile = pixels_of(two_slides, "a", 192)
+    x = (torch.from_numpy(pixels).permute(0, 3, 1, 2) / 255 - torch.tensor(want["mean"]).view(3, 1, 1)) / torch.tensor(want["std"]).view(3, 1, 1)
+    with torch.no_grad():
+        assert tile == pytest.approx(256) and relative(np.load(two_slides / "features" / "tiny" / "a.npy"), net(x)) < 1e-3
+    capsys.readouterr()
+    side.write_text(json.dumps(dict(want, mean=[.5, .5, .5])))                 # the same network, other features
+    assert run() == 0 and re.search("2 slides are made anew: weights tiny.pt sha256 .* -> tiny.pt sha256", capsys.readouterr().out)
+    with pytest.raises(tiling.InputError, match="tiny.pt learned from tiles of 128 µm, --tile-um is 112"):
+        run("--tile-um", "112")
+    for said in ("[]", "no", '{"mean": [1, 2]}', '{"std": [0, 1, 1]}', '{"tile_px": 224.5}', '{"tile_um": "112"}', '{"colour": "reinhard"}',
+                 '{"means": [1, 1, 1]}',
+                 '{"mean": [NaN, 1, 1]}', '{"tile_px": true}'):
+        side.write_text(said)
+        with pytest.raises(tiling.InputError, match="tiny.pt.json: .* can't be meant: wanted a JSON object"):
+            run()
 
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit")
@@ -3402,6 +3814,43 @@ def test_names_belong_to_the_data_of_a_run_and_its_place_does_not(tmp_path):
         (tmp_path / "moved" / name).write_text(text)
 
 
+def test_pt_features_train_and_predict_and_maps_want_coordinates(tmp_path, capsys):
+    """CLAM's pt_files/ for every verb; their super-tiles are runs of rows; with its h5_files/ beside, maps too."""
+    write_cohort(tmp_path, np.random.default_rng(0), tiles=120)
+    (tmp_path / "slides").mkdir(), (tmp_path / "pt_files").mkdir()
+    for path in (tmp_path / "h5").iterdir():
+        with h5py.File(path, "a") as h:
+            torch.save(torch.from_numpy(h["features"][()]), tmp_path / "pt_files" / f"{path.stem}.pt")
+            h["coords"][()] = np.stack(np.divmod(np.arange(len(h["coords"])), 12), 1) * 100
+    write_pyramid(tmp_path / "slides" / "s00_0.tif", np.full((1400, 1200, 3), (225, 150, 185), np.uint8))
+    argv = ["--features", str(tmp_path / "pt_files"), "--folds", "3", "--epochs", "2", "--hidden", "8", "--device", "cpu"]
+    assert he2rna.main(["train", str(tmp_path), *argv]) == 0
+    run, said = tmp_path / "runs" / "he2rna", capsys.readouterr().out
+    assert "12 slides have no coordinates, their super-tiles are runs of neighbouring rows: s00_0" in said and "elsewhere (.pt)" in said
+    assert he2rna.main(["predict", str(run), "all", "--device", "cpu"]) == 0
+    z, rows = np.load(run / "predictions.npz"), read_csv(run / "predict" / "s03_0.csv")
+    assert np.allclose([float(r["log10_1p_fpkm_uq"]) for r in rows], z["prediction"][z["slide"].tolist().index("s03_0")], atol=2e-5)
+    assert he2rna.main(["predict", str(run), str(tmp_path / "pt_files" / "s03_0.pt"), "--device", "cpu"]) == 0
+    assert he2rna.main(["finetune", str(tmp_path), "he2rna", "--epochs", "1", "--ks", "1,5", "--device", "cpu"]) == 0
+    heatmap = lambda *more: he2rna.main(["heatmap", str(tmp_path / "runs" / "he2rna-finetuned"), "s00_0", "--genes", "G0", "--device", "cpu", *more])
+    capsys.readouterr()
+    assert heatmap() == 1
+    assert re.search("s00_0.pt has no coordinates: a map needs them, from an .h5 of the same slide, such as .*h5_files", capsys.readouterr().err)
+    (tmp_path / "h5").rename(tmp_path / "h5_files")
+    assert heatmap() == 0 and "the pitch of their grid; --tile-um says otherwise" in capsys.readouterr().out
+    assert heatmap("--tile-um", "40") == 0
+    assert "tiles of 40 µm" in (tmp_path / "runs" / "he2rna-finetuned" / "heatmaps" / "G0" / "s00_0" / "report.md").read_text()
+    before = {p: p.stat().st_mtime_ns for p in (tmp_path / "supertiles").rglob("*.npz")}
+    assert he2rna.main(["train", str(tmp_path), *argv, "--name", "placed"]) == 0            # coordinates found: other super-tiles
+    assert all(p.stat().st_mtime_ns > t for p, t in before.items()) and "no coordinates" not in capsys.readouterr().out
+    shutil.copytree(tmp_path / "pt_files", tmp_path / "copy" / "pt_files")
+    shutil.copytree(tmp_path / "h5_files", tmp_path / "copy" / "h5_files")
+    before = {p: p.stat().st_mtime_ns for p in before}
+    argv[1] = str(tmp_path / "copy" / "pt_files")
+    assert he2rna.main(["train", str(tmp_path), *argv, "--name", "placed"]) == 0            # a copy: nothing is made anew
+    assert before == {p: p.stat().st_mtime_ns for p in before}
+
+
 def test_features_folder_named_as_an_encoder(tmp_path, monkeypatch):
     write_cohort(tmp_path, np.random.default_rng(2))
     (tmp_path / "h5").rename(tmp_path / "resnet50")
@@ -3636,6 +4085,7 @@ def test_features_of_another_kind_are_refused_naming_both(mapped, tmp_path, caps
     run, slide = mapped / "runs" / "he2rna", sorted((mapped / "slides").iterdir())[0]
     predict = lambda *argv: he2rna.main(["predict", str(run), *map(str, argv), "--device", "cpu"])
     for argv, words in (((slide, "--weights", "imagenet"), "imagenet.*random, seed 0"), ((slide, "--features", tmp_path), "leave --features out"),
+                        ((slide, "--tile-um", "100"), "options: tile_um 100.0, the run has 112.0"),
                         (("nobody",), "neither a slide file nor a slide of the run"), ((slide, slide), "asked for twice"),
                         ((slide, slide.stem), "asked for twice")):
         with pytest.raises(tiling.InputError, match=words):
@@ -3654,7 +4104,7 @@ def test_features_of_another_kind_are_refused_naming_both(mapped, tmp_path, caps
     with pytest.raises(tiling.InputError, match="weights random, seed 7, the run has random, seed 0"):
         predict(other / "slides" / "x.tif")
     assert folder_bytes(other, ".npy") == before and not (run / "predict").exists()
-    assert predict(other / "slides" / "x.tif", "--into", tmp_path / "into") == 0            # made elsewhere, as the run's
+    assert predict(other / "slides" / "x.tif", "--into", tmp_path / "into", "--weights", "random") == 0   # made elsewhere, as the run's
     z, rows = np.load(run / "predictions.npz"), read_csv(run / "predict" / "x.csv")
     models = he2rna.load_run(run)["folds"]
     features, coords = tiling.load_features(tmp_path / "into", "resnet50-stage3", "x")
@@ -6220,6 +6670,34 @@ def test_ablation_compares_encoders_and_poolings_on_the_same_folds(looked_at, ca
     assert compared > 3 and "Genes vary together" in said                      # SciPy approximates the ties of others
     with pytest.raises(tiling.InputError, match="--encoders .* two have the name one"):
         drawn_run("ablation", looked_at, "--encoders", encoders[0], encoders[0])
+
+
+def test_features_made_elsewhere_in_every_verb(tmp_path, capsys):
+    """diagnose, expression, ablation, predict and heatmap on CLAM's .pt files, whose coordinates come from its .h5 files."""
+    cohort = write_pairs(tmp_path / "c")
+    (cohort / "uni" / "pt_files").mkdir(parents=True), (cohort / "slides").mkdir()
+    for path in (cohort / "h5").iterdir():
+        with h5py.File(path, "a") as h:
+            torch.save(torch.from_numpy(h["features"][()]), cohort / "uni" / "pt_files" / f"{path.stem}.pt")
+            del h["features"]
+            h["coords"][()] = np.stack(np.divmod(np.arange(len(h["coords"])), 4), 1) * 100
+    write_pyramid(cohort / "slides" / "s0_1.tif", np.full((900, 900, 3), (225, 150, 185), np.uint8))
+    source, small = str(cohort / "uni"), ["--epochs", "2", "--lr", "0.01", "--hidden", "4", "--device", "cpu", "--folds", "3"]
+    assert histcode.main(["diagnose", str(cohort), "--rotate", "--features", source, *small]) == 0
+    assert histcode.main(["expression", str(cohort), "--features", source, *small]) == 0
+    shutil.copytree(cohort / "uni", cohort / "conch")
+    assert histcode.main(["ablation", str(cohort), "--encoders", source, str(cohort / "conch"), *small]) == 0
+    table = {(r["encoder"], r["pooling"]): r["median R"] for r in read_csv(cohort / "runs" / "ablation" / "table.csv")}
+    assert set(e for e, _ in table) == {"uni", "conch"} and table["uni", "mean"] == table["conch", "mean"]
+    for run in ("diagnosis", "expression"):
+        assert histcode.main(["predict", str(cohort / "runs" / run), "all", "--device", "cpu"]) == 0
+    heatmap = lambda: histcode.main(["heatmap", str(cohort / "runs" / "diagnosis"), "s0_1", "--device", "cpu", "--tile-um", "50"])
+    capsys.readouterr()
+    assert heatmap() == 1 and "s0_1.pt has no coordinates: a map needs them" in capsys.readouterr().err
+    (cohort / "h5").rename(cohort / "uni" / "patches")                         # only coordinates in them
+    assert heatmap() == 0
+    shapes = json.loads((cohort / "runs" / "diagnosis" / "heatmaps" / "diagnose" / "s0_1" / "tiles.geojson").read_text())["features"]
+    assert len(shapes) == 9 and shapes[1]["geometry"]["coordinates"][0][:2] == [[0, 100], [100, 100]]
 
 
 # =====================================================================================================================

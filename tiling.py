@@ -13,10 +13,17 @@ its end.
     python tiling.py features COHORT      tiles/<slide>.npz and .png, features/resnet50/<slide>.npy (what is missing)
     python tiling.py features COHORT --encoder FILE     the same with HistCode's encoder, in features/<name of FILE>
     python tiling.py supertiles COHORT    supertiles/resnet50/<slide>.npz
+    python tiling.py export COHORT [SLIDE...] --h5 --geojson --csv      export/<encoder>/: for CLAM, QuPath, AnnData
     python tiling.py simulate FOLDER      a simulated cohort with known truth
 
 COHORT is a folder with slides/ (anything OpenSlide reads, or .png/.jpg) and, if there is one, samples.csv. A step makes
 what is missing and skips what is there; what was made with other settings is made anew, and that is said.
+
+What comes in: features made elsewhere (--features DIR, of every command that learns or predicts) as CLAM's or TRIDENT's
+<slide>.h5 or as .pt tensors; encoders as TorchScript files, with what they want in <file>.json beside; cells and outlines as
+QuPath exports them, points/<slide>.csv, .tsv or .geojson and regions/<slide>.geojson. What goes out: export, and the
+tiles.geojson of each heatmap. Every coordinate we keep is a level-0 pixel of OpenSlide's frame; QuPath's begins at the
+bounds of what was scanned, and what comes from there or goes there is moved. No ICC profile is applied.
 
 Glossary: n tiles, D features, k super-tiles, d downsample of a level; mpp µm per pixel at level 0; H, W pixels.
 Tags: [HE2RNA ...] and [HistCode ...] the papers, [... code] only the authors' released code, [ours] our choice.
@@ -39,6 +46,7 @@ import sys
 import textwrap
 import threading
 import time
+import warnings
 import zipfile
 import zlib
 from collections import deque
@@ -50,7 +58,7 @@ from pathlib import Path
 import numpy as np
 import openslide
 import torch
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageOps
 from scipy import ndimage, sparse, special
 from scipy.spatial import cKDTree
 from torch import nn
@@ -94,7 +102,14 @@ RUN_TILES = 16                # neighbouring tiles read in one go: each JPEG blo
 STRIP_PIXELS = 2 ** 24        # pixels read at once for a thumbnail, so that a one-level slide fits memory [ours]
 BATCH = {"cpu": 8, "cuda": 256}        # tiles per pass; 8 stay in a CPU's cache: 88 tiles/s, 59 with 64   [ours]
 GDC_FOLDER = "-".join("?" * n for n in (8, 4, 4, 4, 12))     # a file id of the GDC                           [ours]
+FOREIGN = {".h5": "h5_files", ".pt": "pt_files"}   # features made elsewhere, and where CLAM keeps them, first first  [ours]
+FEW_ROWS = 64                 # of such features tell one file from another                                [ours]
 SLIDE_ENDINGS = ".svs .tif .tiff .ndpi .mrxs .scn .vms .vmu .bif .svslide .dcm .png .jpg .jpeg".split()  # [ours]
+ORIENTATION = 274             # number of the tag                      [TIFF 6.0]
+Image.MAX_IMAGE_PIXELS = None          # slides are large: Pillow's guard takes them for attacks              [ours]
+warnings.filterwarnings("ignore", module=r"PIL\.TiffImagePlugin")     # of tags that only OpenSlide reads     [ours]
+TABLES = (".csv", ".csv.gz", ".tsv", ".tsv.gz", ".txt")                # of places on a slide                [ours]
+SHAPES = (".geojson", ".geojson.gz")                                   #                                     [ours]
 BEST_TILES = 100              # the highest tiles whose median count is shown        [HE2RNA Results, virtual spatialization]
 PICTURE_IN = 5.0              # long edge of a slide in a picture, inches                                  [ours]
 PICTURE_DPI = 200             # a tile of 224 pixels is 1.12 inches                                        [ours]
@@ -342,28 +357,45 @@ def check_row(a, genes, name, path, text=None):
         raise InputError(f"{path}: gene {genes[j]} of {name} is {text[j] if text else a[j]!r}; FPKM-UQ is a number >= 0")
 
 
-def read_places(folder, slide, mpp):
+def found_one(folder, slide, endings):
+    """The path of <slide> with one of the endings in a folder, None where there is none; InputError where there are two."""
+    paths = [p for e in endings if (p := folder / f"{slide}{e}").is_file()]
+    if len(paths) > 1:
+        raise InputError(f"{folder}: {paths[0].name} and {paths[1].name} are both there; keep one")
+    return paths[0] if paths else None
+
+
+def read_places(folder, slide, mpp, origin=(0, 0)):
     """What is known of places on a slide: (cells {class: (m, 2)}, spots ((m, 2), {column: (m,)})), each or None.
 
-    points/<slide>.csv: x, y in level-0 pixels (or QuPath's "Centroid X µm"), and a column cell, class or Classification;
-    spots/<slide>.csv: x, y and measured columns. .csv.gz and QuPath's .tsv are read too.
+    points/<slide>.csv: x, y in level-0 pixels, and a column cell, class or Classification; or as QuPath exports detections:
+    "Centroid X px" or "µm" in its own frame (mpp and origin of `qupath_frame`), also as .geojson. spots/<slide>.csv: x, y
+    and measured columns. .tsv, .txt and .gz are read too.
     """
     cells = spots = None
     for what in ("points", "spots"):
-        path = next((p for e in (".csv", ".csv.gz", ".tsv", ".txt") if (p := folder / what / f"{slide}{e}").is_file()), None)
+        path = found_one(folder / what, slide, (*TABLES, *SHAPES) if what == "points" else TABLES)
         if path is None:
             continue
+        if path.name.endswith(SHAPES):
+            kinds, xy = shape_centres(path)
+            cells = cells_by_class(kinds, xy + origin)
+            continue
         header, rows = read_rows(path)
-        at = {c.lower(): j for j, c in enumerate(header)}
-        places = next((([at[c + axis + u] for axis in "xy"], 1 / mpp if "m" in u else 1) for c, u in (
-            ("", ""), ("centroid ", " px"), ("centroid ", " µm")) if all(c + axis + u in at for axis in "xy")), None)
+        at = {c.lower().replace("μ", "µ").replace(" um", " µm"): j for j, c in enumerate(header)}
+        places = next((([at[c + axis + u] for axis in "xy"], scale, start) for c, u, scale, start in (
+            ("", "", 1, (0, 0)), ("centroid ", " px", 1, origin), ("centroid ", " µm", 1 / np.asarray(mpp), origin))
+            if all(c + axis + u in at for axis in "xy")), None)
         if places is None:
             raise InputError(f"{path}: no columns x and y (level-0 pixels); it has {few(header)}")
-        columns, scale = places
+        columns, scale, start = places
         short_row = next((i for i, row in enumerate(rows) if len(row) != len(header)), None)
         if short_row is not None:
             raise InputError(f"{path}: row {short_row + 2} has {len(rows[short_row])} fields, the header has {len(header)}")
-        xy = np.array([[number(row[j]) for j in columns] for row in rows], float).reshape(-1, 2) * scale
+        images = sorted({row[at["image"]] for row in rows}) if "image" in at else []
+        if len(images) > 1:
+            raise InputError(f"{path}: rows of {len(images)} images ({few(images, 3)}); give those of {slide} alone")
+        xy = np.array([[number(row[j]) for j in columns] for row in rows], float).reshape(-1, 2) * scale + start
         if not np.isfinite(xy).all():
             raise InputError(f"{path}: row {2 + int(np.argmin(np.isfinite(xy).all(1)))}: x, y is no place")
         if what == "spots":
@@ -371,9 +403,82 @@ def read_places(folder, slide, mpp):
             spots = xy, {c: v for c, v in values.items() if np.isfinite(v).any()}     # barcodes and the like measure nothing
             continue
         kind = next((at[c] for c in ("cell", "class", "classification") if c in at), None)
-        kinds = np.array([row[kind] if kind is not None else "" for row in rows])
-        cells = {"all cells": xy, **{str(c): xy[kinds == c] for c in np.unique(kinds) if c}}
+        cells = cells_by_class([row[kind] if kind is not None else "" for row in rows], xy)
     return cells, spots
+
+
+def cells_by_class(kinds, xy):
+    """{class: (m, 2)} of the classes (n,) of places (n, 2), "all cells" first; "" is no class."""
+    kinds = np.array(kinds, str)
+    return {"all cells": xy, **{str(c): xy[kinds == c] for c in np.unique(kinds) if c}}
+
+
+def read_geojson(path):
+    """The Features (dicts) of a GeoJSON file, .gz or not: a FeatureCollection, a list of Features (as QuPath writes), a
+    Feature or a bare geometry. InputError when it is not whole JSON."""
+    try:
+        data = path.read_bytes()
+        value = json.loads(gzip.decompress(data) if data[:2] == b"\x1f\x8b" else data)
+    except (OSError, EOFError, zlib.error, ValueError) as e:
+        raise InputError(f"{path}: not whole GeoJSON ({e})") from None
+    value = value.get("features", value) if isinstance(value, dict) else value
+    return [f if "geometry" in f else dict(geometry=f) for f in (value if isinstance(value, list) else [value])
+            if isinstance(f, dict)]
+
+
+def shape_class(feature):
+    """The class that QuPath gave a Feature: classification.name, or names of a derived one ("Tumor: Positive"); "" none."""
+    said = (feature.get("properties") or {}).get("classification") or ""
+    return str(said.get("name") or ": ".join(said.get("names", ()))) if isinstance(said, dict) else str(said)
+
+
+def read_regions(folder, slide, kind=None):
+    """(path, Features) of regions/<slide>.geojson, of one class or all; Features are None where there is no such file, or
+    none of the class in it, which is said."""
+    path = found_one(folder / "regions", slide, SHAPES)
+    shapes = read_geojson(path) if path else None
+    if shapes and kind:
+        classes = sorted(set(map(shape_class, shapes)))
+        shapes = [f for f in shapes if shape_class(f) == kind] or None
+        if not shapes:
+            print(f"{path}: no region of class {kind}; it has {few(list(filter(None, classes))) or 'no classes'}")
+    return path, shapes
+
+
+def shape_centres(path):
+    """(classes (m,), places (m, 2)) of a GeoJSON file's cells: each Point, each point of a MultiPoint, and the centroid of
+    each Polygon and MultiPolygon that is not an annotation (QuPath's outlines of regions)."""
+    kinds, places = [], [np.zeros((0, 2))]
+    for i, feature in enumerate(read_geojson(path)):
+        shape, own = feature["geometry"] or {}, feature.get("properties") or {}
+        kind = str(own.get("objectType") or own.get("object_type") or feature.get("id") or "")      # id: before QuPath 0.3
+        try:
+            xy = dict(Point=lambda c: [c[:2]], MultiPoint=lambda c: [p[:2] for p in c], Polygon=lambda c: [centroid([c])],
+                      MultiPolygon=lambda c: [centroid(c)]).get(shape.get("type"), lambda c: [])(shape.get("coordinates"))
+            xy = np.asarray(xy, float).reshape(-1, 2)
+            if not np.isfinite(xy).all():
+                raise ValueError
+        except (TypeError, ValueError, IndexError):
+            raise InputError(f"{path}: feature {i + 1}: its {shape.get('type')} has no x, y numbers") from None
+        if "Point" in str(shape.get("type")) or "annotation" not in kind.lower():
+            places.append(xy)
+            kinds += [shape_class(feature)] * len(xy)
+    return kinds, np.concatenate(places)
+
+
+def centroid(polygons):
+    """Centre of gravity (2,) of polygons, each a list of rings of x, y: its outline and its holes, in any direction."""
+    area, moment = 0.0, np.zeros(2)
+    for rings in polygons:
+        for i, ring in enumerate(rings):
+            first = np.array(ring[0][:2], float)                               # far from the origin digits would be lost
+            p = np.array([c[:2] for c in ring], float) - first                 # (k, 2)
+            q = np.roll(p, -1, 0)
+            cross = p[:, 0] * q[:, 1] - q[:, 0] * p[:, 1]
+            size = cross.sum() / 2
+            sign = np.sign(size) * (-1 if i else 1)
+            area, moment = area + sign * size, moment + sign * ((p + q).T @ cross / 6 + size * first)
+    return moment / area if area > 0 else np.mean([c[:2] for c in polygons[0][0]], 0)
 
 
 def ordered_map(function, jobs, workers):
@@ -445,12 +550,32 @@ def say_left_out(left_out):
 # ---------------------------------------------------------------------------------------------------------------------
 # Slide
 # ---------------------------------------------------------------------------------------------------------------------
-def open_slide(path):
-    """The slide, by OpenSlide (plain images by Pillow). Raises InputError with the file's name when it can't be read."""
+def orientation(path, formats=None):
+    """How a file's tag (EXIF, TIFF) says that its picture lies, 2 to 8; 1: upright, nothing said, or of no such format."""
     try:
-        return openslide.open_slide(str(path))
+        with Image.open(path, formats=formats) as image:
+            tag = image.getexif().get(ORIENTATION, 1)
+    except Exception:           # no file of Pillow's: it has errors of many classes
+        return 1
+    return tag if tag in range(2, 9) else 1
+
+
+def open_slide(path):
+    """The slide, by OpenSlide (plain images by Pillow, upright as their tag says). Raises InputError with the file's name
+    when it can't be read."""
+    try:
+        slide = openslide.open_slide(str(path))
+        plain = isinstance(slide, openslide.ImageSlide)
+        turned = orientation(path, None if plain else ["TIFF"])                # a .mrxs is the JPEG of its label
+        if turned > 1 and plain:
+            with Image.open(path) as image:
+                slide = openslide.ImageSlide(ImageOps.exif_transpose(image))
     except Exception as e:      # OpenSlide, Pillow and the file system each have their own errors
         raise InputError(f"{path}: not a readable slide ({e or type(e).__name__})") from None
+    if turned > 1 and not plain:
+        raise InputError(f"{path}: its orientation tag is {turned}, with which OpenSlide turns each of its tiles by itself: "
+                         "save the picture upright, with the tag 1")
+    return slide
 
 
 def slide_mpp(slide, given, name):
@@ -480,6 +605,32 @@ def slide_mpp(slide, given, name):
     raise InputError(f"slide {name}: no µm per pixel in the file{f' (objective {power}x)' if power else ''}; mend: {mends}")
 
 
+def has_profile(slide):
+    """Whether a slide has an ICC profile, which read_region never applies, so that no result depends on it."""
+    try:
+        return slide.color_profile is not None
+    except Exception:           # a broken one: Pillow's own error
+        return True
+
+
+def slide_bounds(slide):
+    """(x, y, w, h) of what was scanned, level-0 pixels: all of a slide, but for those whose file says that it lies somewhere
+    in a larger frame (MIRAX, Leica, Ventana: OpenSlide's bounds)."""
+    try:
+        return tuple(int(slide.properties[f"openslide.bounds-{k}"]) for k in ("x", "y", "width", "height"))
+    except (KeyError, ValueError):
+        return 0, 0, *slide.dimensions
+
+
+def qupath_frame(slide, mpp):
+    """(µm per pixel of x and y, level-0 pixel of the origin (2,)) of QuPath's frame of a slide: it crops to what was scanned
+    and takes each axis' own µm; `mpp` where the slide has none. All that we keep is in OpenSlide's frame; the centroids and
+    GeoJSON that come from QuPath are moved by the origin, and the GeoJSON that goes there is moved back. [ours]"""
+    own = [number(slide.properties.get(f"openslide.mpp-{axis}", "")) for axis in "xy"]
+    um = own if all(MPP_RANGE[0] <= m <= MPP_RANGE[1] for m in own) else [mpp, mpp]
+    return np.array(um), np.array(slide_bounds(slide)[:2])
+
+
 def best_level(slide, downsample):
     """(level, its downsample): the smallest picture that still has all the detail wanted, so it is only ever reduced."""
     ds = slide.level_downsamples
@@ -497,7 +648,7 @@ def read_rgba(slide, level, x, y, w, h):
 
 
 def thumbnail(slide, mpp, um=THUMBNAIL_UM):
-    """The whole slide at `um` µm per pixel: (rgb (h, w, 3) uint8 on white, opaque (h, w) bool).
+    """The whole slide at `um` µm per pixel: (rgb (h, w, 3) uint8 on white, opaque (h, w) bool: scanned, within its bounds).
 
     Read in strips, so that a slide with only level 0 needs little memory; exact box average.
     """
@@ -514,7 +665,10 @@ def thumbnail(slide, mpp, um=THUMBNAIL_UM):
         strip = read_rgba(slide, level, 0, first, lw, min(lh, int(np.ceil(bottom))) - first)
         box = (0, top - first, lw, min(bottom - first, strip.height))
         out[r:r + rows] = strip.resize((w, min(h, r + rows) - r), Image.Resampling.BOX, box)
-    opaque = out[:, :, 3] >= 128                                               # (h, w)
+    x, y, bw, bh = slide_bounds(slide)
+    column, row = (np.arange(w) + .5) * W / w, (np.arange(h) + .5) * H / h     # level-0 pixels
+    scanned = ((row >= y) & (row < y + bh))[:, None] & (column >= x) & (column < x + bw)
+    opaque = scanned & (out[:, :, 3] >= 128)                                   # (h, w)
     return np.where(opaque[:, :, None], out[:, :, :3], 255).astype(np.uint8), opaque
 
 
@@ -882,7 +1036,9 @@ def weights_identity(weights, seed):
     if weights == "imagenet":
         return f"imagenet {Path(IMAGENET_URL).stem}"
     try:
-        return f"{Path(weights).name} sha256 {hashlib.sha256(Path(weights).read_bytes()).hexdigest()[:16]}"
+        whole = Path(weights).read_bytes()
+        whole += side_file(weights).read_bytes() if side_file(weights).is_file() and is_script(weights) else b""
+        return f"{Path(weights).name} sha256 {hashlib.sha256(whole).hexdigest()[:16]}"
     except OSError as e:
         raise InputError(f"--weights {weights}: {e.strerror}; it takes imagenet, random or a file") from None
 
@@ -893,6 +1049,7 @@ def load_weights(stages, weights, seed):
     net = ResNet50(stages)
     if weights == "random":
         return calibrate(net, seed)
+    place = Path(torch.hub.get_dir()) / "checkpoints" / Path(IMAGENET_URL).name
     try:
         if weights == "imagenet":
             state = torch.hub.load_state_dict_from_url(IMAGENET_URL, map_location="cpu", check_hash=True, weights_only=True)
@@ -900,12 +1057,15 @@ def load_weights(stages, weights, seed):
             state = torch.load(weights, map_location="cpu", weights_only=True)
     except Exception as e:      # the network's, torch's and pickle's errors share no class
         why = str(e).splitlines()[0] if str(e) else type(e).__name__
-        place = Path(torch.hub.get_dir()) / "checkpoints" / Path(IMAGENET_URL).name
         raise InputError(f"--weights imagenet: {IMAGENET_URL} can't be had ({why}); fetch it elsewhere and put it at "
                          f"{place}, or pass --weights FILE, or --weights random to try the program out"
                          if weights == "imagenet" else
                          f"--weights {weights}: not a file of weights ({why}); give a torchvision resnet50 state_dict"
                          ) from None
+    if weights == "imagenet":                                                  # torch.hub checks only what it fetches itself
+        want, sha = place.stem.rpartition("-")[2], hashlib.sha256(place.read_bytes()).hexdigest()
+        if not sha.startswith(want):
+            raise InputError(f"--weights imagenet: {place} is another file (sha256 {sha[:8]}..., not {want}...): delete it")
     return fill(net, state, f"--weights {weights}", "give a torchvision resnet50 state_dict")
 
 
@@ -945,21 +1105,56 @@ def calibrate(net, seed):
 
 
 class Script(nn.Module):
-    """Any TorchScript file as an encoder: (B, 3, 224, 224) RGB normalised as ImageNet -> (B, D). bfloat16: autocast. [ours]"""
+    """A TorchScript file as an encoder: (B, 3, px, px) normalised RGB -> (B, D); bfloat16 by autocast. ValueError where two
+    tiles, or one, don't give as many rows of finite numbers. [ours]"""
 
-    def __init__(self, net, device):
+    def __init__(self, net, device, px=TILE_PX):
         super().__init__()
-        self.net, self.precision = net.eval(), "float32"
+        self.net, self.precision, self.n_features = net.eval(), "float32", None
         self.place = nn.Parameter(torch.zeros(1, device=device), requires_grad=False)      # a frozen script has no parameter
         with torch.inference_mode():
-            shape = tuple(net(torch.zeros(2, 3, TILE_PX, TILE_PX, device=device)).shape)
-        if len(shape) != 2 or shape[0] != 2:
-            raise ValueError(f"two tiles give {shape}")
-        self.n_features = shape[1]
+            for n in (2, 1):                                                   # the last batch has one: .squeeze() breaks
+                y = net(torch.zeros(n, 3, px, px, device=device))
+                if not torch.is_tensor(y):
+                    raise ValueError(f"it gives a {type(y).__name__}, not one tensor")
+                if y.ndim != 2 or y.shape != (n, self.n_features or y.shape[1]):
+                    raise ValueError(f"{n} tile{'s' * (n > 1)} of {px} px give {tuple(y.shape)}")
+                if not y.isfinite().all():
+                    raise ValueError("a black tile gives NaN or infinite features")
+                self.n_features = y.shape[1]
 
-    def forward(self, x):                                                      # (B, 3, 224, 224)
-        with torch.autocast(x.device.type, torch.bfloat16, enabled=self.precision == "bfloat16"):
-            return self.net(x)                                                 # (B, D)
+    def forward(self, x):                                                      # (B, 3, px, px)
+        try:
+            with torch.autocast(x.device.type, torch.bfloat16, enabled=self.precision == "bfloat16"):
+                y = self.net(x)                                                # (B, D)
+        except RuntimeError as e:
+            raise InputError(f"the encoder fails on {len(x)} tiles: {str(e).strip().splitlines()[-1]}") from None
+        if y.shape != (len(x), self.n_features):
+            raise InputError(f"the encoder gives {tuple(y.shape)} for {len(x)} tiles, not {(len(x), self.n_features)}")
+        return y
+
+
+def side_file(path):
+    """The .json beside a TorchScript file that says what it wants."""
+    return Path(f"{path}.json")
+
+
+def script_wants(path):
+    """What a TorchScript file wants, by the <file>.json beside it, if there is one: a dict of tile_px, mean, std, tile_um
+    and colour, or some of them. InputError where it says anything else. [ours]"""
+    side, real = side_file(path), lambda v: isinstance(v, (int, float)) and not isinstance(v, bool)
+    if not side.is_file():
+        return {}
+    three = lambda v: isinstance(v, list) and len(v) == 3 and all(real(c) and abs(c) < 256 for c in v)
+    known = dict(tile_px=lambda v: type(v) is int and 8 <= v <= 4096, mean=three, std=lambda v: three(v) and min(v) > 0,
+                 tile_um=lambda v: real(v) and 1 <= v <= 1e4, colour=lambda v: v in COLOURS)
+    said = load_json(side)
+    wrong = ["it"] if not isinstance(said, dict) else [
+        f"{k} {v!r}" for k, v in said.items() if k not in known or not known[k](v)]
+    if wrong:
+        raise InputError(f"{side}: {few(wrong)} can't be meant: wanted a JSON object of tile_px (pixels), tile_um, mean and "
+                         f"std (three numbers each, of RGB in 0..1) and colour ({', '.join(COLOURS)}), or some of them")
+    return said
 
 
 def encoder_name(encoder):
@@ -1014,6 +1209,8 @@ def encoder_wants(o):
     if not is_script(o.encoder):
         saved = read_encoder(o.encoder)
         wants = {k: saved[k] for k in wants}
+    else:
+        wants.update(script_wants(o.encoder))
     if o.colour and wants["colour"] not in (None, o.colour):
         raise InputError(f"--colour {o.colour}: {o.encoder} learned from --colour {wants['colour']}; leave --colour out")
     return wants
@@ -1026,11 +1223,12 @@ def load_encoder(encoder, weights, seed, device):
     if not is_script(encoder):
         saved = read_encoder(encoder)
         return fill(ResNet50(saved["stages"]), saved["encoder"], f"--encoder {encoder}", "pretrain it anew")
+    px = script_wants(encoder).get("tile_px", TILE_PX)
     try:
-        return Script(torch.jit.load(encoder, map_location=device), device)
+        return Script(torch.jit.load(encoder, map_location=device), device, px)
     except Exception as e:      # the errors of a foreign network share no class
         why = (str(e).strip() or type(e).__name__).splitlines()[-1]
-        raise InputError(f"--encoder {encoder}: can't map (B, 3, {TILE_PX}, {TILE_PX}) to (B, D): {why}") from None
+        raise InputError(f"--encoder {encoder}: can't map (B, 3, {px}, {px}) to (B, D): {why}") from None
 
 
 def pick_device(name="auto"):
@@ -1095,13 +1293,15 @@ def rebatch(chunks, size):
 def encode(net, chunks, mean=IMAGENET_MEAN, std=IMAGENET_STD):
     """Features of a slide's tiles by a prepared encoder: iterable of (m, px, px, 3) uint8 -> (n, D) float16 numpy.
 
-    mean, std: of RGB in 0..1, as the encoder learned. The result depends on the tiles alone, not on how they were cut into
-    chunks.
+    mean, std: of RGB in 0..1, as the encoder learned. InputError where a feature is no number. The result
+    depends on the tiles alone, not on how they were cut into chunks.
     """
     weight, out = next(net.parameters()), [np.zeros((0, net.n_features), np.float16)]
     for tiles in rebatch(chunks, BATCH[weight.device.type]):
-        x = normalise(torch.from_numpy(tiles).to(weight.device), mean, std)                            # (b, 3, px, px)
-        out.append(net(x).float().clamp(-65504, 65504).half().cpu().numpy())                           # (b, D)
+        y = net(normalise(torch.from_numpy(tiles).to(weight.device), mean, std)).float()               # (b, D)
+        if not y.isfinite().all():
+            raise InputError("the encoder gives NaN or infinite features")
+        out.append(y.clamp(-65504, 65504).half().cpu().numpy())
     return np.concatenate(out)
 
 
@@ -1170,17 +1370,19 @@ def kmeans(points, k, seed):
 def supertiles(features, coords, k=N_SUPERTILES, seed=0):
     """Average the features of the tiles in each of k clusters of tile locations.
 
-    features (n, D), coords (n, 2). Returns means (k, D) float32, mask (k,) bool (False: no such cluster, the row is 0),
-    cluster of each tile (n,) int32. Fewer tiles than k: each is its own. [HE2RNA Methods, Preprocessing]
+    features (n, D), coords (n, 2), or None where nobody knows them: then k runs of neighbouring rows, as even as can be,
+    since CLAM lists tiles column by column [ours]. Returns means (k, D) float32, mask (k,) bool (False: no such cluster,
+    the row is 0), cluster of each tile (n,) int32. Fewer tiles than k: each is its own. [HE2RNA Methods, Preprocessing]
     The authors pad with rows of zeros and no mask [HE2RNA code]; a model then takes them for tissue.
     """
-    assert len(features) == len(coords)
+    n = len(features)
+    assert coords is None or len(coords) == n
     means, mask = np.zeros((k, features.shape[1]), np.float32), np.zeros(k, bool)
-    if len(coords) == 0:
+    if n == 0:
         return means, mask, np.zeros(0, np.int32)
-    _, labels = kmeans(coords, k, seed)
+    labels = np.arange(n) * min(k, n) // n if coords is None else kmeans(coords, k, seed)[1]
     size = np.bincount(labels, minlength=k)
-    member = sparse.csr_matrix((1 / size[labels], (labels, np.arange(len(labels)))), (k, len(labels)), dtype=np.float32)
+    member = sparse.csr_matrix((1 / size[labels], (labels, np.arange(n))), (k, n), dtype=np.float32)
     means[:] = member @ np.asarray(features, np.float32)                       # (k, n) @ (n, D)
     return means, size > 0, labels.astype(np.int32)
 
@@ -1412,24 +1614,110 @@ def make_features(cohort, slides, o, into=None):
     return failed
 
 
-def features_made_by(cohort, source, name):
-    """What a slide's features are, without reading them: the settings that made ours, or the .h5 file's path, size and date.
+def features_file(source, name):
+    """The file of a slide's features in a folder made elsewhere: <slide>.h5 or .pt, in it or in CLAM's h5_files/ or
+    pt_files/. An .h5 goes first, since it has coordinates. InputError when there is none."""
+    for ending, inner in FOREIGN.items():
+        for path in (source / f"{name}{ending}", source / inner / f"{name}{ending}"):
+            if path.is_file():
+                return path
+    raise InputError(f"no file {source / name}.h5 or .pt")
 
-    source: an encoder's name (features/<encoder>/ of the cohort), or the Path of a folder of CLAM/TRIDENT .h5 files.
+
+def read_foreign(path, few=0):
+    """What a file made elsewhere holds: (features (n, D) or None, n, coords (n, 2) or None, a dict of what is said).
+
+    .h5 (CLAM, TRIDENT): datasets `features`, `coords` and their attributes; .pt: a tensor of features, or a dict of these;
+    no pickled code is run. Each (n, ...) or (1, n, ...). few: only about so many rows of the features, evenly spread.
+    """
+    def rows(value, few=0):                                                    # of a dataset or tensor, as numpy, and n
+        inner = (0,) if value.ndim == 3 and value.shape[0] == 1 else ()
+        n = value.shape[len(inner)]
+        value = value[(*inner, slice(None, None, max(1, n // few) if few else 1))]
+        if torch.is_tensor(value):
+            value = (value.float() if value.dtype == torch.bfloat16 else value).detach().numpy()
+        if value.dtype.kind not in "fiu":
+            raise ValueError(f"{value.dtype} in place of numbers")
+        return value, n
+
+    torchs = path.suffix == ".pt"
+    h5py = None if torchs else need_h5py()
+    wanted = "a tensor, or a dict with `features`, that loads without running code" if torchs else (
+        "a CLAM/TRIDENT file with `features` and `coords`")
+    try:
+        if torchs:
+            held = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+        with nullcontext(held if isinstance(held, dict) else dict(features=held)) if torchs else h5py.File(path) as held:
+            features, n = rows(held["features"], few) if "features" in held else (None, 0)
+            coords = rows(held["coords"])[0] if held.get("coords") is not None else None
+            said = held if torchs else {k: v for part in (held, *held.values()) for k, v in part.attrs.items()}
+    except Exception as e:      # h5py's, torch's and pickle's errors share no class
+        why = str(e).splitlines()[0] if str(e) else type(e).__name__
+        raise InputError(f"{path}: not {wanted} ({why})") from None
+    return features, n, coords, said
+
+
+def need_h5py():
+    try:
+        import h5py
+        return h5py
+    except ImportError:
+        raise InputError("reading and writing .h5 features needs the package h5py: pip install h5py") from None
+
+
+def foreign(source, name, rows=0):
+    """(path, features, coords or None, what is said of the tiles) of a slide's features made elsewhere, as read_foreign.
+
+    What the file lacks, coordinates or the size of its tiles, is taken from the .h5 of the same slide and as many tiles
+    beside it: CLAM keeps them in h5_files/ and patches/, TRIDENT in patches/<slide>_patches.h5. [ours]
+    """
+    path = features_file(source, name)
+    features, n, coords, said = read_foreign(path, rows)
+    if features is None:
+        raise InputError(f"{path}: no `features` in it; it has {few(list(said)) or 'nothing'}")
+    for inner in ("h5_files", "patches"):
+        for beside in (path.parent.parent / inner / f"{name}{end}" for end in (".h5", "_patches.h5")):
+            if (coords is None or edge_said(said) is None) and beside != path and beside.is_file():
+                _, _, there, more = read_foreign(beside, 1)
+                if there is not None and len(there) == n:
+                    coords, said = there if coords is None else coords, {**more, **said}
+    return path, features, coords, said
+
+
+def edge_said(said):
+    """Edge of a tile in level-0 pixels by TRIDENT's patch_size_level0, by its patch_size and magnifications, or by CLAM's
+    patch_size and downsample; None where they don't say."""
+    def value(key):
+        try:
+            return max(0.0, float(np.ravel(said[key])[0]))
+        except (KeyError, IndexError, TypeError, ValueError):
+            return 0.0
+    size, down = value("patch_size"), value("downsample")
+    if not down and value("target_magnification"):
+        down = value("level0_magnification") / value("target_magnification")
+    if not down and "patch_level" in said and not value("patch_level"):
+        down = 1.0
+    edge = value("patch_size_level0") or size * down
+    return edge if 0 < edge < np.inf else None
+
+
+def features_made_by(cohort, source, name):
+    """What a slide's features are, without reading them: the settings that made ours, or what tells files made elsewhere
+    apart, wherever they lie: size, coordinates and every so-manieth row. [ours]
+
+    source: an encoder's name (features/<encoder>/ of the cohort), or the Path of a folder of CLAM/TRIDENT files.
     """
     if not isinstance(source, Path):
         return load_json(Path(cohort) / "features" / source / f"{name}.json")
-    path = source / f"{name}.h5"
-    if not path.is_file():
-        raise InputError(f"no file {path}")
-    return dict(file=str(path), bytes=path.stat().st_size, changed=path.stat().st_mtime_ns)
+    path, features, coords, _ = foreign(source, name, FEW_ROWS)
+    return dict(file=path.name, bytes=path.stat().st_size, content=digest(features, [] if coords is None else coords))
 
 
 def load_features(cohort, source, name, check=True):
     """(features (n, D) float16, memory-mapped where ours; coords (n, 2) level-0 pixels) of one slide; source as above.
 
-    An .h5 holds `features` (n, D) or (1, n, D) and `coords` likewise. Raises InputError on what is missing, of the wrong
-    shape, or (unless check is False: it reads all) not finite.
+    Made elsewhere (`foreign`): of any float type (float64 becomes float32), coords None where no file has them. Raises
+    InputError on what is missing, of the wrong shape or type, or (unless check is False: it reads all) not finite.
     """
     if not isinstance(source, Path):
         path, coords = Path(cohort) / "features" / source / f"{name}.npy", tiles_of(cohort, name)[0]["coords"]
@@ -1438,48 +1726,39 @@ def load_features(cohort, source, name, check=True):
         except (OSError, ValueError, EOFError) as e:
             raise InputError(f"{path}: not a whole array ({e}); delete it to have it made again") from None
     else:
-        try:
-            import h5py
-        except ImportError:
-            raise InputError("reading .h5 features needs the package h5py: pip install h5py") from None
-        path = source / f"{name}.h5"
-        if not path.is_file():
-            raise InputError(f"no file {path}")
-        try:
-            with h5py.File(path) as f:
-                features, coords = f["features"][()], f["coords"][()]
-        except (OSError, KeyError) as e:
-            raise InputError(f"{path}: not a CLAM/TRIDENT file with `features` and `coords` ({e})") from None
-        features = features[0] if features.ndim == 3 and len(features) == 1 else features
-        coords = coords[0] if coords.ndim == 3 and len(coords) == 1 else coords
-    if features.ndim != 2 or coords.shape != (len(features), 2):
-        raise InputError(f"{path}: features {features.shape} and coords {coords.shape} don't fit; wanted (n, D) and (n, 2)")
+        path, features, coords, _ = foreign(source, name)
+        if features.dtype not in (np.float16, np.float32):
+            with np.errstate(over="ignore"):                                   # beyond float32: infinite, and refused below
+                features = features.astype(np.float32)
+    if features.ndim != 2 or coords is not None and coords.shape != (len(features), 2):
+        raise InputError(f"{path}: features {features.shape} and coords {np.shape(coords)} don't fit; wanted (n, D) and "
+                         "(n, 2)")
     if len(features) == 0:
         raise InputError(f"{path}: no tiles")
     if check and not np.isfinite(features).all():
         raise InputError(f"{path}: NaN or infinite feature in tile {np.argmin(np.isfinite(features).all(1))}")
-    if not np.isfinite(coords).all():
+    if coords is not None and not np.isfinite(coords).all():
         raise InputError(f"{path}: NaN or infinite coords")
     return features, coords
 
 
-def tile_edge(cohort, source, name, coords):
-    """Edge of a slide's tiles in level-0 pixels: ours say; an .h5 does in its attributes (TRIDENT's patch_size_level0,
-    CLAM's patch_size and downsample), else it is the grid's pitch."""
+def tile_edge(cohort, source, name, coords, asked=None):
+    """Edge of a slide's tiles in level-0 pixels: ours say; of features made elsewhere the file does (`edge_said`), else it
+    is what was `asked` for, else the pitch of their grid, and that is said."""
     if not isinstance(source, Path):
         return float(tiles_of(cohort, name)[0]["tile"])
-    import h5py
-    with h5py.File(source / f"{name}.h5") as f:
-        said = f["coords"].attrs
-        if "patch_size_level0" in said:
-            return float(said["patch_size_level0"])
-        if "patch_size" in said:
-            return float(said["patch_size"]) * float(np.ravel(said.get("downsample", 1))[0])
-    steps = np.diff(np.unique(coords[:, 0])), np.diff(np.unique(coords[:, 1]))
-    if not len(np.concatenate(steps)):
-        raise InputError(f"{source / name}.h5: nothing says how large its one tile is; coords needs an attribute "
-                         "patch_size_level0")
-    return float(np.concatenate(steps).min())
+    path, _, _, said = foreign(source, name, 1)
+    edge = edge_said(said)
+    if edge and asked and abs(edge / asked - 1) > .02:
+        raise InputError(f"--tile-um: {path} says {edge:g} level-0 pixels for a tile, which is not {asked:g}: leave it out")
+    if edge or asked:
+        return edge or asked
+    steps = np.concatenate([np.diff(np.unique(axis)) for axis in coords.T])
+    if not len(steps):
+        raise InputError(f"{path}: nothing says how large its one tile is: give --tile-um")
+    print(f"{path}: nothing says how large its tiles are: taken to be {steps.min():g} level-0 pixels, the pitch of their "
+          "grid; --tile-um says otherwise")
+    return float(steps.min())
 
 
 def source_name(o):
@@ -1493,7 +1772,8 @@ def provenance(cohort, o, slides):
     """What a run's features are, for its config and report: encoder, weights and their hash, precision, tiles, seeds."""
     kmeans = load_json(Path(cohort) / "supertiles" / source_name(o) / "settings.json")
     if o.features:
-        return dict(source=source_name(o), made="elsewhere (.h5)", supertiles=kmeans)
+        made = features_file(features_of(o), slides[0]).suffix
+        return dict(source=source_name(o), made=f"elsewhere ({made})", supertiles=kmeans)
     side = load_json(Path(cohort) / "features" / source_name(o) / f"{slides[0]}.json")
     return dict(source=source_name(o), weights=side["weights"], precision=side["precision"], colour=side["colour"],
                 supertiles=kmeans, **{k: v for k, v in side["tiles"].items() if k not in ("mpp", "file")},
@@ -1504,7 +1784,16 @@ def features_of(o):
     """Where features come from, as load_features wants it: an encoder's name, or the Path of the folder --features."""
     if o.features and not Path(o.features).is_dir():
         raise InputError(f"--features {o.features}: no such folder")
+    if o.features and not 1 <= (o.tile_um or TILE_UM) <= 1e4:
+        raise InputError(f"--tile-um {o.tile_um:g}: must lie between 1 and 10000")
     return Path(o.features).resolve() if o.features else features_folder(o)
+
+
+def say_twice(source, slides):
+    """Say which slides have features made elsewhere as .h5 and as .pt."""
+    there = lambda name, end: any((source / d / f"{name}{end}").is_file() for d in ("", FOREIGN[end]))
+    say_left_out({f"slides have .h5 and .pt in {source}, the .h5 is taken": [
+        name for name in slides if isinstance(source, Path) and all(there(name, end) for end in FOREIGN)]})
 
 
 def make_supertiles(cohort, slides, o, into=None):
@@ -1513,6 +1802,7 @@ def make_supertiles(cohort, slides, o, into=None):
     slides_in, cohort = cohort, Path(into or cohort)
     folder, source = cohort / "supertiles" / source_name(o), features_of(o)
     failed = {} if o.features else make_features(slides_in, slides, o, cohort)
+    say_twice(source, slides)
     beside = cohort / "supertiles" / encoder_name(o.encoder) / "settings.json" if not o.features else Path()
     settings = settle(folder / "settings.json", dict(seed=o.tile_seed, k=None),
                       settle(beside, {}, dict(seed=o.seed, k=N_SUPERTILES)))
@@ -1522,26 +1812,93 @@ def make_supertiles(cohort, slides, o, into=None):
         key = json.dumps(dict(settings, features=features_made_by(cohort, source, name)), sort_keys=True)
         old = load_arrays(folder / f"{name}.npz")
         if old is not None and str(old.get("settings")) == key:
-            return old["means"].shape[1]
+            return old["means"].shape[1], True
         features, coords = load_features(cohort, source, name)
         means, mask, cluster = supertiles(features, coords, settings["k"], settings["seed"])
         if np.abs(means).max() > np.finfo(np.float16).max:
             raise InputError(f"features up to {np.abs(means).max():.3g} are beyond float16; scale them down")
         arrays = dict(means=means.astype(np.float16), mask=mask, cluster=cluster, settings=np.array(key))
         save_file(folder / f"{name}.npz", lambda f: np.savez(f, **arrays))
-        return means.shape[1]
+        return means.shape[1], coords is not None
 
     save_json(folder / "settings.json", settings)
-    widths = {}
+    widths, nowhere = {}, []
     for name, got in ordered_map(one, [s for s in slides if s not in failed], o.workers):
         tick()
         if isinstance(got, Exception):
             failed[name] = str(got) or type(got).__name__
         else:
-            widths[name] = got
+            widths[name], placed = got
+            nowhere += [name] * (not placed)
+    say_left_out({"slides have no coordinates, their super-tiles are runs of neighbouring rows": nowhere})
     usual = max(set(widths.values()), key=list(widths.values()).count, default=None)
     failed.update({name: f"{w} features a tile, most slides have {usual}: another encoder's?" for name, w in widths.items()
                    if w != usual})
+    return failed
+
+
+def export(cohort, slides, o):
+    """Tiles and features for other programs, in export/<encoder>/; what is missing is made first. [ours]
+
+    --h5: h5_files/<slide>.h5, `features` (n, D) float32 and `coords` (n, 2) with the attributes of TRIDENT and CLAM.
+    --geojson: <slide>.geojson, the tiles in QuPath's frame, each with its number.
+    --csv: <slide>.csv, a row of features (six digits) for each tile, and <slide>.obs.csv, where it lies (level-0 pixels).
+    They are written for anndata, which is not installed with this program and was not tried:
+    a = anndata.read_csv("S.csv"); a.obs = pandas.read_csv("S.obs.csv", index_col=0)
+    """
+    source, found, given, px = features_of(o), find_slides(cohort), table_mpp(cohort), encoder_wants(o)["tile_px"]
+    if not (o.h5 or o.geojson or o.csv):
+        raise InputError("export what? --h5, --geojson, --csv")
+    h5py = need_h5py() if o.h5 else None
+    failed = {} if o.features else (make_features if o.h5 or o.csv else make_tiles)(cohort, slides, o)
+    say_twice(source, slides)
+    folder, ours = cohort / "export" / source_name(o), not o.features
+
+    def attributes(name, tile):                                                # of the h5's coords
+        if not ours:
+            said = foreign(source, name, 1)[3]
+            return {**{k: v for k, v in said.items() if isinstance(v, (int, float, str, np.generic, np.ndarray))},
+                    "patch_size_level0": tile, "name": name}
+        mpp = float(tiles_of(cohort, name)[0]["mpp"])
+        return dict(patch_size=px, patch_size_level0=tile, downsample=(tile / px,) * 2, overlap=0, name=name, mpp=mpp,
+                    level0_magnification=round(10 / mpp, 6), target_magnification=round(10 / mpp * px / tile, 6))
+
+    def write_h5(f, name, features, coords, tile):
+        with h5py.File(buffer := io.BytesIO(), "w") as h:
+            h["features"], h["coords"] = np.asarray(features, np.float32), coords
+            h["coords"].attrs.update(attributes(name, tile))
+            h["features"].attrs.update(name=name, made_by=json.dumps(features_made_by(cohort, source, name)))
+        f.write(buffer.getvalue())
+
+    def one(name):
+        features, coords = load_features(cohort, source, name) if not ours or o.h5 or o.csv else (
+            None, tiles_of(cohort, name)[0]["coords"])
+        slide = open_slide(found[name]) if name in found else None
+        if coords is None:
+            raise InputError(f"{features_file(source, name)} has no coordinates, nor has an .h5 beside it")
+        if slide is None and o.geojson:
+            raise InputError(f"no slide file {name}.* in {cohort}: it says where QuPath's pixels begin")
+        mpp = given.get(name, o.mpp)
+        if o.tile_um and not ours and slide:
+            mpp = slide_mpp(slide, mpp, name)[0]
+        tile = tile_edge(cohort, source, name, coords, o.tile_um / mpp if o.tile_um and mpp else None)
+        ids = [f"{name}:{i}" for i in range(len(coords))]                      # no such name is a number to any reader
+        if o.h5:
+            save_file(folder / "h5_files" / f"{name}.h5", lambda f: write_h5(f, name, features, coords, tile))
+        if o.geojson:
+            there = coords - qupath_frame(slide, None)[1]
+            save_json(folder / f"{name}.geojson", tiles_geojson(there, tile, np.arange(len(ids))[:, None], ["tile"]))
+        if o.csv:
+            save_csv(folder / f"{name}.csv", ("tile", *(f"f{j}" for j in range(features.shape[1]))), (
+                (i, *(f"{v:.6g}" for v in row.tolist())) for i, row in zip(ids, features)))
+            save_csv(folder / f"{name}.obs.csv", ("tile", "slide", "x", "y", "edge"), (
+                (i, name, x, y, f"{tile:.9g}") for i, (x, y) in zip(ids, coords.tolist())))
+
+    jobs = [name for name in slides if name not in failed]
+    tick = progress("export", len(jobs), "slides")
+    for name, got in ordered_map(one, jobs, o.workers):
+        tick()
+        failed.update({name: str(got) or type(got).__name__} if isinstance(got, Exception) else {})
     return failed
 
 
@@ -1604,6 +1961,7 @@ def features_as(run, o, cohort, slides):
     if "made" in made:                                                         # elsewhere: an .h5 file does not say by what
         o.features = o.features or run["config"]["features_folder"]
         source = features_of(o)
+        say_twice(source, slides)
         if source_name(o) != made["source"]:
             raise InputError(f"--features {o.features}: the run {run['folder']} learned from features in a folder "
                              f"{made['source']}; if these are of the same encoder and tile size, give their folder that "
@@ -1620,7 +1978,8 @@ def features_as(run, o, cohort, slides):
         raise InputError(f"--features {o.features}: the run {run['folder']} learned from this program's {made['source']} "
                          f"with weights {made['weights']}; leave --features out")
     kind = made["weights"].split()[0].strip(",")                               # imagenet, random or a file's name
-    compare("options", dict(weights=o.weights and o.weights != kind and weights_identity(o.weights, o.seed)))
+    given = weights_identity(o.weights, o.seed) if o.weights not in (None, kind) else None
+    compare("options", dict(tile_um=o.tile_um, weights=given))
     source = made["source"]
     tiles, features = (load_json(into / d / "settings.json") or {} for d in ("tiles", f"features/{source}"))
     compare(f"tiles in {into}", tiles)
@@ -1654,7 +2013,7 @@ def features_as(run, o, cohort, slides):
 def each_slide(run, o, failed):
     """(options, its cohort or folder, folder of its features, their source, name) of every slide asked for, features ready.
 
-    o.slide: slide files (or .h5 features), names of the run's slides, or ['all']. What fails is put into `failed`.
+    o.slide: slide files (or .h5 and .pt features), names of the run's slides, or ['all']. What fails is put into `failed`.
     """
     known, groups = {row["slide"] for row in run["rows"]}, {}
     for text in sorted(known) if o.slide == ["all"] else o.slide:
@@ -1663,7 +2022,7 @@ def each_slide(run, o, failed):
             if text not in known:
                 raise InputError(f"{few([text])}: neither a slide file nor a slide of the run {run['folder']}")
             name, home, features = text, run["cohort"], o.features
-        elif path.suffix == ".h5":
+        elif path.suffix in FOREIGN:
             name, home, features = path.stem, run["folder"] / "predict", o.features or path.parent
         else:                                                                  # COHORT/slides/x.svs is COHORT's
             path = path.absolute()
@@ -1882,19 +2241,22 @@ def whole_folder(folder):
         shutil.rmtree(work, ignore_errors=True)
 
 
-def map_ground(home, into, source, name, coords, mpp):
-    """What a map is drawn on: (the slide, its size (W, H), µm per pixel, edge of a tile in level-0 pixels); `mpp` where
-    neither the slide nor samples.csv says. InputError without a slide file, and where the tiles are not of this slide."""
+def map_ground(home, into, source, name, coords, o):
+    """What a map is drawn on: (the slide, its size (W, H), µm per pixel, edge of a tile in level-0 pixels); o.mpp where
+    neither the slide nor samples.csv says, o.tile_um where nobody does. InputError without a slide file or coordinates, and
+    where the tiles are not of this slide."""
     found = find_slides(home)
     if name not in found:
         raise InputError(f"no slide file {name}.* in {home}: a map is drawn over the slide")
-    tile, slide = tile_edge(into, source, name, coords), open_slide(found[name])
-    (W, H) = slide.dimensions
+    if coords is None:
+        raise InputError(f"{features_file(source, name)} has no coordinates: a map needs them, from an .h5 of the same "
+                         f"slide, such as {source.parent / 'h5_files' / name}.h5")
+    slide, elsewhere = open_slide(found[name]), isinstance(source, Path)
+    mpp = slide_mpp(slide, table_mpp(home).get(name, o.mpp), name)[0] if elsewhere else float(tiles_of(into, name)[0]["mpp"])
+    (W, H), tile = slide.dimensions, tile_edge(into, source, name, coords, o.tile_um and o.tile_um / mpp)
     if (coords < 0).any() or (coords + tile > (W + 1, H + 1)).any():
         raise InputError(f"tiles reach beyond the slide of {W:,} x {H:,} px: are these the features of another slide?")
-    elsewhere = isinstance(source, Path)
-    return slide, (W, H), (slide_mpp(slide, table_mpp(home).get(name, mpp), name)[0] if elsewhere else
-                           float(tiles_of(into, name)[0]["mpp"])), tile
+    return slide, (W, H), mpp, tile
 
 
 def tile_corners(coords, tile):
@@ -2530,7 +2892,11 @@ def doctor(cohort, slides, o):
               f"a tile is {shared['tile_um']:g} µm = {a['tile']:.1f} px\n"
               f"  {cut.format(a['threshold'])}, tissue {a['tissue']:.0%}; {a['found']:,} tiles"
               f"{f', {n:,} of them sampled' if n < a['found'] else ''}; features {n * net.n_features * 2 / 2**20:.1f} MiB"
-              + ("; has an ICC profile (not applied)" if slide.color_profile is not None else ""))
+              + "; ICC profile present: not applied" * has_profile(slide)
+              + f"; turned upright: its orientation tag is {orientation(found[name])}" * (
+                  isinstance(slide, openslide.ImageSlide) and orientation(found[name]) > 1)
+              + ("; scanned: {2:,} x {3:,} px from ({0:,}, {1:,})".format(*slide_bounds(slide))
+                 if slide_bounds(slide) != (0, 0, *slide.dimensions) else ""))
     return failed
 
 
@@ -2565,7 +2931,8 @@ def add_options(parser, of_run=False, encoder="resnet50"):
         a("--into", metavar="DIR", help="where tiles and features of the slides are kept (default: the cohort or folder "
           "they lie in)")
         a("--weights", help="the file of encoder weights, or the encoder file, that the run was made with, if it was a file")
-        parser.set_defaults(tile_um=None, min_tissue=None, max_tiles=None, encoder=None, colour=None,
+        a("--tile-um", type=float, help="edge of a tile, µm, of features made elsewhere whose files don't say")
+        parser.set_defaults(min_tissue=None, max_tiles=None, encoder=None, colour=None,
                             **dict.fromkeys(TISSUE))
     else:
         usual = f"{TILE_UM:g}, HE2RNA's" if encoder == "resnet50" else "128, HistCode's"
@@ -2593,11 +2960,14 @@ def add_options(parser, of_run=False, encoder="resnet50"):
         a("--encoder", metavar="NAME|FILE", default=encoder, help="resnet50: 2,048 features (HE2RNA's); resnet50-stage3: "
           f"1,024 (HistCode's network before it has learned); default {encoder}; a checkpoint of histcode.py pretrain, which "
           f"says its tile size and colours; or a TorchScript file from (B, 3, {TILE_PX}, {TILE_PX}), normalised as for "
-          "ImageNet, to (B, D): run such code only from whom you trust. Features go to features/<name of the file>")
+          "ImageNet, to (B, D), or as <file>.json beside it says: {\"mean\": [r, g, b], \"std\": [r, g, b], "
+          "\"tile_px\": 224, \"tile_um\": 112, \"colour\": \"none\"} or some of these; run such code only from whom you "
+          "trust. Features go to features/<name of the file>")
         a("--weights", help="imagenet (default; downloaded once, hash checked), a torchvision state_dict file, or random "
           "(seeded; to try the program without weights)")
     if encoder:
-        a("--features", metavar="DIR", help="use these CLAM/TRIDENT .h5 features (<slide>.h5) instead of slides and encoder")
+        a("--features", metavar="DIR", help="use these CLAM/TRIDENT features (<slide>.h5, or .pt) instead of slides and "
+          "encoder")
         a("--precision", choices=("auto", "bfloat16", "float32"), help="of the encoder; auto: bfloat16 where the hardware "
           "has it (within 1 %% of float32, several times as fast)" + ("; finetune: also of choosing tiles, float32 unless "
           "named (bfloat16 may swap tiles of nearly equal score)" if of_run else ""))
@@ -2647,6 +3017,15 @@ def main(argv=None):
         p = verbs.add_parser(verb, help=what, description=what)
         p.add_argument("cohort", help="folder with slides/ (and samples.csv), a folder of slides, or for doctor one slide")
         add_options(p)
+    p = verbs.add_parser("export", help="tiles and features for other programs", description=export.__doc__,
+                         formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument("cohort", help="folder with slides/ (and samples.csv), or a folder of slides")
+    p.add_argument("slide", nargs="*", help="names of slides (default: all)")
+    p.add_argument("--h5", action="store_true", help="features for CLAM, TRIDENT and --features")
+    p.add_argument("--geojson", action="store_true", help="tiles for QuPath 0.4 and later; those with scores are heatmap's "
+                   "tiles.geojson")
+    p.add_argument("--csv", action="store_true", help="features and places of tiles for AnnData and the like")
+    add_options(p)
     p = verbs.add_parser("simulate", help="draw a simulated cohort with known truth")
     p.add_argument("cohort", metavar="folder")
     p.add_argument("--patients", type=int, default=64, help="in two projects, at least 4 (default 64)")
@@ -2667,8 +3046,13 @@ def main(argv=None):
     extra = sorted(set(there) - set(slides))
     if extra:
         print(f"{len(extra)} slide files are not in samples.csv and left out: {few(extra)}")
+    if o.verb == "export" and o.slide:
+        unknown = [name for name in o.slide if name not in slides]
+        if unknown:
+            raise InputError(f"{cohort} has no slide {few(unknown)}; it has {few(slides, 5)}")
+        slides = list(dict.fromkeys(o.slide))
     start = time.time()
-    make = dict(doctor=doctor, tiles=make_tiles, features=make_features, supertiles=make_supertiles)[o.verb]
+    make = dict(doctor=doctor, tiles=make_tiles, features=make_features, supertiles=make_supertiles, export=export)[o.verb]
     failed = make(cohort, slides, o)
     if o.verb != "doctor":
         print(f"{o.verb}: {len(slides) - len(failed)} of {len(slides)} slides ready in {cohort / o.verb} "
