@@ -2820,7 +2820,10 @@ def main(argv=None):
 
     o = parser.parse_args(argv)
     o.seed = getattr(o, "seed", 0) or 0
-    return o.function(o)
+    try:
+        return o.function(o)
+    finally:
+        tiling.release()
 
 
 if __name__ == "__main__":

@@ -423,8 +423,8 @@ def test_ordered_map_keeps_order_and_errors():
         assert [r for j, r in got if j != 5] == [10 // (i - 5) for i in range(12) if i != 5]
 
 
-def folder_bytes(folder, ending):
-    return {p.name: p.read_bytes() for p in sorted(Path(folder).rglob("*" + ending))}
+def folder_bytes(folder, ending=""):
+    return {p.name: p.read_bytes() for p in sorted(Path(folder).rglob("*" + ending)) if p.is_file()}
 
 
 @pytest.fixture()
@@ -501,6 +501,100 @@ def test_a_slide_that_fails_does_not_stop_the_others(two_slides, capsys):
                       ("nompp", "no µm per pixel"), ("pixel", "no µm per pixel")):
         assert re.search(f"failed: {name}: .*{why}", said.err)
     assert sorted(p.stem for p in (two_slides / "features").rglob("*.npy")) == ["a", "b"]
+
+
+LOCKED = """
+import sys, time
+import tiling
+tiling.hold(sys.argv[1])
+print("held", flush=True)
+time.sleep(60)
+"""
+
+
+def test_a_second_run_in_a_folder_says_who_is_at_work_and_a_killed_ones_lock_is_taken_over(two_slides, capsys):
+    """A real process holds the folder; SIGKILL leaves its lock behind, SIGTERM and a mistake do not."""
+    folder, run = two_slides / "tiles", lambda: tiling.main(["tiles", str(two_slides)])
+    process = subprocess.Popen([sys.executable, "-c", LOCKED, str(folder)], stdout=subprocess.PIPE, text=True, cwd=Path(tiling.__file__).parent)
+    assert process.stdout.readline() == "held\n"
+    with pytest.raises(tiling.InputError, match=rf"tiles: process {process.pid} on .* since 20.*: wait for it, or stop it") as e:
+        run()
+    assert "\n" not in str(e.value) and not list(folder.glob("*.npz")) and not list(folder.glob(".lock*"))
+    process.kill()
+    time.sleep(.1)                                                             # a zombie: nobody has asked for its status yet
+    assert run() == 0 and f"the lock of process {process.pid}, killed after" in capsys.readouterr().out
+    assert process.wait() == -9 and not (folder / "lock").exists() and sorted(p.stem for p in folder.glob("*.npz")) == ["a", "b"]
+
+
+def test_a_lock_is_believed_stale_only_where_that_is_sure(tmp_path, capsys):
+    me, lock = tiling.this_process(), tmp_path / "lock"
+    at = dict(me, since="2026-01-01 00:00:00")
+    for changes, taken in ((dict(host="another"), False), (dict(pids="pid:[1]"), False), (dict(pid=os.getppid(), started=tiling.started(os.getppid())), False),
+                           (dict(pid=os.getppid(), started="1"), True), (dict(pid=2 ** 22 + 1), True), ({}, True)):   # number used again; none; our own, copied
+        lock.write_text(json.dumps({**at, **changes}))
+        if taken:
+            tiling.hold(tmp_path)
+            assert json.loads(lock.read_text())["pid"] == os.getpid()
+            tiling.hold(tmp_path)                                              # once more is no conflict
+            tiling.release(tmp_path)
+            assert not list(tmp_path.iterdir()) and not tiling.HELD
+        else:
+            with pytest.raises(tiling.InputError, match="delete .*lock if it is dead" if "pid" not in changes else "stop it"):
+                tiling.hold(tmp_path)
+            assert json.loads(lock.read_text()) == {**at, **changes} and not tiling.HELD
+    lock.write_text("")                                                        # just being made, or the disk was full
+    with pytest.raises(tiling.InputError, match="an unknown host"):
+        tiling.hold(tmp_path)
+
+
+def test_of_two_that_take_over_a_stale_lock_one_gets_it(tmp_path):
+    (tmp_path / "lock").write_text(json.dumps(dict(tiling.this_process(), pid=2 ** 22 + 1, since="x")))
+    ask = "import sys, tiling\nsys.stdin.readline()\ntry:\n tiling.hold(sys.argv[1]); print('held', flush=True)\nexcept tiling.InputError:\n print('refused', flush=True)\nsys.stdin.readline()"
+    several = [subprocess.Popen([sys.executable, "-c", ask, str(tmp_path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=Path(tiling.__file__).parent)
+               for _ in range(2)]
+    for process in several:
+        process.stdin.write("go\n")
+        process.stdin.flush()
+    words = []
+    for process in several:
+        line = process.stdout.readline()
+        words.append(process.stdout.readline() if "taken over" in line else line)
+    for process in several:
+        process.communicate("end\n")
+    assert sorted(words) == ["held\n", "refused\n"]
+
+
+def test_processes_share_the_slides_out(two_slides, tmp_path, monkeypatch, capsys):
+    """RANK and WORLD_SIZE, as torchrun and cluster arrays give them: together what one process makes, each slide once."""
+    tiny_encoder(tmp_path / "tiny.pt")
+    for name in "cd":
+        shutil.copyfile(two_slides / "slides" / "a.tif", two_slides / "slides" / f"{name}.tif")
+    (two_slides / "slides" / "e.tif").write_bytes(b"broken")
+    shutil.copytree(two_slides / "slides", tmp_path / "one" / "slides")
+    run = lambda cohort: tiling.main(["supertiles", str(cohort), "--device", "cpu", "--encoder", str(tmp_path / "tiny.pt")])
+    assert run(tmp_path / "one") == 1
+    original, read = tiling.find_tiles, []
+    monkeypatch.setattr(tiling, "find_tiles", lambda path, name, settings: read.append(name) or original(path, name, settings))
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    with pytest.raises(tiling.InputError, match="RANK= WORLD_SIZE=3 in the environment: wanted are both"):
+        run(two_slides)
+    tiling.save_json(two_slides / "tiles" / "lock-2-of-3", dict(tiling.this_process(), host="another", since="now"))   # at work, and no conflict
+    status = []
+    for rank in "01":
+        monkeypatch.setenv("RANK", rank)
+        status.append(run(two_slides))
+    monkeypatch.setenv("WORLD_SIZE", "2")                                      # nor does another division begin meanwhile
+    with pytest.raises(tiling.InputError, match="tiles: process .* on another"):
+        (two_slides / "tiles" / "b.npz").unlink()
+        run(two_slides)
+    (two_slides / "tiles" / "lock-2-of-3").unlink()
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    for rank in "12":
+        monkeypatch.setenv("RANK", rank)
+        status.append(run(two_slides))
+    assert status == [0, 1, 1, 0] and sorted(read) == ["a", "b", "b", "c", "d", "e", "e"] and not list(two_slides.rglob("lock*"))
+    for part in ("tiles", "features", "supertiles"):
+        assert folder_bytes(two_slides / part) == folder_bytes(tmp_path / "one" / part)
 
 
 def test_mpp_column_and_png(two_slides):
@@ -3048,6 +3142,21 @@ def test_interrupted_training_ends_as_one_that_was_not(tmp_path, monkeypatch):
     assert not list(tmp_path.rglob("*.tmp")) and not list(tmp_path.rglob("*.state.pt"))
 
 
+def test_runs_are_locked_and_given_back_however_they_end(tmp_path):
+    write_cohort(tmp_path, np.random.default_rng(0))
+    run = tmp_path / "runs" / "he2rna"
+    run.mkdir(parents=True)
+    tiling.save_json(run / "lock", dict(tiling.this_process(), host="another", since="2026-01-01 00:00:00"))
+    with pytest.raises(tiling.InputError, match="he2rna: process .* on another"):
+        train(tmp_path, "--epochs", "1")
+    assert not (run / "config.json").exists() and (run / "lock").exists()
+    (run / "lock").unlink()
+    assert train(tmp_path, "--epochs", "1") == 0
+    with pytest.raises(tiling.InputError, match="epochs 1 -> 2"):
+        train(tmp_path, "--epochs", "2")
+    assert not list(tmp_path.rglob("lock*")) and not tiling.HELD
+
+
 def test_choices_are_one_table_and_wrong_names_list_the_right_ones(tmp_path, capsys):
     assert he2rna.main(["choices"]) == 0
     said = capsys.readouterr().out
@@ -3261,6 +3370,7 @@ def test_killed_training_goes_on(tmp_path):
                 getattr(process, signal)()
                 break
         assert process.wait(60) in (-9, 143)
+        assert (tmp_path / "runs" / "cut" / "lock").exists() == (signal == "kill")                # the next one takes it over
     assert subprocess.run(command).returncode == 0 and subprocess.run([*command[:-1], "whole"]).returncode == 0
     same_runs(tmp_path / "runs" / "whole", tmp_path / "runs" / "cut")
 

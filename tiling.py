@@ -52,6 +52,7 @@ import zlib
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
+from datetime import timedelta
 from itertools import groupby
 from pathlib import Path
 
@@ -121,6 +122,7 @@ BLUE, ORANGE = "#0072B2", "#D55E00"    # told apart by any eye: Okabe & Ito     
 ENCODERS = {"resnet50": 4, "resnet50-stage3": 3}   # name -> stages; 3: "the first four main layers" [HistCode Methods]
 COUNTS = ("HS", "BH", "mistakes") # measures of an audit that are counted
 ENCODER_VERSION = 1           # of the checkpoints that histcode.py pretrain writes                        [ours]
+HELD = []                     # lock files of this process: folders it writes to now
 
 
 class InputError(ValueError):
@@ -1234,7 +1236,8 @@ def load_encoder(encoder, weights, seed, device):
 def pick_device(name="auto"):
     """auto: the GPU when there is one."""
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        of_torchrun = f"cuda:{os.environ.get('LOCAL_RANK', '')}".strip(":")
+        return torch.device(of_torchrun if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(name)
         torch.zeros(1, device=device)
@@ -1405,8 +1408,92 @@ def differences(old, new):
     return ", ".join(f"{k} {old.get(k)} -> {v}" for k, v in new.items() if old.get(k) != v)
 
 
+def started(pid):
+    """A mark that no later process of the same number has: its start in ticks; "" where the system does not say; None when
+    there is none."""
+    try:
+        state, *rest = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        return None if state == "Z" else rest[18]                              # a zombie has ended
+    except OSError:
+        pass
+    try:
+        os.kill(pid, 0) if os.name == "posix" else None                        # asks, sends nothing
+    except ProcessLookupError:
+        return None
+    except OSError:
+        pass                                                                   # another user's
+    return ""
+
+
+def this_process():
+    """What tells this process from any other that shares the folder; `pids`: containers count from 1, each its own."""
+    space = Path("/proc/self/ns/pid")
+    return dict(host=platform.node(), pids=os.readlink(space) if space.exists() else "", pid=os.getpid(),
+                started=started(os.getpid()))
+
+
+def free(path):
+    """Remove a lock that a killed process has left, and say so. InputError when its process may still run."""
+    lock, me = load_json(path) or {}, this_process()
+    if not path.exists():
+        return
+    if all(lock.get(k) == v for k, v in me.items()):                           # of a folder that this process has copied
+        return path.unlink()
+    here, since = all(lock.get(k) == me[k] for k in ("host", "pids")), lock.get("since", "an unknown time")
+    mark = started(lock["pid"]) if here else ""
+    if not here or mark in ("", lock.get("started")):
+        raise InputError(f"{path.parent}: process {lock.get('pid', '?')} on {lock.get('host', 'an unknown host')} has been at "
+                         f"work here since {since}: wait for it, or " + ("stop it" if here else
+                         f"delete {path} if it is dead, which can't be told from here"))
+    aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        os.rename(path, aside)                                                 # of several that come, one gets it
+    except FileNotFoundError:
+        return
+    if (load_json(aside) or {}) != lock:                                       # another was faster: it is theirs
+        os.rename(aside, path)
+        return free(path)
+    aside.unlink()
+    print(f"{path.parent}: the lock of process {lock['pid']}, killed after {since}, is taken over")
+
+
+def hold(folder, share=(0, 1)):
+    """Keep a folder for this process until release(): FOLDER/lock says by whom. InputError where another is at work there.
+
+    share (r, n): this is one of n processes that share the slides; these don't exclude each other. [ours]
+    """
+    folder, (rank, world) = Path(folder), share
+    path = folder / ("lock" if world == 1 else f"lock-{rank}-of-{world}")
+    folder.mkdir(parents=True, exist_ok=True)
+    while path not in HELD:
+        free(path)
+        try:
+            with open(path, "x") as f:
+                HELD.append(path)
+                f.write(json.dumps(dict(this_process(), since=time.strftime("%Y-%m-%d %H:%M:%S"))))
+        except FileExistsError:                                                # another was faster
+            pass
+    try:
+        for other in folder.glob("lock*"):
+            if other != path and (world == 1 or not other.name.endswith(f"-of-{world}")):
+                free(other)
+    except InputError:
+        release(folder)
+        raise
+
+
+def release(folder=None):
+    """Give back a folder, or all that this process holds."""
+    for path in [p for p in HELD if folder in (None, p.parent)]:
+        HELD.remove(path)
+        if (load_json(path) or {}).get("pid") in (None, os.getpid()):          # not one that came after a user deleted ours
+            path.unlink(missing_ok=True)
+
+
 def claim_folder(folder, config, results, **more):
-    """Write a run's config.json -> its settings. Refused where it was begun with others; `more` may change."""
+    """Hold a run's folder and write its config.json -> its settings. Refused where the folder has results of others; `more`
+    may change."""
+    hold(folder)
     before, config = load_json(folder / "config.json"), json.loads(json.dumps(config))
     if before is None and any(folder.glob(results)):
         raise InputError(f"{folder} has {results} but no config.json that says with which settings: choose another --name, "
@@ -1510,6 +1597,7 @@ def make_tiles(cohort, slides, o, into=None):
         jobs.append((name, settings))
         anew += [(was, settings)] if was else []
     if jobs:
+        hold(cohort / "tiles", o.share)
         say_anew(cohort / "tiles", anew)
         save_json(cohort / "tiles" / "settings.json", shared)
     tick = progress("tiles", len(jobs), "slides")
@@ -1524,6 +1612,7 @@ def make_tiles(cohort, slides, o, into=None):
                   "and resampled up")
         save_file(cohort / "tiles" / f"{name}.png", lambda f: picture.save(f, "PNG"))
         save_file(cohort / "tiles" / f"{name}.npz", lambda f: np.savez(f, **arrays))
+    release(cohort / "tiles")
     for name in slides:
         a = None if name in failed else tiles_of(cohort, name)[0]
         if a and len(a["coords"]) == 0:
@@ -1563,6 +1652,7 @@ def make_features(cohort, slides, o, into=None):
         jobs.append((name, float(tiles["tile"]), tiles["coords"]))
     if not jobs:
         return failed
+    hold(folder, o.share)
     say_anew(folder, anew)
     net = prepare_encoder(net or get(), device, settings["precision"])
     learned = None if o.encoder in ENCODERS or is_script(o.encoder) else read_encoder(o.encoder).get("patients")
@@ -1607,6 +1697,7 @@ def make_features(cohort, slides, o, into=None):
         (folder / f"{name}.json").unlink(missing_ok=True)                      # never an old label on new features
         save_file(folder / f"{name}.npy", lambda f: np.save(f, done))
         save_json(folder / f"{name}.json", made_by[name])
+    release(folder)
     unchanged = {name: made_by[name]["stains"]["unchanged"] for name in changed if "stains" in made_by[name]}
     if any(unchanged.values()):
         print(f"--colour macenko: {sum(unchanged.values()):,} tiles hold too little stain and keep their colours, of "
@@ -1806,31 +1897,37 @@ def make_supertiles(cohort, slides, o, into=None):
     beside = cohort / "supertiles" / encoder_name(o.encoder) / "settings.json" if not o.features else Path()
     settings = settle(folder / "settings.json", dict(seed=o.tile_seed, k=None),
                       settle(beside, {}, dict(seed=o.seed, k=N_SUPERTILES)))
-    tick = progress("super-tiles", len(slides), "slides")
+    keys, widths, nowhere = {}, {}, []
 
-    def one(name):
-        key = json.dumps(dict(settings, features=features_made_by(cohort, source, name)), sort_keys=True)
+    def ready(name):
+        keys[name] = json.dumps(dict(settings, features=features_made_by(cohort, source, name)), sort_keys=True)
         old = load_arrays(folder / f"{name}.npz")
-        if old is not None and str(old.get("settings")) == key:
-            return old["means"].shape[1], True
+        return old["means"].shape[1] if old is not None and str(old.get("settings")) == keys[name] else 0, True
+
+    def make(name):
         features, coords = load_features(cohort, source, name)
         means, mask, cluster = supertiles(features, coords, settings["k"], settings["seed"])
         if np.abs(means).max() > np.finfo(np.float16).max:
             raise InputError(f"features up to {np.abs(means).max():.3g} are beyond float16; scale them down")
-        arrays = dict(means=means.astype(np.float16), mask=mask, cluster=cluster, settings=np.array(key))
+        arrays = dict(means=means.astype(np.float16), mask=mask, cluster=cluster, settings=np.array(keys[name]))
         save_file(folder / f"{name}.npz", lambda f: np.savez(f, **arrays))
         return means.shape[1], coords is not None
 
+    for what in ready, make:
+        names = [s for s in slides if s not in failed and not widths.get(s)]
+        if what is make and names:
+            hold(folder, o.share)
+        tick = progress("super-tiles" if what is make else "super-tiles that are there", len(names), "slides")
+        for name, got in ordered_map(what, names, o.workers):
+            tick()
+            if isinstance(got, Exception):
+                failed[name] = str(got) or type(got).__name__
+            else:
+                widths[name], placed = got
+                nowhere += [name] * (not placed)
     save_json(folder / "settings.json", settings)
-    widths, nowhere = {}, []
-    for name, got in ordered_map(one, [s for s in slides if s not in failed], o.workers):
-        tick()
-        if isinstance(got, Exception):
-            failed[name] = str(got) or type(got).__name__
-        else:
-            widths[name], placed = got
-            nowhere += [name] * (not placed)
     say_left_out({"slides have no coordinates, their super-tiles are runs of neighbouring rows": nowhere})
+    release(folder)
     usual = max(set(widths.values()), key=list(widths.values()).count, default=None)
     failed.update({name: f"{w} features a tile, most slides have {usual}: another encoder's?" for name, w in widths.items()
                    if w != usual})
@@ -2975,7 +3072,25 @@ def add_options(parser, of_run=False, encoder="resnet50"):
     a("--workers", type=natural, default=min(8, os.cpu_count() or 1), help="threads that read slides ahead; no effect on "
       "results")
     a("--seed", type=natural, default=None, help="of every random draw (default 0)")
-    parser.set_defaults(tile_seed=None)
+    parser.set_defaults(tile_seed=None, share=(0, 1))
+
+
+def share_of_slides():
+    """(rank, processes) that share the slides, from RANK and WORLD_SIZE, as torchrun or a cluster's array job set them."""
+    rank, world = (os.environ.get(k) for k in ("RANK", "WORLD_SIZE"))
+    if rank is None and world is None:
+        return 0, 1
+    if not (rank and world and rank.isdecimal() and world.isdecimal() and int(rank) < int(world)):
+        raise InputError(f"RANK={rank or ''} WORLD_SIZE={world or ''} in the environment: wanted are both, RANK from 0 to "
+                         "WORLD_SIZE - 1")
+    return int(rank), int(world)
+
+
+def wait_for_others(world):
+    """Under torchrun, which stops all processes as soon as one ends with a status that is not 0, end together."""
+    if world > 1 and "MASTER_ADDR" in os.environ:
+        torch.distributed.init_process_group("gloo", timeout=timedelta(days=2))
+        torch.distributed.barrier()
 
 
 def report_failures(failed, total):
@@ -3051,12 +3166,17 @@ def main(argv=None):
         if unknown:
             raise InputError(f"{cohort} has no slide {few(unknown)}; it has {few(slides, 5)}")
         slides = list(dict.fromkeys(o.slide))
-    start = time.time()
+    start, (rank, world) = time.time(), share_of_slides()
+    o.share, slides = (rank, world), slides[rank::world]
     make = dict(doctor=doctor, tiles=make_tiles, features=make_features, supertiles=make_supertiles, export=export)[o.verb]
-    failed = make(cohort, slides, o)
+    try:
+        failed = make(cohort, slides, o)
+    finally:
+        release()
     if o.verb != "doctor":
         print(f"{o.verb}: {len(slides) - len(failed)} of {len(slides)} slides ready in {cohort / o.verb} "
-              f"({clock(time.time() - start)})")
+              + f"(share {rank} of 0 to {world - 1}) " * (world > 1) + f"({clock(time.time() - start)})")
+    wait_for_others(world)
     return report_failures(failed, len(slides))
 
 
