@@ -644,18 +644,17 @@ def as_entry(line):
         return None
 
 
-def train_fold(model, bags, y, projects, train, valid, o, fold, folder):
+def train_fold(model, bags, y, projects, names, train, valid, o, fold, folder):
     """Train one fold and leave `model` with the weights of its best epoch. Returns a dict on how it went.
 
-    bags: in_memory or from_disk; y (S, G) float32 targets; train, valid: rows. The state is saved after each epoch, and
-    every draw of an epoch comes from (seed, fold, epoch): a run that was interrupted ends as one that was not.
+    bags: in_memory or from_disk; y (S, G) float32 targets; names (S,); train, valid: rows. The state is saved after each
+    epoch, and every draw of an epoch comes from (seed, fold, epoch): a run that was interrupted ends as one that was not.
     """
     device, state_file, log = next(model.parameters()).device, folder / f"fold{fold}.state.pt", folder / "log.jsonl"
     optimizer = torch.optim.Adam(model.parameters(), lr=o.lr, fused=True)        # one pass over memory, not seven
     state = dict(epoch=0, best_score=-np.inf, best_epoch=0, best=None, seconds=0.0, saw={})
     if state_file.is_file():
-        state = tiling.load_checkpoint(state_file, device)
-        model.load_state_dict(state["model"])
+        state = tiling.load_checkpoint(state_file, device, model)
         optimizer.load_state_dict(state["optimizer"])
     lines = [as_entry(line) for line in log.read_text().splitlines()] if log.is_file() else []
     lines = [e for e in lines if e and (e["fold"], e["epoch"]) <= (fold, state["epoch"])]   # what was not saved runs again
@@ -677,8 +676,11 @@ def train_fold(model, bags, y, projects, train, valid, o, fold, folder):
             loss.backward()
             optimizer.step()
             loss_sum += loss.item() * len(rows)
-        if not np.isfinite(loss_sum):
-            raise InputError(f"fold {fold} epoch {epoch}: the loss is {loss_sum}; a lower --lr may help")
+            if not np.isfinite(loss_sum):
+                break
+        if not np.isfinite(loss_sum) or not all(v.isfinite().all() for v in model.parameters()):
+            raise InputError(f"fold {fold} epoch {epoch}: loss or weights are not finite any more, at the slides "
+                             f"{few(names[rows.numpy()].tolist())}; {state_file} keeps epoch {epoch - 1}; a lower --lr may help")
         rate = len(train) / (time.time() - tick)
         r, valid_loss, score = None, None, epoch                           # nobody to choose by: the last epoch is the best
         if len(valid):
@@ -1957,10 +1959,9 @@ def cross_validate(folder, config, o, data, bags, splits, first_model, start):
     for f, (train_rows, valid_rows, test_rows) in enumerate(splits):
         model, path = first_model(f, train_rows), folder / f"fold{f}.pt"
         if path.is_file():
-            saved = tiling.load_checkpoint(path, next(model.parameters()).device)
-            model.load_state_dict(saved["model"])
+            saved = tiling.load_checkpoint(path, next(model.parameters()).device, model)
         else:
-            note = train_fold(model, bags, y, data["projects"], train_rows, valid_rows, o, f, folder)
+            note = train_fold(model, bags, y, data["projects"], data["slides"], train_rows, valid_rows, o, f, folder)
             for step, rows in note.pop("saw").items():
                 saw(data["ledgers"][f], step, data["patients"][rows])
             settings = {k: config[k] for k in ("hidden", "n_features", "ks", "dropout", "features", "code", "pad_to")}
@@ -2153,7 +2154,8 @@ def load_run(path):
     if missing or not (folder / "folds.csv").is_file():
         raise InputError(f"{folder}: {', '.join(missing) or 'folds.csv'} is missing: the run is not finished; the command "
                          "that began it goes on")
-    saved, cohort = [tiling.load_checkpoint(p, "cpu") for p in paths], folder.resolve().parents[1]
+    keys = "model genes test_patients hidden ks n_features dropout".split()
+    saved, cohort = [tiling.load_checkpoint(p, "cpu", keys=keys) for p in paths], folder.resolve().parents[1]
     with open(folder / "folds.csv", newline="") as f:
         rows = list(csv.DictReader(f))
     return dict(folder=folder, config=config, folds=saved, genes=saved[0]["genes"], rows=rows,

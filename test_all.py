@@ -17,9 +17,11 @@ import itertools
 import json
 import math
 import os
+import pickle
 import re
 import resource
 import shutil
+import struct
 import subprocess
 import sys
 import tempfile
@@ -27,6 +29,7 @@ import threading
 import time
 import tracemalloc
 import warnings
+import zlib
 from concurrent.futures import ThreadPoolExecutor
 from fractions import Fraction
 from pathlib import Path
@@ -595,6 +598,69 @@ def test_processes_share_the_slides_out(two_slides, tmp_path, monkeypatch, capsy
     assert status == [0, 1, 1, 0] and sorted(read) == ["a", "b", "b", "c", "d", "e", "e"] and not list(two_slides.rglob("lock*"))
     for part in ("tiles", "features", "supertiles"):
         assert folder_bytes(two_slides / part) == folder_bytes(tmp_path / "one" / part)
+
+
+def png_that_claims(path, width, height):
+    """A small PNG whose header claims another size, its checksum made right."""
+    Image.fromarray(np.zeros((1, 1, 3), np.uint8)).save(path)
+    data = path.read_bytes()
+    header = b"IHDR" + struct.pack(">II", width, height) + data[24:29]
+    path.write_bytes(data[:12] + header + struct.pack(">I", zlib.crc32(header)) + data[33:])
+
+
+def test_slides_that_cannot_be_meant_have_a_reason_each(two_slides, capsys):
+    """Sizes and scales that are wrong, claimed or too small; the good slide among them is done, in seconds and little memory."""
+    slides, why = two_slides / "slides", {}
+    (slides / "b.tif").unlink()
+    for name, (h, w) in dict(pixel=(1, 1), line=(1, 100_000), column=(100_000, 1)).items():
+        Image.fromarray(np.full((h, w, 3), 150, np.uint8)).save(slides / f"{name}.png")
+        why[name] = "smaller than a tile of 112 µm"
+    png_that_claims(slides / "bomb.png", 60_000, 60_000)
+    png_that_claims(slides / "hollow.png", 3_000, 3_000)
+    why.update(bomb="not a readable slide .*exceeds limit", hollow="truncated|broken|can't be read", wide="more than a glass slide has", high="more than a glass slide has")
+    for name, tag in (("wide", "ImageWidth"), ("high", "ImageLength")):
+        write_pyramid(slides / f"{name}.tif", np.full((600, 600, 3), 150, np.uint8), levels=1)
+        with tifffile.TiffFile(slides / f"{name}.tif", mode="r+") as t:
+            t.pages[0].tags[tag].overwrite(2 ** 29)
+            for tag in ("TileOffsets", "TileByteCounts"):                      # 2.8 million tiles, as many as the claimed size has
+                t.pages[0].tags[tag].overwrite([t.pages[0].tags[tag].value[0]] * (3 * 2 ** 21))
+    rows = []
+    for i, mpp in enumerate(("0", "-1", "nan", "1e9", "1e400")):
+        Image.fromarray(np.full((900, 900, 3), 150, np.uint8)).save(slides / f"table{i}.png")
+        with tifffile.TiffWriter(slides / f"own{i}.svs") as t:
+            t.write(np.full((512, 512, 3), 150, np.uint8), tile=(256, 256), photometric="rgb", compression="zlib", metadata=None,
+                    description=f"Aperio Image Library v1\r\n512x512 [0,0 512x512] (256x256)|MPP = {mpp}|AppMag = 20")
+        rows.append(f"table{i},p,X,{mpp}")
+        why[f"table{i}"], why[f"own{i}"] = "is outside 0.05-20", "its file says|no µm per pixel"
+    (two_slides / "samples.csv").write_text("\n".join(["slide,patient,project,mpp", "a,p,X,", *(f"{n},p,X,{'' if n[:3] == 'own' else .5}" for n in why if n[:5] != "table"), *rows]))
+    start, before = time.time(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    assert tiling.main(["tiles", str(two_slides), "--workers", "2"]) == 1
+    assert time.time() - start < 30 and resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 2 ** 19     # KiB
+    said = capsys.readouterr().err
+    for name, words in why.items():
+        assert re.search(f"failed: {name}: .*({words})", said), name
+    assert sorted(p.stem for p in (two_slides / "tiles").glob("*.npz") if p.stem not in ("pixel", "line", "column")) == ["a"]
+
+
+def test_real_slides_cut_and_flipped(tmp_path, capsys):
+    """A few of the 20 places to cut and 200 to flip that were tried by hand: read as it is, or a reason; a second or so for each."""
+    rng = np.random.default_rng(0)
+    (tmp_path / "slides").mkdir()
+    for path in sorted(real("slides").iterdir()):
+        data = path.read_bytes()
+        for i in range(2):
+            (tmp_path / "slides" / f"cut{i}-{path.name}").write_bytes(data[:int(len(data) * rng.random())])
+        for i in range(3):
+            flipped, at = bytearray(data), int(rng.integers(2048 if i else len(data))) * (-1) ** i              # anywhere, then where the directories lie
+            flipped[at] ^= int(rng.integers(1, 256))
+            (tmp_path / "slides" / f"flip{i}-{path.name}").write_bytes(flipped)
+    tiny_encoder(tmp_path / "tiny.pt")
+    start = time.time()
+    status = tiling.main(["features", str(tmp_path), "--device", "cpu", "--mpp", ".25", "--workers", "2", "--encoder", str(tmp_path / "tiny.pt")])
+    said, names = capsys.readouterr().err, [p.stem for p in (tmp_path / "slides").iterdir()]
+    failed = re.findall("^failed: ([^:]*): .{10}", said, re.M)
+    done = {p.stem for p in (tmp_path / "features").rglob("*.npy")}
+    assert status == (1 if failed else 0) and sorted([*failed, *done]) == sorted(names) and time.time() - start < 10 * len(names)
 
 
 def test_mpp_column_and_png(two_slides):
@@ -3157,6 +3223,98 @@ def test_runs_are_locked_and_given_back_however_they_end(tmp_path):
     assert not list(tmp_path.rglob("lock*")) and not tiling.HELD
 
 
+def test_a_loss_that_is_not_finite_stops_with_the_slide_and_keeps_the_epoch_before(tmp_path, monkeypatch):
+    write_cohort(tmp_path, np.random.default_rng(1))
+    argv = ("--epochs", "3", "--batch", "1")
+    assert train(tmp_path, *argv, "--name", "whole") == 0
+    whole, seen = he2rna.in_memory, []
+
+    def in_memory(x, mask):
+        def bags(parts):
+            for rows, one, m in whole(x, mask)(parts):
+                seen.append(int(rows[0]))
+                yield rows, one * float("nan") if seen.count(seen[-1]) == 2 and seen[-1] == odd else one, m
+        return bags
+    odd = int(np.flatnonzero([r["test_fold"] != "0" and r["validates_folds"].split() != ["0"] for r in read_csv(tmp_path / "runs" / "whole" / "folds.csv")])[0])
+    monkeypatch.setattr(he2rna, "in_memory", in_memory)                        # one slide goes wrong when it is seen again, in epoch 2
+    with pytest.raises(tiling.InputError, match=rf"fold 0 epoch 2: loss .* at the slides s{odd:02d}_0; .*fold0.state.pt keeps epoch 1; a lower --lr"):
+        train(tmp_path, *argv, "--name", "cut")
+    assert torch.load(tmp_path / "runs" / "cut" / "fold0.state.pt", weights_only=True)["epoch"] == 1
+    monkeypatch.setattr(he2rna, "in_memory", whole)
+    assert train(tmp_path, *argv, "--name", "cut") == 0
+    same_runs(tmp_path / "runs" / "whole", tmp_path / "runs" / "cut")
+
+
+class Bomb:
+    """What a pickle may hold: a call that makes a file when it is read."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return Path.touch, (self.path,)
+
+
+def test_no_file_that_is_read_runs_its_pickle(tmp_path, two_slides):
+    """Everything that a program loads, replaced by a pickle that would make a file; the authority: it does, for pickle and torch."""
+    ran, bomb = tmp_path / "ran", tmp_path / "bomb.pt"
+    torch.save(dict(model={}, version=1, x=Bomb(ran)), bomb)
+    torch.load(bomb, weights_only=False)
+    assert ran.exists()
+    ran.unlink()
+    plain, arrays = pickle.dumps(Bomb(ran)), np.array([Bomb(ran)], object)
+    write_cohort(tmp_path / "c", np.random.default_rng(0), patients=6)
+    cohort, run = tmp_path / "c", tmp_path / "c" / "runs" / "he2rna"
+    assert train(cohort, "--epochs", "1") == 0
+    reads = [lambda p: tiling.load_checkpoint(p, "cpu"), lambda p: tiling.load_weights(4, str(p), 0), lambda p: tiling.read_encoder(p),
+             lambda p: tiling.load_encoder(str(p), None, 0, "cpu")]
+    for content in (bomb.read_bytes(), plain):
+        bomb.write_bytes(content)
+        for read in reads:
+            with pytest.raises(tiling.InputError):
+                read(bomb)
+        for name, argv in (("fold0.pt", ("train", str(cohort), "--features", str(cohort / "h5"), "--hidden", "32,16", "--ks", "1,5,20", "--device", "cpu", "--folds", "3",
+                                         "--valid", ".25", "--epochs", "1")), ("fold0.pt", ("predict", str(run), "all")), ("fold0.pt", ("finetune", str(cohort), "he2rna"))):
+            whole = (run / name).read_bytes()
+            (run / name).write_bytes(content)
+            with pytest.raises(tiling.InputError, match="fold0.pt: not a whole checkpoint"):
+                he2rna.main([*argv])
+            (run / name).write_bytes(whole)
+    for save in (lambda p: np.save(p, arrays), lambda p: p.write_bytes(plain)):
+        tiling.make_tiles(two_slides, ["a"], options("--workers", "1"))
+        path = two_slides / "features" / "resnet50" / "a.npy"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save(path)
+        with pytest.raises(tiling.InputError, match="not a whole array"):
+            tiling.load_features(two_slides, "resnet50", "a")
+    np.savez(tmp_path / "x.npz", expression=arrays, genes=arrays, slide=arrays, features=arrays, patients=arrays, msi=arrays, coords=arrays, settings=arrays)
+    for path in (tmp_path / "c" / "expression.npz", two_slides / "tiles" / "a.npz", run / "predictions.npz", tmp_path / "study.npz"):
+        shutil.copyfile(tmp_path / "x.npz", path)
+    assert tiling.load_arrays(two_slides / "tiles" / "a.npz") is None
+    (cohort / "expression.csv").unlink()
+    for call in (lambda: tiling.read_expression(cohort), lambda: he2rna.main(["msi", str(tmp_path / "study.npz")]), lambda: he2rna.group_r(dict(folder=run, config={}), [0])):
+        with pytest.raises(tiling.InputError):
+            call()
+    assert tiling.make_tiles(two_slides, ["a"], options("--workers", "1")) == {} and tiling.tiles_of(two_slides, "a")[0] is not None
+    assert not ran.exists()
+
+
+def test_a_checkpoint_of_another_run_is_named(tmp_path):
+    write_cohort(tmp_path, np.random.default_rng(0), patients=6)
+    run = tmp_path / "runs" / "he2rna"
+    assert train(tmp_path, "--epochs", "1") == 0 and train(tmp_path, "--epochs", "1", "--hidden", "8", "--name", "small") == 0
+    shutil.copyfile(tmp_path / "runs" / "small" / "fold1.pt", run / "fold1.pt")
+    with pytest.raises(tiling.InputError, match="fold1.pt: not a whole checkpoint of this run .of another network.; delete it"):
+        train(tmp_path, "--epochs", "1")
+    for value in ([1, 2], dict(weights=1)):
+        torch.save(value, run / "fold1.pt")
+        for command in (lambda: train(tmp_path, "--epochs", "1"), lambda: he2rna.main(["predict", str(run), "all"])):
+            with pytest.raises(tiling.InputError, match="fold1.pt: not a whole checkpoint of this run"):
+                command()
+    (run / "fold1.pt").unlink()
+    assert train(tmp_path, "--epochs", "1") == 0
+
+
 def test_choices_are_one_table_and_wrong_names_list_the_right_ones(tmp_path, capsys):
     assert he2rna.main(["choices"]) == 0
     said = capsys.readouterr().out
@@ -4952,6 +5110,19 @@ def saved(path):
     return torch.load(path, weights_only=True)
 
 
+def test_pretraining_stops_where_the_loss_is_lost_and_keeps_the_epoch_before(unlabelled, monkeypatch):
+    real_step, steps = histcode.train_step, []
+
+    def train_step(*args):
+        steps.append(1)
+        return (float("nan"), *real_step(*args)[1:]) if len(steps) == 3 else real_step(*args)
+    monkeypatch.setattr(histcode, "train_step", train_step)
+    with pytest.raises(tiling.InputError, match=r"epoch 2 step 1: loss .* at tiles of S0[^;]*; .*state.pt keeps epoch 1; a lower --lr"):
+        pretrain(unlabelled, "--epochs", "4", "--name", "lost")
+    run = unlabelled / "runs" / "lost"
+    assert saved(run / "state.pt")["epoch"] == 1 and saved(run / "lost.pt") and len((run / "log.jsonl").read_text().splitlines()) == 1
+
+
 def test_interrupted_pretraining_ends_as_one_that_was_not(unlabelled, monkeypatch, capsys):
     argv = ("--epochs", "3", "--momentum-encoder", ".9", "--symmetric", "--cosine")
     assert pretrain(unlabelled, *argv, "--name", "whole") == 0
@@ -5886,6 +6057,21 @@ def test_the_epoch_kept_is_the_last_one_with_the_fewest_mistakes():
             out, _ = model(torch.from_numpy(bags[i])[None], torch.ones(1, len(bags[i]), dtype=torch.bool))
             assert torch.allclose(out[0, 0], t, atol=1e-5)
     assert differ                                                              # or the mistakes chose nothing
+
+
+def test_a_bag_at_which_the_loss_is_lost_is_named_and_the_epoch_before_kept(tmp_path):
+    (bags, y), splits = planted_bags(), three_splits()[:1]
+    whole, = learn("HistCode", bags, y, splits, [4], epochs=3)
+    odd, seen, original = int(splits[0][0][2]), [], list(bags)
+
+    class Going(list):
+        def __getitem__(self, i):
+            seen.append(i)
+            return super().__getitem__(i) * (np.float32("nan") if i == odd and seen.count(odd) == 2 else 1)
+    with pytest.raises(tiling.InputError, match=rf"epoch 2: the loss is not finite any more, from {odd} on; .*s.pt keeps epoch 1"):
+        learn("HistCode", Going(bags), y, splits, [4], epochs=3, state_file=tmp_path / "s.pt")
+    again, = learn("HistCode", original, y, splits, [4], epochs=3, state_file=tmp_path / "s.pt")
+    assert all(torch.equal(v, again["model"][k]) for k, v in whole["model"].items())
 
 
 def test_an_interruption_after_the_best_epoch_keeps_it(tmp_path, monkeypatch):

@@ -84,6 +84,7 @@ STAIN_CEILING = 0.08          #   an empty slide gives no tissue and pale stroma
 TISSUE = dict(tissue="stain", tissue_threshold="otsu", min_area=0.0)   # what tiles whose settings name none have [ours]
 MEDIAN_PX, CLOSE_PX = 7, 4    # of the saturation, then of the mask; pixels of the thumbnail          [HistCode code]
 MPP_RANGE = (0.05, 20.0)      # µm per pixel that a microscope slide can have                              [ours]
+GLASS_MM = (100, 200)         # short and long edge of a picture, at most; whole mounts are 102 x 152 mm   [ours]
 IMAGENET_MEAN = (0.485, 0.456, 0.406)  # of RGB in 0..1: torchvision's normalisation, which its weights need; [ours]
 IMAGENET_STD = (0.229, 0.224, 0.225)   #   the authors' Keras weights want BGR minus a mean [HE2RNA code]      [ours]
 COLOURS = ("none", "macenko", "stretch")  # of a tile. HE2RNA: paper silent, stretch [HE2RNA code]; HistCode: "color
@@ -165,11 +166,12 @@ def save_csv(path, header, rows):
 
 
 def load_json(path):
-    """The file's value, or None when it is not there or not whole."""
+    """The dict that the file holds, or None when it is not there, not whole or something else."""
     try:
-        return json.loads(Path(path).read_text())
-    except (OSError, ValueError):
+        value = json.loads(Path(path).read_text())
+    except (OSError, ValueError, RecursionError):
         return None
+    return value if isinstance(value, dict) else None
 
 
 def load_arrays(path):
@@ -177,7 +179,7 @@ def load_arrays(path):
     try:
         with np.load(path, allow_pickle=False) as z:
             return {name: z[name] for name in z.files}
-    except (OSError, ValueError, EOFError, KeyError, TypeError, zipfile.BadZipFile, zlib.error):
+    except Exception:           # zip's, numpy's and the file system's errors share no class
         return None
 
 
@@ -654,7 +656,10 @@ def thumbnail(slide, mpp, um=THUMBNAIL_UM):
 
     Read in strips, so that a slide with only level 0 needs little memory; exact box average.
     """
-    W, H = slide.dimensions
+    (W, H), edges = slide.dimensions, sorted(round(edge * mpp / 1000) for edge in slide.dimensions)
+    if edges[0] > GLASS_MM[0] or edges[1] > GLASS_MM[1]:                       # would ask for any memory, any time
+        raise InputError(f"{W:,} x {H:,} pixels of {mpp:g} µm are {edges[0]:,} x {edges[1]:,} mm, more than a glass slide "
+                         "has: the file is broken, or its mpp is wrong")
     scale = max(1.0, um / mpp)
     w, h = max(1, round(W / scale)), max(1, round(H / scale))
     level, _ = best_level(slide, scale)
@@ -1172,7 +1177,10 @@ def features_folder(o):
 
 def is_script(path):
     """TorchScript files are zip archives with code in them; opening one does not run it."""
-    return zipfile.is_zipfile(path) and any(name.endswith("/constants.pkl") for name in zipfile.ZipFile(path).namelist())
+    try:
+        return zipfile.is_zipfile(path) and any(name.endswith("/constants.pkl") for name in zipfile.ZipFile(path).namelist())
+    except Exception:           # a damaged one: zip's errors share no class, and read_encoder says that it is not whole
+        return False
 
 
 def read_encoder(path):
@@ -1509,13 +1517,18 @@ def claim_folder(folder, config, results, **more):
     return config
 
 
-def load_checkpoint(path, device):
-    """A dict of tensors and plain values; no pickled code is run. InputError when it is not whole."""
+def load_checkpoint(path, device, model=None, keys=("model",)):
+    """A dict of tensors and plain values; no pickled code is run. InputError when it is not whole, has not the keys, or is
+    of another network than `model`, which gets its weights."""
     try:
-        return torch.load(path, map_location=device, weights_only=True)
+        saved = torch.load(path, map_location=device, weights_only=True)
+        [saved[k] for k in keys]
+        if model is not None:
+            model.load_state_dict(saved["model"])
+        return saved
     except Exception as e:      # torch's, zip's and pickle's errors share no class
-        raise InputError(f"{path}: not a whole checkpoint ({type(e).__name__}); delete it to have it made "
-                         "again") from None
+        why = "of another network" if isinstance(e, RuntimeError) and "state_dict" in str(e) else type(e).__name__
+        raise InputError(f"{path}: not a whole checkpoint of this run ({why}); delete it to have it made again") from None
 
 
 def say_anew(folder, anew):
@@ -1526,8 +1539,9 @@ def say_anew(folder, anew):
 
 def fingerprint(path):
     """Tells one slide file from another without reading it all: size and hash of its first and last 64 KiB."""
-    size, block = path.stat().st_size, 2 ** 16
+    block = 2 ** 16
     try:
+        size = path.stat().st_size
         with open(path, "rb") as f:
             ends = f.read(block)
             f.seek(max(0, size - block))
@@ -1917,7 +1931,7 @@ def make_supertiles(cohort, slides, o, into=None):
         names = [s for s in slides if s not in failed and not widths.get(s)]
         if what is make and names:
             hold(folder, o.share)
-        tick = progress("super-tiles" if what is make else "super-tiles that are there", len(names), "slides")
+        tick = progress("super-tiles" if what is make else "looking for super-tiles", len(names), "slides")
         for name, got in ordered_map(what, names, o.workers):
             tick()
             if isinstance(got, Exception):
@@ -3175,7 +3189,7 @@ def main(argv=None):
         release()
     if o.verb != "doctor":
         print(f"{o.verb}: {len(slides) - len(failed)} of {len(slides)} slides ready in {cohort / o.verb} "
-              + f"(share {rank} of 0 to {world - 1}) " * (world > 1) + f"({clock(time.time() - start)})")
+              + f"(RANK {rank} of WORLD_SIZE {world}) " * (world > 1) + f"({clock(time.time() - start)})")
     wait_for_others(world)
     return report_failures(failed, len(slides))
 
