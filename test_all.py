@@ -35,6 +35,7 @@ from fractions import Fraction
 from pathlib import Path
 
 import h5py
+import hypothesis
 import numpy as np
 import openslide
 import pytest
@@ -44,6 +45,7 @@ import scipy.stats
 import tifffile
 import torch
 import torch.nn.functional as F
+from hypothesis import strategies as st
 from matplotlib.path import Path as Outline
 from PIL import Image, ImageCms
 from scipy import ndimage
@@ -694,6 +696,52 @@ def test_samples_csv_mistakes(two_slides, table, words):
     (two_slides / "samples.csv").write_bytes("slide,patient,project\na,p,X\n".encode("utf-16"))
     with pytest.raises(tiling.InputError, match="UTF-8"):
         tiling.main(["tiles", str(two_slides)])
+
+
+CELLS = st.sampled_from(["", "a", "b", "é", "NA", "1e400", "-1", "0", "3.5", "../x", "a/b", "/etc/x", "..", ".", "\\x", 'say "x"', "a,b", "a;b", "\0", "\r", "x\ny", "slide",
+                         "settings", "nan", " a ", "\ufeff", "x" * 300]) | st.text(max_size=4)
+
+
+def broken_tables(header):
+    """Bytes of tables, whole and broken: separators, quotes, line ends, byte order marks, encodings, a cut end."""
+    rows = st.lists(st.one_of(*(st.lists(CELLS, min_size=n, max_size=m) for n, m in ((0, 6), (3, 3), (4, 4)))), max_size=5)
+    quotes = st.sampled_from([str, str, lambda c: '"' + c.replace('"', '""') + '"', lambda c: '"' + c])
+    return st.builds(lambda header, rows, sep, end, quote, mark, cut, code: (mark + end.join(sep.join(map(quote, row)) for row in [header, *rows]) + end)[:cut].encode(
+        code, "replace"), header, rows, st.sampled_from(",,,;\t"), st.sampled_from(["\n", "\r\n", "\r"]), quotes, st.sampled_from(["", "\ufeff"]),
+        st.sampled_from([None, None, -3]), st.sampled_from(["utf-8", "utf-8", "utf-8", "utf-16", "cp1252"]))
+
+
+@hypothesis.settings(max_examples=60, deadline=None, database=None, derandomize=True, suppress_health_check=list(hypothesis.HealthCheck))
+@hypothesis.given(broken_tables(st.just(["slide", "patient", "project"]) | st.just(["slide", "patient", "project", "mpp"]) | st.lists(st.sampled_from(
+    ["slide", "patient", "project", "mpp", "sample", "tumor", "msi", "", "slide "]), max_size=6)),
+    broken_tables(st.just(["slide", "G1", "G2"]) | st.lists(st.sampled_from(["slide", "sample", "G1", "G2", "", "G1"]), max_size=5)))
+def test_any_table_is_read_or_refused_in_one_line_and_nothing_is_written_outside_the_cohort(samples, expression):
+    """Property, by hypothesis (1,500 examples were tried by hand)."""
+    with tempfile.TemporaryDirectory() as outside:
+        cohort = Path(outside) / "in" / "cohort"
+        (cohort / "slides").mkdir(parents=True)
+        for name, content in (("slides/a.png", b"no slide"), ("samples.csv", samples), ("expression.csv", expression)):
+            (cohort / name).write_bytes(content)
+        usual = ("--features", str(cohort), "--device", "cpu")
+        for command in (lambda: tiling.main(["tiles", str(cohort), "--workers", "1"]), lambda: tiling.read_expression(cohort), lambda: tiling.table_mpp(cohort),
+                        lambda: tiling.read_rows(cohort / "samples.csv"), lambda: he2rna.main(["train", str(cohort), *usual]), lambda: he2rna.main(["msi", str(cohort), *usual])):
+            try:
+                command()
+            except tiling.InputError as e:
+                assert str(e).isprintable()
+        assert all(cohort in p.parents for p in Path(outside).rglob("*") if p.is_file())
+
+
+def test_names_that_are_no_files_are_refused_and_others_kept(two_slides):
+    for name in ("a\tb", "a\0", "settings", "x" * 201, "é" * 101):
+        (two_slides / "samples.csv").write_text(f'slide,patient,project\n"{name}",p,X\n')
+        with pytest.raises(tiling.InputError, match="line 2: slide .* can't be the name of a file here"):
+            tiling.main(["tiles", str(two_slides)])
+    for name in ("é ü 漢字", "it's (1) #2; 50%", "-rf", "a.b.c", "'" * 99):
+        (two_slides / "slides" / "a.tif").replace(two_slides / "slides" / f"{name}.tif")
+        (two_slides / "samples.csv").write_text(f"slide,patient,project\n{name},p,X\n", encoding="utf-8")
+        assert tiling.main(["tiles", str(two_slides)]) == 0 and (two_slides / "tiles" / f"{name}.npz").is_file()
+        (two_slides / "slides" / f"{name}.tif").replace(two_slides / "slides" / "a.tif")
 
 
 def test_h5_features(tmp_path):

@@ -122,12 +122,21 @@ OUTLINE = "red"               # of what a pathologist has drawn              [Hi
 BLUE, ORANGE = "#0072B2", "#D55E00"    # told apart by any eye: Okabe & Ito                                [ours]
 ENCODERS = {"resnet50": 4, "resnet50-stage3": 3}   # name -> stages; 3: "the first four main layers" [HistCode Methods]
 COUNTS = ("HS", "BH", "mistakes") # measures of an audit that are counted
+RESERVED = ("settings", "failed")      # files beside those of the slides, so no slide's name                [ours]
 ENCODER_VERSION = 1           # of the checkpoints that histcode.py pretrain writes                        [ours]
 HELD = []                     # lock files of this process: folders it writes to now
 
 
+def one_line(text):
+    """The text with line ends and other control characters, which names in a broken table may have, written out."""
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in str(text))
+
+
 class InputError(ValueError):
     """Something the user can mend: shown as one line, exit status 2."""
+
+    def __init__(self, text):
+        super().__init__(one_line(text))
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -237,6 +246,9 @@ def read_samples(cohort):
             raise InputError(f"{path} line {line}: slide {row['slide']} stands there twice")
         if Path(row["slide"]).name != row["slide"] or row["slide"] in (".", ".."):
             raise InputError(f"{path} line {line}: slide {row['slide']} is a path; give the file name without its ending")
+        if not row["slide"].isprintable() or len(row["slide"].encode()) > 200 or row["slide"] in RESERVED:
+            raise InputError(f"{path} line {line}: slide {few([row['slide'][:50]])} can't be the name of a file here (control "
+                             f"characters, over 200 bytes, or one of {', '.join(RESERVED)}): rename it")
         seen.add(row["slide"])
     if not rows:
         raise InputError(f"{path}: no rows")
