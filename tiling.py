@@ -1840,16 +1840,17 @@ def load_features(cohort, source, name, check=True):
         path, coords = Path(cohort) / "features" / source / f"{name}.npy", tiles_of(cohort, name)[0]["coords"]
         try:
             features = np.load(path, mmap_mode="r", allow_pickle=False)
-        except (OSError, ValueError, EOFError) as e:
+        except Exception as e:  # of a damaged header anything may come
             raise InputError(f"{path}: not a whole array ({e}); delete it to have it made again") from None
     else:
         path, features, coords, _ = foreign(source, name)
         if features.dtype not in (np.float16, np.float32):
             with np.errstate(over="ignore"):                                   # beyond float32: infinite, and refused below
                 features = features.astype(np.float32)
-    if features.ndim != 2 or coords is not None and coords.shape != (len(features), 2):
-        raise InputError(f"{path}: features {features.shape} and coords {np.shape(coords)} don't fit; wanted (n, D) and "
-                         "(n, 2)")
+    if (features.ndim != 2 or features.dtype.kind not in "fiu"
+            or coords is not None and (coords.shape != (len(features), 2) or coords.dtype.kind not in "fiu")):
+        raise InputError(f"{path}: features {features.shape} and coords {np.shape(coords)} don't fit; wanted are numbers (n, D) "
+                         "and (n, 2)")
     if len(features) == 0:
         raise InputError(f"{path}: no tiles")
     if check and not np.isfinite(features).all():
