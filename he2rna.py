@@ -379,10 +379,10 @@ def print_counts(rows, **columns):
 def load_bags(cohort, source, slides):
     """Super-tiles of all slides, read once: x (S, T, D) float16 tensor, mask (S, T) bool; T of the longest slide."""
     folder = Path(cohort) / "supertiles" / source
-    S, T, D = len(slides), *tiling.load_arrays(folder / f"{slides[0]}.npz")["means"].shape
+    S, T, D = len(slides), *tiling.whole_arrays(folder / f"{slides[0]}.npz")["means"].shape
     x, mask = torch.zeros((S, T, D), dtype=torch.float16), torch.zeros((S, T), dtype=torch.bool)
     for i, slide in enumerate(slides):
-        z = tiling.load_arrays(folder / f"{slide}.npz")
+        z = tiling.whole_arrays(folder / f"{slide}.npz")
         x[i], mask[i] = torch.from_numpy(z["means"]), torch.from_numpy(z["mask"])
     longest = int(mask.sum(1).max())                                           # small slides have fewer than 100
     return x[:, :longest].contiguous(), mask[:, :longest].contiguous()
@@ -1135,9 +1135,7 @@ def signatures(o):
     r = np.stack([results[p]["r"] for p in projects], 1)                                            # (G, P)
     significant = np.stack([results[p][o.correction] for p in projects], 1)
     members = np.array([np.isin(names, list(g)) if g else np.zeros(len(names), bool) for g, _ in wanted.values()])  # (S, G)
-    z, rng = tiling.load_arrays(Path(o.run) / "predictions.npz"), np.random.default_rng(o.seed)
-    if z is None:
-        raise InputError(f"{Path(o.run) / 'predictions.npz'} is missing or not whole: run train again")
+    z, rng = tiling.whole_arrays(Path(o.run) / "predictions.npz"), np.random.default_rng(o.seed)
     level = dict(zip(z["genes"].tolist(), z["truth"].mean(0)))
     bins = stats.expression_bins(np.array([level[g] for g in genes]))
     plain, matched = (stats.random_list_test(r, significant, members, o.lists, rng, b) for b in (None, bins))
@@ -1309,9 +1307,7 @@ def spot_summary(rows):
 def group_r(run, genes):
     """R of the mean prediction against the mean expression of some genes, by cancer: [(cancer, n, R, interval, p)] [CD3 in
     LIHC: .43]."""
-    z = tiling.load_arrays(run["folder"] / "predictions.npz")
-    if z is None:
-        raise InputError(f"{run['folder'] / 'predictions.npz'} is missing or not whole: run the command that made it again")
+    z = tiling.whole_arrays(run["folder"] / "predictions.npz")
     mean = [z[k][:, genes].mean(1, keepdims=True) for k in ("prediction", "truth")]                 # (S, 1)
     fold, k = judged_in(z["fold"], run["config"])
     results = evaluate(*mean, fold, z["project"], k)

@@ -1258,7 +1258,7 @@ def judge_genes(prediction, y, guess, label, rng, shuffled=None):
 # ---------------------------------------------------------------------------------------------------------------------
 def slides_of(cohort):
     """Names of the cohort's slides: those of samples.csv, else all files."""
-    known = [r["slide"] for r in tiling.read_samples(cohort)] if (cohort / "samples.csv").is_file() else None
+    known = [r["slide"] for r in tiling.read_samples(cohort)] if (cohort / "samples.csv").exists() else None
     slides = known or list(tiling.find_slides(cohort))
     if not slides:
         raise InputError(f"{cohort}: no slides ({' '.join(tiling.SLIDE_ENDINGS)}) in it or in its slides/")

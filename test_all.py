@@ -8,6 +8,7 @@ import argparse
 import colorsys
 import copy
 import csv
+import errno
 import filecmp
 import gzip
 import hashlib
@@ -21,6 +22,7 @@ import pickle
 import re
 import resource
 import shutil
+import signal
 import struct
 import subprocess
 import sys
@@ -663,6 +665,94 @@ def test_real_slides_cut_and_flipped(tmp_path, capsys):
     failed = re.findall("^failed: ([^:]*): .{10}", said, re.M)
     done = {p.stem for p in (tmp_path / "features").rglob("*.npy")}
     assert status == (1 if failed else 0) and sorted([*failed, *done]) == sorted(names) and time.time() - start < 10 * len(names)
+
+
+def fill_disk(monkeypatch, at):
+    """The disk is full at the `at`-th file written: the kernel says so, by /dev/full. Returns the count of files begun."""
+    count = [0]
+
+    def full(path, mode="r", **more):
+        count[0] += "b" in mode and mode != "rb"
+        if mode != "wb" or count[0] != at:
+            return open(path, mode, **more)
+        open(path, mode).close()                                               # an empty file still has room
+        return open("/dev/full", mode)
+    monkeypatch.setattr(tiling, "open", full, raising=False)
+    return count
+
+
+def status_of(capsys, *argv):
+    """(exit status, lines on stderr) of a program's command as the shell sees them."""
+    before = signal.getsignal(signal.SIGTERM)
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as e:
+        tiling.run(lambda: argv[0].main([str(a) for a in argv[1:]]))
+    signal.signal(signal.SIGTERM, before)
+    return e.value.code, capsys.readouterr().err.splitlines()
+
+
+def test_a_full_disk_stops_a_step_with_one_line_and_damages_nothing(two_slides, tmp_path, monkeypatch, capsys):
+    tiny_encoder(tmp_path / "tiny.pt")
+    shutil.copytree(two_slides / "slides", tmp_path / "one" / "slides")
+    argv = ("--device", "cpu", "--encoder", tmp_path / "tiny.pt")
+    count = fill_disk(monkeypatch, 0)
+    assert status_of(capsys, tiling, "supertiles", tmp_path / "one", *argv)[0] == 0 and count[0] == 13
+    for at in range(1, 14):
+        count = fill_disk(monkeypatch, at)
+        status, said = status_of(capsys, tiling, "supertiles", two_slides, *argv)
+        assert not list(two_slides.rglob("*.tmp")) and not list(two_slides.rglob("lock*"))
+        assert (status > 0) == (count[0] >= at)                                # what was made before is not written again
+        if status:
+            assert [line for line in said if "No space left on device" in line and str(two_slides) in line] and "Traceback" not in "".join(said)
+    monkeypatch.undo()
+    assert tiling.main(["supertiles", str(two_slides), *map(str, argv)]) == 0
+    for part in ("tiles", "features", "supertiles"):
+        assert folder_bytes(two_slides / part) == folder_bytes(tmp_path / "one" / part)
+
+
+def test_a_folder_for_a_file_a_file_for_a_folder_and_what_may_not_be_written(two_slides, capsys, monkeypatch):
+    run = lambda *argv: status_of(capsys, tiling, "tiles", two_slides, *argv)
+    (two_slides / "samples.csv").mkdir()
+    assert run() == (2, [f"error: {two_slides}/samples.csv is a folder: wanted is a table with the columns slide,patient,project"])
+    (two_slides / "samples.csv").rmdir()
+    (two_slides / "tiles").write_text("in the way")
+    status, said = run()
+    assert status == 2 and len(said) == 1 and f"error: {two_slides}/tiles: " in said[0]
+    (two_slides / "tiles").unlink()
+    (two_slides / "tiles" / "a.npz").mkdir(parents=True)
+    (two_slides / "slides" / "d.tif").mkdir()                                  # no slide: left alone
+    status, said = run()
+    assert status == 2 and said[-1] == f"error: {two_slides}/tiles/a.npz: Is a directory" and not list(two_slides.rglob("*.tmp"))
+    (two_slides / "tiles" / "a.npz").rmdir()
+
+    def refuse(path, mode="r", **more):
+        if "r" not in mode and "tiles" in str(path) or "samples" in str(path):
+            raise OSError(errno.EROFS if "r" not in mode else errno.EACCES, os.strerror(errno.EROFS if "r" not in mode else errno.EACCES), str(path))
+        return open(path, mode, **more)
+    monkeypatch.setattr(tiling, "open", refuse, raising=False)                 # by hand: tests may run as root, whom no permission stops
+    status, said = run()
+    assert status == 2 and said == [f"error: {two_slides}/tiles/lock: Read-only file system"]
+    (two_slides / "samples.csv").write_text("slide,patient,project\na,p,X\n")
+    assert run() == (2, [f"error: {two_slides}/samples.csv: Permission denied"])
+
+
+def test_what_vanishes_meanwhile_is_that_slides_failure(two_slides, monkeypatch, capsys):
+    tiny_encoder(two_slides / "tiny.pt")
+    argv = ["features", str(two_slides), "--device", "cpu", "--encoder", str(two_slides / "tiny.pt")]
+    find, make, fingerprint = tiling.find_tiles, tiling.make_tiles, tiling.fingerprint
+    monkeypatch.setattr(tiling, "fingerprint", lambda path: path.unlink() if path.stem == "a" else None)                  # before it is looked at
+    assert tiling.main(argv) == 1 and "failed: a: " in capsys.readouterr().err
+    monkeypatch.setattr(tiling, "fingerprint", fingerprint)
+    shutil.copyfile(two_slides / "slides" / "b.tif", two_slides / "slides" / "a.tif")
+    monkeypatch.setattr(tiling, "find_tiles", lambda path, *more: (path.stem == "a" and path.unlink()) or find(path, *more))   # before its tiles
+    assert tiling.main(argv) == 1 and "failed: a: " in capsys.readouterr().err
+    monkeypatch.setattr(tiling, "find_tiles", find)
+    shutil.copyfile(two_slides / "slides" / "b.tif", two_slides / "slides" / "a.tif")
+    monkeypatch.setattr(tiling, "make_tiles", lambda *more: make(*more) or (two_slides / "tiles" / "a.npz").unlink() or {})    # its tiles, before its features
+    assert tiling.main(argv) == 1 and "tiles/a.npz was there and is gone" in capsys.readouterr().err
+    monkeypatch.setattr(tiling, "make_tiles", lambda *more: make(*more) or (two_slides / "slides" / "a.tif").unlink() or {})   # the slide, before its features
+    assert tiling.main(argv) == 1 and re.search("failed: a: .*a.tif", capsys.readouterr().err)
+    assert [p.stem for p in (two_slides / "features").rglob("*.npy")] == ["b"]
 
 
 def test_mpp_column_and_png(two_slides):
@@ -3269,6 +3359,20 @@ def test_runs_are_locked_and_given_back_however_they_end(tmp_path):
     with pytest.raises(tiling.InputError, match="epochs 1 -> 2"):
         train(tmp_path, "--epochs", "2")
     assert not list(tmp_path.rglob("lock*")) and not tiling.HELD
+
+
+def test_a_full_disk_stops_a_training_that_goes_on_as_if_it_had_not(tmp_path, monkeypatch, capsys):
+    write_cohort(tmp_path, np.random.default_rng(1), patients=6)
+    argv = (he2rna, "train", tmp_path, "--features", tmp_path / "h5", "--hidden", "8", "--ks", "1,5", "--device", "cpu", "--folds", "3", "--valid", ".25", "--epochs", "2")
+    count = fill_disk(monkeypatch, 0)
+    assert status_of(capsys, *argv, "--name", "whole")[0] == 0
+    for at in (1, 2, 3, 5, 6, 8, 11, 14, 16, 18):
+        fill_disk(monkeypatch, at)
+        status, said = status_of(capsys, *argv, "--name", "cut")
+        assert status in (0, 2) and (status == 0 or re.fullmatch(f"error: {tmp_path}/.*: No space left on device", said[-1]))
+    monkeypatch.undo()
+    assert count[0] >= 18 and status_of(capsys, *argv, "--name", "cut")[0] == 0 and not list(tmp_path.rglob("*.tmp"))
+    same_runs(tmp_path / "runs" / "whole", tmp_path / "runs" / "cut")
 
 
 def test_a_loss_that_is_not_finite_stops_with_the_slide_and_keeps_the_epoch_before(tmp_path, monkeypatch):

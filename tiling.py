@@ -151,6 +151,9 @@ def save_file(path, write):
         with open(beside, "wb") as f:
             write(f)
         os.replace(beside, path)
+    except OSError as e:
+        e.filename, e.filename2 = str(path), None                              # a full disk names no file, others the one beside
+        raise
     finally:
         beside.unlink(missing_ok=True)
 
@@ -192,6 +195,14 @@ def load_arrays(path):
         return None
 
 
+def whole_arrays(path):
+    """As load_arrays, of a file that a command before has made. InputError when it is not there or not whole."""
+    arrays = load_arrays(path)
+    if arrays is None:
+        raise InputError(f"{path} is missing or not whole: run the command that made it again")
+    return arrays
+
+
 def read_rows(path):
     """(header, rows) of a table, comma- or tab-separated, plain or .gz; blank lines left out. InputError when it can't be
     read."""
@@ -223,7 +234,8 @@ def read_samples(cohort):
     """
     path = Path(cohort) / "samples.csv"
     if not path.is_file():
-        raise InputError(f"{path} is missing: a table with the columns slide,patient,project")
+        raise InputError(f"{path} is {'a folder' if path.is_dir() else 'missing'}: wanted is a table with the columns "
+                         "slide,patient,project")
     try:
         with open(path, newline="", encoding="utf-8-sig") as f:
             reader = csv.reader(f)
@@ -1586,7 +1598,7 @@ def tile_settings(cohort, o):
 def table_mpp(cohort):
     """{slide: mpp} of samples.csv; used, like --mpp for the others, where the slide itself has none."""
     given = {}
-    for row in read_samples(cohort) if (Path(cohort) / "samples.csv").is_file() else []:
+    for row in read_samples(cohort) if (Path(cohort) / "samples.csv").exists() else []:
         try:
             given.update({row["slide"]: float(row["mpp"])} if row.get("mpp") else {})
         except ValueError:
@@ -1665,6 +1677,9 @@ def make_features(cohort, slides, o, into=None):
     failed = make_tiles(slides_in, slides, o, cohort)
     for name in [s for s in slides if s not in failed]:
         tiles, by = tiles_of(cohort, name)
+        if by is None:
+            failed[name] = f"{cohort / 'tiles' / name}.npz was there and is gone"
+            continue
         made_by[name] = dict(encoder=source, weights=identity, precision=settings["precision"], colour=settings["colour"],
                              tiles=by, **(dict(tile_px=px) if file else {}))
         was = load_json(folder / f"{name}.json") or {}
@@ -1837,7 +1852,8 @@ def load_features(cohort, source, name, check=True):
     InputError on what is missing, of the wrong shape or type, or (unless check is False: it reads all) not finite.
     """
     if not isinstance(source, Path):
-        path, coords = Path(cohort) / "features" / source / f"{name}.npy", tiles_of(cohort, name)[0]["coords"]
+        path = Path(cohort) / "features" / source / f"{name}.npy"
+        coords = whole_arrays(Path(cohort) / "tiles" / f"{name}.npz")["coords"]
         try:
             features = np.load(path, mmap_mode="r", allow_pickle=False)
         except Exception as e:  # of a damaged header anything may come
@@ -3123,7 +3139,7 @@ def wait_for_others(world):
 def report_failures(failed, total):
     """Say which slides failed and why. Returns the exit status: 0 all done, 1 some failed."""
     for name, why in failed.items():
-        print(f"failed: {name}: {why}", file=sys.stderr)
+        print(one_line(f"failed: {name}: {why}"), file=sys.stderr)
     if failed:
         print(f"{len(failed)} of {total} slides failed", file=sys.stderr)
     return 1 if failed else 0
@@ -3143,7 +3159,7 @@ def run(main):
         print(f"error: {e}", file=sys.stderr)
         sys.exit(2)
     except OSError as e:
-        print(f"error: {e.filename or ''}: {e.strerror or e}", file=sys.stderr)
+        print(one_line(f"error: {e.filename}: {e.strerror}" if e.filename and e.strerror else f"error: {e}"), file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         print("\ninterrupted; the same command goes on from here", file=sys.stderr)
@@ -3180,7 +3196,7 @@ def main(argv=None):
         return 0
     o.tile_seed, o.seed = o.seed, o.seed or 0
     cohort = Path(o.cohort)
-    known = [r["slide"] for r in read_samples(cohort)] if (cohort / "samples.csv").is_file() else None
+    known = [r["slide"] for r in read_samples(cohort)] if (cohort / "samples.csv").exists() else None
     there = {} if known and o.features else find_slides(cohort)
     slides = known or list(there)
     if not slides:
