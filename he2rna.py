@@ -2052,7 +2052,7 @@ def train(o):
                 model.layers[-1].bias.copy_(torch.from_numpy(data["y"][rows].mean(0)))              # [HE2RNA code]
         return model.to(device)
     cross_validate(folder, config, o, data, in_memory(x, mask), splits, first_model, start)
-    return tiling.report_failures(data["failed"], len(data["slides"]) + len(data["failed"]))
+    return tiling.report_failures(data["failed"], len(data["slides"]) + len(data["failed"]), folder)
 
 
 def audit(o):
@@ -2225,7 +2225,7 @@ def finetune(o):
         model.precision, model.pad_to = precision, config["pad_to"]
         return model
     cross_validate(folder, config, o, data, from_disk(into, source, data["slides"]), splits, first_model, start)
-    return tiling.report_failures(failed, len(samples) + len(failed))
+    return tiling.report_failures(failed, len(samples) + len(failed), folder)
 
 
 @torch.inference_mode()
@@ -2251,7 +2251,7 @@ def predict(o):
         print(f"{name}: {len(features):,} tiles, models of folds {', '.join(map(str, use))}"
               + ("" if len(use) == len(models) else " (the others learned from its patient)") + f" -> {folder / name}.csv")
         done += 1
-    return tiling.report_failures(failed, done + len(failed))
+    return tiling.report_failures(failed, done + len(failed), folder)
 
 
 def heatmap(o):
@@ -2285,7 +2285,7 @@ def heatmap(o):
               + f" -> {run['folder'] / 'heatmaps' / label / name}", flush=True)
     if len(results) > 1:
         write_summary(run, o, label, results, group)
-    return tiling.report_failures(failed, len(results) + len(failed))
+    return tiling.report_failures(failed, len(results) + len(failed), run["folder"] / "heatmaps" / label)
 
 
 def write_summary(run, o, label, results, group):
@@ -2346,9 +2346,10 @@ def study_of_cohort(o):
     say_left_out({**left_out, **missing})
     use = needed(labels, has_y, hospital)
     failed = {} if o.features else tiling.make_features(cohort, [s["slide"] for s, u in zip(samples, use) if u], o)
-    x, ready, source = [], [], tiling.features_of(o)
+    x, ready, source, tick = [], [], tiling.features_of(o), progress("mean tiles", int(use.sum()), "slides")
     tiling.say_twice(source, [samples[i]["slide"] for i in np.flatnonzero(use)])
     for i in np.flatnonzero(use):
+        tick()
         slide = samples[i]["slide"]
         try:
             if slide not in failed:
@@ -2542,7 +2543,7 @@ def msi(o):
               + "  ".join(f"{arm} {v:.3f}" for arm, v in mean.items()) + f"  {clock(left)} left", flush=True)
     write_msi_report(folder, config, d, {k: np.array([float(row[5]) for row in v]).mean() for k, v in results.items()},
                      {k[1]: v[0][6:8] for k, v in results.items()})
-    return tiling.report_failures(d["failed"], len(d["x"]) + len(d["failed"]))
+    return tiling.report_failures(d["failed"], len(d["x"]) + len(d["failed"]), folder)
 
 
 def compare_to(results, ratio, arm, other="transcriptome"):

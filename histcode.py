@@ -1277,7 +1277,7 @@ def find_data(cohort, slides, o, rank=0, world=1):
         dist.broadcast_object_list(failed)
     ready = [s for s in slides if s not in failed[0]]
     if rank == 0:
-        tiling.report_failures(failed[0], len(slides))
+        tiling.report_failures(failed[0], len(slides), cohort / "tiles")
     if not ready:
         raise InputError(f"{cohort}: no slide has tiles")
     arrays, found = [tiling.tiles_of(cohort, s)[0] for s in ready], tiling.find_slides(cohort)
@@ -1855,7 +1855,7 @@ def diagnose(o):
     if other:
         judge_external(folder, other, trained, d["encoder"], o, device)
     print(f"report: {folder / 'report.md'}   ({clock(time.time() - start)})")
-    return tiling.report_failures(d["failed"] | (other["failed"] if other else {}), len(y) + len(d["failed"]))
+    return tiling.report_failures(d["failed"] | (other["failed"] if other else {}), len(y) + len(d["failed"]), folder)
 
 
 def write_diagnosis(folder, config, d, jobs, trained, own, o):
@@ -2200,7 +2200,7 @@ def expression(o):
             saw(ledger, step, s["test_patients"])
     write_expression(folder, config, p, d, y, prediction, found, saved, sets, o)
     print(f"report: {folder / 'report.md'}   ({clock(time.time() - start)})")
-    return tiling.report_failures(d["failed"], len(needed))
+    return tiling.report_failures(d["failed"], len(needed), folder)
 
 
 def fold_r(prediction, y, part):
@@ -2410,7 +2410,7 @@ def predict(o):
             said = f"{len(fc):,} genes"
         print(f"{name}: {len(h):,} tiles, {len(use)} of {len(saved)} models, {said} -> {path}")
         done += 1
-    return tiling.report_failures(failed, done + len(failed))
+    return tiling.report_failures(failed, done + len(failed), run["folder"] / "predict")
 
 
 def contributions(saved, h, a, j):
@@ -2552,7 +2552,7 @@ def heatmap(o):
     for label, each in results.items():
         if len(each) > 1:
             summarise_maps(run["folder"] / "heatmaps" / label / "summary.md", label, each)
-    return tiling.report_failures(failed, seen + len(failed))
+    return tiling.report_failures(failed, seen + len(failed), run["folder"] / "heatmaps")
 
 
 def summarise_maps(path, label, each):

@@ -17,7 +17,9 @@ its end.
     python tiling.py simulate FOLDER      a simulated cohort with known truth
 
 COHORT is a folder with slides/ (anything OpenSlide reads, or .png/.jpg) and, if there is one, samples.csv. A step makes
-what is missing and skips what is there; what was made with other settings is made anew, and that is said.
+what is missing and skips what is there; what was made with other settings is made anew, and that is said. Slides that fail
+are listed in failed.csv, the others go on. A folder belongs to one run at a time (its file `lock` says to which); to share the
+slides of a cohort out, start each process with its own RANK of WORLD_SIZE, as torchrun and a cluster's array jobs do.
 
 What comes in: features made elsewhere (--features DIR, of every command that learns or predicts) as CLAM's or TRIDENT's
 <slide>.h5 or as .pt tensors; encoders as TorchScript files, with what they want in <file>.json beside; cells and outlines as
@@ -170,7 +172,7 @@ def save_csv(path, header, rows):
     """A table, row by row; compressed where the name ends in .gz."""
     def write(f):
         with gzip.GzipFile("", "wb", 6, f, mtime=0) if str(path).endswith(".gz") else nullcontext(f) as out:
-            text = io.TextIOWrapper(out, encoding="utf-8", newline="")
+            text = io.TextIOWrapper(out, encoding="utf-8", errors="backslashreplace", newline="")   # file names can be no UTF-8
             csv.writer(text, lineterminator="\n").writerows([header])
             csv.writer(text, lineterminator="\n").writerows(rows)
             text.detach()
@@ -2106,7 +2108,9 @@ def features_as(run, o, cohort, slides):
             raise InputError(f"--features {o.features}: the run {run['folder']} learned from features in a folder "
                              f"{made['source']}; if these are of the same encoder and tile size, give their folder that "
                              "name")
+        tick = progress("reading features", len(slides), "slides")
         for name in slides:
+            tick()
             try:
                 width = load_features(cohort, source, name)[0].shape[1]
                 if width != run["config"]["n_features"]:
@@ -3136,8 +3140,15 @@ def wait_for_others(world):
         torch.distributed.barrier()
 
 
-def report_failures(failed, total):
-    """Say which slides failed and why. Returns the exit status: 0 all done, 1 some failed."""
+def report_failures(failed, total, folder=None, share=(0, 1)):
+    """Say which slides failed and why, also in FOLDER/failed.csv, which is gone where none did; each of several processes
+    has its own. Returns the exit status: 0 all done, 1 some failed."""
+    if folder:
+        path = folder / ("failed.csv" if share[1] == 1 else f"failed-{share[0]}-of-{share[1]}.csv")
+        for old in [path, *(folder.glob("failed-*-of-*.csv") if share[1] == 1 else ())]:
+            old.unlink(missing_ok=True)
+        if failed:
+            save_csv(path, ("slide", "reason"), ((name, one_line(why)) for name, why in failed.items()))
     for name, why in failed.items():
         print(one_line(f"failed: {name}: {why}"), file=sys.stderr)
     if failed:
@@ -3220,7 +3231,7 @@ def main(argv=None):
         print(f"{o.verb}: {len(slides) - len(failed)} of {len(slides)} slides ready in {cohort / o.verb} "
               + f"(RANK {rank} of WORLD_SIZE {world}) " * (world > 1) + f"({clock(time.time() - start)})")
     wait_for_others(world)
-    return report_failures(failed, len(slides))
+    return report_failures(failed, len(slides), None if o.verb == "doctor" else cohort / o.verb, o.share)
 
 
 if __name__ == "__main__":
