@@ -680,7 +680,8 @@ def train_fold(model, bags, y, projects, names, train, valid, o, fold, folder):
                 break
         if not np.isfinite(loss_sum) or not all(v.isfinite().all() for v in model.parameters()):
             raise InputError(f"fold {fold} epoch {epoch}: loss or weights are not finite any more, at the slides "
-                             f"{few(names[rows.numpy()].tolist())}; {state_file} keeps epoch {epoch - 1}; a lower --lr may help")
+                             f"{few(names[rows.numpy()].tolist())}; {state_file} keeps epoch {epoch - 1}; a lower --lr "
+                             "may help")
         rate = len(train) / (time.time() - tick)
         r, valid_loss, score = None, None, epoch                           # nobody to choose by: the last epoch is the best
         if len(valid):

@@ -954,8 +954,8 @@ def train_heads(models, bag, target, loss, parts, seeds, o, device, what="", sta
     """Train M networks of one kind; each learns from its own bags, and its own validation bags choose its epoch.
 
     bag(i) -> (T_i, D), names[i] its name; target(rows (m, b)) -> what `loss` takes beside the outputs; parts: (train,
-    valid, test) rows of each network, as many train for all; one for many networks: all see the same bags. After each epoch: the loss on the
-    validation bags, and the test bags' outputs, which choose nothing. Kept is the epoch with the lowest loss; of classifiers
+    valid, test) rows of each network, as many train for all; one for many networks: all see the same bags. After each
+    epoch: the loss on the validation bags, and the test bags' outputs, which choose nothing. Kept is the epoch with the lowest loss; of classifiers
     the last one with the fewest mistakes: of few bags the loss tells how sure a network is rather than how right. [ours]
     Returns dict: model (state with a leading M, each of its epoch), epochs (M,), losses (epochs, M), tests [(epochs,
     n_test, C) of each network], saw [leak ledger of each of parts, in rows].
@@ -1011,7 +1011,8 @@ def train_heads(models, bag, target, loss, parts, seeds, o, device, what="", sta
             bad = ~torch.cat([*(e.cpu() for e in each), errors], 1).isfinite().numpy()             # (M, steps)
             first = np.broadcast_to(np.concatenate([orders, judged], 1), bad.shape).T[bad.T][:1]   # the bag where it began
             raise InputError(f"{what} epoch {epoch}: the loss is not finite any more, from "
-                             f"{first[0] if names is None else names[first[0]]} on; {state_file} keeps epoch {epoch - 1}; a lower --lr may help")
+                             f"{first[0] if names is None else names[first[0]]} on; {state_file} keeps epoch {epoch - 1}; "
+                             "a lower --lr may help")
         rank = (wrong * chooses).sum(1) if loss is cross_entropy else now
         better, lowest = rank <= lowest, torch.minimum(rank, lowest)
         for k, v in params.items():
@@ -1407,7 +1408,7 @@ def pretrain(o):
         if isinstance(m, nn.BatchNorm2d):
             m.momentum = .1                                                    # calibrated random weights have another
     data, failed = find_data(cohort, slides_of(cohort), o, rank, world)
-    known = {r["slide"]: r["patient"] for r in tiling.read_samples(cohort)} if (cohort / "samples.csv").is_file() else {}
+    known = {r["slide"]: r["patient"] for r in tiling.read_samples(cohort)} if (cohort / "samples.csv").exists() else {}
     o.patients = sorted({known.get(s, s) for s in data["slides"]})             # for the leak ledger of what uses the encoder
     counts = np.array([len(c) for c in data["coords"]])
     total = int(np.minimum(counts, o.tiles_per_slide).sum())

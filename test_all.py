@@ -576,9 +576,9 @@ def test_a_lock_is_believed_stale_only_where_that_is_sure(tmp_path, capsys):
 
 def test_of_two_that_take_over_a_stale_lock_one_gets_it(tmp_path):
     (tmp_path / "lock").write_text(json.dumps(dict(tiling.this_process(), pid=2 ** 22 + 1, since="x")))
-    ask = "import sys, tiling\nsys.stdin.readline()\ntry:\n tiling.hold(sys.argv[1]); print('held', flush=True)\nexcept tiling.InputError:\n print('refused', flush=True)\nsys.stdin.readline()"
-    several = [subprocess.Popen([sys.executable, "-c", ask, str(tmp_path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=Path(tiling.__file__).parent)
-               for _ in range(2)]
+    ask = "try:\n tiling.hold(sys.argv[1]); print('held', flush=True)\nexcept tiling.InputError:\n print('refused', flush=True)\nsys.stdin.readline()"
+    several = [subprocess.Popen([sys.executable, "-c", "import sys, tiling\nsys.stdin.readline()\n" + ask, str(tmp_path)], stdin=subprocess.PIPE,
+                                stdout=subprocess.PIPE, text=True, cwd=Path(tiling.__file__).parent) for _ in range(2)]
     for process in several:
         process.stdin.write("go\n")
         process.stdin.flush()

@@ -17,9 +17,9 @@ its end.
     python tiling.py simulate FOLDER      a simulated cohort with known truth
 
 COHORT is a folder with slides/ (anything OpenSlide reads, or .png/.jpg) and, if there is one, samples.csv. A step makes
-what is missing and skips what is there; what was made with other settings is made anew, and that is said. Slides that fail
-are listed in failed.csv, the others go on. A folder belongs to one run at a time (its file `lock` says to which); to share the
-slides of a cohort out, start each process with its own RANK of WORLD_SIZE, as torchrun and a cluster's array jobs do.
+what is missing and skips what is there; what was made with other settings is made anew, and that is said. Slides that
+fail are listed in failed.csv, the others go on. A folder belongs to one run at a time (its file `lock` says to which); to
+share the slides out, start each process with its own RANK of WORLD_SIZE, as torchrun and a cluster's array jobs do.
 
 What comes in: features made elsewhere (--features DIR, of every command that learns or predicts) as CLAM's or TRIDENT's
 <slide>.h5 or as .pt tensors; encoders as TorchScript files, with what they want in <file>.json beside; cells and outlines as
@@ -110,7 +110,8 @@ FOREIGN = {".h5": "h5_files", ".pt": "pt_files"}   # features made elsewhere, an
 FEW_ROWS = 64                 # of such features tell one file from another                                [ours]
 SLIDE_ENDINGS = ".svs .tif .tiff .ndpi .mrxs .scn .vms .vmu .bif .svslide .dcm .png .jpg .jpeg".split()  # [ours]
 ORIENTATION = 274             # number of the tag                      [TIFF 6.0]
-Image.MAX_IMAGE_PIXELS = None          # slides are large: Pillow's guard takes them for attacks              [ours]
+Image.MAX_IMAGE_PIXELS = 2 ** 29       # Pillow, which holds a plain picture whole, refuses twice as many: 4 GiB [ours]
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)                                #   [ours]
 warnings.filterwarnings("ignore", module=r"PIL\.TiffImagePlugin")     # of tags that only OpenSlide reads     [ours]
 TABLES = (".csv", ".csv.gz", ".tsv", ".tsv.gz", ".txt")                # of places on a slide                [ours]
 SHAPES = (".geojson", ".geojson.gz")                                   #                                     [ours]
@@ -154,7 +155,7 @@ def save_file(path, write):
             write(f)
         os.replace(beside, path)
     except OSError as e:
-        e.filename, e.filename2 = str(path), None                              # a full disk names no file, others the one beside
+        e.filename, e.filename2 = str(path), None                              # a full disk names none, others the one beside
         raise
     finally:
         beside.unlink(missing_ok=True)
@@ -172,7 +173,7 @@ def save_csv(path, header, rows):
     """A table, row by row; compressed where the name ends in .gz."""
     def write(f):
         with gzip.GzipFile("", "wb", 6, f, mtime=0) if str(path).endswith(".gz") else nullcontext(f) as out:
-            text = io.TextIOWrapper(out, encoding="utf-8", errors="backslashreplace", newline="")   # file names can be no UTF-8
+            text = io.TextIOWrapper(out, encoding="utf-8", errors="backslashreplace", newline="")   # of names of files
             csv.writer(text, lineterminator="\n").writerows([header])
             csv.writer(text, lineterminator="\n").writerows(rows)
             text.detach()
@@ -261,7 +262,7 @@ def read_samples(cohort):
         if Path(row["slide"]).name != row["slide"] or row["slide"] in (".", ".."):
             raise InputError(f"{path} line {line}: slide {row['slide']} is a path; give the file name without its ending")
         if not row["slide"].isprintable() or len(row["slide"].encode()) > 200 or row["slide"] in RESERVED:
-            raise InputError(f"{path} line {line}: slide {few([row['slide'][:50]])} can't be the name of a file here (control "
+            raise InputError(f"{path} line {line}: slide {row['slide'][:50]} can't be the name of a file here (control "
                              f"characters, over 200 bytes, or one of {', '.join(RESERVED)}): rename it")
         seen.add(row["slide"])
     if not rows:
@@ -1476,8 +1477,8 @@ def free(path):
     here, since = all(lock.get(k) == me[k] for k in ("host", "pids")), lock.get("since", "an unknown time")
     mark = started(lock["pid"]) if here else ""
     if not here or mark in ("", lock.get("started")):
-        raise InputError(f"{path.parent}: process {lock.get('pid', '?')} on {lock.get('host', 'an unknown host')} has been at "
-                         f"work here since {since}: wait for it, or " + ("stop it" if here else
+        raise InputError(f"{path.parent}: process {lock.get('pid', '?')} on {lock.get('host', 'an unknown host')} has been "
+                         f"at work here since {since}: wait for it, or " + ("stop it" if here else
                          f"delete {path} if it is dead, which can't be told from here"))
     aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -1867,8 +1868,8 @@ def load_features(cohort, source, name, check=True):
                 features = features.astype(np.float32)
     if (features.ndim != 2 or features.dtype.kind not in "fiu"
             or coords is not None and (coords.shape != (len(features), 2) or coords.dtype.kind not in "fiu")):
-        raise InputError(f"{path}: features {features.shape} and coords {np.shape(coords)} don't fit; wanted are numbers (n, D) "
-                         "and (n, 2)")
+        raise InputError(f"{path}: features {features.shape} and coords {np.shape(coords)} don't fit; wanted are numbers "
+                         "(n, D) and (n, 2)")
     if len(features) == 0:
         raise InputError(f"{path}: no tiles")
     if check and not np.isfinite(features).all():
@@ -3170,7 +3171,8 @@ def run(main):
         print(f"error: {e}", file=sys.stderr)
         sys.exit(2)
     except OSError as e:
-        print(one_line(f"error: {e.filename}: {e.strerror}" if e.filename and e.strerror else f"error: {e}"), file=sys.stderr)
+        why = f"{e.filename}: {e.strerror}" if e.filename and e.strerror else e
+        print(one_line(f"error: {why}"), file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         print("\ninterrupted; the same command goes on from here", file=sys.stderr)
