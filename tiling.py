@@ -1948,7 +1948,7 @@ def make_supertiles(cohort, slides, o, into=None):
     def ready(name):
         keys[name] = json.dumps(dict(settings, features=features_made_by(cohort, source, name)), sort_keys=True)
         old = load_arrays(folder / f"{name}.npz")
-        return old["means"].shape[1] if old is not None and str(old.get("settings")) == keys[name] else 0, True
+        return (old["means"].shape[1], True) if old is not None and str(old.get("settings")) == keys[name] else None
 
     def make(name):
         features, coords = load_features(cohort, source, name)
@@ -1960,7 +1960,7 @@ def make_supertiles(cohort, slides, o, into=None):
         return means.shape[1], coords is not None
 
     for what in ready, make:
-        names = [s for s in slides if s not in failed and not widths.get(s)]
+        names = [s for s in slides if s not in failed and s not in widths]
         if what is make and names:
             hold(folder, o.share)
         tick = progress("super-tiles" if what is make else "looking for super-tiles", len(names), "slides")
@@ -1968,7 +1968,7 @@ def make_supertiles(cohort, slides, o, into=None):
             tick()
             if isinstance(got, Exception):
                 failed[name] = str(got) or type(got).__name__
-            else:
+            elif got:
                 widths[name], placed = got
                 nowhere += [name] * (not placed)
     save_json(folder / "settings.json", settings)
