@@ -780,6 +780,18 @@ def test_what_vanishes_meanwhile_is_that_slides_failure(two_slides, monkeypatch,
     assert [p.stem for p in (two_slides / "features").rglob("*.npy")] == ["b"]
 
 
+def test_what_is_left_of_a_slide_is_no_picture_of_it(tmp_path):
+    """Pillow opens the first page of a real .svs or tiled .tif that is cut off behind it, and the label that a .mrxs is: all refused."""
+    whole = real("slides", "CMU-1-Small-Region.svs").read_bytes()
+    for name in ("a.svs", "a.tif"):
+        (tmp_path / name).write_bytes(whole[:int(.75 * len(whole))])
+    Image.fromarray(np.full((900, 900, 3), 150, np.uint8)).save(tmp_path / "a.mrxs", "JPEG")
+    for path in sorted(tmp_path.iterdir()):
+        assert Image.open(path).size[0] >= 900
+        with pytest.raises(tiling.InputError, match=f"{path.name}: not a readable slide .OpenSlide doesn't know it"):
+            tiling.open_slide(path)
+
+
 def test_mpp_column_and_png(two_slides):
     rgb = np.array(Image.fromarray(painted()[0]).resize((1600, 1280), Image.Resampling.NEAREST))
     Image.fromarray(rgb).save(two_slides / "slides" / "c.png")

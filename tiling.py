@@ -109,7 +109,8 @@ GDC_FOLDER = "-".join("?" * n for n in (8, 4, 4, 4, 12))     # a file id of the 
 FOREIGN = {".h5": "h5_files", ".pt": "pt_files"}   # features made elsewhere, and where CLAM keeps them, first first  [ours]
 FEW_ROWS = 64                 # of such features tell one file from another                                [ours]
 SLIDE_ENDINGS = ".svs .tif .tiff .ndpi .mrxs .scn .vms .vmu .bif .svslide .dcm .png .jpg .jpeg".split()  # [ours]
-ORIENTATION = 274             # number of the tag                      [TIFF 6.0]
+PLAIN = (".png", ".jpg", ".jpeg", ".tif", ".tiff")      # what may be a picture that only Pillow reads        [ours]
+ORIENTATION, TILE_WIDTH = 274, 322     # numbers of the tags           [TIFF 6.0]
 Image.MAX_IMAGE_PIXELS = 2 ** 29       # Pillow, which holds a plain picture whole, refuses twice as many: 4 GiB [ours]
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)                                #   [ours]
 warnings.filterwarnings("ignore", module=r"PIL\.TiffImagePlugin")     # of tags that only OpenSlide reads     [ours]
@@ -598,9 +599,12 @@ def open_slide(path):
         slide = openslide.open_slide(str(path))
         plain = isinstance(slide, openslide.ImageSlide)
         turned = orientation(path, None if plain else ["TIFF"])                # a .mrxs is the JPEG of its label
-        if turned > 1 and plain:
+        if plain:
             with Image.open(path) as image:
-                slide = openslide.ImageSlide(ImageOps.exif_transpose(image))
+                if Path(path).suffix.lower() not in PLAIN or TILE_WIDTH in getattr(image, "tag_v2", ()):
+                    raise ValueError("OpenSlide doesn't know it; of a slide that is cut off, or a .mrxs without its folder, "
+                                     "only a picture is left")
+                slide = openslide.ImageSlide(ImageOps.exif_transpose(image)) if turned > 1 else slide
     except Exception as e:      # OpenSlide, Pillow and the file system each have their own errors
         raise InputError(f"{path}: not a readable slide ({e or type(e).__name__})") from None
     if turned > 1 and not plain:
