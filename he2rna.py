@@ -379,10 +379,10 @@ def print_counts(rows, **columns):
 def load_bags(cohort, source, slides):
     """Super-tiles of all slides, read once: x (S, T, D) float16 tensor, mask (S, T) bool; T of the longest slide."""
     folder = Path(cohort) / "supertiles" / source
-    S, T, D = len(slides), *tiling.load_arrays(folder / f"{slides[0]}.npz")["means"].shape
+    S, T, D = len(slides), *tiling.whole_arrays(folder / f"{slides[0]}.npz")["means"].shape
     x, mask = torch.zeros((S, T, D), dtype=torch.float16), torch.zeros((S, T), dtype=torch.bool)
     for i, slide in enumerate(slides):
-        z = tiling.load_arrays(folder / f"{slide}.npz")
+        z = tiling.whole_arrays(folder / f"{slide}.npz")
         x[i], mask[i] = torch.from_numpy(z["means"]), torch.from_numpy(z["mask"])
     longest = int(mask.sum(1).max())                                           # small slides have fewer than 100
     return x[:, :longest].contiguous(), mask[:, :longest].contiguous()
@@ -644,18 +644,17 @@ def as_entry(line):
         return None
 
 
-def train_fold(model, bags, y, projects, train, valid, o, fold, folder):
+def train_fold(model, bags, y, projects, names, train, valid, o, fold, folder):
     """Train one fold and leave `model` with the weights of its best epoch. Returns a dict on how it went.
 
-    bags: in_memory or from_disk; y (S, G) float32 targets; train, valid: rows. The state is saved after each epoch, and
-    every draw of an epoch comes from (seed, fold, epoch): a run that was interrupted ends as one that was not.
+    bags: in_memory or from_disk; y (S, G) float32 targets; names (S,); train, valid: rows. The state is saved after each
+    epoch, and every draw of an epoch comes from (seed, fold, epoch): a run that was interrupted ends as one that was not.
     """
     device, state_file, log = next(model.parameters()).device, folder / f"fold{fold}.state.pt", folder / "log.jsonl"
     optimizer = torch.optim.Adam(model.parameters(), lr=o.lr, fused=True)        # one pass over memory, not seven
     state = dict(epoch=0, best_score=-np.inf, best_epoch=0, best=None, seconds=0.0, saw={})
     if state_file.is_file():
-        state = tiling.load_checkpoint(state_file, device)
-        model.load_state_dict(state["model"])
+        state = tiling.load_checkpoint(state_file, device, model)
         optimizer.load_state_dict(state["optimizer"])
     lines = [as_entry(line) for line in log.read_text().splitlines()] if log.is_file() else []
     lines = [e for e in lines if e and (e["fold"], e["epoch"]) <= (fold, state["epoch"])]   # what was not saved runs again
@@ -677,8 +676,12 @@ def train_fold(model, bags, y, projects, train, valid, o, fold, folder):
             loss.backward()
             optimizer.step()
             loss_sum += loss.item() * len(rows)
-        if not np.isfinite(loss_sum):
-            raise InputError(f"fold {fold} epoch {epoch}: the loss is {loss_sum}; a lower --lr may help")
+            if not np.isfinite(loss_sum):
+                break
+        if not np.isfinite(loss_sum) or not all(v.isfinite().all() for v in model.parameters()):
+            raise InputError(f"fold {fold} epoch {epoch}: loss or weights are not finite any more, at the slides "
+                             f"{few(names[rows.numpy()].tolist())}; {state_file} keeps epoch {epoch - 1}; a lower --lr "
+                             "may help")
         rate = len(train) / (time.time() - tick)
         r, valid_loss, score = None, None, epoch                           # nobody to choose by: the last epoch is the best
         if len(valid):
@@ -1133,9 +1136,7 @@ def signatures(o):
     r = np.stack([results[p]["r"] for p in projects], 1)                                            # (G, P)
     significant = np.stack([results[p][o.correction] for p in projects], 1)
     members = np.array([np.isin(names, list(g)) if g else np.zeros(len(names), bool) for g, _ in wanted.values()])  # (S, G)
-    z, rng = tiling.load_arrays(Path(o.run) / "predictions.npz"), np.random.default_rng(o.seed)
-    if z is None:
-        raise InputError(f"{Path(o.run) / 'predictions.npz'} is missing or not whole: run train again")
+    z, rng = tiling.whole_arrays(Path(o.run) / "predictions.npz"), np.random.default_rng(o.seed)
     level = dict(zip(z["genes"].tolist(), z["truth"].mean(0)))
     bins = stats.expression_bins(np.array([level[g] for g in genes]))
     plain, matched = (stats.random_list_test(r, significant, members, o.lists, rng, b) for b in (None, bins))
@@ -1308,9 +1309,7 @@ def spot_summary(rows):
 def group_r(run, genes):
     """R of the mean prediction against the mean expression of some genes, by cancer: [(cancer, n, R, interval, p)] [CD3 in
     LIHC: .43]."""
-    z = tiling.load_arrays(run["folder"] / "predictions.npz")
-    if z is None:
-        raise InputError(f"{run['folder'] / 'predictions.npz'} is missing or not whole: run the command that made it again")
+    z = tiling.whole_arrays(run["folder"] / "predictions.npz")
     mean = [z[k][:, genes].mean(1, keepdims=True) for k in ("prediction", "truth")]                 # (S, 1)
     fold, k = judged_in(z["fold"], run["config"])
     results = evaluate(*mean, fold, z["project"], k)
@@ -1958,10 +1957,9 @@ def cross_validate(folder, config, o, data, bags, splits, first_model, start):
     for f, (train_rows, valid_rows, test_rows) in enumerate(splits):
         model, path = first_model(f, train_rows), folder / f"fold{f}.pt"
         if path.is_file():
-            saved = tiling.load_checkpoint(path, next(model.parameters()).device)
-            model.load_state_dict(saved["model"])
+            saved = tiling.load_checkpoint(path, next(model.parameters()).device, model)
         else:
-            note = train_fold(model, bags, y, data["projects"], train_rows, valid_rows, o, f, folder)
+            note = train_fold(model, bags, y, data["projects"], data["slides"], train_rows, valid_rows, o, f, folder)
             for step, rows in note.pop("saw").items():
                 saw(data["ledgers"][f], step, data["patients"][rows])
             settings = {k: config[k] for k in ("hidden", "n_features", "ks", "dropout", "features", "code", "pad_to")}
@@ -2056,7 +2054,7 @@ def train(o):
                 model.layers[-1].bias.copy_(torch.from_numpy(data["y"][rows].mean(0)))              # [HE2RNA code]
         return model.to(device)
     cross_validate(folder, config, o, data, in_memory(x, mask), splits, first_model, start)
-    return tiling.report_failures(data["failed"], len(data["slides"]) + len(data["failed"]))
+    return tiling.report_failures(data["failed"], len(data["slides"]) + len(data["failed"]), folder)
 
 
 def audit(o):
@@ -2154,7 +2152,8 @@ def load_run(path):
     if missing or not (folder / "folds.csv").is_file():
         raise InputError(f"{folder}: {', '.join(missing) or 'folds.csv'} is missing: the run is not finished; the command "
                          "that began it goes on")
-    saved, cohort = [tiling.load_checkpoint(p, "cpu") for p in paths], folder.resolve().parents[1]
+    keys = "model genes test_patients hidden ks n_features dropout".split()
+    saved, cohort = [tiling.load_checkpoint(p, "cpu", keys=keys) for p in paths], folder.resolve().parents[1]
     with open(folder / "folds.csv", newline="") as f:
         rows = list(csv.DictReader(f))
     return dict(folder=folder, config=config, folds=saved, genes=saved[0]["genes"], rows=rows,
@@ -2228,7 +2227,7 @@ def finetune(o):
         model.precision, model.pad_to = precision, config["pad_to"]
         return model
     cross_validate(folder, config, o, data, from_disk(into, source, data["slides"]), splits, first_model, start)
-    return tiling.report_failures(failed, len(samples) + len(failed))
+    return tiling.report_failures(failed, len(samples) + len(failed), folder)
 
 
 @torch.inference_mode()
@@ -2254,7 +2253,7 @@ def predict(o):
         print(f"{name}: {len(features):,} tiles, models of folds {', '.join(map(str, use))}"
               + ("" if len(use) == len(models) else " (the others learned from its patient)") + f" -> {folder / name}.csv")
         done += 1
-    return tiling.report_failures(failed, done + len(failed))
+    return tiling.report_failures(failed, done + len(failed), folder)
 
 
 def heatmap(o):
@@ -2288,7 +2287,7 @@ def heatmap(o):
               + f" -> {run['folder'] / 'heatmaps' / label / name}", flush=True)
     if len(results) > 1:
         write_summary(run, o, label, results, group)
-    return tiling.report_failures(failed, len(results) + len(failed))
+    return tiling.report_failures(failed, len(results) + len(failed), run["folder"] / "heatmaps" / label)
 
 
 def write_summary(run, o, label, results, group):
@@ -2349,9 +2348,10 @@ def study_of_cohort(o):
     say_left_out({**left_out, **missing})
     use = needed(labels, has_y, hospital)
     failed = {} if o.features else tiling.make_features(cohort, [s["slide"] for s, u in zip(samples, use) if u], o)
-    x, ready, source = [], [], tiling.features_of(o)
+    x, ready, source, tick = [], [], tiling.features_of(o), progress("mean tiles", int(use.sum()), "slides")
     tiling.say_twice(source, [samples[i]["slide"] for i in np.flatnonzero(use)])
     for i in np.flatnonzero(use):
+        tick()
         slide = samples[i]["slide"]
         try:
             if slide not in failed:
@@ -2545,7 +2545,7 @@ def msi(o):
               + "  ".join(f"{arm} {v:.3f}" for arm, v in mean.items()) + f"  {clock(left)} left", flush=True)
     write_msi_report(folder, config, d, {k: np.array([float(row[5]) for row in v]).mean() for k, v in results.items()},
                      {k[1]: v[0][6:8] for k, v in results.items()})
-    return tiling.report_failures(d["failed"], len(d["x"]) + len(d["failed"]))
+    return tiling.report_failures(d["failed"], len(d["x"]) + len(d["failed"]), folder)
 
 
 def compare_to(results, ratio, arm, other="transcriptome"):
@@ -2821,7 +2821,10 @@ def main(argv=None):
 
     o = parser.parse_args(argv)
     o.seed = getattr(o, "seed", 0) or 0
-    return o.function(o)
+    try:
+        return o.function(o)
+    finally:
+        tiling.release()
 
 
 if __name__ == "__main__":

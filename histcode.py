@@ -624,8 +624,7 @@ def train(model, data, counts, o, folder, device, rank, world):
     keys = copy.deepcopy(model).requires_grad_(False).train() if o.momentum_encoder else None
     optimizer = torch.optim.SGD(model.parameters(), o.lr, MOMENTUM, weight_decay=WEIGHT_DECAY)
     if state_file.is_file():
-        state = tiling.load_checkpoint(state_file, device)
-        model.load_state_dict(state["model"])
+        state = tiling.load_checkpoint(state_file, device, model)
         optimizer.load_state_dict(state["optimizer"])
         if keys is not None:
             keys.load_state_dict(state["keys"])
@@ -651,8 +650,13 @@ def train(model, data, counts, o, folder, device, rank, world):
             views = two_views(torch.from_numpy(tiles).to(device), o.view_px, o.batch, rank, world, o.seed, epoch, step)
             figures.append(train_step(model, keys, optimizer, bank, velocity, views, o))
             if not np.isfinite(figures[-1][0]):
-                raise InputError(f"epoch {epoch} step {step + 1}: the loss is {figures[-1][0]}; a lower --lr may help")
+                break
             shown(o.batch)
+        if not np.isfinite(figures[-1][0]) or not all(v.isfinite().all() for v in model.parameters()):
+            slides = np.unique(chosen[order[step * o.batch:(step + 1) * o.batch], 0])
+            raise InputError(f"epoch {epoch} step {step + 1}: loss or weights are not finite any more, at tiles of "
+                             f"{few([data['slides'][s] for s in slides])}; {state_file} keeps epoch {epoch - 1}; a lower "
+                             "--lr may help")
         loss, positive, hardest, apart = np.mean(figures, 0)
         norm = None if bank is None else bank.norm(dim=1).mean().item()
         rate = len(figures) * o.batch / (time.time() - tick)
@@ -946,12 +950,12 @@ def read_bags(bag, orders, batch):
         yield rows, *got
 
 
-def train_heads(models, bag, target, loss, parts, seeds, o, device, what="", state_file=None):
+def train_heads(models, bag, target, loss, parts, seeds, o, device, what="", state_file=None, names=None):
     """Train M networks of one kind; each learns from its own bags, and its own validation bags choose its epoch.
 
-    bag(i) -> (T_i, D); target(rows (m, b)) -> what `loss` takes beside the outputs; parts: (train, valid, test) rows of
-    each network, as many train for all; one for many networks: all see the same bags. After each epoch: the loss on the
-    validation bags, and the test bags' outputs, which choose nothing. Kept is the epoch with the lowest loss; of classifiers
+    bag(i) -> (T_i, D), names[i] its name; target(rows (m, b)) -> what `loss` takes beside the outputs; parts: (train,
+    valid, test) rows of each network, as many train for all; one for many networks: all see the same bags. After each
+    epoch: the loss on the validation bags, and the test bags' outputs, which choose nothing. Kept is the epoch with the lowest loss; of classifiers
     the last one with the fewest mistakes: of few bags the loss tells how sure a network is rather than how right. [ours]
     Returns dict: model (state with a leading M, each of its epoch), epochs (M,), losses (epochs, M), tests [(epochs,
     n_test, C) of each network], saw [leak ledger of each of parts, in rows].
@@ -975,7 +979,7 @@ def train_heads(models, bag, target, loss, parts, seeds, o, device, what="", sta
     best = {k: v.detach().clone() for k, v in params.items()}
     epochs, lowest, losses, tests, first = torch.zeros(M, dtype=torch.int64), torch.full((M,), torch.inf), [], [], 0
     if state_file and state_file.is_file():
-        state = tiling.load_checkpoint(state_file, device)
+        state = tiling.load_checkpoint(state_file, device, keys="optimizer params best epochs lowest losses tests".split())
         optimizer.load_state_dict(state["optimizer"])
         for k, v in state["params"].items():
             params[k].data.copy_(v)
@@ -984,9 +988,12 @@ def train_heads(models, bag, target, loss, parts, seeds, o, device, what="", sta
     tick = tiling.progress(what, (o.epochs - first) * one * (len(parts[0][0]) + judged.shape[1]), "bags")
     for epoch in range(first + 1, o.epochs + 1):
         orders = np.stack([np.random.default_rng([s, epoch]).permutation(t) for s, (t, _, _) in zip(seeds, parts)])
+        each = []
         for rows, x, mask in read_bags(bag, orders, o.batch):
             optimizer.zero_grad()
-            loss(net(x, mask), target(rows).to(device)).mean(1).sum().backward()         # a sum: each has its own gradient
+            each.append(loss(net(x, mask), target(rows).to(device)))           # (M, b)
+            each[-1].mean(1).sum().backward()                                  # a sum: each has its own gradient
+            each[-1] = each[-1].detach()
             optimizer.step()
             tick(rows.size)
         outputs, errors, wrong = [], [], []
@@ -1001,7 +1008,11 @@ def train_heads(models, bag, target, loss, parts, seeds, o, device, what="", sta
         chooses = torch.arange(errors.shape[1]) < valid_n[:, None]             # (M, n)
         now = torch.where(chooses, errors, 0).sum(1) / valid_n                 # (M,)
         if not (now.isfinite().all() and outputs.isfinite().all()):
-            raise InputError(f"{what} epoch {epoch}: the loss is not finite; a lower --lr may help")
+            bad = ~torch.cat([*(e.cpu() for e in each), errors], 1).isfinite().numpy()             # (M, steps)
+            first = np.broadcast_to(np.concatenate([orders, judged], 1), bad.shape).T[bad.T][:1]   # the bag where it began
+            raise InputError(f"{what} epoch {epoch}: the loss is not finite any more, from "
+                             f"{first[0] if names is None else names[first[0]]} on; {state_file} keeps epoch {epoch - 1}; "
+                             "a lower --lr may help")
         rank = (wrong * chooses).sum(1) if loss is cross_entropy else now
         better, lowest = rank <= lowest, torch.minimum(rank, lowest)
         for k, v in params.items():
@@ -1248,7 +1259,7 @@ def judge_genes(prediction, y, guess, label, rng, shuffled=None):
 # ---------------------------------------------------------------------------------------------------------------------
 def slides_of(cohort):
     """Names of the cohort's slides: those of samples.csv, else all files."""
-    known = [r["slide"] for r in tiling.read_samples(cohort)] if (cohort / "samples.csv").is_file() else None
+    known = [r["slide"] for r in tiling.read_samples(cohort)] if (cohort / "samples.csv").exists() else None
     slides = known or list(tiling.find_slides(cohort))
     if not slides:
         raise InputError(f"{cohort}: no slides ({' '.join(tiling.SLIDE_ENDINGS)}) in it or in its slides/")
@@ -1267,7 +1278,7 @@ def find_data(cohort, slides, o, rank=0, world=1):
         dist.broadcast_object_list(failed)
     ready = [s for s in slides if s not in failed[0]]
     if rank == 0:
-        tiling.report_failures(failed[0], len(slides))
+        tiling.report_failures(failed[0], len(slides), cohort / "tiles")
     if not ready:
         raise InputError(f"{cohort}: no slide has tiles")
     arrays, found = [tiling.tiles_of(cohort, s)[0] for s in ready], tiling.find_slides(cohort)
@@ -1397,7 +1408,7 @@ def pretrain(o):
         if isinstance(m, nn.BatchNorm2d):
             m.momentum = .1                                                    # calibrated random weights have another
     data, failed = find_data(cohort, slides_of(cohort), o, rank, world)
-    known = {r["slide"]: r["patient"] for r in tiling.read_samples(cohort)} if (cohort / "samples.csv").is_file() else {}
+    known = {r["slide"]: r["patient"] for r in tiling.read_samples(cohort)} if (cohort / "samples.csv").exists() else {}
     o.patients = sorted({known.get(s, s) for s in data["slides"]})             # for the leak ledger of what uses the encoder
     counts = np.array([len(c) for c in data["coords"]])
     total = int(np.minimum(counts, o.tiles_per_slide).sum())
@@ -1725,7 +1736,7 @@ def train_pooling(pooling, d, jobs, o, folder, device):
         state = path_of(*block[0][:2]).with_suffix(f".{len(block)}.state.pt")
         names = f"fold {block[0][1]}" if len(block) == 1 else f"{len(block)} networks"
         done = train_heads(models, d["bag"], target, cross_entropy, [job[2:] for job in block], seeds, o, device,
-                           f"{pooling} {names}", state)
+                           f"{pooling} {names}", state, d["names"])
         for m, (r, f, *rows) in enumerate(block):
             own = dict(model={k: v[m:m + 1].clone() for k, v in done["model"].items()}, epoch=int(done["epochs"][m]),
                        losses=done["losses"][:, m].clone(), tests=done["tests"][m].clone())
@@ -1845,7 +1856,7 @@ def diagnose(o):
     if other:
         judge_external(folder, other, trained, d["encoder"], o, device)
     print(f"report: {folder / 'report.md'}   ({clock(time.time() - start)})")
-    return tiling.report_failures(d["failed"] | (other["failed"] if other else {}), len(y) + len(d["failed"]))
+    return tiling.report_failures(d["failed"] | (other["failed"] if other else {}), len(y) + len(d["failed"]), folder)
 
 
 def write_diagnosis(folder, config, d, jobs, trained, own, o):
@@ -2055,7 +2066,7 @@ def train_expression(p, d, y, label, jobs, o, folder, device):
         if o.model == "linear":
             model = draw_model("HistCode", d["sums"], parts[0], seed, o)
             done = train_heads([model], d["bag"], lambda r: torch.from_numpy(d["y"][r]), cross_entropy, [(*parts[:2], [])],
-                               [seed], o, device, f"fold {f} attention", path.with_suffix(".0.state.pt"))
+                               [seed], o, device, f"fold {f} attention", path.with_suffix(".0.state.pt"), d["names"])
             apply = apply_heads(dict(model=done["model"], pooling="HistCode", outputs=2, embed=o.embed, hidden=o.hidden,
                                      n_features=d["n_features"]), device)
             saw(ledger, "standardisation of the features", d["patients"][parts[0]])                 # of draw_model
@@ -2090,7 +2101,7 @@ def train_expression(p, d, y, label, jobs, o, folder, device):
                                                                y[r[0]][:, genes].T[:, :, None]))
                 done.append(train_heads(models, bag_of, turned, squared_error, [(train, chooses, [])],
                                         [seed], o, device, f"fold {f}" + f" genes {genes[0] + 1}-{genes[-1] + 1}" * o.per_gene,
-                                        path.with_suffix(f".{genes[0]}.state.pt")))
+                                        path.with_suffix(f".{genes[0]}.state.pt"), p["patients"]))
             for step, seen in (item for one in done for own in one["saw"] for item in own.items()):
                 saw(ledger, step, p["patients"][seen])
             done = dict(model={k: torch.cat([one["model"][k] for one in done]) for k in done[0]["model"]},
@@ -2190,7 +2201,7 @@ def expression(o):
             saw(ledger, step, s["test_patients"])
     write_expression(folder, config, p, d, y, prediction, found, saved, sets, o)
     print(f"report: {folder / 'report.md'}   ({clock(time.time() - start)})")
-    return tiling.report_failures(d["failed"], len(needed))
+    return tiling.report_failures(d["failed"], len(needed), folder)
 
 
 def fold_r(prediction, y, part):
@@ -2355,7 +2366,8 @@ def load_run(path, pooling=None):
     if missing or not (folder / "report.md").is_file():
         raise InputError(f"{folder}: {few(missing, 3) or 'report.md'} is missing: the run is not finished; the command that "
                          "began it goes on")
-    saved, cohort = [tiling.load_checkpoint(folder / name, "cpu") for name in names], folder.resolve().parents[1]
+    keys = "model kind learned_from test_patients n_features".split()
+    saved, cohort = [tiling.load_checkpoint(folder / name, "cpu", keys=keys) for name in names], folder.resolve().parents[1]
     header, rows = tiling.read_rows(folder / "folds.csv")
     known = {who for s in saved for k in ("learned_from", "test_patients") for who in s[k]}
     return dict(folder=folder, config=config, folds=saved, rows=[dict(zip(header, row)) for row in rows],
@@ -2399,7 +2411,7 @@ def predict(o):
             said = f"{len(fc):,} genes"
         print(f"{name}: {len(h):,} tiles, {len(use)} of {len(saved)} models, {said} -> {path}")
         done += 1
-    return tiling.report_failures(failed, done + len(failed))
+    return tiling.report_failures(failed, done + len(failed), run["folder"] / "predict")
 
 
 def contributions(saved, h, a, j):
@@ -2541,7 +2553,7 @@ def heatmap(o):
     for label, each in results.items():
         if len(each) > 1:
             summarise_maps(run["folder"] / "heatmaps" / label / "summary.md", label, each)
-    return tiling.report_failures(failed, seen + len(failed))
+    return tiling.report_failures(failed, seen + len(failed), run["folder"] / "heatmaps")
 
 
 def summarise_maps(path, label, each):
@@ -2924,7 +2936,10 @@ def main(argv=None):
 
     o = parser.parse_args(argv)
     o.seed = getattr(o, "seed", 0) or 0
-    return o.function(o)
+    try:
+        return o.function(o)
+    finally:
+        tiling.release()
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ import argparse
 import colorsys
 import copy
 import csv
+import errno
 import filecmp
 import gzip
 import hashlib
@@ -17,9 +18,12 @@ import itertools
 import json
 import math
 import os
+import pickle
 import re
 import resource
 import shutil
+import signal
+import struct
 import subprocess
 import sys
 import tempfile
@@ -27,11 +31,13 @@ import threading
 import time
 import tracemalloc
 import warnings
+import zlib
 from concurrent.futures import ThreadPoolExecutor
 from fractions import Fraction
 from pathlib import Path
 
 import h5py
+import hypothesis
 import numpy as np
 import openslide
 import pytest
@@ -41,6 +47,7 @@ import scipy.stats
 import tifffile
 import torch
 import torch.nn.functional as F
+from hypothesis import strategies as st
 from matplotlib.path import Path as Outline
 from PIL import Image, ImageCms
 from scipy import ndimage
@@ -423,8 +430,23 @@ def test_ordered_map_keeps_order_and_errors():
         assert [r for j, r in got if j != 5] == [10 // (i - 5) for i in range(12) if i != 5]
 
 
-def folder_bytes(folder, ending):
-    return {p.name: p.read_bytes() for p in sorted(Path(folder).rglob("*" + ending))}
+@pytest.mark.parametrize("terminal", [True, False])
+def test_progress_is_a_line_a_minute_in_a_log_file(monkeypatch, terminal):
+    now, out = [0.0], io.StringIO()
+    out.isatty = lambda: terminal
+    monkeypatch.setattr(tiling.sys, "stderr", out)
+    monkeypatch.setattr(tiling.time, "time", lambda: now[0])
+    tick = tiling.progress("tiles", 1000, "slides")
+    for _ in range(1000):                                                      # .6 s each: 10 minutes
+        now[0] += .6
+        tick()
+    shown = out.getvalue().replace("\r", "\n").splitlines()
+    assert (len(shown) > 100 if terminal else 9 <= len(shown) <= 11) and "1,000/1,000 slides, 1.7/s, 0:00:00 left" in shown[-1]
+    assert re.fullmatch(r"tiles: [0-9,]+/1,000 slides, 1.7/s, 0:0[0-9]:[0-9]{2} left *", shown[0]) and (terminal or "\r" not in out.getvalue())
+
+
+def folder_bytes(folder, ending=""):
+    return {p.name: p.read_bytes() for p in sorted(Path(folder).rglob("*" + ending)) if p.is_file()}
 
 
 @pytest.fixture()
@@ -500,7 +522,274 @@ def test_a_slide_that_fails_does_not_stop_the_others(two_slides, capsys):
     for name, why in (("text", "not a readable slide"), ("cut", "can't be read|not a readable"), ("nothing", "not a readable slide"), ("white", "tissue"),
                       ("nompp", "no µm per pixel"), ("pixel", "no µm per pixel")):
         assert re.search(f"failed: {name}: .*{why}", said.err)
+    listed = read_csv(two_slides / "features" / "failed.csv")
+    assert [f"failed: {r['slide']}: {r['reason']}" for r in listed] == [line for line in said.err.splitlines() if line.startswith("failed:")] and len(listed) == 6
+    for r in listed:
+        next((two_slides / "slides").glob(f"{r['slide']}.*")).unlink()
+    assert tiling.main(["features", str(two_slides), "--encoder", "resnet50-stage3", "--device", "cpu"]) == 0 and not (two_slides / "features" / "failed.csv").exists()
     assert sorted(p.stem for p in (two_slides / "features").rglob("*.npy")) == ["a", "b"]
+
+
+LOCKED = """
+import sys, time
+import tiling
+tiling.hold(sys.argv[1])
+print("held", flush=True)
+time.sleep(60)
+"""
+
+
+def test_a_second_run_in_a_folder_says_who_is_at_work_and_a_killed_ones_lock_is_taken_over(two_slides, capsys):
+    """A real process holds the folder; SIGKILL leaves its lock behind, SIGTERM and a mistake do not."""
+    folder, run = two_slides / "tiles", lambda: tiling.main(["tiles", str(two_slides)])
+    process = subprocess.Popen([sys.executable, "-c", LOCKED, str(folder)], stdout=subprocess.PIPE, text=True, cwd=Path(tiling.__file__).parent)
+    assert process.stdout.readline() == "held\n"
+    with pytest.raises(tiling.InputError, match=rf"tiles: process {process.pid} on .* since 20.*: wait for it, or stop it") as e:
+        run()
+    assert "\n" not in str(e.value) and not list(folder.glob("*.npz")) and not list(folder.glob(".lock*"))
+    process.kill()
+    time.sleep(.1)                                                             # a zombie: nobody has asked for its status yet
+    assert run() == 0 and f"the lock of process {process.pid}, killed after" in capsys.readouterr().out
+    assert process.wait() == -9 and not (folder / "lock").exists() and sorted(p.stem for p in folder.glob("*.npz")) == ["a", "b"]
+
+
+def test_a_lock_is_believed_stale_only_where_that_is_sure(tmp_path, capsys):
+    me, lock = tiling.this_process(), tmp_path / "lock"
+    at = dict(me, since="2026-01-01 00:00:00")
+    for changes, taken in ((dict(host="another"), False), (dict(pids="pid:[1]"), False), (dict(pid=os.getppid(), started=tiling.started(os.getppid())), False),
+                           (dict(pid=os.getppid(), started="1"), True), (dict(pid=2 ** 22 + 1), True), ({}, True)):   # number used again; none; our own, copied
+        lock.write_text(json.dumps({**at, **changes}))
+        if taken:
+            tiling.hold(tmp_path)
+            assert json.loads(lock.read_text())["pid"] == os.getpid()
+            tiling.hold(tmp_path)                                              # once more is no conflict
+            tiling.release(tmp_path)
+            assert not list(tmp_path.iterdir()) and not tiling.HELD
+        else:
+            with pytest.raises(tiling.InputError, match="delete .*lock if it is dead" if "pid" not in changes else "stop it"):
+                tiling.hold(tmp_path)
+            assert json.loads(lock.read_text()) == {**at, **changes} and not tiling.HELD
+    lock.write_text("")                                                        # just being made, or the disk was full
+    with pytest.raises(tiling.InputError, match="an unknown host"):
+        tiling.hold(tmp_path)
+
+
+def test_of_two_that_take_over_a_stale_lock_one_gets_it(tmp_path):
+    (tmp_path / "lock").write_text(json.dumps(dict(tiling.this_process(), pid=2 ** 22 + 1, since="x")))
+    ask = "try:\n tiling.hold(sys.argv[1]); print('held', flush=True)\nexcept tiling.InputError:\n print('refused', flush=True)\nsys.stdin.readline()"
+    several = [subprocess.Popen([sys.executable, "-c", "import sys, tiling\nsys.stdin.readline()\n" + ask, str(tmp_path)], stdin=subprocess.PIPE,
+                                stdout=subprocess.PIPE, text=True, cwd=Path(tiling.__file__).parent) for _ in range(2)]
+    for process in several:
+        process.stdin.write("go\n")
+        process.stdin.flush()
+    words = []
+    for process in several:
+        line = process.stdout.readline()
+        words.append(process.stdout.readline() if "taken over" in line else line)
+    for process in several:
+        process.communicate("end\n")
+    assert sorted(words) == ["held\n", "refused\n"]
+
+
+def test_processes_share_the_slides_out(two_slides, tmp_path, monkeypatch, capsys):
+    """RANK and WORLD_SIZE, as torchrun and cluster arrays give them: together what one process makes, each slide once."""
+    tiny_encoder(tmp_path / "tiny.pt")
+    for name in "cd":
+        shutil.copyfile(two_slides / "slides" / "a.tif", two_slides / "slides" / f"{name}.tif")
+    (two_slides / "slides" / "e.tif").write_bytes(b"broken")
+    shutil.copytree(two_slides / "slides", tmp_path / "one" / "slides")
+    run = lambda cohort: tiling.main(["supertiles", str(cohort), "--device", "cpu", "--encoder", str(tmp_path / "tiny.pt")])
+    assert run(tmp_path / "one") == 1
+    original, read = tiling.find_tiles, []
+    monkeypatch.setattr(tiling, "find_tiles", lambda path, name, settings: read.append(name) or original(path, name, settings))
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    with pytest.raises(tiling.InputError, match="RANK= WORLD_SIZE=3 in the environment: wanted are both"):
+        run(two_slides)
+    tiling.save_json(two_slides / "tiles" / "lock-2-of-3", dict(tiling.this_process(), host="another", since="now"))   # at work, and no conflict
+    status = []
+    for rank in "01":
+        monkeypatch.setenv("RANK", rank)
+        status.append(run(two_slides))
+    monkeypatch.setenv("WORLD_SIZE", "2")                                      # nor does another division begin meanwhile
+    with pytest.raises(tiling.InputError, match="tiles: process .* on another"):
+        (two_slides / "tiles" / "b.npz").unlink()
+        run(two_slides)
+    (two_slides / "tiles" / "lock-2-of-3").unlink()
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    for rank in "12":
+        monkeypatch.setenv("RANK", rank)
+        status.append(run(two_slides))
+    assert status == [0, 1, 1, 0] and sorted(read) == ["a", "b", "b", "c", "d", "e", "e"] and not list(two_slides.rglob("lock*"))
+    assert [r["slide"] for r in read_csv(two_slides / "supertiles" / "failed-1-of-3.csv")] == ["e"]
+    for name in ("RANK", "WORLD_SIZE"):
+        monkeypatch.delenv(name)
+    assert run(two_slides) == 1 and not list(two_slides.rglob("failed-*")) and len(read) == 8      # one process again: nothing is made anew
+    mine, one = ({p.relative_to(cohort): p.read_bytes() for p in cohort.rglob("*.*") if p.parent.name != "slides" and p.suffix not in (".csv", ".pt") and
+                  "one" not in p.relative_to(cohort).parts and p.is_file()} for cohort in (two_slides, tmp_path / "one"))
+    assert mine == one and len(one) == 4 * 5 + 3
+
+
+def png_that_claims(path, width, height):
+    """A small PNG whose header claims another size, its checksum made right."""
+    Image.fromarray(np.zeros((1, 1, 3), np.uint8)).save(path)
+    data = path.read_bytes()
+    header = b"IHDR" + struct.pack(">II", width, height) + data[24:29]
+    path.write_bytes(data[:12] + header + struct.pack(">I", zlib.crc32(header)) + data[33:])
+
+
+def test_slides_that_cannot_be_meant_have_a_reason_each(two_slides, capsys):
+    """Sizes and scales that are wrong, claimed or too small; the good slide among them is done, in seconds and little memory."""
+    slides, why = two_slides / "slides", {}
+    (slides / "b.tif").unlink()
+    for name, (h, w) in dict(pixel=(1, 1), line=(1, 100_000), column=(100_000, 1)).items():
+        Image.fromarray(np.full((h, w, 3), 150, np.uint8)).save(slides / f"{name}.png")
+        why[name] = "smaller than a tile of 112 µm"
+    png_that_claims(slides / "bomb.png", 60_000, 60_000)
+    png_that_claims(slides / "hollow.png", 3_000, 3_000)
+    why.update(bomb="not a readable slide .*exceeds limit", hollow="truncated|broken|can't be read", wide="more than a glass slide has", high="more than a glass slide has")
+    for name, tag in (("wide", "ImageWidth"), ("high", "ImageLength")):
+        write_pyramid(slides / f"{name}.tif", np.full((600, 600, 3), 150, np.uint8), levels=1)
+        with tifffile.TiffFile(slides / f"{name}.tif", mode="r+") as t:
+            t.pages[0].tags[tag].overwrite(2 ** 29)
+            for tag in ("TileOffsets", "TileByteCounts"):                      # 2.8 million tiles, as many as the claimed size has
+                t.pages[0].tags[tag].overwrite([t.pages[0].tags[tag].value[0]] * (3 * 2 ** 21))
+    rows = []
+    for i, mpp in enumerate(("0", "-1", "nan", "1e9", "1e400")):
+        Image.fromarray(np.full((900, 900, 3), 150, np.uint8)).save(slides / f"table{i}.png")
+        with tifffile.TiffWriter(slides / f"own{i}.svs") as t:
+            t.write(np.full((512, 512, 3), 150, np.uint8), tile=(256, 256), photometric="rgb", compression="zlib", metadata=None,
+                    description=f"Aperio Image Library v1\r\n512x512 [0,0 512x512] (256x256)|MPP = {mpp}|AppMag = 20")
+        rows.append(f"table{i},p,X,{mpp}")
+        why[f"table{i}"], why[f"own{i}"] = "is outside 0.05-20", "its file says|no µm per pixel"
+    (two_slides / "samples.csv").write_text("\n".join(["slide,patient,project,mpp", "a,p,X,", *(f"{n},p,X,{'' if n[:3] == 'own' else .5}" for n in why if n[:5] != "table"), *rows]))
+    start, before = time.time(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    assert tiling.main(["tiles", str(two_slides), "--workers", "2"]) == 1
+    assert time.time() - start < 30 and resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 2 ** 19     # KiB
+    said = capsys.readouterr().err
+    for name, words in why.items():
+        assert re.search(f"failed: {name}: .*({words})", said), name
+    assert sorted(p.stem for p in (two_slides / "tiles").glob("*.npz") if p.stem not in ("pixel", "line", "column")) == ["a"]
+
+
+def test_real_slides_cut_and_flipped(tmp_path, capsys):
+    """A few of the 20 places to cut and 200 to flip that were tried by hand: read as it is, or a reason; a second or so for each."""
+    rng = np.random.default_rng(0)
+    (tmp_path / "slides").mkdir()
+    for path in sorted(real("slides").iterdir()):
+        data = path.read_bytes()
+        for i in range(2):
+            (tmp_path / "slides" / f"cut{i}-{path.name}").write_bytes(data[:int(len(data) * rng.random())])
+        for i in range(3):
+            flipped, at = bytearray(data), int(rng.integers(2048 if i else len(data))) * (-1) ** i              # anywhere, then where the directories lie
+            flipped[at] ^= int(rng.integers(1, 256))
+            (tmp_path / "slides" / f"flip{i}-{path.name}").write_bytes(flipped)
+    tiny_encoder(tmp_path / "tiny.pt")
+    start = time.time()
+    status = tiling.main(["features", str(tmp_path), "--device", "cpu", "--mpp", ".25", "--workers", "2", "--encoder", str(tmp_path / "tiny.pt")])
+    said, names = capsys.readouterr().err, [p.stem for p in (tmp_path / "slides").iterdir()]
+    failed = re.findall("^failed: ([^:]*): .{10}", said, re.M)
+    done = {p.stem for p in (tmp_path / "features").rglob("*.npy")}
+    assert status == (1 if failed else 0) and sorted([*failed, *done]) == sorted(names) and time.time() - start < 10 * len(names)
+
+
+def fill_disk(monkeypatch, at):
+    """The disk is full at the `at`-th file written: the kernel says so, by /dev/full. Returns the count of files begun."""
+    count = [0]
+
+    def full(path, mode="r", **more):
+        count[0] += "b" in mode and mode != "rb"
+        if mode != "wb" or count[0] != at:
+            return open(path, mode, **more)
+        open(path, mode).close()                                               # an empty file still has room
+        return open("/dev/full", mode)
+    monkeypatch.setattr(tiling, "open", full, raising=False)
+    return count
+
+
+def status_of(capsys, *argv):
+    """(exit status, lines on stderr) of a program's command as the shell sees them."""
+    before = signal.getsignal(signal.SIGTERM)
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as e:
+        tiling.run(lambda: argv[0].main([str(a) for a in argv[1:]]))
+    signal.signal(signal.SIGTERM, before)
+    return e.value.code, capsys.readouterr().err.splitlines()
+
+
+def test_a_full_disk_stops_a_step_with_one_line_and_damages_nothing(two_slides, tmp_path, monkeypatch, capsys):
+    tiny_encoder(tmp_path / "tiny.pt")
+    shutil.copytree(two_slides / "slides", tmp_path / "one" / "slides")
+    argv = ("--device", "cpu", "--encoder", tmp_path / "tiny.pt")
+    count = fill_disk(monkeypatch, 0)
+    assert status_of(capsys, tiling, "supertiles", tmp_path / "one", *argv)[0] == 0 and count[0] == 13
+    for at in range(1, 14):
+        count = fill_disk(monkeypatch, at)
+        status, said = status_of(capsys, tiling, "supertiles", two_slides, *argv)
+        assert not list(two_slides.rglob("*.tmp")) and not list(two_slides.rglob("lock*"))
+        assert (status > 0) == (count[0] >= at)                                # what was made before is not written again
+        if status:
+            assert [line for line in said if "No space left on device" in line and str(two_slides) in line] and "Traceback" not in "".join(said)
+    monkeypatch.undo()
+    assert tiling.main(["supertiles", str(two_slides), *map(str, argv)]) == 0
+    for part in ("tiles", "features", "supertiles"):
+        assert folder_bytes(two_slides / part) == folder_bytes(tmp_path / "one" / part)
+
+
+def test_a_folder_for_a_file_a_file_for_a_folder_and_what_may_not_be_written(two_slides, capsys, monkeypatch):
+    run = lambda *argv: status_of(capsys, tiling, "tiles", two_slides, *argv)
+    (two_slides / "samples.csv").mkdir()
+    assert run() == (2, [f"error: {two_slides}/samples.csv is a folder: wanted is a table with the columns slide,patient,project"])
+    (two_slides / "samples.csv").rmdir()
+    (two_slides / "tiles").write_text("in the way")
+    status, said = run()
+    assert status == 2 and len(said) == 1 and f"error: {two_slides}/tiles: " in said[0]
+    (two_slides / "tiles").unlink()
+    (two_slides / "tiles" / "a.npz").mkdir(parents=True)
+    (two_slides / "slides" / "d.tif").mkdir()                                  # no slide: left alone
+    status, said = run()
+    assert status == 2 and said[-1] == f"error: {two_slides}/tiles/a.npz: Is a directory" and not list(two_slides.rglob("*.tmp"))
+    (two_slides / "tiles" / "a.npz").rmdir()
+
+    def refuse(path, mode="r", **more):
+        if "r" not in mode and "tiles" in str(path) or "samples" in str(path):
+            raise OSError(errno.EROFS if "r" not in mode else errno.EACCES, os.strerror(errno.EROFS if "r" not in mode else errno.EACCES), str(path))
+        return open(path, mode, **more)
+    monkeypatch.setattr(tiling, "open", refuse, raising=False)                 # by hand: tests may run as root, whom no permission stops
+    status, said = run()
+    assert status == 2 and said == [f"error: {two_slides}/tiles/lock: Read-only file system"]
+    (two_slides / "samples.csv").write_text("slide,patient,project\na,p,X\n")
+    assert run() == (2, [f"error: {two_slides}/samples.csv: Permission denied"])
+
+
+def test_what_vanishes_meanwhile_is_that_slides_failure(two_slides, monkeypatch, capsys):
+    tiny_encoder(two_slides / "tiny.pt")
+    argv = ["features", str(two_slides), "--device", "cpu", "--encoder", str(two_slides / "tiny.pt")]
+    find, make, fingerprint = tiling.find_tiles, tiling.make_tiles, tiling.fingerprint
+    monkeypatch.setattr(tiling, "fingerprint", lambda path: path.unlink() if path.stem == "a" else None)                  # before it is looked at
+    assert tiling.main(argv) == 1 and "failed: a: " in capsys.readouterr().err
+    monkeypatch.setattr(tiling, "fingerprint", fingerprint)
+    shutil.copyfile(two_slides / "slides" / "b.tif", two_slides / "slides" / "a.tif")
+    monkeypatch.setattr(tiling, "find_tiles", lambda path, *more: (path.stem == "a" and path.unlink()) or find(path, *more))   # before its tiles
+    assert tiling.main(argv) == 1 and "failed: a: " in capsys.readouterr().err
+    monkeypatch.setattr(tiling, "find_tiles", find)
+    shutil.copyfile(two_slides / "slides" / "b.tif", two_slides / "slides" / "a.tif")
+    monkeypatch.setattr(tiling, "make_tiles", lambda *more: make(*more) or (two_slides / "tiles" / "a.npz").unlink() or {})    # its tiles, before its features
+    assert tiling.main(argv) == 1 and "tiles/a.npz was there and is gone" in capsys.readouterr().err
+    monkeypatch.setattr(tiling, "make_tiles", lambda *more: make(*more) or (two_slides / "slides" / "a.tif").unlink() or {})   # the slide, before its features
+    assert tiling.main(argv) == 1 and re.search("failed: a: .*a.tif", capsys.readouterr().err)
+    assert [p.stem for p in (two_slides / "features").rglob("*.npy")] == ["b"]
+
+
+def test_what_is_left_of_a_slide_is_no_picture_of_it(tmp_path):
+    """Pillow opens the first page of a real .svs or tiled .tif that is cut off behind it, and the label that a .mrxs is: all refused."""
+    whole = real("slides", "CMU-1-Small-Region.svs").read_bytes()
+    for name in ("a.svs", "a.tif"):
+        (tmp_path / name).write_bytes(whole[:int(.75 * len(whole))])
+    Image.fromarray(np.full((900, 900, 3), 150, np.uint8)).save(tmp_path / "a.mrxs", "JPEG")
+    for path in sorted(tmp_path.iterdir()):
+        assert Image.open(path).size[0] >= 900
+        with pytest.raises(tiling.InputError, match=f"{path.name}: not a readable slide .OpenSlide doesn't know it"):
+            tiling.open_slide(path)
 
 
 def test_mpp_column_and_png(two_slides):
@@ -534,6 +823,52 @@ def test_samples_csv_mistakes(two_slides, table, words):
     (two_slides / "samples.csv").write_bytes("slide,patient,project\na,p,X\n".encode("utf-16"))
     with pytest.raises(tiling.InputError, match="UTF-8"):
         tiling.main(["tiles", str(two_slides)])
+
+
+CELLS = st.sampled_from(["", "a", "b", "é", "NA", "1e400", "-1", "0", "3.5", "../x", "a/b", "/etc/x", "..", ".", "\\x", 'say "x"', "a,b", "a;b", "\0", "\r", "x\ny", "slide",
+                         "settings", "nan", " a ", "\ufeff", "x" * 300]) | st.text(max_size=4)
+
+
+def broken_tables(header):
+    """Bytes of tables, whole and broken: separators, quotes, line ends, byte order marks, encodings, a cut end."""
+    rows = st.lists(st.one_of(*(st.lists(CELLS, min_size=n, max_size=m) for n, m in ((0, 6), (3, 3), (4, 4)))), max_size=5)
+    quotes = st.sampled_from([str, str, lambda c: '"' + c.replace('"', '""') + '"', lambda c: '"' + c])
+    return st.builds(lambda header, rows, sep, end, quote, mark, cut, code: (mark + end.join(sep.join(map(quote, row)) for row in [header, *rows]) + end)[:cut].encode(
+        code, "replace"), header, rows, st.sampled_from(",,,;\t"), st.sampled_from(["\n", "\r\n", "\r"]), quotes, st.sampled_from(["", "\ufeff"]),
+        st.sampled_from([None, None, -3]), st.sampled_from(["utf-8", "utf-8", "utf-8", "utf-16", "cp1252"]))
+
+
+@hypothesis.settings(max_examples=60, deadline=None, database=None, derandomize=True, suppress_health_check=list(hypothesis.HealthCheck))
+@hypothesis.given(broken_tables(st.just(["slide", "patient", "project"]) | st.just(["slide", "patient", "project", "mpp"]) | st.lists(st.sampled_from(
+    ["slide", "patient", "project", "mpp", "sample", "tumor", "msi", "", "slide "]), max_size=6)),
+    broken_tables(st.just(["slide", "G1", "G2"]) | st.lists(st.sampled_from(["slide", "sample", "G1", "G2", "", "G1"]), max_size=5)))
+def test_any_table_is_read_or_refused_in_one_line_and_nothing_is_written_outside_the_cohort(samples, expression):
+    """Property, by hypothesis (1,500 examples were tried by hand)."""
+    with tempfile.TemporaryDirectory() as outside:
+        cohort = Path(outside) / "in" / "cohort"
+        (cohort / "slides").mkdir(parents=True)
+        for name, content in (("slides/a.png", b"no slide"), ("samples.csv", samples), ("expression.csv", expression)):
+            (cohort / name).write_bytes(content)
+        usual = ("--features", str(cohort), "--device", "cpu")
+        for command in (lambda: tiling.main(["tiles", str(cohort), "--workers", "1"]), lambda: tiling.read_expression(cohort), lambda: tiling.table_mpp(cohort),
+                        lambda: tiling.read_rows(cohort / "samples.csv"), lambda: he2rna.main(["train", str(cohort), *usual]), lambda: he2rna.main(["msi", str(cohort), *usual])):
+            try:
+                command()
+            except tiling.InputError as e:
+                assert str(e).isprintable()
+        assert all(cohort in p.parents for p in Path(outside).rglob("*") if p.is_file())
+
+
+def test_names_that_are_no_files_are_refused_and_others_kept(two_slides):
+    for name in ("a\tb", "a\0", "settings", "x" * 201, "é" * 101):
+        (two_slides / "samples.csv").write_text(f'slide,patient,project\n"{name}",p,X\n')
+        with pytest.raises(tiling.InputError, match="line 2: slide .* can't be the name of a file here"):
+            tiling.main(["tiles", str(two_slides)])
+    for name in ("é ü 漢字", "it's (1) #2; 50%", "-rf", "a.b.c", "'" * 99):
+        (two_slides / "slides" / "a.tif").replace(two_slides / "slides" / f"{name}.tif")
+        (two_slides / "samples.csv").write_text(f"slide,patient,project\n{name},p,X\n", encoding="utf-8")
+        assert tiling.main(["tiles", str(two_slides)]) == 0 and (two_slides / "tiles" / f"{name}.npz").is_file()
+        (two_slides / "slides" / f"{name}.tif").replace(two_slides / "slides" / "a.tif")
 
 
 def test_h5_features(tmp_path):
@@ -3048,6 +3383,156 @@ def test_interrupted_training_ends_as_one_that_was_not(tmp_path, monkeypatch):
     assert not list(tmp_path.rglob("*.tmp")) and not list(tmp_path.rglob("*.state.pt"))
 
 
+def test_runs_are_locked_and_given_back_however_they_end(tmp_path):
+    write_cohort(tmp_path, np.random.default_rng(0))
+    run = tmp_path / "runs" / "he2rna"
+    run.mkdir(parents=True)
+    tiling.save_json(run / "lock", dict(tiling.this_process(), host="another", since="2026-01-01 00:00:00"))
+    with pytest.raises(tiling.InputError, match="he2rna: process .* on another"):
+        train(tmp_path, "--epochs", "1")
+    assert not (run / "config.json").exists() and (run / "lock").exists()
+    (run / "lock").unlink()
+    assert train(tmp_path, "--epochs", "1") == 0
+    with pytest.raises(tiling.InputError, match="epochs 1 -> 2"):
+        train(tmp_path, "--epochs", "2")
+    assert not list(tmp_path.rglob("lock*")) and not tiling.HELD
+
+
+def test_a_full_disk_stops_a_training_that_goes_on_as_if_it_had_not(tmp_path, monkeypatch, capsys):
+    write_cohort(tmp_path, np.random.default_rng(1), patients=6)
+    argv = (he2rna, "train", tmp_path, "--features", tmp_path / "h5", "--hidden", "8", "--ks", "1,5", "--device", "cpu", "--folds", "3", "--valid", ".25", "--epochs", "2")
+    count = fill_disk(monkeypatch, 0)
+    assert status_of(capsys, *argv, "--name", "whole")[0] == 0
+    for at in (1, 6, 9, 12, 18):
+        fill_disk(monkeypatch, at)
+        status, said = status_of(capsys, *argv, "--name", "cut")
+        assert status in (0, 2) and (status == 0 or re.fullmatch(f"error: {tmp_path}/.*: No space left on device", said[-1]))
+    monkeypatch.undo()
+    assert count[0] >= 18 and status_of(capsys, *argv, "--name", "cut")[0] == 0 and not list(tmp_path.rglob("*.tmp"))
+    same_runs(tmp_path / "runs" / "whole", tmp_path / "runs" / "cut")
+
+
+def test_a_loss_that_is_not_finite_stops_with_the_slide_and_keeps_the_epoch_before(tmp_path, monkeypatch):
+    write_cohort(tmp_path, np.random.default_rng(1))
+    argv = ("--epochs", "3", "--batch", "1")
+    assert train(tmp_path, *argv, "--name", "whole") == 0
+    whole, seen = he2rna.in_memory, []
+
+    def in_memory(x, mask):
+        def bags(parts):
+            for rows, one, m in whole(x, mask)(parts):
+                seen.append(int(rows[0]))
+                yield rows, one * float("nan") if seen.count(seen[-1]) == 2 and seen[-1] == odd else one, m
+        return bags
+    odd = int(np.flatnonzero([r["test_fold"] != "0" and r["validates_folds"].split() != ["0"] for r in read_csv(tmp_path / "runs" / "whole" / "folds.csv")])[0])
+    monkeypatch.setattr(he2rna, "in_memory", in_memory)                        # one slide goes wrong when it is seen again, in epoch 2
+    with pytest.raises(tiling.InputError, match=rf"fold 0 epoch 2: loss .* at the slides s{odd:02d}_0; .*fold0.state.pt keeps epoch 1; a lower --lr"):
+        train(tmp_path, *argv, "--name", "cut")
+    assert torch.load(tmp_path / "runs" / "cut" / "fold0.state.pt", weights_only=True)["epoch"] == 1
+    monkeypatch.setattr(he2rna, "in_memory", whole)
+    assert train(tmp_path, *argv, "--name", "cut") == 0
+    same_runs(tmp_path / "runs" / "whole", tmp_path / "runs" / "cut")
+
+
+class Bomb:
+    """What a pickle may hold: a call that makes a file when it is read."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return Path.touch, (self.path,)
+
+
+def test_no_file_that_is_read_runs_its_pickle(tmp_path, two_slides):
+    """Everything that a program loads, replaced by a pickle that would make a file; the authority: it does, for pickle and torch."""
+    ran, bomb = tmp_path / "ran", tmp_path / "bomb.pt"
+    torch.save(dict(model={}, version=1, x=Bomb(ran)), bomb)
+    torch.load(bomb, weights_only=False)
+    assert ran.exists()
+    ran.unlink()
+    plain, arrays = pickle.dumps(Bomb(ran)), np.array([Bomb(ran)], object)
+    write_cohort(tmp_path / "c", np.random.default_rng(0), patients=6)
+    cohort, run = tmp_path / "c", tmp_path / "c" / "runs" / "he2rna"
+    assert train(cohort, "--epochs", "1") == 0
+    reads = [lambda p: tiling.load_checkpoint(p, "cpu"), lambda p: tiling.load_weights(4, str(p), 0), lambda p: tiling.read_encoder(p),
+             lambda p: tiling.load_encoder(str(p), None, 0, "cpu")]
+    for content in (bomb.read_bytes(), plain):
+        bomb.write_bytes(content)
+        for read in reads:
+            with pytest.raises(tiling.InputError):
+                read(bomb)
+        for name, argv in (("fold0.pt", ("train", str(cohort), "--features", str(cohort / "h5"), "--hidden", "32,16", "--ks", "1,5,20", "--device", "cpu", "--folds", "3",
+                                         "--valid", ".25", "--epochs", "1")), ("fold0.pt", ("predict", str(run), "all")), ("fold0.pt", ("finetune", str(cohort), "he2rna"))):
+            whole = (run / name).read_bytes()
+            (run / name).write_bytes(content)
+            with pytest.raises(tiling.InputError, match="fold0.pt: not a whole checkpoint"):
+                he2rna.main([*argv])
+            (run / name).write_bytes(whole)
+    for save in (lambda p: np.save(p, arrays), lambda p: p.write_bytes(plain)):
+        tiling.make_tiles(two_slides, ["a"], options("--workers", "1"))
+        path = two_slides / "features" / "resnet50" / "a.npy"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save(path)
+        with pytest.raises(tiling.InputError, match="not a whole array"):
+            tiling.load_features(two_slides, "resnet50", "a")
+    np.savez(tmp_path / "x.npz", expression=arrays, genes=arrays, slide=arrays, features=arrays, patients=arrays, msi=arrays, coords=arrays, settings=arrays)
+    for path in (tmp_path / "c" / "expression.npz", two_slides / "tiles" / "a.npz", run / "predictions.npz", tmp_path / "study.npz"):
+        shutil.copyfile(tmp_path / "x.npz", path)
+    assert tiling.load_arrays(two_slides / "tiles" / "a.npz") is None
+    (cohort / "expression.csv").unlink()
+    for call in (lambda: tiling.read_expression(cohort), lambda: he2rna.main(["msi", str(tmp_path / "study.npz")]), lambda: he2rna.group_r(dict(folder=run, config={}), [0])):
+        with pytest.raises(tiling.InputError):
+            call()
+    assert tiling.make_tiles(two_slides, ["a"], options("--workers", "1")) == {} and tiling.tiles_of(two_slides, "a")[0] is not None
+    assert not ran.exists()
+
+
+@pytest.mark.parametrize("name", ["a.npz", "a.npy", "a.h5", "a.pt", "expression.npz"])
+def test_damaged_arrays_are_refused_and_never_a_traceback(tmp_path, name):
+    """200 copies, a byte flipped, some cut (600 each were tried by hand): arrays, or None or an InputError."""
+    rng, path = np.random.default_rng(0), dict(zip(("a.npz", "a.npy"), (tmp_path / "tiles" / "a.npz", tmp_path / "features" / "e" / "a.npy"))).get(name, tmp_path / name)
+    for folder in (tmp_path / "tiles", tmp_path / "features" / "e"):
+        folder.mkdir(parents=True)
+    features, coords = rng.normal(size=(5, 6)).astype(np.float16), np.arange(10, dtype=np.int32).reshape(5, 2)
+    np.savez(tmp_path / "tiles" / "a.npz", coords=coords, settings=np.array("{}"))
+    np.save(tmp_path / "features" / "e" / "a.npy", features)
+    np.savez(tmp_path / "expression.npz", expression=np.ones((3, 2)), genes=np.array(["A", "B"]), slide=np.array(["x", "y", "z"]))
+    torch.save(dict(model=dict(a=torch.zeros(3))), tmp_path / "a.pt")
+    with h5py.File(tmp_path / "a.h5", "w") as h:
+        h["features"], h["coords"] = features, coords
+    read = {"a.npz": lambda: tiling.tiles_of(tmp_path, "a"), "a.npy": lambda: tiling.load_features(tmp_path, "e", "a"), "a.h5": lambda: tiling.load_features(tmp_path, tmp_path, "a"),
+            "a.pt": lambda: tiling.load_checkpoint(path, "cpu"), "expression.npz": lambda: tiling.read_expression(tmp_path)}[name]
+    data, refused = path.read_bytes(), 0
+    assert read() is not None
+    for i in range(200):
+        damaged = bytearray(data)
+        damaged[int(rng.integers(128 if name == "a.npy" else len(data)))] ^= int(rng.integers(1, 256))
+        path.write_bytes(damaged[:int(rng.integers(len(data)))] if i % 5 == 0 else damaged)
+        try:
+            refused += read() in (None, (None, None)) if name == "a.npz" else read() is None
+        except tiling.InputError as e:
+            assert str(e).isprintable()
+            refused += 1
+    assert refused >= 40                                                       # at least those that were cut
+
+
+def test_a_checkpoint_of_another_run_is_named(tmp_path):
+    write_cohort(tmp_path, np.random.default_rng(0), patients=6)
+    run = tmp_path / "runs" / "he2rna"
+    assert train(tmp_path, "--epochs", "1") == 0 and train(tmp_path, "--epochs", "1", "--hidden", "8", "--name", "small") == 0
+    shutil.copyfile(tmp_path / "runs" / "small" / "fold1.pt", run / "fold1.pt")
+    with pytest.raises(tiling.InputError, match="fold1.pt: not a whole checkpoint of this run .of another network.; delete it"):
+        train(tmp_path, "--epochs", "1")
+    for value in ([1, 2], dict(weights=1)):
+        torch.save(value, run / "fold1.pt")
+        for command in (lambda: train(tmp_path, "--epochs", "1"), lambda: he2rna.main(["predict", str(run), "all"])):
+            with pytest.raises(tiling.InputError, match="fold1.pt: not a whole checkpoint of this run"):
+                command()
+    (run / "fold1.pt").unlink()
+    assert train(tmp_path, "--epochs", "1") == 0
+
+
 def test_choices_are_one_table_and_wrong_names_list_the_right_ones(tmp_path, capsys):
     assert he2rna.main(["choices"]) == 0
     said = capsys.readouterr().out
@@ -3261,6 +3746,7 @@ def test_killed_training_goes_on(tmp_path):
                 getattr(process, signal)()
                 break
         assert process.wait(60) in (-9, 143)
+        assert (tmp_path / "runs" / "cut" / "lock").exists() == (signal == "kill")                # the next one takes it over
     assert subprocess.run(command).returncode == 0 and subprocess.run([*command[:-1], "whole"]).returncode == 0
     same_runs(tmp_path / "runs" / "whole", tmp_path / "runs" / "cut")
 
@@ -4842,6 +5328,19 @@ def saved(path):
     return torch.load(path, weights_only=True)
 
 
+def test_pretraining_stops_where_the_loss_is_lost_and_keeps_the_epoch_before(unlabelled, monkeypatch):
+    real_step, steps = histcode.train_step, []
+
+    def train_step(*args):
+        steps.append(1)
+        return (float("nan"), *real_step(*args)[1:]) if len(steps) == 3 else real_step(*args)
+    monkeypatch.setattr(histcode, "train_step", train_step)
+    with pytest.raises(tiling.InputError, match=r"epoch 2 step 1: loss .* at tiles of S0[^;]*; .*state.pt keeps epoch 1; a lower --lr"):
+        pretrain(unlabelled, "--epochs", "4", "--name", "lost")
+    run = unlabelled / "runs" / "lost"
+    assert saved(run / "state.pt")["epoch"] == 1 and saved(run / "lost.pt") and len((run / "log.jsonl").read_text().splitlines()) == 1
+
+
 def test_interrupted_pretraining_ends_as_one_that_was_not(unlabelled, monkeypatch, capsys):
     argv = ("--epochs", "3", "--momentum-encoder", ".9", "--symmetric", "--cosine")
     assert pretrain(unlabelled, *argv, "--name", "whole") == 0
@@ -5776,6 +6275,21 @@ def test_the_epoch_kept_is_the_last_one_with_the_fewest_mistakes():
             out, _ = model(torch.from_numpy(bags[i])[None], torch.ones(1, len(bags[i]), dtype=torch.bool))
             assert torch.allclose(out[0, 0], t, atol=1e-5)
     assert differ                                                              # or the mistakes chose nothing
+
+
+def test_a_bag_at_which_the_loss_is_lost_is_named_and_the_epoch_before_kept(tmp_path):
+    (bags, y), splits = planted_bags(), three_splits()[:1]
+    whole, = learn("HistCode", bags, y, splits, [4], epochs=3)
+    odd, seen, original = int(splits[0][0][2]), [], list(bags)
+
+    class Going(list):
+        def __getitem__(self, i):
+            seen.append(i)
+            return super().__getitem__(i) * (np.float32("nan") if i == odd and seen.count(odd) == 2 else 1)
+    with pytest.raises(tiling.InputError, match=rf"epoch 2: the loss is not finite any more, from {odd} on; .*s.pt keeps epoch 1"):
+        learn("HistCode", Going(bags), y, splits, [4], epochs=3, state_file=tmp_path / "s.pt")
+    again, = learn("HistCode", original, y, splits, [4], epochs=3, state_file=tmp_path / "s.pt")
+    assert all(torch.equal(v, again["model"][k]) for k, v in whole["model"].items())
 
 
 def test_an_interruption_after_the_best_epoch_keeps_it(tmp_path, monkeypatch):

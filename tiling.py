@@ -17,7 +17,9 @@ its end.
     python tiling.py simulate FOLDER      a simulated cohort with known truth
 
 COHORT is a folder with slides/ (anything OpenSlide reads, or .png/.jpg) and, if there is one, samples.csv. A step makes
-what is missing and skips what is there; what was made with other settings is made anew, and that is said.
+what is missing and skips what is there; what was made with other settings is made anew, and that is said. Slides that
+fail are listed in failed.csv, the others go on. A folder belongs to one run at a time (its file `lock` says to which); to
+share the slides out, start each process with its own RANK of WORLD_SIZE, as torchrun and a cluster's array jobs do.
 
 What comes in: features made elsewhere (--features DIR, of every command that learns or predicts) as CLAM's or TRIDENT's
 <slide>.h5 or as .pt tensors; encoders as TorchScript files, with what they want in <file>.json beside; cells and outlines as
@@ -52,6 +54,7 @@ import zlib
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
+from datetime import timedelta
 from itertools import groupby
 from pathlib import Path
 
@@ -83,6 +86,7 @@ STAIN_CEILING = 0.08          #   an empty slide gives no tissue and pale stroma
 TISSUE = dict(tissue="stain", tissue_threshold="otsu", min_area=0.0)   # what tiles whose settings name none have [ours]
 MEDIAN_PX, CLOSE_PX = 7, 4    # of the saturation, then of the mask; pixels of the thumbnail          [HistCode code]
 MPP_RANGE = (0.05, 20.0)      # µm per pixel that a microscope slide can have                              [ours]
+GLASS_MM = (100, 200)         # short and long edge of a picture, at most; whole mounts are 102 x 152 mm   [ours]
 IMAGENET_MEAN = (0.485, 0.456, 0.406)  # of RGB in 0..1: torchvision's normalisation, which its weights need; [ours]
 IMAGENET_STD = (0.229, 0.224, 0.225)   #   the authors' Keras weights want BGR minus a mean [HE2RNA code]      [ours]
 COLOURS = ("none", "macenko", "stretch")  # of a tile. HE2RNA: paper silent, stretch [HE2RNA code]; HistCode: "color
@@ -105,8 +109,10 @@ GDC_FOLDER = "-".join("?" * n for n in (8, 4, 4, 4, 12))     # a file id of the 
 FOREIGN = {".h5": "h5_files", ".pt": "pt_files"}   # features made elsewhere, and where CLAM keeps them, first first  [ours]
 FEW_ROWS = 64                 # of such features tell one file from another                                [ours]
 SLIDE_ENDINGS = ".svs .tif .tiff .ndpi .mrxs .scn .vms .vmu .bif .svslide .dcm .png .jpg .jpeg".split()  # [ours]
-ORIENTATION = 274             # number of the tag                      [TIFF 6.0]
-Image.MAX_IMAGE_PIXELS = None          # slides are large: Pillow's guard takes them for attacks              [ours]
+PLAIN = (".png", ".jpg", ".jpeg", ".tif", ".tiff")      # what may be a picture that only Pillow reads        [ours]
+ORIENTATION, TILE_WIDTH = 274, 322     # numbers of the tags           [TIFF 6.0]
+Image.MAX_IMAGE_PIXELS = 2 ** 29       # Pillow, which holds a plain picture whole, refuses twice as many: 4 GiB [ours]
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)                                #   [ours]
 warnings.filterwarnings("ignore", module=r"PIL\.TiffImagePlugin")     # of tags that only OpenSlide reads     [ours]
 TABLES = (".csv", ".csv.gz", ".tsv", ".tsv.gz", ".txt")                # of places on a slide                [ours]
 SHAPES = (".geojson", ".geojson.gz")                                   #                                     [ours]
@@ -120,11 +126,21 @@ OUTLINE = "red"               # of what a pathologist has drawn              [Hi
 BLUE, ORANGE = "#0072B2", "#D55E00"    # told apart by any eye: Okabe & Ito                                [ours]
 ENCODERS = {"resnet50": 4, "resnet50-stage3": 3}   # name -> stages; 3: "the first four main layers" [HistCode Methods]
 COUNTS = ("HS", "BH", "mistakes") # measures of an audit that are counted
+RESERVED = ("settings", "failed")      # files beside those of the slides, so no slide's name                [ours]
 ENCODER_VERSION = 1           # of the checkpoints that histcode.py pretrain writes                        [ours]
+HELD = []                     # lock files of this process: folders it writes to now
+
+
+def one_line(text):
+    """The text with line ends and other control characters, which names in a broken table may have, written out."""
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in str(text))
 
 
 class InputError(ValueError):
     """Something the user can mend: shown as one line, exit status 2."""
+
+    def __init__(self, text):
+        super().__init__(one_line(text))
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -139,6 +155,9 @@ def save_file(path, write):
         with open(beside, "wb") as f:
             write(f)
         os.replace(beside, path)
+    except OSError as e:
+        e.filename, e.filename2 = str(path), None                              # a full disk names none, others the one beside
+        raise
     finally:
         beside.unlink(missing_ok=True)
 
@@ -155,7 +174,7 @@ def save_csv(path, header, rows):
     """A table, row by row; compressed where the name ends in .gz."""
     def write(f):
         with gzip.GzipFile("", "wb", 6, f, mtime=0) if str(path).endswith(".gz") else nullcontext(f) as out:
-            text = io.TextIOWrapper(out, encoding="utf-8", newline="")
+            text = io.TextIOWrapper(out, encoding="utf-8", errors="backslashreplace", newline="")   # of names of files
             csv.writer(text, lineterminator="\n").writerows([header])
             csv.writer(text, lineterminator="\n").writerows(rows)
             text.detach()
@@ -163,11 +182,12 @@ def save_csv(path, header, rows):
 
 
 def load_json(path):
-    """The file's value, or None when it is not there or not whole."""
+    """The dict that the file holds, or None when it is not there, not whole or something else."""
     try:
-        return json.loads(Path(path).read_text())
-    except (OSError, ValueError):
+        value = json.loads(Path(path).read_text())
+    except (OSError, ValueError, RecursionError):
         return None
+    return value if isinstance(value, dict) else None
 
 
 def load_arrays(path):
@@ -175,8 +195,16 @@ def load_arrays(path):
     try:
         with np.load(path, allow_pickle=False) as z:
             return {name: z[name] for name in z.files}
-    except (OSError, ValueError, EOFError, KeyError, TypeError, zipfile.BadZipFile, zlib.error):
+    except Exception:           # zip's, numpy's and the file system's errors share no class
         return None
+
+
+def whole_arrays(path):
+    """As load_arrays, of a file that a command before has made. InputError when it is not there or not whole."""
+    arrays = load_arrays(path)
+    if arrays is None:
+        raise InputError(f"{path} is missing or not whole: run the command that made it again")
+    return arrays
 
 
 def read_rows(path):
@@ -210,7 +238,8 @@ def read_samples(cohort):
     """
     path = Path(cohort) / "samples.csv"
     if not path.is_file():
-        raise InputError(f"{path} is missing: a table with the columns slide,patient,project")
+        raise InputError(f"{path} is {'a folder' if path.is_dir() else 'missing'}: wanted is a table with the columns "
+                         "slide,patient,project")
     try:
         with open(path, newline="", encoding="utf-8-sig") as f:
             reader = csv.reader(f)
@@ -233,6 +262,9 @@ def read_samples(cohort):
             raise InputError(f"{path} line {line}: slide {row['slide']} stands there twice")
         if Path(row["slide"]).name != row["slide"] or row["slide"] in (".", ".."):
             raise InputError(f"{path} line {line}: slide {row['slide']} is a path; give the file name without its ending")
+        if not row["slide"].isprintable() or len(row["slide"].encode()) > 200 or row["slide"] in RESERVED:
+            raise InputError(f"{path} line {line}: slide {row['slide'][:50]} can't be the name of a file here (control "
+                             f"characters, over 200 bytes, or one of {', '.join(RESERVED)}): rename it")
         seen.add(row["slide"])
     if not rows:
         raise InputError(f"{path}: no rows")
@@ -567,9 +599,12 @@ def open_slide(path):
         slide = openslide.open_slide(str(path))
         plain = isinstance(slide, openslide.ImageSlide)
         turned = orientation(path, None if plain else ["TIFF"])                # a .mrxs is the JPEG of its label
-        if turned > 1 and plain:
+        if plain:
             with Image.open(path) as image:
-                slide = openslide.ImageSlide(ImageOps.exif_transpose(image))
+                if Path(path).suffix.lower() not in PLAIN or TILE_WIDTH in getattr(image, "tag_v2", ()):
+                    raise ValueError("OpenSlide doesn't know it; of a slide that is cut off, or a .mrxs without its folder, "
+                                     "only a picture is left")
+                slide = openslide.ImageSlide(ImageOps.exif_transpose(image)) if turned > 1 else slide
     except Exception as e:      # OpenSlide, Pillow and the file system each have their own errors
         raise InputError(f"{path}: not a readable slide ({e or type(e).__name__})") from None
     if turned > 1 and not plain:
@@ -652,7 +687,10 @@ def thumbnail(slide, mpp, um=THUMBNAIL_UM):
 
     Read in strips, so that a slide with only level 0 needs little memory; exact box average.
     """
-    W, H = slide.dimensions
+    (W, H), edges = slide.dimensions, sorted(round(edge * mpp / 1000) for edge in slide.dimensions)
+    if edges[0] > GLASS_MM[0] or edges[1] > GLASS_MM[1]:                       # would ask for any memory, any time
+        raise InputError(f"{W:,} x {H:,} pixels of {mpp:g} µm are {edges[0]:,} x {edges[1]:,} mm, more than a glass slide "
+                         "has: the file is broken, or its mpp is wrong")
     scale = max(1.0, um / mpp)
     w, h = max(1, round(W / scale)), max(1, round(H / scale))
     level, _ = best_level(slide, scale)
@@ -1170,7 +1208,10 @@ def features_folder(o):
 
 def is_script(path):
     """TorchScript files are zip archives with code in them; opening one does not run it."""
-    return zipfile.is_zipfile(path) and any(name.endswith("/constants.pkl") for name in zipfile.ZipFile(path).namelist())
+    try:
+        return zipfile.is_zipfile(path) and any(name.endswith("/constants.pkl") for name in zipfile.ZipFile(path).namelist())
+    except Exception:           # a damaged one: zip's errors share no class, and read_encoder says that it is not whole
+        return False
 
 
 def read_encoder(path):
@@ -1234,7 +1275,8 @@ def load_encoder(encoder, weights, seed, device):
 def pick_device(name="auto"):
     """auto: the GPU when there is one."""
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        of_torchrun = f"cuda:{os.environ.get('LOCAL_RANK', '')}".strip(":")
+        return torch.device(of_torchrun if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(name)
         torch.zeros(1, device=device)
@@ -1405,8 +1447,92 @@ def differences(old, new):
     return ", ".join(f"{k} {old.get(k)} -> {v}" for k, v in new.items() if old.get(k) != v)
 
 
+def started(pid):
+    """A mark that no later process of the same number has: its start in ticks; "" where the system does not say; None when
+    there is none."""
+    try:
+        state, *rest = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        return None if state == "Z" else rest[18]                              # a zombie has ended
+    except OSError:
+        pass
+    try:
+        os.kill(pid, 0) if os.name == "posix" else None                        # asks, sends nothing
+    except ProcessLookupError:
+        return None
+    except OSError:
+        pass                                                                   # another user's
+    return ""
+
+
+def this_process():
+    """What tells this process from any other that shares the folder; `pids`: containers count from 1, each its own."""
+    space = Path("/proc/self/ns/pid")
+    return dict(host=platform.node(), pids=os.readlink(space) if space.exists() else "", pid=os.getpid(),
+                started=started(os.getpid()))
+
+
+def free(path):
+    """Remove a lock that a killed process has left, and say so. InputError when its process may still run."""
+    lock, me = load_json(path) or {}, this_process()
+    if not path.exists():
+        return
+    if all(lock.get(k) == v for k, v in me.items()):                           # of a folder that this process has copied
+        return path.unlink()
+    here, since = all(lock.get(k) == me[k] for k in ("host", "pids")), lock.get("since", "an unknown time")
+    mark = started(lock["pid"]) if here else ""
+    if not here or mark in ("", lock.get("started")):
+        raise InputError(f"{path.parent}: process {lock.get('pid', '?')} on {lock.get('host', 'an unknown host')} has been "
+                         f"at work here since {since}: wait for it, or " + ("stop it" if here else
+                         f"delete {path} if it is dead, which can't be told from here"))
+    aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        os.rename(path, aside)                                                 # of several that come, one gets it
+    except FileNotFoundError:
+        return
+    if (load_json(aside) or {}) != lock:                                       # another was faster: it is theirs
+        os.rename(aside, path)
+        return free(path)
+    aside.unlink()
+    print(f"{path.parent}: the lock of process {lock['pid']}, killed after {since}, is taken over")
+
+
+def hold(folder, share=(0, 1)):
+    """Keep a folder for this process until release(): FOLDER/lock says by whom. InputError where another is at work there.
+
+    share (r, n): this is one of n processes that share the slides; these don't exclude each other. [ours]
+    """
+    folder, (rank, world) = Path(folder), share
+    path = folder / ("lock" if world == 1 else f"lock-{rank}-of-{world}")
+    folder.mkdir(parents=True, exist_ok=True)
+    while path not in HELD:
+        free(path)
+        try:
+            with open(path, "x") as f:
+                HELD.append(path)
+                f.write(json.dumps(dict(this_process(), since=time.strftime("%Y-%m-%d %H:%M:%S"))))
+        except FileExistsError:                                                # another was faster
+            pass
+    try:
+        for other in folder.glob("lock*"):
+            if other != path and (world == 1 or not other.name.endswith(f"-of-{world}")):
+                free(other)
+    except InputError:
+        release(folder)
+        raise
+
+
+def release(folder=None):
+    """Give back a folder, or all that this process holds."""
+    for path in [p for p in HELD if folder in (None, p.parent)]:
+        HELD.remove(path)
+        if (load_json(path) or {}).get("pid") in (None, os.getpid()):          # not one that came after a user deleted ours
+            path.unlink(missing_ok=True)
+
+
 def claim_folder(folder, config, results, **more):
-    """Write a run's config.json -> its settings. Refused where it was begun with others; `more` may change."""
+    """Hold a run's folder and write its config.json -> its settings. Refused where the folder has results of others; `more`
+    may change."""
+    hold(folder)
     before, config = load_json(folder / "config.json"), json.loads(json.dumps(config))
     if before is None and any(folder.glob(results)):
         raise InputError(f"{folder} has {results} but no config.json that says with which settings: choose another --name, "
@@ -1422,13 +1548,18 @@ def claim_folder(folder, config, results, **more):
     return config
 
 
-def load_checkpoint(path, device):
-    """A dict of tensors and plain values; no pickled code is run. InputError when it is not whole."""
+def load_checkpoint(path, device, model=None, keys=("model",)):
+    """A dict of tensors and plain values; no pickled code is run. InputError when it is not whole, has not the keys, or is
+    of another network than `model`, which gets its weights."""
     try:
-        return torch.load(path, map_location=device, weights_only=True)
+        saved = torch.load(path, map_location=device, weights_only=True)
+        [saved[k] for k in keys]
+        if model is not None:
+            model.load_state_dict(saved["model"])
+        return saved
     except Exception as e:      # torch's, zip's and pickle's errors share no class
-        raise InputError(f"{path}: not a whole checkpoint ({type(e).__name__}); delete it to have it made "
-                         "again") from None
+        why = "of another network" if isinstance(e, RuntimeError) and "state_dict" in str(e) else type(e).__name__
+        raise InputError(f"{path}: not a whole checkpoint of this run ({why}); delete it to have it made again") from None
 
 
 def say_anew(folder, anew):
@@ -1439,8 +1570,9 @@ def say_anew(folder, anew):
 
 def fingerprint(path):
     """Tells one slide file from another without reading it all: size and hash of its first and last 64 KiB."""
-    size, block = path.stat().st_size, 2 ** 16
+    block = 2 ** 16
     try:
+        size = path.stat().st_size
         with open(path, "rb") as f:
             ends = f.read(block)
             f.seek(max(0, size - block))
@@ -1473,7 +1605,7 @@ def tile_settings(cohort, o):
 def table_mpp(cohort):
     """{slide: mpp} of samples.csv; used, like --mpp for the others, where the slide itself has none."""
     given = {}
-    for row in read_samples(cohort) if (Path(cohort) / "samples.csv").is_file() else []:
+    for row in read_samples(cohort) if (Path(cohort) / "samples.csv").exists() else []:
         try:
             given.update({row["slide"]: float(row["mpp"])} if row.get("mpp") else {})
         except ValueError:
@@ -1510,6 +1642,7 @@ def make_tiles(cohort, slides, o, into=None):
         jobs.append((name, settings))
         anew += [(was, settings)] if was else []
     if jobs:
+        hold(cohort / "tiles", o.share)
         say_anew(cohort / "tiles", anew)
         save_json(cohort / "tiles" / "settings.json", shared)
     tick = progress("tiles", len(jobs), "slides")
@@ -1524,6 +1657,7 @@ def make_tiles(cohort, slides, o, into=None):
                   "and resampled up")
         save_file(cohort / "tiles" / f"{name}.png", lambda f: picture.save(f, "PNG"))
         save_file(cohort / "tiles" / f"{name}.npz", lambda f: np.savez(f, **arrays))
+    release(cohort / "tiles")
     for name in slides:
         a = None if name in failed else tiles_of(cohort, name)[0]
         if a and len(a["coords"]) == 0:
@@ -1550,6 +1684,9 @@ def make_features(cohort, slides, o, into=None):
     failed = make_tiles(slides_in, slides, o, cohort)
     for name in [s for s in slides if s not in failed]:
         tiles, by = tiles_of(cohort, name)
+        if by is None:
+            failed[name] = f"{cohort / 'tiles' / name}.npz was there and is gone"
+            continue
         made_by[name] = dict(encoder=source, weights=identity, precision=settings["precision"], colour=settings["colour"],
                              tiles=by, **(dict(tile_px=px) if file else {}))
         was = load_json(folder / f"{name}.json") or {}
@@ -1563,6 +1700,7 @@ def make_features(cohort, slides, o, into=None):
         jobs.append((name, float(tiles["tile"]), tiles["coords"]))
     if not jobs:
         return failed
+    hold(folder, o.share)
     say_anew(folder, anew)
     net = prepare_encoder(net or get(), device, settings["precision"])
     learned = None if o.encoder in ENCODERS or is_script(o.encoder) else read_encoder(o.encoder).get("patients")
@@ -1607,6 +1745,7 @@ def make_features(cohort, slides, o, into=None):
         (folder / f"{name}.json").unlink(missing_ok=True)                      # never an old label on new features
         save_file(folder / f"{name}.npy", lambda f: np.save(f, done))
         save_json(folder / f"{name}.json", made_by[name])
+    release(folder)
     unchanged = {name: made_by[name]["stains"]["unchanged"] for name in changed if "stains" in made_by[name]}
     if any(unchanged.values()):
         print(f"--colour macenko: {sum(unchanged.values()):,} tiles hold too little stain and keep their colours, of "
@@ -1720,19 +1859,21 @@ def load_features(cohort, source, name, check=True):
     InputError on what is missing, of the wrong shape or type, or (unless check is False: it reads all) not finite.
     """
     if not isinstance(source, Path):
-        path, coords = Path(cohort) / "features" / source / f"{name}.npy", tiles_of(cohort, name)[0]["coords"]
+        path = Path(cohort) / "features" / source / f"{name}.npy"
+        coords = whole_arrays(Path(cohort) / "tiles" / f"{name}.npz")["coords"]
         try:
             features = np.load(path, mmap_mode="r", allow_pickle=False)
-        except (OSError, ValueError, EOFError) as e:
+        except Exception as e:  # of a damaged header anything may come
             raise InputError(f"{path}: not a whole array ({e}); delete it to have it made again") from None
     else:
         path, features, coords, _ = foreign(source, name)
         if features.dtype not in (np.float16, np.float32):
             with np.errstate(over="ignore"):                                   # beyond float32: infinite, and refused below
                 features = features.astype(np.float32)
-    if features.ndim != 2 or coords is not None and coords.shape != (len(features), 2):
-        raise InputError(f"{path}: features {features.shape} and coords {np.shape(coords)} don't fit; wanted (n, D) and "
-                         "(n, 2)")
+    if (features.ndim != 2 or features.dtype.kind not in "fiu"
+            or coords is not None and (coords.shape != (len(features), 2) or coords.dtype.kind not in "fiu")):
+        raise InputError(f"{path}: features {features.shape} and coords {np.shape(coords)} don't fit; wanted are numbers "
+                         "(n, D) and (n, 2)")
     if len(features) == 0:
         raise InputError(f"{path}: no tiles")
     if check and not np.isfinite(features).all():
@@ -1806,31 +1947,37 @@ def make_supertiles(cohort, slides, o, into=None):
     beside = cohort / "supertiles" / encoder_name(o.encoder) / "settings.json" if not o.features else Path()
     settings = settle(folder / "settings.json", dict(seed=o.tile_seed, k=None),
                       settle(beside, {}, dict(seed=o.seed, k=N_SUPERTILES)))
-    tick = progress("super-tiles", len(slides), "slides")
+    keys, widths, nowhere = {}, {}, []
 
-    def one(name):
-        key = json.dumps(dict(settings, features=features_made_by(cohort, source, name)), sort_keys=True)
+    def ready(name):
+        keys[name] = json.dumps(dict(settings, features=features_made_by(cohort, source, name)), sort_keys=True)
         old = load_arrays(folder / f"{name}.npz")
-        if old is not None and str(old.get("settings")) == key:
-            return old["means"].shape[1], True
+        return (old["means"].shape[1], True) if old is not None and str(old.get("settings")) == keys[name] else None
+
+    def make(name):
         features, coords = load_features(cohort, source, name)
         means, mask, cluster = supertiles(features, coords, settings["k"], settings["seed"])
         if np.abs(means).max() > np.finfo(np.float16).max:
             raise InputError(f"features up to {np.abs(means).max():.3g} are beyond float16; scale them down")
-        arrays = dict(means=means.astype(np.float16), mask=mask, cluster=cluster, settings=np.array(key))
+        arrays = dict(means=means.astype(np.float16), mask=mask, cluster=cluster, settings=np.array(keys[name]))
         save_file(folder / f"{name}.npz", lambda f: np.savez(f, **arrays))
         return means.shape[1], coords is not None
 
+    for what in ready, make:
+        names = [s for s in slides if s not in failed and s not in widths]
+        if what is make and names:
+            hold(folder, o.share)
+        tick = progress("super-tiles" if what is make else "looking for super-tiles", len(names), "slides")
+        for name, got in ordered_map(what, names, o.workers):
+            tick()
+            if isinstance(got, Exception):
+                failed[name] = str(got) or type(got).__name__
+            elif got:
+                widths[name], placed = got
+                nowhere += [name] * (not placed)
     save_json(folder / "settings.json", settings)
-    widths, nowhere = {}, []
-    for name, got in ordered_map(one, [s for s in slides if s not in failed], o.workers):
-        tick()
-        if isinstance(got, Exception):
-            failed[name] = str(got) or type(got).__name__
-        else:
-            widths[name], placed = got
-            nowhere += [name] * (not placed)
     say_left_out({"slides have no coordinates, their super-tiles are runs of neighbouring rows": nowhere})
+    release(folder)
     usual = max(set(widths.values()), key=list(widths.values()).count, default=None)
     failed.update({name: f"{w} features a tile, most slides have {usual}: another encoder's?" for name, w in widths.items()
                    if w != usual})
@@ -1966,7 +2113,9 @@ def features_as(run, o, cohort, slides):
             raise InputError(f"--features {o.features}: the run {run['folder']} learned from features in a folder "
                              f"{made['source']}; if these are of the same encoder and tile size, give their folder that "
                              "name")
+        tick = progress("reading features", len(slides), "slides")
         for name in slides:
+            tick()
             try:
                 width = load_features(cohort, source, name)[0].shape[1]
                 if width != run["config"]["n_features"]:
@@ -2975,13 +3124,38 @@ def add_options(parser, of_run=False, encoder="resnet50"):
     a("--workers", type=natural, default=min(8, os.cpu_count() or 1), help="threads that read slides ahead; no effect on "
       "results")
     a("--seed", type=natural, default=None, help="of every random draw (default 0)")
-    parser.set_defaults(tile_seed=None)
+    parser.set_defaults(tile_seed=None, share=(0, 1))
 
 
-def report_failures(failed, total):
-    """Say which slides failed and why. Returns the exit status: 0 all done, 1 some failed."""
+def share_of_slides():
+    """(rank, processes) that share the slides, from RANK and WORLD_SIZE, as torchrun or a cluster's array job set them."""
+    rank, world = (os.environ.get(k) for k in ("RANK", "WORLD_SIZE"))
+    if rank is None and world is None:
+        return 0, 1
+    if not (rank and world and rank.isdecimal() and world.isdecimal() and int(rank) < int(world)):
+        raise InputError(f"RANK={rank or ''} WORLD_SIZE={world or ''} in the environment: wanted are both, RANK from 0 to "
+                         "WORLD_SIZE - 1")
+    return int(rank), int(world)
+
+
+def wait_for_others(world):
+    """Under torchrun, which stops all processes as soon as one ends with a status that is not 0, end together."""
+    if world > 1 and "MASTER_ADDR" in os.environ:
+        torch.distributed.init_process_group("gloo", timeout=timedelta(days=2))
+        torch.distributed.barrier()
+
+
+def report_failures(failed, total, folder=None, share=(0, 1)):
+    """Say which slides failed and why, also in FOLDER/failed.csv, which is gone where none did; each of several processes
+    has its own. Returns the exit status: 0 all done, 1 some failed."""
+    if folder:
+        path = folder / ("failed.csv" if share[1] == 1 else f"failed-{share[0]}-of-{share[1]}.csv")
+        for old in [path, *(folder.glob("failed-*-of-*.csv") if share[1] == 1 else ())]:
+            old.unlink(missing_ok=True)
+        if failed:
+            save_csv(path, ("slide", "reason"), ((name, one_line(why)) for name, why in failed.items()))
     for name, why in failed.items():
-        print(f"failed: {name}: {why}", file=sys.stderr)
+        print(one_line(f"failed: {name}: {why}"), file=sys.stderr)
     if failed:
         print(f"{len(failed)} of {total} slides failed", file=sys.stderr)
     return 1 if failed else 0
@@ -3001,7 +3175,8 @@ def run(main):
         print(f"error: {e}", file=sys.stderr)
         sys.exit(2)
     except OSError as e:
-        print(f"error: {e.filename or ''}: {e.strerror or e}", file=sys.stderr)
+        why = f"{e.filename}: {e.strerror}" if e.filename and e.strerror else e
+        print(one_line(f"error: {why}"), file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         print("\ninterrupted; the same command goes on from here", file=sys.stderr)
@@ -3038,7 +3213,7 @@ def main(argv=None):
         return 0
     o.tile_seed, o.seed = o.seed, o.seed or 0
     cohort = Path(o.cohort)
-    known = [r["slide"] for r in read_samples(cohort)] if (cohort / "samples.csv").is_file() else None
+    known = [r["slide"] for r in read_samples(cohort)] if (cohort / "samples.csv").exists() else None
     there = {} if known and o.features else find_slides(cohort)
     slides = known or list(there)
     if not slides:
@@ -3051,13 +3226,18 @@ def main(argv=None):
         if unknown:
             raise InputError(f"{cohort} has no slide {few(unknown)}; it has {few(slides, 5)}")
         slides = list(dict.fromkeys(o.slide))
-    start = time.time()
+    start, (rank, world) = time.time(), share_of_slides()
+    o.share, slides = (rank, world), slides[rank::world]
     make = dict(doctor=doctor, tiles=make_tiles, features=make_features, supertiles=make_supertiles, export=export)[o.verb]
-    failed = make(cohort, slides, o)
+    try:
+        failed = make(cohort, slides, o)
+    finally:
+        release()
     if o.verb != "doctor":
         print(f"{o.verb}: {len(slides) - len(failed)} of {len(slides)} slides ready in {cohort / o.verb} "
-              f"({clock(time.time() - start)})")
-    return report_failures(failed, len(slides))
+              + f"(RANK {rank} of WORLD_SIZE {world}) " * (world > 1) + f"({clock(time.time() - start)})")
+    wait_for_others(world)
+    return report_failures(failed, len(slides), None if o.verb == "doctor" else cohort / o.verb, o.share)
 
 
 if __name__ == "__main__":
