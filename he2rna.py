@@ -786,7 +786,7 @@ def separate(names, code=()):
 
 def code_of(folder):
     """The flipped choices of a run."""
-    return tiling.load_json(Path(folder) / "config.json")["code"]
+    return (tiling.load_json(Path(folder) / "config.json") or {}).get("code", [])
 
 
 @torch.inference_mode()

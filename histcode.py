@@ -18,7 +18,7 @@ stand at its end.
     python histcode.py ablation COHORT --encoders FILE FILE encoders x poolings on that task (Fig. 6)
     python histcode.py heatmap RUN SLIDE...                 where the models look (Figs. 10, 11); predict RUN SLIDE...
     python histcode.py choices                              where paper and authors' code differ, and what is done here
-    python histcode.py pretrain COHORT --code in-batch      one of them turned to its other side
+    python histcode.py pretrain COHORT --code in-batch --name in-batch      one of them turned to its other side
     python histcode.py audit [COHORT]                       what each is worth -> COHORT/runs/histcode-audit/audit.md
 
 COHORT is a folder with slides/ and samples.csv, as for tiling.py, and expression.csv for fold changes; RUN is
@@ -58,6 +58,7 @@ from tiling import InputError, chosen_of, clock, few, flipped, save_csv, save_fi
 # Constants
 # ---------------------------------------------------------------------------------------------------------------------
 TILE_UM = 128.0              # edge of a tile, µm                       [HistCode Methods, Image processing]
+MAX_TILES = 10 ** 9          # of a slide: all                          [HistCode Methods, Image processing]
 TILE_PX = 256                # edge of a tile as it is read             [HistCode Methods, Image processing]
 VIEW_PX = 224                # edge of a view                           [HistCode code]
 CROP_AREA = (0.2, 1.0)       # share of the tile's area in a view       [AdCo code]
@@ -137,6 +138,8 @@ SOURCE = "HistCode (Huang et al. 2022, arXiv:2204.11994), contrastive pretrainin
 CHOICES = (
     ("pretrain", "tissue", "Otsu; \"the threshold 8\"", "Otsu of the saturation (lung), or saturation above 8; they exclude "
      "each other", "Otsu of the saturation", "saturation above 8; tiles/ is cut anew", "[HistCode code]"),
+    ("pretrain", "--min-area", "tiles whose tissue is under 100 (of what, it does not say) dropped",
+     "pieces of tissue under 100 squares of 512 px of level 0 dropped", "none dropped", "--min-area 100", "[ours]"),
     ("pretrain", "colour", "normalised; the method is not named, here Macenko's", "none", "none: a method would be a guess",
      "paper", "[HistCode code]"),
     ("pretrain", "tiles", "all tiles", "all tiles, one slide after the other",
@@ -173,8 +176,8 @@ CHOICES = (
      "validation patients choose the epoch", "code", "[ours]"),
     ("expression", "embed", "attention on the features (eqs. 5-6)", "a layer of 512 before it", "the paper's", "code",
      "[HistCode eqs. 5-6]"),
-    ("expression", "slides", "\"single whole slide image\"", "a list of slides, not released", "tumour slides",
-     "tiles of the normal slides too", "[HistCode Methods]"))
+    ("expression", "slides", "\"single whole slide image\"", "a list of slides, not released",
+     "all tumour slides of the patient, as one", "tiles of the normal slides too", "[ours]"))
 TURNED = {                   # the options that a choice turns; stop has none
     "pretrain": {
         "tissue": dict(tissue="saturation", tissue_threshold=8.0), "colour": dict(colour="macenko"),
@@ -186,7 +189,7 @@ TURNED = {                   # the options that a choice turns; stop has none
     "diagnose": {"folds": dict(rotate=True), "embed": dict(embed=(512,))},
     "expression": {"model": dict(model="attention", per_gene=True), "epochs": dict(epochs=200), "embed": dict(embed=(512,)),
                    "slides": dict(slides="both")}}
-UNSEEN = {"pretrain": dict(tiles="no slide has more", batch="batches are smaller") | {"bank-size": "the bank is smaller"},
+UNSEEN = {"pretrain": dict(tiles="it takes too long", batch="batches are smaller") | {"bank-size": "the bank is smaller"},
           "expression": dict(epochs="it takes too long")}             # not measured on audit's simulated cohort [ours]
 MAY_SEE = {"gene filter": "availability only: a gene needs fold changes, not all equal, in half of all pairs",
            "optimism table": None, "random baseline": None, "shuffled patients": None, "external cohort": None}
@@ -655,8 +658,8 @@ def train(model, data, counts, o, folder, device, rank, world):
         if not np.isfinite(figures[-1][0]) or not all(v.isfinite().all() for v in model.parameters()):
             slides = np.unique(chosen[order[step * o.batch:(step + 1) * o.batch], 0])
             raise InputError(f"epoch {epoch} step {step + 1}: loss or weights are not finite any more, at tiles of "
-                             f"{few([data['slides'][s] for s in slides])}; {state_file} keeps epoch {epoch - 1}; a lower "
-                             "--lr may help")
+                             f"{few([data['slides'][s] for s in slides])}" + f"; {state_file} keeps epoch {epoch - 1}" * (epoch > 1)
+                             + "; a lower --lr may help")
         loss, positive, hardest, apart = np.mean(figures, 0)
         norm = None if bank is None else bank.norm(dim=1).mean().item()
         rate = len(figures) * o.batch / (time.time() - tick)
@@ -1009,10 +1012,10 @@ def train_heads(models, bag, target, loss, parts, seeds, o, device, what="", sta
         now = torch.where(chooses, errors, 0).sum(1) / valid_n                 # (M,)
         if not (now.isfinite().all() and outputs.isfinite().all()):
             bad = ~torch.cat([*(e.cpu() for e in each), errors], 1).isfinite().numpy()             # (M, steps)
-            first = np.broadcast_to(np.concatenate([orders, judged], 1), bad.shape).T[bad.T][:1]   # the bag where it began
+            began = np.broadcast_to(np.concatenate([orders, judged], 1), bad.shape).T[bad.T][0]    # at this bag
             raise InputError(f"{what} epoch {epoch}: the loss is not finite any more, from "
-                             f"{first[0] if names is None else names[first[0]]} on; {state_file} keeps epoch {epoch - 1}; "
-                             "a lower --lr may help")
+                             f"{began if names is None else names[began]} on"
+                             + f"; {state_file} keeps epoch {epoch - 1}" * (epoch > 1) + "; a lower --lr may help")
         rank = (wrong * chooses).sum(1) if loss is cross_entropy else now
         better, lowest = rank <= lowest, torch.minimum(rank, lowest)
         for k, v in params.items():
@@ -1076,7 +1079,7 @@ def best_cut(y, p):
 
 
 def figures_of(y, saved):
-    """Figures of one test fold, y (n,): honest ones at the epoch the validation part chose, and the two optimistic ones."""
+    """Figures of one test fold, y (n,): those at the epoch kept, and the two optimistic ones."""
     every, chosen = probabilities(saved), saved["epoch"] - 1                   # (epochs, n)
     accuracy, aucs = ((every > .5) == y).mean(1), [stats.roc_auc(y, p) for p in every]
     return dict(accuracy=accuracy[chosen], auc=aucs[chosen], pr_auc=stats.pr_auc(y, every[chosen]),
@@ -1270,9 +1273,13 @@ def find_data(cohort, slides, o, rank=0, world=1):
     """Make the tiles that are missing (process 0 does) -> (what read_batches wants, with slide names; {slide: why not})."""
     o.colour = o.colour or tiling.COLOURS[0]
     made = tiling.load_json(cohort / "tiles" / "settings.json") or {}          # a folder made otherwise stays as it is
-    for option, usual in dict(tile_um=TILE_UM, tissue="saturation").items():
+    for option, usual in dict(tile_um=TILE_UM, tissue="saturation", max_tiles=MAX_TILES).items():
         if getattr(o, option) is None and not made:
             setattr(o, option, usual)
+    rule = {**tiling.TISSUE, **made}
+    if made and rank == 0 and (rule["tissue"], rule["tissue_threshold"]) != ("saturation", "otsu"):
+        print(f"{cohort}/tiles is cut by {rule['tissue']}, threshold {rule['tissue_threshold']}"
+              + ", and stays so" * (o.tissue is None and o.tissue_threshold is None))
     failed = [tiling.make_tiles(cohort, slides, o) if rank == 0 else None]
     if world > 1:
         dist.broadcast_object_list(failed)
@@ -1614,7 +1621,7 @@ def slide_features(cohort, o, slides, least=1):
     if not tiling.load_json(Path(cohort) / "tiles" / "settings.json"):         # a folder made otherwise stays as it is
         o = argparse.Namespace(**vars(o))
         o.tile_um = o.tile_um or (TILE_UM if o.encoder in tiling.ENCODERS else None)
-        o.tissue = o.tissue or "saturation"
+        o.tissue, o.max_tiles = o.tissue or "saturation", o.max_tiles or MAX_TILES
     failed, sums = {} if o.features else tiling.make_features(cohort, slides, o), {}
     tick = tiling.progress("reading", len(slides), "slides")
     for name, got in tiling.ordered_map(lambda s: sums_of(tiling.load_features(cohort, source, s)[0]),
@@ -1901,10 +1908,12 @@ def write_diagnosis(folder, config, d, jobs, trained, own, o):
         f"over the {len(jobs)} test folds, positive class {d['classes'][1]}."
         + (f" {no_auc} test folds have one class only and no AUC." if no_auc else ""), "", table(header, honest), "",
         f"{baseline} {note}", "", f"## {'First repeat' if o.repeats > 1 else 'All folds'} pooled", "",
-        "Each tested sample once, by the model that did not know its patient; 95 % intervals over patients.", "",
+        "Each tested sample once, by the model that " + ("chose its epoch by it" if "stop" in o.code else "did not know its "
+        "patient") + "; 95 % intervals over patients.", "",
         table(("pooling", "accuracy", "ROC-AUC", "PR-AUC"), bounds), "", "![Curves](curves.png)", "",
         "## Optimism", "", "What the same models seem to reach when the test part chooses the epoch, or the threshold. "
-        "Shown since published figures often are such; nothing here uses them.", "", table(optimism_header, optimism), "",
+        "Shown since published figures often are such; nothing here uses them" + ", but for the epoch (--code stop)"
+        * ("stop" in o.code) + ".", "", table(optimism_header, optimism), "",
         "## Folds", "", table(("pooling", "repeat", "fold", "test", "epoch", "accuracy", "AUC"), [
             (pooling, r, f, len(test), trained[pooling][r, f]["epoch"], f"{figures[pooling][r, f]['accuracy']:.3f}",
              f"{figures[pooling][r, f]['auc']:.3f}") for pooling in figures for r, f, _, _, test in jobs]), "",
@@ -1930,7 +1939,8 @@ def check_external(d, other, o):
 
 
 def judge_external(folder, other, trained, encoder, o, device):
-    """external.csv and its figures: each slide's probability is the mean over the fold models. [HistCode Results, CPTAC]"""
+    """external.csv and its figures: an external cohort [HistCode Results, CPTAC]; each slide's probability is the
+    mean over the fold models [ours]."""
     rows, text, curves = [], [], {}
     for pooling, saved in trained.items():
         models = [apply_heads(s, device) for s in saved.values()]
@@ -2134,6 +2144,8 @@ def expression(o):
     """
     start = time.time()
     settle_choices(o)
+    if "epochs" in o.code and o.model != "attention":
+        raise InputError("--code epochs: those of a gene's regressor: --code model,epochs, or --model attention")
     o.model, o.slides, o.per_gene = o.model or "linear", o.slides or "tumour", bool(o.per_gene)
     settle_training(o, DIAGNOSIS)
     check_ranges(o, ("top", 1, 1e6), ("ridge", 0, 1e12))
@@ -2169,14 +2181,15 @@ def expression(o):
     part_of = {s["patient"]: g for s, g in zip(p["known"], of.tolist())}
     p["part"], part = (np.array([part_of[who] for who in names]) for names in (p["patients"], d["patients"]))
     jobs = [(0, f, *roles(part, f, o.folds, o.code)) for f in range(o.folds)]
-    for _, f, rows, *_ in jobs:                                                # all folds before anything is written
+    for _, f, rows, chooses, _ in jobs:                                        # all folds before anything is written
         train, valid, _ = roles(p["part"], f, o.folds, o.code)
         if len(train) < 2 or o.model != "linear" and not len(valid):
             refuse(d, f"fold {f} has {len(train)} pairs to train on and {len(valid)} to choose its epoch, of "
                    f"{len(p['patients'])}: " + ("too few" if o.folds == 3 else "lower --folds"))
-        if o.model == "linear" and len(set(d["y"][rows])) < 2:
-            refuse(d, f"fold {f} trains on slides of one class only ({d['classes'][d['y'][rows[0]]]}); the attention needs "
-                   "tumour and normal slides; --model attention does without")
+        if o.model == "linear" and (len(set(d["y"][rows])) < 2 or not len(chooses)):
+            refuse(d, f"fold {f} trains on slides of " + (
+                f"one class only ({d['classes'][d['y'][rows[0]]]})" if len(chooses) else "some patients, and none is left to "
+                "choose the epoch") + "; the attention needs tumour and normal slides; --model attention does without")
     name = o.name or "-".join(["expression", *([o.pooling] if o.model != "linear" else []), *["per-gene"] * o.per_gene])
     folder = cohort / "runs" / o.within / name
     config = claim_run(folder, o, d, dict(model=o.model, pooling=o.pooling, per_gene=o.per_gene, slides=o.slides,
@@ -2302,8 +2315,9 @@ def write_expression(folder, config, p, d, y, prediction, f, saved, sets, o):
     save_text(folder / "report.md", [
         f"# Differential expression: {folder.name}", "", *leaks, *turned_lines(o),
         f"{len(p['patients'])} pairs of tumour and matched normal tissue, {G:,} genes, y = log10(fc + 1) [HistCode]; "
-        f"{title}. {config['folds']} parts by patient; each pair is predicted by the model that did not know its patient, "
-        "neither in its attention nor in its regression. R is over all pairs; R within folds: mean over the test parts.", "",
+        f"{title}. {config['folds']} parts by patient; each pair is predicted by the model that "
+        + ("chose its epoch by it" if "stop" in o.code else "did not know its patient, neither in its attention nor in its "
+           "regression") + ". R is over all pairs; R within folds: mean over the test parts.", "",
         *(line + "\n" for line in lines), "![R](r.png) ![Accuracy](accuracy.png)", "",
         "## Best genes", "", table(("gene", "pairs", "R", "p (BH)", "Spearman", "R within folds", "mean fc", "accuracy",
                                     "majority"), top), "", "![Predicted against true](scatter.png)", "",
@@ -2656,10 +2670,12 @@ def choices(o):
 
 def beside(cohort, folder):
     """A cohort of links to what `cohort` holds but runs and what is made of its slides; tiles of the same settings."""
+    folder.mkdir(parents=True, exist_ok=True)
     for path in cohort.iterdir():
-        if path.name not in ("runs", "tiles", "features", "supertiles") and not (folder / path.name).exists():
-            folder.mkdir(parents=True, exist_ok=True)
-            (folder / path.name).symlink_to(path.resolve())
+        link = folder / path.name
+        if path.name not in ("runs", "tiles", "features", "supertiles") and not link.exists():
+            link.unlink(missing_ok=True)
+            link.symlink_to(os.path.relpath(path.resolve(), folder.resolve()))  # a cohort may be moved
     if not (folder / "tiles" / "settings.json").is_file():
         tiling.save_json(folder / "tiles" / "settings.json", tiling.load_json(cohort / "tiles" / "settings.json"))
     return folder
@@ -2675,7 +2691,8 @@ def measured(run, own, cohort, options):
         return {"R2 of the cells": r2, "spread": last["spread"]}, status
     if run.verb == "diagnose":
         header, rows = tiling.read_rows(own / "predictions.csv")
-        rows = [dict(zip(header, row)) for row in rows if row[header.index("repeat")] == "0"]
+        rows = [dict(zip(header, row)) for row in rows]
+        rows = [r for r in rows if (r["repeat"], r["pooling"]) == ("0", run.pooling)]
         positive = header[-2].removeprefix("p_")
         y, p = np.array([r["label"] == positive for r in rows]), np.array([float(r[header[-2]]) for r in rows])
         return {"accuracy": float(np.mean([r["label"] == r["predicted"] for r in rows])), "AUC": stats.roc_auc(y, p)}, 0
@@ -2701,9 +2718,14 @@ def audit(o):
     more = {c: shlex.split(getattr(o, c) if getattr(o, c) is not None else AUDIT[c] if demo else "") for c in AUDIT}
     texts, seeds = {c: switches(CHOICES, c) for c in AUDIT if c != "probe"}, range(o.seed, o.seed + o.seeds)
     asked = {c: [name for name in texts[c] if name in (o.code or texts[c])] for c in texts}
-    for c, name in [(c, name) for c in UNSEEN for name in asked[c] if demo and name in UNSEEN[c]]:
+    for c, name in [(c, name) for c in UNSEEN for name in asked[c] if demo and getattr(o, c) is None and name in UNSEEN[c]]:
         asked[c].remove(name)
         print(f"without {c}'s {name}: {UNSEEN[c][name]} here")
+    if asked["pretrain"] and not any((cohort / d).is_dir() for d in ("points", "spots")):
+        asked["pretrain"] = []
+        print(f"without the choices of pretrain: {cohort} has neither points/ nor spots/ to probe features with")
+    if not any(asked.values()):
+        raise InputError(f"--code {','.join(o.code)}: nothing is left to turn")
 
     def settled(c, home, name, seed):
         run = o.parse([c, str(home), "--device", o.device, *more[c], "--seed", str(seed), "--name", f"{c}-{name}-seed{seed}",
@@ -2728,26 +2750,25 @@ def audit(o):
     settings = dict(**{c: " ".join(v) for c, v in more.items()}, data=tiling.digest(samples, [
         [p.name, tiling.fingerprint(p)] for p in sorted(cohort.glob("expression*")) if p.is_file()]))
     what = (
-        f"`python histcode.py audit`{'' if demo else ' COHORT'}. {tiling.AUDIT_NOTE} pretrain: R2 of the cells in a tile from the frozen features (`probe`, the same tiles for all), "
-        "and spread of the embeddings in the last epoch. diagnose: accuracy and AUC pooled over the tested slides. "
+        f"`python histcode.py audit`{'' if demo else ' COHORT'}. {tiling.AUDIT_NOTE} pretrain: R2 of the cells in a tile from "
+        "the frozen features (`probe`, the same tiles for all), and spread of the embeddings in the last epoch. diagnose: accuracy and AUC pooled over the tested slides. "
         "expression: R, mean over genes; BH: significant genes. Colour and tissue are turned for pretrain alone: what they "
         "do to diagnose and expression is not measured."
         + "".join(f" {c}: `{' '.join(v)}`." for c, v in more.items() if v))
     status, why = 0, {}
-    for c in (c for c in texts if asked[c]):
-        jobs = {(c, name, seed): lambda c=c, name=name, seed=seed: job(c, name, seed)
-                for name in ("default", *asked[c]) for seed in seeds}
+    for c, name in [(c, name) for c in texts if asked[c] for name in ("default", *asked[c])]:
+        if f"{c}'s default" in why:                                            # its choices can't be compared with it
+            continue
+        jobs = {(c, name, seed): lambda c=c, name=name, seed=seed: job(c, name, seed) for seed in seeds}
         try:
-            if c == "pretrain" and not any((cohort / d).is_dir() for d in ("points", "spots")):
-                raise InputError(f"{cohort} has neither points/ nor spots/ to probe features with")
             status |= tiling.run_audit(folder, jobs, texts, settings, what)
         except InputError as e:
-            why[c] = str(e)
-            print(f"without the choices of {c}: {e}")
+            why[f"{c}'s {name}"] = str(e)
+            print(f"without {c}'s {name}: {e}")
     if not (folder / "audit.md").is_file():
-        raise InputError("nothing could be measured: " + "; ".join(f"{c}: {text}" for c, text in why.items()))
+        raise InputError("nothing could be measured: " + "; ".join(f"{name}: {text}" for name, text in why.items()))
     print(f"\nreport: {folder / 'audit.md'}   ({clock(time.time() - start)})")
-    return status
+    return status or int(bool(why))
 
 
 def read_sets(paths):                                                           # same in he2rna.py

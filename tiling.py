@@ -1519,6 +1519,8 @@ def hold(folder, share=(0, 1)):
     except InputError:
         release(folder)
         raise
+    for left in folder.glob(".*.tmp") if world == 1 else ():                   # half files of a killed run
+        left.unlink(missing_ok=True)
 
 
 def release(folder=None):
@@ -2277,7 +2279,7 @@ def encoder_saw(cohort, source):
 
 def what_saw_whom(ledgers, tested, remarks):
     """Leak ledger of a run -> rows (step, patients seen, of them test patients of the fold, remark), and the steps that saw
-    any of those without leave. ledgers: {step: patients} of each fold; tested: its test patients; remarks: {step: why it
+    any of those, but for judges. ledgers: {step: patients} of each fold; tested: its test patients; remarks: {step: why it
     may, or None: it judges and teaches nothing}."""
     rows, leaks = [], []
     span = lambda values: "–".join(map(str, sorted({min(values), max(values)})))
@@ -3089,10 +3091,10 @@ def add_options(parser, of_run=False, encoder="resnet50"):
           f"network sees it as {TILE_PX} px, or as its file says")
         a("--min-tissue", type=float, help=f"share of a tile that must be tissue (default {MIN_TISSUE}); lower keeps "
           "fat and edges")
-        a("--max-tiles", type=int, help=f"tiles per slide, a random sample beyond (default {MAX_TILES}, the paper's): "
-          "bounds time")
+        a("--max-tiles", type=int, help=f"tiles per slide, a random sample beyond: bounds time (default {MAX_TILES}, HE2RNA's; of "
+          "histcode.py where it cuts the tiles itself: all, its paper's)")
         a("--tissue", choices=("stain", "saturation"), help="what Otsu cuts: stain (default), optical density without pen "
-          "and black borders; saturation, of HSV after a median, as HistCode's code does, which takes those, and colour "
+          "and black borders; saturation (default where histcode.py cuts the tiles itself), of HSV after a median, as HistCode's code does, which takes those, and colour "
           "noise of an empty slide, for tissue")
         a("--tissue-threshold", type=saturation_level, metavar="LEVEL", help="with --tissue saturation: tissue is above "
           "this level of 0..255 (HistCode: 8) instead of Otsu's; otsu (default): goes back to it")
