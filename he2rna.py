@@ -1165,7 +1165,8 @@ def signatures(o):
         "lists (and the signature) that reach it, not corrected for the number of tests. matched: lists of genes of like "
         "mean expression. The genes of a signature vary together, those of a list do not: p tells that these genes stand "
         "out, not that their pathway would again. Who saw whom: the signatures, published sets, no patient of this run; the "
-        "mean expression all of them, by design, for it judges and nothing learns from it.", "", *remarks, "", table(header, rows), "",
+        "mean expression all of them, by design, for it judges and nothing learns from it.", "", *remarks, "",
+        table(header, rows), "",
         "![R](r.png) ![Share](share.png)", "",
         f"## In how many of {len(projects)} cancers p < {ALPHA} (mean R and share)", "",
         table(("signature", "cancers", "against"), beaten), ""])

@@ -958,8 +958,9 @@ def train_heads(models, bag, target, loss, parts, seeds, o, device, what="", sta
 
     bag(i) -> (T_i, D), names[i] its name; target(rows (m, b)) -> what `loss` takes beside the outputs; parts: (train,
     valid, test) rows of each network, as many train for all; one for many networks: all see the same bags. After each
-    epoch: the loss on the validation bags, and the test bags' outputs, which choose nothing. Kept is the epoch with the lowest loss; of classifiers
-    the last one with the fewest mistakes: of few bags the loss tells how sure a network is rather than how right. [ours]
+    epoch: the loss on the validation bags, and the test bags' outputs, which choose nothing. Kept is the epoch with the
+    lowest loss; of few bags the loss tells how sure a network is rather than how right:
+    of classifiers the last epoch with the fewest mistakes is kept. [ours]
     Returns dict: model (state with a leading M, each of its epoch), epochs (M,), losses (epochs, M), tests [(epochs,
     n_test, C) of each network], saw [leak ledger of each of parts, in rows].
     """
@@ -2718,14 +2719,16 @@ def audit(o):
     more = {c: shlex.split(getattr(o, c) if getattr(o, c) is not None else AUDIT[c] if demo else "") for c in AUDIT}
     texts, seeds = {c: switches(CHOICES, c) for c in AUDIT if c != "probe"}, range(o.seed, o.seed + o.seeds)
     asked = {c: [name for name in texts[c] if name in (o.code or texts[c])] for c in texts}
-    for c, name in [(c, name) for c in UNSEEN for name in asked[c] if demo and getattr(o, c) is None and name in UNSEEN[c]]:
-        asked[c].remove(name)
-        print(f"without {c}'s {name}: {UNSEEN[c][name]} here")
-    if asked["pretrain"] and not any((cohort / d).is_dir() for d in ("points", "spots")):
-        asked["pretrain"] = []
-        print(f"without the choices of pretrain: {cohort} has neither points/ nor spots/ to probe features with")
+    left = [(c, name, f"{UNSEEN[c][name]} here") for c in UNSEEN if demo and getattr(o, c) is None for name in UNSEEN[c]]
+    if not any((cohort / d).is_dir() for d in ("points", "spots")):
+        why = f"{cohort} has neither points/ nor spots/ to probe features with"
+        left += [("pretrain", name, why) for name in texts["pretrain"]]
+    left = [(c, name, why) for c, name, why in left if name in asked[c]]
+    for c, name, why in left:
+        asked[c] = [n for n in asked[c] if n != name]
+        print(f"without {c}'s {name}: {why}")
     if not any(asked.values()):
-        raise InputError(f"--code {','.join(o.code)}: nothing is left to turn")
+        raise InputError(f"--code {','.join(o.code)}: nothing is left to turn: {left[0][2]}")
 
     def settled(c, home, name, seed):
         run = o.parse([c, str(home), "--device", o.device, *more[c], "--seed", str(seed), "--name", f"{c}-{name}-seed{seed}",
@@ -2751,7 +2754,8 @@ def audit(o):
         [p.name, tiling.fingerprint(p)] for p in sorted(cohort.glob("expression*")) if p.is_file()]))
     what = (
         f"`python histcode.py audit`{'' if demo else ' COHORT'}. {tiling.AUDIT_NOTE} pretrain: R2 of the cells in a tile from "
-        "the frozen features (`probe`, the same tiles for all), and spread of the embeddings in the last epoch. diagnose: accuracy and AUC pooled over the tested slides. "
+        "the frozen features (`probe`, the same tiles for all), and spread of the embeddings in the last epoch. diagnose: "
+        "accuracy and AUC pooled over the tested slides. "
         "expression: R, mean over genes; BH: significant genes. Colour and tissue are turned for pretrain alone: what they "
         "do to diagnose and expression is not measured."
         + "".join(f" {c}: `{' '.join(v)}`." for c, v in more.items() if v))

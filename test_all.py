@@ -5553,7 +5553,7 @@ def test_histcodes_choices_are_one_table(capsys):
     assert max(map(len, said.splitlines())) <= 120 and len(set(names)) == len(names) == 23 and "python histcode.py pretrain" in said
     assert all(re.fullmatch(r"\[(HistCode|AdCo|ours).*\]", row[-1]) for row in histcode.CHOICES)
     assert {(c, name) for c in histcode.TURNED for name in histcode.TURNED[c]} | {("diagnose", "stop"), ("expression", "stop"),
-                                                                                   ("diagnose", "--colour"), ("expression", "--colour")} == set(names)
+                                                                                   ("diagnose", "--colour"), ("expression", "--colour"), ("pretrain", "--min-area")} == set(names)
     assert all(name in histcode.TURNED[c] for c in histcode.UNSEEN for name in histcode.UNSEEN[c])
     for command, right in (("pretrain", "tissue, colour, tiles, batch"), ("diagnose", "folds, stop, embed"), ("expression", "model, epochs, stop"),
                            ("audit", "tissue, colour, tiles")):
@@ -6856,7 +6856,7 @@ def test_histcodes_audit_goes_on_where_it_stopped_and_is_the_runs_difference(tmp
                                          f"--expression={own}", *more])
     with pytest.raises(KeyboardInterrupt):
         audit()
-    assert "without the choices of pretrain: " in capsys.readouterr().out and len(read_csv(folder / "audit.csv")) == 2 * 4 + 2 * 3
+    assert "without pretrain's lr: " in capsys.readouterr().out and len(read_csv(folder / "audit.csv")) == 2 * 4 + 2 * 3
     assert audit() == 0 and runs == ["expression-default-seed0", "expression-default-seed1", "expression-slides-seed0", *["expression-slides-seed1"] * 2]
     first, text = (folder / "audit.csv").read_bytes(), (folder / "audit.md").read_text()
     assert audit() == 0 and len(runs) == 5 and (folder / "audit.csv").read_bytes() == first and (folder / "audit.md").read_text() == text
@@ -6876,7 +6876,7 @@ def test_histcodes_audit_goes_on_where_it_stopped_and_is_the_runs_difference(tmp
         assert float(rows[k]["value"]) == pytest.approx(want, abs=1e-4)
         assert float(rows[k]["change"]) == pytest.approx(want - value[k[0], "default", *k[2:]], abs=2e-4) and float(rows[k]["seconds"]) > 0
     assert len(value) == 2 * 2 * 2 + 2 * 2 and "| slides | tiles of the normal slides too |" in text
-    with pytest.raises(tiling.InputError, match="nothing could be measured: pretrain: .*spots.*probe"):
+    with pytest.raises(tiling.InputError, match="--code lr: nothing is left to turn: .*spots/ to probe"):
         histcode.main(["audit", str(write_pairs(tmp_path / "d")), "--code", "lr"])
     with pytest.raises(tiling.InputError, match="--seeds 0"):
         audit("--seeds", "0")

@@ -3094,8 +3094,8 @@ def add_options(parser, of_run=False, encoder="resnet50"):
         a("--max-tiles", type=int, help=f"tiles per slide, a random sample beyond: bounds time (default {MAX_TILES}, HE2RNA's; of "
           "histcode.py where it cuts the tiles itself: all, its paper's)")
         a("--tissue", choices=("stain", "saturation"), help="what Otsu cuts: stain (default), optical density without pen "
-          "and black borders; saturation (default where histcode.py cuts the tiles itself), of HSV after a median, as HistCode's code does, which takes those, and colour "
-          "noise of an empty slide, for tissue")
+          "and black borders; saturation (default where histcode.py cuts the tiles itself), of HSV after a median, as "
+          "HistCode's code does, which takes those, and colour noise of an empty slide, for tissue")
         a("--tissue-threshold", type=saturation_level, metavar="LEVEL", help="with --tissue saturation: tissue is above "
           "this level of 0..255 (HistCode: 8) instead of Otsu's; otsu (default): goes back to it")
         a("--min-area", type=float, metavar="TILES", help="connected pieces of tissue smaller than so many tile areas are "
