@@ -3795,7 +3795,7 @@ def kill_often(folder, whole, cut, steps, kills, rng):
         of = lambda cohort: [a.format(cohort=cohort) for a in argv]
         status, seconds = run(module, of(whole))
         assert status == 0, (argv, (folder / "errors").read_text()[-2000:])
-        died += sum(run(module, of(cut), seconds * rng.uniform(.02, 1))[0] == -9 for _ in range(kills))
+        died += sum(run(module, of(cut), seconds * rng.uniform(.02, min(1, 2 / kills)))[0] == -9 for _ in range(kills))
         assert run(module, of(cut))[0] == 0, (argv, (folder / "errors").read_text()[-2000:])
     nursery.stdin.close()
     assert nursery.wait() == 0 and not [*cut.rglob("*.tmp"), *cut.rglob("lock*"), *cut.rglob("*.state.pt")]
