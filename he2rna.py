@@ -115,7 +115,7 @@ MSI_ARMS = {"transcriptome": "transcriptome of A", "direct": "direct, one networ
 #   the ensemble: the mean of as many direct networks as A has folds, as many as stand behind its representation [ours]
 MSI_LINES = {"transcriptome": ("tab:blue", "-"), "direct": ("tab:red", "-"),                # [HE2RNA Fig. 5b]
              "ensemble": ("tab:red", "--"), "autoencoder-a": ("tab:grey", "-"), "autoencoder-b": ("tab:grey", "--")}   # [ours]
-AUDIT_EPOCHS = 12            # of each run of audit on the simulated cohort: all in a quarter of an hour        [ours]
+AUDIT_EPOCHS = 8             # of each run of audit on the simulated cohort: all in a quarter of an hour        [ours]
 AUDIT_SEEDS = 3              # runs of each choice                                       [ours]
 VERSION = 3                  # of a run's files; another is refused     [ours]
 
