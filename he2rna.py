@@ -164,6 +164,7 @@ AUDIT_MSI = dict(splits=5, ratios=(Fraction(3, 4),), repeats=2, folds=MSI_FOLDS,
                  arms=("transcriptome", "direct", "autoencoder-b"))
 MAY_SEE = {"gene filter": "as the paper words it, over all samples: it decides which genes are asked for",
            "untrained null": None}   # steps that see test patients and why they may; None: they judge     [ours]
+SHARED = ("train", "finetune", "msi")    # commands whose folds or splits several processes share out              [ours]
 SAME_MODELS = ("merged", "pooled")   # they judge otherwise: nothing is trained again for them
 
 
@@ -617,12 +618,14 @@ class HE2RNA(nn.Module):
 # Training  [HE2RNA Methods, Training and evaluation]
 # ---------------------------------------------------------------------------------------------------------------------
 @torch.inference_mode()
-def predict_slides(model, bags, rows, batch=BATCH_SLIDES):
+def predict_slides(model, bags, rows, batch=BATCH_SLIDES, tick=lambda n: None):
     """Predictions (len(rows), G) float32 numpy of the slides `rows`, in evaluation mode; bags: in_memory or from_disk."""
     model.eval()
-    device = next(model.parameters()).device
-    parts = bags(torch.as_tensor(rows).split(batch))
-    return np.concatenate([model(x.to(device).float(), mask.to(device)).cpu().numpy() for _, x, mask in parts])
+    device, parts = next(model.parameters()).device, []
+    for part, x, mask in bags(torch.as_tensor(rows).split(batch)):
+        parts.append(model(x.to(device).float(), mask.to(device)).cpu().numpy())
+        tick(len(part))
+    return np.concatenate(parts)
 
 
 def mean_r(prediction, y, projects):
@@ -636,37 +639,28 @@ def mean_r(prediction, y, projects):
     return float(np.mean(per_project)) if per_project else None
 
 
-def as_entry(line):
-    """A line of log.jsonl, or None when it is a half one that a full disk or a power cut left."""
-    try:
-        return json.loads(line)
-    except ValueError:
-        return None
-
-
 def train_fold(model, bags, y, projects, names, train, valid, o, fold, folder):
     """Train one fold and leave `model` with the weights of its best epoch. Returns a dict on how it went.
 
     bags: in_memory or from_disk; y (S, G) float32 targets; names (S,); train, valid: rows. The state is saved after each
     epoch, and every draw of an epoch comes from (seed, fold, epoch): a run that was interrupted ends as one that was not.
     """
-    device, state_file, log = next(model.parameters()).device, folder / f"fold{fold}.state.pt", folder / "log.jsonl"
+    device, state_file = next(model.parameters()).device, folder / f"fold{fold}.state.pt"
     optimizer = torch.optim.Adam(model.parameters(), lr=o.lr, fused=True)        # one pass over memory, not seven
     state = dict(epoch=0, best_score=-np.inf, best_epoch=0, best=None, seconds=0.0, saw={})
     if state_file.is_file():
         state = tiling.load_checkpoint(state_file, device, model)
         optimizer.load_state_dict(state["optimizer"])
-    lines = [as_entry(line) for line in log.read_text().splitlines()] if log.is_file() else []
-    lines = [e for e in lines if e and (e["fold"], e["epoch"]) <= (fold, state["epoch"])]   # what was not saved runs again
-    save_file(log, lambda f: f.writelines((json.dumps(e) + "\n").encode() for e in lines))
     by_r = max(np.unique(projects[valid], return_counts=True)[1], default=0) >= stats.MIN_R   # else too few slides for an R
-    start, first, before = time.time(), state["epoch"], state["seconds"]
+    start, first, before, due = time.time(), state["epoch"], state["seconds"], tiling.seldom()
+    later = len(range(fold, o.folds, o.share[1])) - 1                          # folds after this one, of this process
     for epoch in range(first + 1, o.epochs + 1):
         if epoch - 1 - state["best_epoch"] >= o.patience and state["best"] is not None:
             break
         draw = int(np.random.default_rng([o.seed, fold, epoch]).integers(2 ** 62))
         torch.manual_seed(draw)                                                # dropout, k
-        order, loss_sum, tick = torch.from_numpy(np.random.default_rng(draw).permutation(train)), 0.0, time.time()
+        order, loss_sum, began = torch.from_numpy(np.random.default_rng(draw).permutation(train)), 0.0, time.time()
+        tick = progress(f"fold{fold} epoch {epoch}", len(train) + len(valid), "slides", end=False)
         saw(state["saw"], "weights of the network", order)
         model.train()
         for rows, x, mask in bags(order.split(o.batch)):
@@ -676,17 +670,18 @@ def train_fold(model, bags, y, projects, names, train, valid, o, fold, folder):
             loss.backward()
             optimizer.step()
             loss_sum += loss.item() * len(rows)
+            tick(len(rows))
             if not np.isfinite(loss_sum):
                 break
         if not np.isfinite(loss_sum) or not all(v.isfinite().all() for v in model.parameters()):
             raise InputError(f"fold {fold} epoch {epoch}: loss or weights are not finite any more, at the slides "
                              f"{few(names[rows.numpy()].tolist())}; {state_file} keeps epoch {epoch - 1}; a lower --lr "
                              "may help")
-        rate = len(train) / (time.time() - tick)
+        rate = len(train) / (time.time() - began)
         r, valid_loss, score = None, None, epoch                           # nobody to choose by: the last epoch is the best
         if len(valid):
             saw(state["saw"], "choice of the epoch", valid)
-            p = predict_slides(model, bags, valid, o.batch)
+            p = predict_slides(model, bags, valid, o.batch, tick)
             r, valid_loss = mean_r(p, y[valid], projects[valid]), float(np.square(p - y[valid]).mean())
             score = -valid_loss if not by_r else -1.0 if r is None else r
         if score > state["best_score"]:
@@ -695,14 +690,16 @@ def train_fold(model, bags, y, projects, names, train, valid, o, fold, folder):
                      seconds=before + time.time() - start)
         entry = dict(fold=fold, epoch=epoch, loss=loss_sum / len(train), valid_loss=valid_loss, valid_r=r,
                      best_epoch=state["best_epoch"], slides_per_s=round(rate, 1))
-        with open(log, "a") as f:
+        with open(tiling.log_path(folder, o.share), "a") as f:
             f.write(json.dumps(entry) + "\n")
         save_file(state_file, lambda f: torch.save(state, f))
-        left = (time.time() - start) / (epoch - first) * (o.epochs - epoch + o.epochs * (o.folds - 1 - fold))
+        if not due(epoch == o.epochs or epoch - state["best_epoch"] >= o.patience):
+            continue
+        left = (time.time() - start) / (epoch - first) * (o.epochs - epoch + o.epochs * later)
         show = lambda v, f: "  -  " if v is None else f"{v:{f}}"
-        print(f"fold{fold} epoch {epoch:3d}/{o.epochs}  loss {entry['loss']:.4f}  valid loss {show(valid_loss, '.4f')}  "
-              f"valid R {show(r, '.3f')}  best epoch {state['best_epoch']:3d}  {rate:6.1f} slides/s  "
-              f"at most {clock(left)} left", flush=True)
+        tiling.say(f"fold{fold} epoch {epoch:3d}/{o.epochs}  loss {entry['loss']:.4f}  valid loss {show(valid_loss, '.4f')}  "
+                   f"valid R {show(r, '.3f')}  best epoch {state['best_epoch']:3d}  {rate:6.1f} slides/s  "
+                   f"at most {clock(left)} left")
     model.load_state_dict(state["best"])
     by = "R" if by_r else f"loss ({len(valid)} validation slides are too few for R)" if len(valid) else "none: the last"
     return dict(best_epoch=state["best_epoch"], epochs=state["epoch"], seconds=state["seconds"], by=by, saw=state["saw"])
@@ -1838,7 +1835,7 @@ def prepare(cohort, o):
         inner = [set(valid.tolist()) for _, valid, _ in stats.authors_folds([s["patient"] for s in samples])]
         validates = {s["slide"]: [str(f) for f, rows in enumerate(inner) if i in rows] for i, s in enumerate(samples)}
     chosen, _ = select(samples, "all", o.project)
-    failed = tiling.make_supertiles(cohort, [s["slide"] for s in chosen], o)
+    failed = tiling.share_out(tiling.make_supertiles, cohort, [s["slide"] for s in chosen], o)
     ready = {s["slide"] for s in chosen} - set(failed)
     keep = np.array([s["slide"] in ready for s in samples])
     if not keep.any():
@@ -1912,8 +1909,8 @@ def open_run(cohort, o, config, data, device, *seen):
                   slides=len(data["y"]), genes=len(data["genes"]),
                   **{k: getattr(o, k) for k in ("lr", "batch", "epochs", "patience", "folds", "folds_by", "seed", "code")})
     folder = cohort / "runs" / o.within / o.name
-    config = tiling.claim_folder(folder, config, "fold*.pt", cohort=str(cohort.resolve()), device=str(device),
-                                 features_folder=o.features and str(Path(o.features).resolve()))
+    config = tiling.claim_folder(folder, config, "fold*.pt", o.share, cohort=str(cohort.resolve()), device=str(device),
+                                 processes=o.share[1], features_folder=o.features and str(Path(o.features).resolve()))
     made = ", ".join(str(v) for k, v in config["features"].items() if k in ("source", "made", "weights", "precision"))
     print(f"{config['slides']} slides of {len(set(data['patients']))} patients, {config['genes']:,} genes, "
           f"{config['bags']}, {config['n_features']} features ({made}), {o.folds} folds, on {device}"
@@ -1937,9 +1934,10 @@ def split_folds(data, o, folder, chooses=None):
             inner = stats.inner_split(patients[rest], projects[rest], o.valid, [o.seed, f])
         splits.append((rest[~inner], rest[inner], np.flatnonzero(fold == f)))
         validates[rest[inner]] = [f"{v} {f}".strip() for v in validates[rest[inner]]]
-    save_csv(folder / "folds.csv", ("slide", "patient", "project", "test_fold", "validates_folds"),
-             zip(data["slides"], patients, projects, fold, validates))
-    save_text(folder / "folds.md", [f"# Folds of {folder.name}, by {o.folds_by}", "", *certificate(data, o.folds), ""])
+    if not o.share[0]:
+        save_csv(folder / "folds.csv", ("slide", "patient", "project", "test_fold", "validates_folds"),
+                 zip(data["slides"], patients, projects, fold, validates))
+        save_text(folder / "folds.md", [f"# Folds of {folder.name}, by {o.folds_by}", "", *certificate(data, o.folds), ""])
     return splits
 
 
@@ -1948,31 +1946,49 @@ def tested_in(data, k):
     return data.get("held_out") or [sorted(set(data["patients"][data["fold"] == f].tolist())) for f in range(k)]
 
 
+def keep_saved(folder, k):
+    """The log of the epochs that are saved, fold by fold: the others run again."""
+    saved = [np.inf if (folder / f"fold{f}.pt").is_file() else
+             tiling.load_checkpoint(path, "cpu", keys=("epoch",))["epoch"] if path.is_file() else 0
+             for f in range(k) for path in [folder / f"fold{f}.state.pt"]]
+    entries = [e for e in tiling.read_log(folder) if e.get("fold") in range(k) and e.get("epoch", 0) <= saved[e["fold"]]]
+    tiling.write_log(folder, sorted(entries, key=lambda e: (e["fold"], e["epoch"])))
+
+
 def cross_validate(folder, config, o, data, bags, splits, first_model, start):
     """Train every fold that is not there yet, predict its test slides, test significance, write the report.
 
-    first_model(fold, training rows) -> the model training starts from; start: when the command began.
+    first_model(fold, training rows) -> the model training starts from; start: when the command began. Of several processes
+    each trains its folds, the first does the rest.
     """
-    y, tested, ledgers = data["y"], tested_in(data, config["folds"]), []
-    prediction, notes = np.zeros(y.shape, np.float32), []
-    for f, (train_rows, valid_rows, test_rows) in enumerate(splits):
-        model, path = first_model(f, train_rows), folder / f"fold{f}.pt"
-        if path.is_file():
-            saved = tiling.load_checkpoint(path, next(model.parameters()).device, model)
-        else:
+    y, tested, ledgers, (rank, world) = data["y"], tested_in(data, config["folds"]), [], o.share
+    prediction, notes, paths = np.zeros(y.shape, np.float32), [], [folder / f"fold{f}.pt" for f in range(config["folds"])]
+    tiling.by_first(lambda: keep_saved(folder, config["folds"]))
+    for f, (train_rows, valid_rows, _) in list(enumerate(splits))[rank::world]:
+        if not paths[f].is_file():
+            model = first_model(f, train_rows)
             note = train_fold(model, bags, y, data["projects"], data["slides"], train_rows, valid_rows, o, f, folder)
             for step, rows in note.pop("saw").items():
                 saw(data["ledgers"][f], step, data["patients"][rows])
             settings = {k: config[k] for k in ("hidden", "n_features", "ks", "dropout", "features", "code", "pad_to")}
             saved = dict(version=VERSION, model=model.state_dict(), note=note, genes=data["genes"], **settings,
                          test_patients=tested[f], saw=data["ledgers"][f])
-            save_file(path, lambda file: torch.save(saved, file))
+            save_file(paths[f], lambda file: torch.save(saved, file))
         (folder / f"fold{f}.state.pt").unlink(missing_ok=True)
+    tiling.of_all(None)
+    if rank:
+        return
+    if world > 1:
+        keep_saved(folder, config["folds"])
+    tick = progress("test slides", len(y), "slides")
+    for f, (train_rows, _, test_rows) in enumerate(splits):
+        model = first_model(f, train_rows)
+        saved = tiling.load_checkpoint(paths[f], next(model.parameters()).device, model)
         notes.append(saved["note"])
         ledgers.append(dict(saved["saw"]))
         saw(ledgers[f], "untrained null", data["patients"][test_rows])
         if len(test_rows):
-            prediction[test_rows] = predict_slides(model, bags, test_rows, o.batch)
+            prediction[test_rows] = predict_slides(model, bags, test_rows, o.batch, tick)
     untrained = untrained_r(config, data, bags, o, next(model.parameters()).device, folder)
     within, k = judged_in(data["fold"], config)
     results = evaluate(prediction, y, within, data["projects"], k, untrained, o.null)
@@ -2023,9 +2039,9 @@ def train(o):
     check_options(o)
     tiling.need_matplotlib()                                                   # better now than after a day
     device, cohort = tiling.pick_device(o.device), Path(o.cohort)
-    if demo and not (cohort / "samples.csv").is_file():
+    if demo and not tiling.by_first((cohort / "samples.csv").is_file):
         print("no cohort given: drawing a SIMULATED one into demo/")
-        tiling.simulate_cohort(cohort, seed=o.seed)
+        tiling.by_first(lambda: tiling.simulate_cohort(cohort, seed=o.seed))
     if not cohort.is_dir():
         raise InputError(f"{cohort}: no such folder")
     tables = read_gene_table(o.gene_table) if o.gene_table else None
@@ -2055,7 +2071,7 @@ def train(o):
                 model.layers[-1].bias.copy_(torch.from_numpy(data["y"][rows].mean(0)))              # [HE2RNA code]
         return model.to(device)
     cross_validate(folder, config, o, data, in_memory(x, mask), splits, first_model, start)
-    return tiling.report_failures(data["failed"], len(data["slides"]) + len(data["failed"]), folder)
+    return 0 if o.share[0] else tiling.report_failures(data["failed"], len(data["slides"]) + len(data["failed"]), folder)
 
 
 def audit(o):
@@ -2108,7 +2124,7 @@ def audit(o):
                                     f"audit/msi-{name}-seed{seed}", "scale": None})
         status, own = msi(run), folder.parent / run.name
         rows = read_rows(own / "results.csv")[1]
-        seconds = sum(as_entry(line)["seconds"] for line in (own / "log.jsonl").read_text().splitlines() if as_entry(line))
+        seconds = sum(e["seconds"] for e in tiling.read_log(own))
         return ({f"AUC {arm}": float(np.mean([number(row[5]) for row in rows if row[2] == arm])) for arm in run.arms},
                 seconds, status)
 
@@ -2228,7 +2244,7 @@ def finetune(o):
         model.precision, model.pad_to = precision, config["pad_to"]
         return model
     cross_validate(folder, config, o, data, from_disk(into, source, data["slides"]), splits, first_model, start)
-    return tiling.report_failures(failed, len(samples) + len(failed), folder)
+    return 0 if o.share[0] else tiling.report_failures(failed, len(samples) + len(failed), folder)
 
 
 @torch.inference_mode()
@@ -2348,7 +2364,8 @@ def study_of_cohort(o):
     has_y = np.array([s["slide"] in row_of for s in samples])
     say_left_out({**left_out, **missing})
     use = needed(labels, has_y, hospital)
-    failed = {} if o.features else tiling.make_features(cohort, [s["slide"] for s, u in zip(samples, use) if u], o)
+    failed = {} if o.features else tiling.share_out(tiling.make_features, cohort, [
+        s["slide"] for s, u in zip(samples, use) if u], o)
     x, ready, source, tick = [], [], tiling.features_of(o), progress("mean tiles", int(use.sum()), "slides")
     tiling.say_twice(source, [samples[i]["slide"] for i in np.flatnonzero(use)])
     for i in np.flatnonzero(use):
@@ -2511,7 +2528,8 @@ def msi(o):
     hospital = [] if d["hospital"] is None else d["hospital"].tolist()
     config = dict(command="msi", version=VERSION, code=o.code, repeats=o.repeats, folds=o.folds, seed=o.seed,
                   features=d["features"], data=digest(d["x"], d["y"], *columns, hospital))
-    config = tiling.claim_folder(folder, config, "results.csv", study=str(Path(o.study).resolve()), device=str(device))
+    config = tiling.claim_folder(folder, config, "results.csv", o.share, study=str(Path(o.study).resolve()),
+                                 device=str(device), processes=o.share[1])
     path, results = folder / "results.csv", {}
     for row in read_rows(path)[1] if path.is_file() else []:
         if len(row) != 8 or not row[0].isdigit() or row[2] not in MSI_ARMS or np.isnan(number(row[5])):
@@ -2524,14 +2542,25 @@ def msi(o):
     names, first, who = np.unique(d["patients"], return_index=True, return_inverse=True)
     print(f"{o.splits} splits x {len(ratios)} ratios ({len(jobs)} to do), {o.repeats} x {o.folds} folds, arms "
           f"{', '.join(o.arms)}, on {device}" + (f"; the authors' {', '.join(o.code)}" if o.code else ""), flush=True)
-    for i, (s, (name, share), missing) in enumerate(jobs):
-        tick = time.time()
+
+    def study(s, ratio, missing):
+        began, (name, share) = time.time(), ratio
         in_a = (d["hospital"] == "A" if share is None else
                 hospital_a(d["high"][first], share, np.random.default_rng([o.seed, s]))[who])
         key = (s, *(share.as_integer_ratio() if share else (0, 1)))
         aucs, note = compare_arms(d, in_a, missing, o, key, device)
         in_b = np.unique(d["patients"][~in_a], return_index=True)[1]
-        sizes = len(in_b), int(d["high"][~in_a][in_b].sum())
+        return s, name, aucs, note, (len(in_b), int(d["high"][~in_a][in_b].sum())), round(time.time() - began, 1)
+
+    def studies():                                                             # each process one; the first writes them down
+        for i in range(0, len(jobs), o.share[1]):
+            mine = jobs[i + o.share[0]:][:1]
+            yield from (done for done in tiling.of_all(study(*mine[0]) if mine else None) if done)
+
+    due = tiling.seldom()
+    for i, (s, name, aucs, note, sizes, seconds) in enumerate(studies()):
+        if o.share[0]:
+            continue
         for arm, auc in aucs.items():
             results[s, name, arm] = [[s, name, arm, r, f, f"{auc[r, f]:.6f}", *sizes] for r, f in np.ndindex(*auc.shape)]
         order = sorted(results, key=lambda k: (k[0], Fraction(k[1]) if "/" in k[1] else 0, list(MSI_ARMS).index(k[2])))
@@ -2540,10 +2569,14 @@ def msi(o):
         with open(folder / "log.jsonl", "a") as f:
             mean = {arm: round(float(auc.mean()), 4) for arm, auc in aucs.items()}
             f.write(json.dumps(dict(split=s, ratio=name, patients_b=sizes[0], msi_h_b=sizes[1], **note, **mean,
-                                    seconds=round(time.time() - tick, 1))) + "\n")
+                                    seconds=seconds)) + "\n")
+        if not due(i == len(jobs) - 1):
+            continue
         left = (time.time() - start) / (i + 1) * (len(jobs) - 1 - i)
         print(f"split {s:2d}  {name} in A, {sizes[0]} patients ({sizes[1]} MSI-H) in B  AUC "
               + "  ".join(f"{arm} {v:.3f}" for arm, v in mean.items()) + f"  {clock(left)} left", flush=True)
+    if o.share[0]:
+        return 0
     write_msi_report(folder, config, d, {k: np.array([float(row[5]) for row in v]).mean() for k, v in results.items()},
                      {k[1]: v[0][6:8] for k, v in results.items()})
     return tiling.report_failures(d["failed"], len(d["x"]) + len(d["failed"]), folder)
@@ -2647,7 +2680,7 @@ def write_msi_report(folder, config, d, results, sizes):
             f"two-tailed Wilcoxon against transcriptome, paired, over the splits; of {n} it can't be below "
             f"{2 / 2 ** n:.2g}." + "".join(f" As the authors' code: {switches(CHOICES, 'msi')[c]}." for c in config["code"]), "",
             table(("in A", "patients in B (MSI-H)", *arms), cells), ""]
-    log = [e for e in map(as_entry, (folder / "log.jsonl").read_text().splitlines()) if e]
+    log = tiling.read_log(folder)
     leaks = sorted({step for e in log for step in e["leaks"]})
     text[2:2] = [f"**Steps that saw test patients: {', '.join(leaks)}** (below).", ""] if leaks else []
     seen = {row[0]: row for e in log for row in e["saw"]}
@@ -2823,7 +2856,8 @@ def main(argv=None):
     o = parser.parse_args(argv)
     o.seed = getattr(o, "seed", 0) or 0
     try:
-        return o.function(o)
+        with tiling.one_voice(o, SHARED):
+            return o.function(o)
     finally:
         tiling.release()
 

@@ -41,7 +41,6 @@ import os
 import re
 import shlex
 import time
-from datetime import timedelta
 from pathlib import Path
 
 import numpy as np
@@ -125,6 +124,7 @@ AUDIT = dict(pretrain="--weights random --tile-px 64 --view-px 48 --batch 32 --e
              "CD247,CD19,MKI67,TOP2A,CCNB1,COL1A1,COL3A1,FAP,ACTA2,ZG16,KRT20,ACTB,GAPDH")
 #                            # options of audit's runs without a cohort, small budgets [ours]
 AUDIT_PATIENTS, AUDIT_SEEDS = 40, 3      # of that cohort; runs of each choice  [ours]
+SHARED = ("pretrain", "diagnose", "expression", "ablation")    # commands that several processes share out   [ours]
 VERSION = 1                  # of a run's files; another is refused     [ours]
 SOURCE = "HistCode (Huang et al. 2022, arXiv:2204.11994), contrastive pretraining of the tile encoder"
 
@@ -384,19 +384,6 @@ def spread(z):
 # Several processes (torchrun): each embeds its part of the batch; embeddings are gathered and each computes the loss of
 # the whole batch from them; BatchNorm sees the whole batch; gradients are summed. So two processes equal one. [ours]
 # ---------------------------------------------------------------------------------------------------------------------
-def start_processes(device):
-    """(rank, processes, device) as torchrun set them; (0, 1, device) without it."""
-    world = int(os.environ.get("WORLD_SIZE", 1))
-    if world == 1:
-        return 0, 1, device
-    if device.type == "cuda":
-        device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
-        torch.cuda.set_device(device)
-    if not dist.is_initialized():                                              # rank 0 may tile for hours meanwhile
-        dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=timedelta(days=2))
-    return dist.get_rank(), world, device
-
-
 class AllSum(torch.autograd.Function):
     """Sum over processes, whose gradient is the sum over processes too."""
 
@@ -623,7 +610,7 @@ def save_encoder(path, model, o, epoch):
 def train(model, data, counts, o, folder, device, rank, world):
     """All epochs. The state is saved after each, and every draw comes from (seed, epoch, step): a run that was interrupted
     ends as one that was not (on a GPU to rounding: cuDNN's sums have no fixed order)."""
-    say, state_file, log = (print if rank == 0 else lambda *a, **k: None), folder / "state.pt", folder / "log.jsonl"
+    state_file, log = folder / "state.pt", folder / "log.jsonl"
     keys = copy.deepcopy(model).requires_grad_(False).train() if o.momentum_encoder else None
     optimizer = torch.optim.SGD(model.parameters(), o.lr, MOMENTUM, weight_decay=WEIGHT_DECAY)
     if state_file.is_file():
@@ -636,25 +623,27 @@ def train(model, data, counts, o, folder, device, rank, world):
         bank = None if o.method == "simclr" else first_bank(model, data, counts, o, device, rank, world)
         velocity, first = None if bank is None else torch.zeros_like(bank), 0
     if bank is not None:
-        say(f"bank of {len(bank):,} negatives")
+        print(f"bank of {len(bank):,} negatives")
     if rank == 0:
         lines = log.read_text().splitlines()[:first] if log.is_file() else []  # what was not saved runs again
         save_file(log, lambda f: f.writelines((line + "\n").encode() for line in lines))
         if first:
             save_encoder(folder / f"{o.name}.pt", model, o, first)
     per_slide, start, figures = np.full(len(counts), o.tiles_per_slide), time.time(), []
+    due, collapsed = tiling.seldom(), False
     for epoch in range(first + 1, o.epochs + 1):
         chosen, data["unchanged"] = choose_tiles(counts, per_slide, o.seed, epoch), 0
         order = mix(len(chosen), o.pool, np.random.default_rng([o.seed, epoch, 1]))
-        optimizer.param_groups[0]["lr"], tick, figures = learning_rate(o, epoch - 1), time.time(), []
+        optimizer.param_groups[0]["lr"], began, figures = learning_rate(o, epoch - 1), time.time(), []
         model.train()
-        shown = tiling.progress(f"epoch {epoch}", len(order) // o.batch * o.batch, "tiles") if rank == 0 else lambda n: None
+        total = len(order) // o.batch * o.batch
+        tick = tiling.progress(f"epoch {epoch}", total, "tiles", end=False) if rank == 0 else lambda n: None
         for step, tiles in enumerate(read_batches(data, chosen, order, o.batch, rank, world, o.workers)):
             views = two_views(torch.from_numpy(tiles).to(device), o.view_px, o.batch, rank, world, o.seed, epoch, step)
             figures.append(train_step(model, keys, optimizer, bank, velocity, views, o))
             if not np.isfinite(figures[-1][0]):
                 break
-            shown(o.batch)
+            tick(o.batch)
         if not np.isfinite(figures[-1][0]) or not all(v.isfinite().all() for v in model.parameters()):
             slides = np.unique(chosen[order[step * o.batch:(step + 1) * o.batch], 0])
             raise InputError(f"epoch {epoch} step {step + 1}: loss or weights are not finite any more, at tiles of "
@@ -662,7 +651,7 @@ def train(model, data, counts, o, folder, device, rank, world):
                              + "; a lower --lr may help")
         loss, positive, hardest, apart = np.mean(figures, 0)
         norm = None if bank is None else bank.norm(dim=1).mean().item()
-        rate = len(figures) * o.batch / (time.time() - tick)
+        rate = total / (time.time() - began)
         if rank == 0:
             entry = dict(epoch=epoch, loss=loss, positive=positive, hardest=hardest, spread=apart, bank_norm=norm,
                          lr=learning_rate(o, epoch - 1), tiles_per_s=round(rate, 1), collapsed=bool(apart < COLLAPSED))
@@ -672,13 +661,16 @@ def train(model, data, counts, o, folder, device, rank, world):
                          optimizer=optimizer.state_dict(), velocity=velocity)
             save_encoder(folder / f"{o.name}.pt", model, o, epoch)             # before the state that says it is done
             save_file(state_file, lambda f: torch.save(state, f))
-        say(f"epoch {epoch:3d}/{o.epochs}  loss {loss:.4f}  positive {positive:.3f}  hardest negative {hardest:.3f}  "
-            f"spread {apart:.3f}  " + (f"bank norm {norm:.3f}  " if norm is not None else "")
-            + (f"colours kept {data['unchanged']:,} tiles  " if any(data["stains"]) else "") + f"{rate:6.1f} tiles/s  "
-            f"{clock((time.time() - start) / (epoch - first) * (o.epochs - epoch))} left", flush=True)
-        if apart < COLLAPSED:
-            say(f"COLLAPSE: all embeddings are nearly equal (spread {apart:.3f}, 1 is all over the sphere). A lower --lr"
-                + (", --momentum-encoder or --in-batch" * (o.method == "adco")) + " may help", flush=True)
+        shown = due(epoch == o.epochs)
+        if shown:
+            print(f"epoch {epoch:3d}/{o.epochs}  loss {loss:.4f}  positive {positive:.3f}  hardest negative {hardest:.3f}  "
+                  f"spread {apart:.3f}  " + (f"bank norm {norm:.3f}  " if norm is not None else "")
+                  + (f"colours kept {data['unchanged']:,} tiles  " if any(data["stains"]) else "") + f"{rate:6.1f} tiles/s  "
+                  f"{clock((time.time() - start) / (epoch - first) * (o.epochs - epoch))} left", flush=True)
+        if apart < COLLAPSED and (shown or not collapsed):
+            print(f"COLLAPSE: all embeddings are nearly equal (spread {apart:.3f}, 1 is all over the sphere). A lower --lr"
+                  + (", --momentum-encoder or --in-batch" * (o.method == "adco")) + " may help", flush=True)
+        collapsed = apart < COLLAPSED
     return figures
 
 
@@ -1270,23 +1262,21 @@ def slides_of(cohort):
     return slides
 
 
-def find_data(cohort, slides, o, rank=0, world=1):
-    """Make the tiles that are missing (process 0 does) -> (what read_batches wants, with slide names; {slide: why not})."""
+def find_data(cohort, slides, o):
+    """Make the tiles that are missing -> (what read_batches wants, with slide names; {slide: why not})."""
     o.colour = o.colour or tiling.COLOURS[0]
     made = tiling.load_json(cohort / "tiles" / "settings.json") or {}          # a folder made otherwise stays as it is
     for option, usual in dict(tile_um=TILE_UM, tissue="saturation", max_tiles=MAX_TILES).items():
         if getattr(o, option) is None and not made:
             setattr(o, option, usual)
     rule = {**tiling.TISSUE, **made}
-    if made and rank == 0 and (rule["tissue"], rule["tissue_threshold"]) != ("saturation", "otsu"):
+    if made and (rule["tissue"], rule["tissue_threshold"]) != ("saturation", "otsu"):
         print(f"{cohort}/tiles is cut by {rule['tissue']}, threshold {rule['tissue_threshold']}"
               + ", and stays so" * (o.tissue is None and o.tissue_threshold is None))
-    failed = [tiling.make_tiles(cohort, slides, o) if rank == 0 else None]
-    if world > 1:
-        dist.broadcast_object_list(failed)
-    ready = [s for s in slides if s not in failed[0]]
-    if rank == 0:
-        tiling.report_failures(failed[0], len(slides), cohort / "tiles")
+    failed = tiling.share_out(tiling.make_tiles, cohort, slides, o)
+    ready = [s for s in slides if s not in failed]
+    if not o.share[0]:
+        tiling.report_failures(failed, len(slides), cohort / "tiles")
     if not ready:
         raise InputError(f"{cohort}: no slide has tiles")
     arrays, found = [tiling.tiles_of(cohort, s)[0] for s in ready], tiling.find_slides(cohort)
@@ -1305,9 +1295,9 @@ def find_data(cohort, slides, o, rank=0, world=1):
                 raise InputError(f"{data['paths'][s]} can't be read to its end ({got}): take it out of samples.csv")
             data["stains"][s] = got
         plain = [name for name, found in zip(ready, data["stains"]) if found is None]
-        if plain and rank == 0:
+        if plain:
             print(f"--colour macenko: {len(plain)} slides show no two stains and keep their colours: {few(plain)}")
-    return data, failed[0]
+    return data, failed
 
 
 def check_ranges(o, *ranges):
@@ -1372,7 +1362,7 @@ def settle_options(o, world):
         raise InputError(f"--batch {o.batch} can't be shared out evenly to {world} processes")
 
 
-def open_run(o, data, counts, device, rank, world):
+def open_run(o, data, counts, device, world):
     """Make or reopen COHORT/runs/NAME; a folder of other settings is refused. Puts the settings into o.settings."""
     h = hashlib.sha256(json.dumps([data["slides"], data["tiles"]]).encode())
     for coords in data["coords"]:
@@ -1383,8 +1373,8 @@ def open_run(o, data, counts, device, rank, world):
                   weights=tiling.weights_identity(o.weights, o.seed), **{k: getattr(o, k) for k in names})
     folder = Path(o.cohort) / "runs" / o.within / o.name
     o.settings = config
-    return folder, tiling.claim_folder(folder, config, "state.pt", cohort=str(Path(o.cohort).resolve()), device=str(device),
-                                       processes=world, code=o.code) if rank == 0 else config
+    return folder, tiling.claim_folder(folder, config, "state.pt", o.share, cohort=str(Path(o.cohort).resolve()),
+                                       device=str(device), processes=world, code=o.code)
 
 
 def draw_views(path, data, counts, o, n=8, pairs=2):
@@ -1406,7 +1396,9 @@ def draw_views(path, data, counts, o, n=8, pairs=2):
 
 def pretrain(o):
     """Train the tile encoder without labels; writes COHORT/runs/NAME/NAME.pt."""
-    rank, world, device = start_processes(tiling.pick_device(o.device))
+    device, (rank, world) = tiling.pick_device(o.device), o.share
+    if device.index is not None:
+        torch.cuda.set_device(device)                                          # NCCL's, of this process
     settle_options(o, world)
     o.precision, cohort = tiling.pick_precision(o.precision, device), Path(o.cohort)
     o.pool = max(2, POOL_BYTES // (3 * o.tile_px ** 2))
@@ -1415,7 +1407,7 @@ def pretrain(o):
     for m in model.modules():
         if isinstance(m, nn.BatchNorm2d):
             m.momentum = .1                                                    # calibrated random weights have another
-    data, failed = find_data(cohort, slides_of(cohort), o, rank, world)
+    data, failed = find_data(cohort, slides_of(cohort), o)
     known = {r["slide"]: r["patient"] for r in tiling.read_samples(cohort)} if (cohort / "samples.csv").exists() else {}
     o.patients = sorted({known.get(s, s) for s in data["slides"]})             # for the leak ledger of what uses the encoder
     counts = np.array([len(c) for c in data["coords"]])
@@ -1427,20 +1419,16 @@ def pretrain(o):
             draw_views(cohort / "runs" / o.name / "views.png", data, counts, o)
             print(f"{cohort / 'runs' / o.name / 'views.png'}")
         return 0
-    folder, config = open_run(o, data, counts, device, rank, world)
+    folder, config = open_run(o, data, counts, device, world)
     model = (share_batchnorm(model) if world > 1 else model).to(device, memory_format=torch.channels_last)
-    if rank == 0:
-        print(f"{o.method}: {len(counts)} slides, {total:,} of {counts.sum():,} tiles an epoch ({o.tile_um:g} µm, "
-              f"{o.tile_px} px), views of {o.view_px} px, batch {o.batch}, {o.epochs} epochs, {config['weights']}, "
-              f"{o.precision} on {device}" + (f", {world} processes" if world > 1 else "")
-              + f"; turned: {', '.join(o.code)}" * bool(o.code), flush=True)
+    print(f"{o.method}: {len(counts)} slides, {total:,} of {counts.sum():,} tiles an epoch ({o.tile_um:g} µm, "
+          f"{o.tile_px} px), views of {o.view_px} px, batch {o.batch}, {o.epochs} epochs, {config['weights']}, "
+          f"{o.precision} on {device}" + (f", {world} processes" if world > 1 else "")
+          + f"; turned: {', '.join(o.code)}" * bool(o.code), flush=True)
     start = time.time()
     trained = train(model, data, counts, o, folder, device, rank, world)
-    if rank == 0:
-        print(f"{folder / o.name}.pt: " + (f"trained in {clock(time.time() - start)}" if trained else "was ready"))
-    if world > 1:
-        dist.destroy_process_group()
-    return 1 if failed else 0
+    print(f"{folder / o.name}.pt: " + (f"trained in {clock(time.time() - start)}" if trained else "was ready"))
+    return 1 if failed and rank == 0 else 0
 
 
 def probe(o):
@@ -1623,7 +1611,7 @@ def slide_features(cohort, o, slides, least=1):
         o = argparse.Namespace(**vars(o))
         o.tile_um = o.tile_um or (TILE_UM if o.encoder in tiling.ENCODERS else None)
         o.tissue, o.max_tiles = o.tissue or "saturation", o.max_tiles or MAX_TILES
-    failed, sums = {} if o.features else tiling.make_features(cohort, slides, o), {}
+    failed, sums = {} if o.features else tiling.share_out(tiling.make_features, cohort, slides, o), {}
     tick = tiling.progress("reading", len(slides), "slides")
     for name, got in tiling.ordered_map(lambda s: sums_of(tiling.load_features(cohort, source, s)[0]),
                                         [s for s in slides if s not in failed], o.workers):
@@ -1733,12 +1721,12 @@ def save_fold(path, done, d, o, pooling, outputs, patients, rows, learned_from, 
 def train_pooling(pooling, d, jobs, o, folder, device):
     """Train what is not there yet -> {(repeat, fold): its checkpoint}."""
     path_of = lambda r, f: folder / f"{pooling}-r{r}-f{f}.pt"
-    todo = [job for job in jobs if not path_of(*job[:2]).is_file()]
+    todo, (rank, world) = tiling.by_first(lambda: [job for job in jobs if not path_of(*job[:2]).is_file()]), o.share
     at_once = 1 if d["what"] == "slides" else max(1, BAGS_AT_ONCE // (max(n for n, *_ in d["sums"]) * d["n_features"]))
     alike = [[j for j in todo if len(j[2]) == n] for n in sorted({len(j[2]) for j in todo})]
     blocks = [jobs[i:i + at_once] for jobs in alike for i in range(0, len(jobs), at_once)]     # of slides one fills the cores
     target = lambda rows: torch.from_numpy(d["y"][rows])
-    for block in blocks:
+    for block in blocks[rank::world]:
         seeds = [seed_of(o, r, f) for r, f, *_ in block]
         models = [draw_model(pooling, d["sums"], job[2], seed, o) for seed, job in zip(seeds, block)]
         state = path_of(*block[0][:2]).with_suffix(f".{len(block)}.state.pt")
@@ -1758,11 +1746,12 @@ def train_pooling(pooling, d, jobs, o, folder, device):
             entry = dict(pooling=pooling, repeat=r, fold=f, epoch=own["epoch"],
                          **{k: None if math.isnan(v) else float(v) for k, v in p.items()},
                          valid_losses=[round(v, 5) for v in own["losses"].tolist()])
-            with open(folder / "log.jsonl", "a") as log:
+            with open(tiling.log_path(folder, o.share), "a") as log:
                 log.write(json.dumps(entry) + "\n")
-            print(f"{pooling:8s} repeat {r} fold {f}: {'/'.join(str(len(v)) for v in rows)} {d['what']}, epoch "
-                  f"{own['epoch']:3d}, test accuracy {p['accuracy']:.3f}, AUC {p['auc']:.3f}", flush=True)
+            tiling.say(f"{pooling:8s} repeat {r} fold {f}: {'/'.join(str(len(v)) for v in rows)} {d['what']}, epoch "
+                  f"{own['epoch']:3d}, test accuracy {p['accuracy']:.3f}, AUC {p['auc']:.3f}")
         state.unlink(missing_ok=True)
+    tiling.of_all(None)
     return {job[:2]: tiling.load_checkpoint(path_of(*job[:2]), "cpu") for job in jobs}
 
 
@@ -1803,7 +1792,7 @@ def claim_run(folder, o, d, more, *seen):
     config = dict(command=o.verb, version=VERSION, code=o.code, data=tiling.digest(*seen, *d["seen"]),
                   features=d["features"], n_features=d["n_features"], embed=list(o.embed), **more,
                   **{k: getattr(o, k) for k in ("hidden", "lr", "weight_decay", "epochs", "batch", "folds", "repeats", "seed")})
-    return tiling.claim_folder(folder, config, "*.pt", bags=getattr(o, "bags", None),
+    return tiling.claim_folder(folder, config, "*.pt", o.share, bags=getattr(o, "bags", None), processes=o.share[1],
                                cohort=o.cohort and str(Path(o.cohort).resolve()),
                                features_folder=o.features and str(Path(o.features).resolve()))
 
@@ -1838,12 +1827,16 @@ def diagnose(o):
               Path(o.cohort) / "runs" / o.within / (o.name or "diagnosis"))
     config = claim_run(folder, o, d, dict(classes=list(d["classes"]), rotate=o.rotate, label=o.label),
                        d["names"].tolist(), d["patients"].tolist(), y.tolist(), parts.tolist())
-    save_csv(folder / "folds.csv", (d["what"][:-1], "patient", "label", *(f"part_{r}" for r in range(o.repeats))),
-             zip(d["names"], d["patients"], (d["classes"][v] for v in y), *parts))
+    if not o.share[0]:
+        save_csv(folder / "folds.csv", (d["what"][:-1], "patient", "label", *(f"part_{r}" for r in range(o.repeats))),
+                 zip(d["names"], d["patients"], (d["classes"][v] for v in y), *parts))
     print(f"{len(y)} {d['what']} of {len(set(d['patients'].tolist()))} patients, {y.sum()} {d['classes'][1]}, "
           f"{d['n_features']} features; {o.repeats} x {len(jobs) // o.repeats} folds; {', '.join(poolings)}, on {device}",
           flush=True)
     trained = {pooling: train_pooling(pooling, d, jobs, o, folder, device) for pooling in poolings}
+    if o.share[0]:                                                             # the first process judges
+        return 0
+    tiling.write_log(folder, tiling.read_log(folder))
     own = {(pooling, *job[:2]): probabilities(s := trained[pooling][job[:2]])[s["epoch"] - 1]
            for pooling in poolings for job in jobs}
     save_csv(folder / "predictions.csv", (d["what"][:-1], "patient", "label", "pooling", "repeat", "fold",
@@ -2069,7 +2062,7 @@ def train_expression(p, d, y, label, jobs, o, folder, device):
     sums = [tuple(map(sum, zip(*(d["sums"][rows_of[s]] for s in names)))) for names in p["slides"]]
     for _, f, *parts in jobs:
         path = folder / f"fold{f}.pt"
-        if path.is_file():
+        if path.is_file() or f % o.share[1] != o.share[0]:
             continue
         start, seed, ledger = time.time(), seed_of(o, 0, f), dict(p["saw"])
         train, valid, test = roles(p["part"], f, o.folds)
@@ -2123,10 +2116,14 @@ def train_expression(p, d, y, label, jobs, o, folder, device):
             [d["patients"][np.concatenate(parts[:2])], p["patients"][both]]), kind=o.model, genes=p["chosen"])
         for state in folder.glob(f"fold{f}.*.state.pt"):
             state.unlink()
-        with open(folder / "log.jsonl", "a") as log:
+        with open(tiling.log_path(folder, o.share), "a") as log:
             log.write(json.dumps(dict(fold=f, epochs=done["epochs"].tolist(), valid_losses=done["losses"].tolist())) + "\n")
-        print(f"fold {f}: {len(train)}/{len(chooses)}/{len(test)} pairs, epoch {few(done['epochs'].tolist(), 3)}"
-              + (f", penalty {more['penalty']:g}" if more else "") + f", {clock(time.time() - start)}", flush=True)
+        tiling.say(f"fold {f}: {len(train)}/{len(chooses)}/{len(test)} pairs, epoch {few(done['epochs'].tolist(), 3)}"
+                   + (f", penalty {more['penalty']:g}" if more else "") + f", {clock(time.time() - start)}")
+    tiling.of_all(None)
+    if o.share[0]:                                                             # the first process judges
+        return None
+    tiling.write_log(folder, tiling.read_log(folder))
     saved, xs, prediction, odds = [], [], np.full(y.shape, np.nan), np.full(y.shape, np.nan)
     for f in range(o.folds):
         saved.append(tiling.load_checkpoint(folder / f"fold{f}.pt", "cpu"))
@@ -2197,11 +2194,15 @@ def expression(o):
                                           ridge="auto" if o.ridge is None else o.ridge, genes=len(chosen), ends=ENDS),
                        d["names"].tolist(), d["patients"].tolist(), p["patients"].tolist(), p["chosen"], y, label, part,
                        p["part"])
-    save_csv(folder / "folds.csv", ("slide", "patient", "tissue", "part", "pair"), zip(
-        d["names"], d["patients"], (d["classes"][v] for v in d["y"]), part, (int(w in paired) for w in d["patients"])))
+    if not o.share[0]:
+        save_csv(folder / "folds.csv", ("slide", "patient", "tissue", "part", "pair"), zip(
+            d["names"], d["patients"], (d["classes"][v] for v in d["y"]), part, (int(w in paired) for w in d["patients"])))
     print(f"{len(p['patients'])} pairs, {len(chosen):,} genes, {len(d['names'])} slides, {d['n_features']} features a tile; "
           f"model {o.model}" + f", {o.pooling} pooling" * (o.model != "linear") + f"; {o.folds} folds, on {device}", flush=True)
-    saved, prediction, guess, shuffled = train_expression(p, d, y, label, jobs, o, folder, device)
+    trained = train_expression(p, d, y, label, jobs, o, folder, device)
+    if trained is None:
+        return 0
+    saved, prediction, guess, shuffled = trained
     found = judge_genes(prediction, y, guess, label, np.random.default_rng([o.seed, 1]), shuffled)
     fc = np.where(np.isnan(y), np.nan, 10.0 ** y - 1)
     with np.errstate(divide="ignore"):
@@ -2617,6 +2618,8 @@ def ablation(o):
                 own.encoder, own.features = o.encoder, encoder
             print(f"--- {tiling.encoder_name(encoder)}, {pooling} pooling", flush=True)
             status |= expression(own)
+            if o.share[0]:
+                continue
             header, rows = tiling.read_rows(Path(o.cohort) / "runs" / own.name / "genes.csv")
             r, rho = header.index("R"), header.index("spearman")
             cells[tiling.encoder_name(encoder), pooling] = {
@@ -2625,6 +2628,8 @@ def ablation(o):
                 Path(o.cohort) / "runs" / own.name / "predictions.npz")["patient"].tolist())
             seen[tiling.encoder_name(encoder)] = ("not known" if saw_them is None else
                                                   f"{len(tested & set(saw_them))} of {len(tested)}")
+    if o.share[0]:
+        return 0
     genes = [g for g in next(iter(cells.values())) if all(not math.isnan(c.get(g, (math.nan,))[0]) for c in cells.values())]
     if not genes:
         raise InputError("no gene has an R in every cell of the table: is there any signal, or are predictions constant?")
@@ -2962,7 +2967,8 @@ def main(argv=None):
     o = parser.parse_args(argv)
     o.seed = getattr(o, "seed", 0) or 0
     try:
-        return o.function(o)
+        with tiling.one_voice(o, SHARED):
+            return o.function(o)
     finally:
         tiling.release()
 

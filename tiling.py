@@ -53,7 +53,7 @@ import zipfile
 import zlib
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, redirect_stdout
 from datetime import timedelta
 from itertools import groupby
 from pathlib import Path
@@ -61,6 +61,7 @@ from pathlib import Path
 import numpy as np
 import openslide
 import torch
+import torch.distributed as dist
 from PIL import Image, ImageDraw, ImageOps
 from scipy import ndimage, sparse, special
 from scipy.spatial import cKDTree
@@ -534,18 +535,31 @@ def ordered_map(function, jobs, workers):
                 future.cancel()
 
 
-def progress(what, total, unit):
-    """A function tick(n) that shows how far a long loop is: one line on a terminal, one a minute in a log file."""
+def seldom():
+    """A function due(last) of a loop that prints lines: a terminal shows all, a log file one a minute and the last."""
+    shown = [-60.0]
+
+    def due(last=False):
+        if not (last or (sys.stdout or sys.__stdout__).isatty() or time.monotonic() - shown[0] >= 60):
+            return False
+        shown[0] = time.monotonic()
+        return True
+    return due
+
+
+def progress(what, total, unit, end=True):
+    """A function tick(n) that shows how far a long loop is: one line on a terminal, one a minute in a log file; and at the
+    end, unless that is said otherwise."""
     start, done, shown = time.time(), [0], [time.time() if not sys.stderr.isatty() else 0.0]
 
     def tick(n=1):
         done[0] += n
         now, last = time.time(), done[0] >= total
-        if now - shown[0] > (0.5 if sys.stderr.isatty() else 60) or (last and n):
+        if now - shown[0] > (0.5 if sys.stderr.isatty() else 60) or (last and n and end):
             shown[0], rate = now, done[0] / max(now - start, 1e-9)
-            end = "\n" if last or not sys.stderr.isatty() else "\r"
+            line_end = "\n" if last and end or not sys.stderr.isatty() else "\r"
             left = clock(0 if last else (total - done[0]) / max(rate, 1e-9))
-            print(f"{what}: {done[0]:,}/{total:,} {unit}, {rate:.1f}/s, {left} left   ", end=end, file=sys.stderr,
+            print(f"{what}: {done[0]:,}/{total:,} {unit}, {rate:.1f}/s, {left} left   ", end=line_end, file=sys.stderr,
                   flush=True)
     return tick
 
@@ -1273,10 +1287,11 @@ def load_encoder(encoder, weights, seed, device):
 
 
 def pick_device(name="auto"):
-    """auto: the GPU when there is one."""
+    """auto: the GPU when there is one; under torchrun each process has its own."""
+    own = f"cuda:{os.environ.get('LOCAL_RANK', '')}".strip(":")                 # of a process under torchrun
     if name == "auto":
-        of_torchrun = f"cuda:{os.environ.get('LOCAL_RANK', '')}".strip(":")
-        return torch.device(of_torchrun if torch.cuda.is_available() else "cpu")
+        return torch.device(own if torch.cuda.is_available() else "cpu")
+    name = own if name == "cuda" else name
     try:
         device = torch.device(name)
         torch.zeros(1, device=device)
@@ -1519,8 +1534,14 @@ def hold(folder, share=(0, 1)):
     except InputError:
         release(folder)
         raise
-    for left in folder.glob(".*.tmp") if world == 1 else ():                   # half files of a killed run
-        left.unlink(missing_ok=True)
+    if world == 1:
+        sweep(folder)
+
+
+def sweep(folder):
+    """Remove the half files of a killed run."""
+    for path in folder.glob(".*.tmp"):
+        path.unlink(missing_ok=True)
 
 
 def release(folder=None):
@@ -1531,10 +1552,17 @@ def release(folder=None):
             path.unlink(missing_ok=True)
 
 
-def claim_folder(folder, config, results, **more):
+def claim_folder(folder, config, results, share=(0, 1), **more):
     """Hold a run's folder and write its config.json -> its settings. Refused where the folder has results of others; `more`
     may change."""
-    hold(folder)
+    hold(folder, share)
+    of_all(None)                                                               # nobody writes there now
+    return by_first(lambda: claimed(folder, config, results, more))
+
+
+def claimed(folder, config, results, more):
+    """claim_folder without the lock."""
+    sweep(folder)
     before, config = load_json(folder / "config.json"), json.loads(json.dumps(config))
     if before is None and any(folder.glob(results)):
         raise InputError(f"{folder} has {results} but no config.json that says with which settings: choose another --name, "
@@ -1548,6 +1576,98 @@ def claim_folder(folder, config, results, **more):
                   **{p: importlib.metadata.version(p) for p in packages})
     save_json(folder / "config.json", config)
     return config
+
+
+# Several processes of one run (torchrun): each makes its part of the slides, then of the folds or splits, which don't depend
+# on each other, so that the results are those of one process to the bit; the first one speaks, checks and judges. [ours]
+def join_processes():
+    """(rank, processes) of a run under torchrun, which see each other from here on; (0, 1) without it."""
+    rank, world = share_of_slides()
+    if world > 1 and not dist.is_initialized():
+        if "MASTER_ADDR" not in os.environ:
+            raise InputError(f"RANK={rank} WORLD_SIZE={world} in the environment, but no MASTER_ADDR: processes of one run "
+                             "must see each other; start them with torchrun, or one without RANK and WORLD_SIZE")
+        dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo",
+                                timeout=timedelta(days=2))                     # another may be at its part for hours
+    return rank, world
+
+
+def of_all(value):
+    """[value of each process], in all of them, when the last has come here."""
+    if not dist.is_initialized():
+        return [value]
+    values = [None] * dist.get_world_size()
+    try:
+        dist.all_gather_object(values, value)
+    except RuntimeError:
+        raise InputError("another process of this run has ended, and says why; the same command goes on from here") from None
+    return values
+
+
+def by_first(function):
+    """What function returns in the first process, in all of them; what it refuses there ends them all, in one line."""
+    if not dist.is_initialized():
+        return function()
+    value, failed = None, False
+    if dist.get_rank() == 0:
+        try:
+            value = function()
+        except (InputError, OSError) as e:
+            say_error(e)
+            failed = True
+    value, failed = of_all((value, failed))[0]
+    return sys.exit(2) if failed else value
+
+
+def share_out(make, cohort, slides, o, *into):
+    """make(cohort, slides, o) -> {slide: why it failed}, each of several processes its part of the slides."""
+    rank, world = o.share
+    failed = {name: why for part in of_all(make(cohort, slides[rank::world], o, *into)) for name, why in part.items()}
+    return {name: failed[name] for name in slides if name in failed}
+
+
+@contextmanager
+def one_voice(o, shared):
+    """A context for a command: of several processes (o.share) the first prints, the others only by `say`. InputError where the
+    command, o.verb, is not one of those that are `shared` out."""
+    if o.verb in shared:
+        o.share = join_processes()
+    elif os.environ.get("WORLD_SIZE", "1") != "1":
+        raise InputError(f"WORLD_SIZE={os.environ['WORLD_SIZE']} in the environment: {o.verb} is one process; several share "
+                         f"{', '.join(shared)} and the steps of tiling.py: leave torchrun out")
+    with redirect_stdout(None) if dist.is_initialized() and dist.get_rank() else nullcontext():
+        yield
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def say(text):
+    """Print a line that each process has to say."""
+    print(text, file=sys.stdout or sys.__stdout__, flush=True)
+
+
+def log_path(folder, share):
+    """log.jsonl, a line for each piece of work, or the part of it that one of several processes writes."""
+    return folder / ("log-{}-of-{}.jsonl".format(*share) if share[0] else "log.jsonl")
+
+
+def read_log(folder):
+    """The entries of a run's log, of all processes. A half line, which a full disk or a power cut left, is left out."""
+    entries = []
+    for path in sorted(folder.glob("log*.jsonl"), key=lambda path: len(path.name)):
+        for line in path.read_text(errors="replace").splitlines():
+            try:
+                entries.append(json.loads(line))
+            except ValueError:
+                pass
+    return [e for e in entries if isinstance(e, dict)]
+
+
+def write_log(folder, entries):
+    """Make log.jsonl anew from these entries; those of other processes are in it."""
+    save_file(folder / "log.jsonl", lambda f: f.writelines((json.dumps(e) + "\n").encode() for e in entries))
+    for path in folder.glob("log-*.jsonl"):
+        path.unlink()
 
 
 def load_checkpoint(path, device, model=None, keys=("model",)):
@@ -2115,16 +2235,19 @@ def features_as(run, o, cohort, slides):
             raise InputError(f"--features {o.features}: the run {run['folder']} learned from features in a folder "
                              f"{made['source']}; if these are of the same encoder and tile size, give their folder that "
                              "name")
-        tick = progress("reading features", len(slides), "slides")
-        for name in slides:
-            tick()
-            try:
-                width = load_features(cohort, source, name)[0].shape[1]
-                if width != run["config"]["n_features"]:
-                    failed[name] = f"{width} features a tile, the run learned from {run['config']['n_features']}"
-            except InputError as e:
-                failed[name] = str(e)
-        return o, into, source, failed
+
+        def read(cohort, slides, o):
+            failed, tick = {}, progress("reading features", len(slides), "slides")
+            for name in slides:
+                tick()
+                try:
+                    width = load_features(cohort, source, name)[0].shape[1]
+                    if width != run["config"]["n_features"]:
+                        failed[name] = f"{width} features a tile, the run learned from {run['config']['n_features']}"
+                except InputError as e:
+                    failed[name] = str(e)
+            return failed
+        return o, into, source, share_out(read, cohort, slides, o)
     if o.features:
         raise InputError(f"--features {o.features}: the run {run['folder']} learned from this program's {made['source']} "
                          f"with weights {made['weights']}; leave --features out")
@@ -2143,7 +2266,7 @@ def features_as(run, o, cohort, slides):
             if name not in found or side["tiles"]["file"] in (False, fingerprint(found[name])):  # not of another file
                 ready.append(name)
     o.weights = o.weights or features.get("weights") or (kind if kind in ("imagenet", "random") else None)
-    todo = [name for name in slides if name not in ready]
+    todo = by_first(lambda: [name for name in slides if name not in ready])    # another may have begun to make them
     if todo and not o.weights:
         raise InputError(f"the run {run['folder']} learned with weights {made['weights']}: give that file with --weights "
                          "FILE")
@@ -2157,7 +2280,7 @@ def features_as(run, o, cohort, slides):
     o.encoder = name if name in ENCODERS else o.weights                 # an encoder's file is its weights, too
     if todo:
         compare("weights", dict(weights=weights_identity(o.weights, o.seed)))
-        failed = make_features(cohort, todo, o, into)
+        failed = share_out(make_features, cohort, todo, o, into)
     return o, into, source, failed
 
 
@@ -3143,8 +3266,9 @@ def share_of_slides():
 def wait_for_others(world):
     """Under torchrun, which stops all processes as soon as one ends with a status that is not 0, end together."""
     if world > 1 and "MASTER_ADDR" in os.environ:
-        torch.distributed.init_process_group("gloo", timeout=timedelta(days=2))
-        torch.distributed.barrier()
+        join_processes()
+        of_all(None)
+
 
 
 def report_failures(failed, total, folder=None, share=(0, 1)):
@@ -3163,6 +3287,11 @@ def report_failures(failed, total, folder=None, share=(0, 1)):
     return 1 if failed else 0
 
 
+def say_error(e):
+    why = f"{e.filename}: {e.strerror}" if isinstance(e, OSError) and e.filename and e.strerror else e
+    print(one_line(f"error: {why}"), file=sys.stderr)
+
+
 def run(main):
     """Run a command: a user's mistake is one line and status 2, an interruption one line and status 130."""
     def terminated(*_):
@@ -3173,12 +3302,8 @@ def run(main):
         stream.reconfigure(encoding="utf-8", errors="replace")                 # µ and ± on any terminal
     try:
         sys.exit(main())
-    except InputError as e:
-        print(f"error: {e}", file=sys.stderr)
-        sys.exit(2)
-    except OSError as e:
-        why = f"{e.filename}: {e.strerror}" if e.filename and e.strerror else e
-        print(one_line(f"error: {why}"), file=sys.stderr)
+    except (InputError, OSError) as e:
+        say_error(e)
         sys.exit(2)
     except KeyboardInterrupt:
         print("\ninterrupted; the same command goes on from here", file=sys.stderr)
