@@ -2692,7 +2692,8 @@ def main(argv=None):
         a("--project", metavar="P,..", help="these projects alone, in the folds of the whole cohort (LUNG: LUAD, LUSC)")
         a("--folds", type=int, default=FOLDS, help=f"of the cross-validation, patients whole (default {FOLDS})")
         a("--valid", type=float, help=f"share of training patients that choose the epoch (default {VALID_SHARE}, "
-          f"{DEMO_VALID} without a cohort); raise it for few slides, whose R is chance; 0: train on all, keep the last one")
+          f"{DEMO_VALID} without a cohort); raise it for few slides, whose R is chance; 0: train on all and keep the "
+          "last epoch")
         a("--gene-table", metavar="FILE", help="gene_id, symbol, biotype (csv or tsv): counts protein-coding genes apart")
         a("--hidden", type=numbers, default=HIDDEN, metavar="N,..", help="neurons of the hidden layers (default "
           f"{','.join(map(str, HIDDEN))})")

@@ -3107,7 +3107,7 @@ def add_options(parser, of_run=False, encoder="resnet50"):
     a("--mpp", type=float, help="µm per pixel at level 0 of slides whose file and samples.csv don't say; never a guess, "
       "since a tile must be the same size of tissue on every slide")
     if of_run:
-        a("--into", metavar="DIR", help="where tiles and features of the slides are kept (default: with the slides)")
+        a("--into", metavar="DIR", help="where tiles and features of the slides are kept (default: their cohort or folder)")
         a("--weights", metavar="FILE", help="the encoder weights, or encoder, that the run was made with, if it was a file")
         a("--tile-um", type=float, help="edge of a tile, µm, of features made elsewhere whose files don't say")
         parser.set_defaults(min_tissue=None, max_tiles=None, encoder=None, colour=None,
@@ -3119,7 +3119,7 @@ def add_options(parser, of_run=False, encoder="resnet50"):
           + f"; read as {TILE_PX} px, or as that file says" * bool(encoder))
         a("--min-tissue", type=float, help=f"least share of tissue in a tile (default {MIN_TISSUE}); lower keeps fat and "
           "edges")
-        a("--max-tiles", type=int, help=f"tiles per slide, random beyond: bounds time (default {most})")
+        a("--max-tiles", type=int, help=f"tiles per slide, sampled beyond: bounds time (default {most})")
         a("--tissue", choices=("stain", "saturation"), help="what Otsu cuts: stain, optical density without pen and black "
           "borders; saturation of HSV, as HistCode's code, which takes those, and an empty slide's colour noise, for tissue "
           f"(default {cut})")
@@ -3129,7 +3129,7 @@ def add_options(parser, of_run=False, encoder="resnet50"):
           "HistCode's 100 squares of 512 level-0 px are 100 tiles of 128 µm at 0.25 µm/px, 400 at 0.5")
         a("--colour", choices=COLOURS if encoder else COLOURS[:2], help="macenko: stains to a common reference, so that "
           "features follow tissue, not the laboratory" + ("; stretch: each channel of a tile to 0..255, as HE2RNA's code, "
-          "features in features/ENCODER-stretch (default: the encoder file's, else none" if encoder else " (default none")
+          "features in features/<encoder>-stretch (default: the encoder file's, else none" if encoder else " (default none")
           + ": HE2RNA has none, HistCode names no method)")
     if not encoder:
         parser.set_defaults(encoder="resnet50-stage3", weights=None, precision=None, features=None)
@@ -3137,7 +3137,7 @@ def add_options(parser, of_run=False, encoder="resnet50"):
         a("--encoder", metavar="NAME|FILE", default=encoder, help="resnet50: 2,048 features (HE2RNA's); resnet50-stage3: "
           "1,024 (HistCode's, not yet trained); a checkpoint of histcode.py pretrain; or a TorchScript file from "
           f"(B, 3, {TILE_PX}, {TILE_PX}), normalised as for ImageNet, to (B, D), or as FILE.json beside it says (README, "
-          f"Encoders); it is code: run it only from whom you trust. Features go to features/ENCODER (default {encoder})")
+          f"Encoders); it is code: run it only from whom you trust. Features go to features/<its name> (default {encoder})")
         a("--weights", metavar="W|FILE", help="imagenet (default; downloaded once, hash checked), a torchvision state_dict "
           "file, or random (seeded; to try the program)")
     if encoder:
