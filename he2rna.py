@@ -1792,16 +1792,15 @@ def check_options(o):
 
 def training_options(a, epochs, patience, batch, ks, more):
     a("--epochs", type=int, default=epochs, help=f"at most (default {epochs}, the paper's{more})")
-    a("--patience", type=int, default=patience, help=f"stop after so many epochs without a better R on validation patients "
+    a("--patience", type=int, default=patience, help="stop after N epochs without a better validation R "
       f"(default {patience})")
     a("--batch", type=int, default=batch, help=f"slides per iteration (default {batch})")
     a("--lr", type=float, default=LEARNING_RATE, help=f"of Adam (default {LEARNING_RATE:g}); lower if the loss jumps")
     a("--null", choices=("untrained", "t", "permutation"), default="untrained", help="whose p decides what is significant: "
-      "untrained models (default, the paper's), the t of one R, or slides permuted; genes.csv has all three")
-    a("--null-models", type=int, default=NULL_MODELS, help=f"untrained models behind it (default {NULL_MODELS}; the paper "
-      "has one)")
-    a("--ks", type=numbers, default=ks, help="tiles kept, one number drawn per iteration, all averaged at test time "
-      f"(default {','.join(map(str, ks))})")
+      "untrained models (default, the paper's), the t of one R, or permuted slides; genes.csv has all")
+    a("--null-models", type=int, default=NULL_MODELS, help=f"untrained models behind it (default {NULL_MODELS}; paper: 1)")
+    a("--ks", type=numbers, default=ks, metavar="K,..", help="tiles kept: one k drawn per iteration, all averaged at test "
+      f"time (default {','.join(map(str, ks))})")
 
 
 def numbers(text):
@@ -2709,33 +2708,31 @@ def choices(o):
 
 
 def main(argv=None):
-    parser = argparse.ArgumentParser(prog="he2rna.py", description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
-    verbs = parser.add_subparsers(dest="verb", required=True)
+    parser, verbs = tiling.parsers("he2rna.py", __doc__)
 
     def verb(function, what):
         p = verbs.add_parser(function.__name__, help=what, description=function.__doc__)
         p.set_defaults(function=function)
         return p, p.add_argument
 
+    types = ("samples to use: sample_type values, characters 14-15 of TCGA barcodes, or all (default: primary tumours, as "
+             "the paper, where samples.csv tells)")
+
     def cohort_options(p, a, epochs):
         a("cohort", nargs="?", help="a cohort folder; without one a simulated cohort is drawn into demo/")
         a = p.add_argument_group("training").add_argument
-        a("--types", metavar="TYPE,..", help="sample_type values or characters 14-15 of TCGA barcodes to use, or all "
-          "(default: primary tumours, as the paper, where samples.csv has that column)")
-        a("--project", metavar="P,..", help="train on these projects alone, in the folds of the whole cohort (LUNG is LUAD "
-          "and LUSC)")
+        a("--types", metavar="TYPE,..", help=types)
+        a("--project", metavar="P,..", help="these projects alone, in the folds of the whole cohort (LUNG: LUAD, LUSC)")
         a("--folds", type=int, default=FOLDS, help=f"of the cross-validation, patients whole (default {FOLDS})")
-        a("--valid", type=float, help=f"share of the training patients that choose the epoch (default {VALID_SHARE}, "
-          f"{DEMO_VALID} without a cohort); raise it for small cohorts, where R over a few slides is chance; 0: train on "
-          "all and keep the last epoch")
-        a("--gene-table", metavar="FILE", help="csv or tsv with gene_id, symbol, biotype: the report counts protein-coding "
-          "genes apart")
-        a("--hidden", type=numbers, default=HIDDEN, help="neurons of the hidden layers (default 1024,1024)")
+        a("--valid", type=float, help=f"share of training patients that choose the epoch (default {VALID_SHARE}, "
+          f"{DEMO_VALID} without a cohort); raise it for few slides, whose R is chance; 0: train on all and keep the "
+          "last epoch")
+        a("--gene-table", metavar="FILE", help="gene_id, symbol, biotype (csv or tsv): counts protein-coding genes apart")
+        a("--hidden", type=numbers, default=HIDDEN, metavar="N,..", help="neurons of the hidden layers (default "
+          f"{','.join(map(str, HIDDEN))})")
         a("--dropout", type=float, default=DROPOUT, help=f"between layers (default {DROPOUT})")
-        a("--folds-by", choices=("patient", "site"), default="patient", help="what is never divided over test folds: "
-          "patients (default, the paper's), or the TCGA tissue source sites of their barcodes, whose stains can pass for "
-          "biology")
+        a("--folds-by", choices=("patient", "site"), default="patient", help="what test folds never divide: patients "
+          "(default, the paper's), or the TCGA tissue source sites of their barcodes, whose stains can pass for biology")
         training_options(a, EPOCHS, PATIENCE, BATCH_SLIDES, KS_SUPERTILES, f"; {epochs} without a cohort")
         p.set_defaults(epochs=None, within="", models=None)
         tiling.add_options(p)
@@ -2767,7 +2764,7 @@ def main(argv=None):
 
     p, a = verb(train, "cross-validate, test significance, write the report")
     a = cohort_options(p, a, DEMO_EPOCHS)
-    a("--name", default="he2rna", help="of the run, COHORT/runs/NAME (default he2rna); an interrupted run goes on")
+    a("--name", default="he2rna", help="COHORT/runs/NAME (default he2rna); an interrupted run goes on")
     tiling.add_choices(a, CHOICES, "train")
 
     p, a = verb(choices, "where paper and authors' code differ or are silent, and what is done here")
@@ -2776,7 +2773,7 @@ def main(argv=None):
     a = cohort_options(p, a, AUDIT_EPOCHS)
     every = tuple(dict.fromkeys(name for _, name, *_ in CHOICES))
     a("--code", type=chosen_of(every), action="extend", default=[], metavar="A,B", help="these choices alone (default all: "
-      f"{','.join(every)}; genes and epochs are of train and of msi)")
+      f"{', '.join(every)}; genes and epochs are of train and of msi)")
     a("--seeds", type=int, default=AUDIT_SEEDS, help=f"runs of each, --seed and those after it (default {AUDIT_SEEDS})")
 
     p, a = verb(finetune, "go on with all tiles, for all or chosen genes")
@@ -2796,8 +2793,8 @@ def main(argv=None):
         p, a = verb(function, what)
         a("run", help="a finished run, COHORT/runs/NAME")
         a("slide", nargs="+", help="slide files, names of the run's slides, or the word all for those")
-        a("--all-models", action="store_true", help="of a slide of the run's patients use all models, also those that "
-          "learned from the patient")
+        a("--all-models", action="store_true", help="for a slide of the run's patients, also the models that learned "
+          "from the patient")
         if function is predict:
             a("--representation", action="store_true", help="write the last hidden layer of the mean tile too: what "
               "transfers to other labels")
@@ -2824,7 +2821,7 @@ def main(argv=None):
               f"name; or one of the paper's: {', '.join(stats.SIGNATURES)} (default: those and housekeeping sets); may be "
               "given again")
             a("--lists", type=int, default=stats.N_LISTS, help=f"random lists (default {stats.N_LISTS:,}, the paper's)")
-            a("--seed", type=tiling.natural, default=0, help="of the random lists")
+            a("--seed", type=tiling.natural, default=0, help="of the random lists (default 0)")
         else:
             a("--project", metavar="P", help="one cancer (default: each)")
             a("--min-r", type=float, metavar="R", help="hits are the genes with an R above it instead (the paper: .4 where "
@@ -2842,14 +2839,13 @@ def main(argv=None):
     a("--ratios", type=fractions, metavar="1/2,..", help="shares of the patients in A (default "
       f"{','.join(map(str, MSI_SHARES))}, those that leave B enough MSI-H)")
     a("--arms", type=chosen_of(MSI_ARMS), default=tuple(MSI_ARMS), metavar="A,B", help="what to compare (default all: "
-      f"{','.join(MSI_ARMS)}); the autoencoders take most of the time")
+      f"{', '.join(MSI_ARMS)}); the autoencoders take most of the time")
     a("--folds", type=int, default=MSI_FOLDS, help=f"in A and in B (default {MSI_FOLDS}, the paper's)")
     a("--repeats", type=int, default=MSI_REPEATS, help=f"of the cross-validation in B (default {MSI_REPEATS}, the paper's)")
     tiling.add_choices(a, CHOICES, "msi")
     a("--scale", choices=("log", "linear"), help="of FILE.npz's expression (default: linear where it is never negative and "
       "reaches 30, which no logarithm does)")
-    a("--types", metavar="TYPE,..", help="sample_type values or characters 14-15 of TCGA barcodes to use, or all (default: "
-      "primary tumours)")
+    a("--types", metavar="TYPE,..", help=types)
     a("--project", metavar="P,..", help="these projects alone, pooled (the paper: COAD; the authors' code: COAD,READ)")
     tiling.add_options(p)
 

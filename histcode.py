@@ -2798,9 +2798,7 @@ def read_outlines(folder, slide, origin, kind=None):                            
 
 
 def main(argv=None):
-    parser = argparse.ArgumentParser(prog="histcode.py", description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
-    verbs, flag = parser.add_subparsers(dest="verb", required=True), argparse.BooleanOptionalAction
+    (parser, verbs), flag = tiling.parsers("histcode.py", __doc__), argparse.BooleanOptionalAction
 
     def verb(function, what, **options):
         p = verbs.add_parser(function.__name__, help=what, description=function.__doc__)
@@ -2809,55 +2807,54 @@ def main(argv=None):
         return p, p.add_argument
 
     p, a = verb(pretrain, "learn tile features without labels")
+    a, bank = (p.add_argument_group(name).add_argument for name in ("training", "the bank of negatives (adco)"))
     tiling.add_options(p, encoder=None)
-    a = p.add_argument_group("training").add_argument
-    a("--method", choices=("adco", "simclr"), default="adco", help="adco: a bank of adversarial negatives (default, the "
-      "paper's); simclr: the other tiles of the batch, which the paper compared")
+    a("--method", choices=("adco", "simclr"), default="adco", help="negatives: adco, an adversarial bank (default, the "
+      "paper's); simclr, the other tiles of the batch, which the paper compared")
     tiling.add_choices(a, CHOICES, "pretrain")
-    a("--name", help="of the run, COHORT/runs/NAME (default: the method); an interrupted run goes on")
-    a("--weights", default="imagenet", help="the encoder's start: imagenet (default, the paper's), a torchvision "
-      "state_dict file, or random (seeded)")
+    a("--name", help="COHORT/runs/NAME (default: the method); an interrupted run goes on")
+    a("--weights", default="imagenet", metavar="W|FILE", help="the encoder's start: imagenet (default, the paper's), a "
+      "torchvision state_dict file, or random (seeded)")
     a("--epochs", type=int, help=f"default {EPOCHS}, the authors'")
     a("--batch", type=int, help=f"tiles per step, over all processes (default {BATCH}, AdCo's)")
-    a("--tiles-per-slide", type=int, help="drawn anew from each slide each epoch (default "
-      f"{TILES_PER_SLIDE}): bounds an epoch's reading; neighbouring tiles are alike. The paper takes all")
-    a("--tile-px", type=int, default=TILE_PX, help=f"edge of a tile as it is read (default {TILE_PX}, the paper's). Memory: "
-      f"3 bytes a pixel; {POOL_BYTES / 2**30:g} GiB of tiles at most are held to be shuffled over slides")
-    a("--view-px", type=int, default=VIEW_PX, help=f"edge of a view (default {VIEW_PX}); --view-px 64 with --tile-px 72 "
-      "runs on a CPU in minutes")
-    a("--lr", type=float, help=f"of SGD (default {LEARNING_RATE}, the paper's); lower if the "
-      "loss jumps or the embeddings collapse")
-    a("--cosine", action=flag, help="let the rate fall along a half cosine to --final-lr [HistCode code]")
+    a("--tiles-per-slide", type=int, help=f"drawn anew each epoch (default {TILES_PER_SLIDE}; the paper takes all): bounds "
+      "reading, and neighbouring tiles are alike")
+    a("--tile-px", type=int, default=TILE_PX, help=f"edge of a tile as it is read, px (default {TILE_PX}, the paper's); "
+      f"at most {POOL_BYTES / 2**30:g} GiB of tiles, 3 bytes a pixel, are held to be shuffled over slides")
+    a("--view-px", type=int, default=VIEW_PX, help=f"edge of a view, px (default {VIEW_PX}); 64 with --tile-px 72 runs on a "
+      "CPU in minutes")
+    a("--lr", type=float, help=f"of SGD (default {LEARNING_RATE}, the paper's); lower if the loss jumps or embeddings "
+      "collapse")
+    a("--cosine", action=flag, help="lr falls along a half cosine to --final-lr [HistCode code] (default no)")
     a("--final-lr", type=float, help="with --cosine (default 0)")
-    a("--tau", type=float, help=f"temperature of the loss (default {TAU['adco']}, the authors'; simclr {TAU['simclr']}): a "
-      "lower one looks at the hardest negatives only")
-    a("--precision", choices=("auto", "bfloat16", "float32"), default="auto", help="of the encoder's passes; auto: bfloat16 "
-      "where the hardware has it")
+    a("--tau", type=float, help=f"temperature of the loss (default {TAU['adco']}, the authors'; simclr {TAU['simclr']}); a "
+      "lower one sees the hardest negatives only")
+    a("--precision", choices=("auto", "bfloat16", "float32"), default="auto", help="of the encoder; auto (default): "
+      "bfloat16 where the hardware has it")
     a("--show-views", action="store_true", help="draw runs/NAME/views.png, tiles and their two views, and stop")
-    a = p.add_argument_group("the bank of negatives (adco)").add_argument
-    a("--bank-percent", type=float, help="of each slide's tiles, whose embeddings are the bank's start (default "
-      f"{BANK_PERCENT:g}, the authors'; the paper says a percentage); 0: random unit vectors")
-    a("--bank-size", type=int, help=f"negatives of a random bank, and at most (default {BANK_SIZE:,}, AdCo's)")
-    a("--bank-lr", type=float, help=f"lambda of eq. 4 (default {BANK_RATE}, HistCode's code; AdCo's code 3); the fewer "
-      "the negatives, the larger each one's gradient, and a bank that catches up with the queries makes them collapse")
-    a("--bank-momentum", type=float, help=f"default {MOMENTUM}, the authors'; 0 is eq. 4 as printed")
-    a("--bank-decay", type=float, help=f"weight decay of the bank (default {WEIGHT_DECAY:g}, the authors'; 0 is eq. 4 as "
-      "printed); it only rules the negatives' length, hence how fast they turn")
-    a("--bank-tau", type=float, help="its own temperature in the bank's step (default: --tau: both play for one loss); a "
-      "low one, as the authors': only the nearest negatives move")
-    a("--in-batch", action=flag, help="the other tiles' keys are negatives too [AdCo code]; eq. 1 has the bank alone")
-    a("--symmetric", action=flag, help="mean of the losses of both views as query [AdCo code, off by default there too]")
-    a("--momentum-encoder", type=float, metavar="M", help="keys from a slow copy of the encoder (default "
-      f"{MOMENTUM_ENCODER}, the authors' code; .99 for some hundred steps); 0: one encoder for both views, which "
-      "collapsed in nearly every trial from random weights")
+    bank("--bank-percent", type=float, help="of each slide's tiles, whose embeddings start the bank (default "
+         f"{BANK_PERCENT:g}, the authors'; the paper: a percentage); 0: random unit vectors")
+    bank("--bank-size", type=int, help=f"negatives of a random bank, and at most (default {BANK_SIZE:,}, AdCo's)")
+    bank("--bank-lr", type=float, help=f"lambda of eq. 4 (default {BANK_RATE}, HistCode's code; AdCo's 3); fewer negatives "
+         "have larger gradients, and a bank that catches up with the queries makes them collapse")
+    bank("--bank-momentum", type=float, help=f"of its step (default {MOMENTUM}, the authors'; eq. 4 as printed: 0)")
+    bank("--bank-decay", type=float, help=f"its weight decay (default {WEIGHT_DECAY:g}, the authors'; eq. 4 as printed: 0): "
+         "rules the negatives' length, hence how fast they turn")
+    bank("--bank-tau", type=float, help="its own temperature (default: --tau, as both play for one loss); a low one, as the "
+         "authors', moves the nearest negatives only")
+    bank("--in-batch", action=flag, help="the other tiles' keys are negatives too [AdCo code] (default no: eq. 1)")
+    bank("--symmetric", action=flag, help="mean of the losses of both views as query (default no, as AdCo's code)")
+    bank("--momentum-encoder", type=float, metavar="M", help="keys from a slow copy of the encoder (default "
+         f"{MOMENTUM_ENCODER}, the authors' code; .99 for some hundred steps); 0: one encoder for both views, which "
+         "collapsed in nearly every trial from random weights")
 
     p, a = verb(probe, "how well frozen features tell the cells in a tile")
     a("files", nargs="+", metavar="ENCODER", help="encoder files of pretrain, runs/NAME/NAME.pt, or the word random")
     a("--tiles-per-slide", type=int, default=TILES_PER_SLIDE, help="random tiles of each slide, at most (default "
       f"{TILES_PER_SLIDE})")
-    a("--tile-px", type=int, help="edge of a tile as the encoders see it (default: as they were trained)")
+    a("--tile-px", type=int, help="edge of a tile as the encoders see it, px (default: as they were trained)")
     a("--hold-out", choices=("patient", "slide"), default="patient", help="what is never divided between fit and test: "
-      "patients (default); slides, where patients are few: it asks whether features hold the cells, not whether they carry "
+      "patients (default); slides, where patients are few: asks whether features hold the cells, not whether they carry "
       "over to other patients' stains")
     a("--csv", metavar="FILE", help="write the table there too")
     tiling.add_options(p, encoder=None)
@@ -2868,18 +2865,17 @@ def main(argv=None):
         a = p.add_argument_group("training").add_argument
         a("--folds", type=int, help="parts of the patients: one tests, the next chooses the epoch, the others train "
           f"(default {usual['folds']}: 80/10/10, the paper's)")
-        a("--repeats", type=int, help="of the cross-validation with other folds and other draws (default "
+        a("--repeats", type=int, help="cross-validations, with other folds and draws (default "
           f"{usual['repeats']}{also('repeats')})") if bags else p.set_defaults(repeats=None)
-        a("--epochs", type=int, help=f"default {usual['epochs']}, the authors'; kept is, of diagnosis and attention, the last "
-          "one with the fewest mistakes on the validation part, of regressions that of the lowest loss there")
+        a("--epochs", type=int, help=f"default {usual['epochs']}, the authors'; kept is the last with the fewest mistakes "
+          "on the validation part" + ", of regressions that of the lowest loss there" * (not bags))
         a("--batch", type=int, default=1, help="bags a step (default 1, the authors')")
         a("--lr", type=float, help=f"of Adam (default {usual['lr']:g}, the authors'{also('lr')})")
         a("--weight-decay", type=float, help=f"default {usual['weight_decay']:g}, the authors'{also('weight_decay')}")
         a("--hidden", type=int, help=f"rows of V and U in eq. 6 (default {usual['hidden']}, the authors'{also('hidden')})")
-        a("--embed", type=layers, metavar="N,...", help="fully connected layers with ReLU before the pooling (default none, "
-          "as eqs. 5-6; the authors' code 512; the linear model of expression averages the features before them"
-          + (f"; with --bags {','.join(map(str, bags['embed']))}" if bags else "")
-          + "); 0: none")
+        a("--embed", type=layers, metavar="N,..", help="layers with ReLU before the pooling; 0: none (default none, as eqs. "
+          "5-6; the authors' code 512" + (f"; with --bags {','.join(map(str, bags['embed']))}" if bags else
+                                          "; the linear model averages the features before them") + ")")
 
     p, a = verb(diagnose, "tell tumour from normal slides, or any two labels, by the features of their tiles", nargs="?")
     a("--bags", metavar="FILE", help="instead of a cohort: a table whose rows are label, bag and an instance's features; "
@@ -2890,10 +2886,10 @@ def main(argv=None):
       "the later of two words)")
     a("--pooling", choices=tuple(POOLINGS), default="HistCode", help="HistCode: gated attention (default, the paper's)")
     a("--table", action="store_true", help="all six poolings on the same folds: the paper's Table 1")
-    a("--rotate", action=flag, help="test every part; the paper's five tests of 10 %% cover half of the patients (default "
-      "with --bags)")
-    a("--external", metavar="COHORT", help="test the models on this cohort too, whose patients must be others (with "
-      "--features: whose files lie in the same folder)")
+    a("--rotate", action=flag, help="test every part (default with --bags); the paper's five tests of 10 %% cover half of "
+      "the patients")
+    a("--external", metavar="COHORT", help="test the models on this cohort too, of other patients (with --features: files "
+      "in the same folder)")
     a("--name", help="of the run (default diagnosis); an interrupted run goes on")
     tiling.add_choices(a, CHOICES, "diagnose")
     training(p, DIAGNOSIS, BAGS)
@@ -2901,47 +2897,49 @@ def main(argv=None):
 
     def pairs(p, a, encoder):
         """Options of the two commands on fold changes."""
-        a("--genes", default="all", help="A,B,C, a file of them, or all (default) of the expression table")
+        a("--genes", default="all", metavar="A,B|FILE", help="genes of the expression table (default all)")
         a("--drivers", metavar="FILE", help="a compendium of driver genes (columns symbol and mutations, such as IntOGen's): "
-          "its most mutated ones")
-        a("--top", type=int, default=DRIVERS, help=f"so many of them (default {DRIVERS}, the paper's)")
-        a("--slides", choices=("tumour", "both"), help="whose tiles stand for a patient: those of the tumour "
-          "slides (default: \"from single whole slide image\"), or of the normal slides too")
+          "its --top most mutated ones")
+        a("--top", type=int, default=DRIVERS, help=f"driver genes taken (default {DRIVERS}, the paper's)")
+        a("--slides", choices=("tumour", "both"), help="whose tiles stand for a patient: tumour, of tumour slides (default: "
+          "\"from single whole slide image\"); both, of normal slides too")
         a("--per-gene", action="store_true", default=None, help="a network for each gene, as the authors' code and Fig. 11, "
-          "instead of one for all")
-        a("--name", help="of the run (default: the command and its model); an interrupted run goes on")
+          "not one for all")
+        a("--name", help="of the run (default: command and model); an interrupted run goes on")
         training(p, DIAGNOSIS)
         tiling.add_options(p, encoder=encoder)
 
     p, a = verb(expression, "predict the fold change of each gene between tumour and normal tissue")
-    a("--model", choices=("linear", "attention"), help="linear: one layer over the mean of the tiles of "
-      "highest and of lowest attention of a tumour classifier (default, the paper's eq. 8); attention: all tiles pooled by "
-      "attention that learns from the genes (Fig. 6)")
-    a("--pooling", choices=tuple(POOLED), default="attention", help="with --model attention")
-    a("--ridge", type=penalty_of, default=0.0, metavar="PENALTY|auto", help="with --model linear: of the squared weights of "
-      "standardised features (default 0: least squares, the paper's); auto: by leave-one-out over the training pairs, which "
-      "many features and few patients want")
+    a("--model", choices=("linear", "attention"), help="linear: one layer over the mean of the tiles of highest and of "
+      "lowest attention of a tumour classifier (default, the paper's eq. 8); attention: all tiles pooled by attention that "
+      "learns from the genes (Fig. 6)")
+    a("--pooling", choices=tuple(POOLED), default="attention", help="with --model attention (default attention)")
+    a("--ridge", type=penalty_of, default=0.0, metavar="X|auto", help="with --model linear: penalty of the squared weights "
+      "of standardised features (default 0: least squares, the paper's); auto: by leave-one-out over the training pairs, "
+      "for many features and few patients")
     tiling.add_choices(a, CHOICES, "expression")
     a("--gmt", nargs="+", metavar="FILE", help=f"gene sets to look for the {BEST_GENES} best genes in (Fig. 9)")
     pairs(p, a, "resnet50-stage3")
 
     p, a = verb(ablation, "encoders x poolings against each other on fold changes (Fig. 6)")
-    a("--encoders", nargs="+", required=True, metavar="NAME|FILE|DIR", help="files of pretrain, resnet50-stage3 with "
-      "--weights, TorchScript files: as tiling.py's --encoder; folders: as --features of the other commands")
+    a("--encoders", nargs="+", required=True, metavar="ENCODER", help="files of pretrain, resnet50-stage3 with --weights, "
+      "TorchScript files: as tiling.py's --encoder; folders: as --features of the other commands")
     a("--poolings", nargs="+", choices=tuple(POOLED), default=("attention", "mean"), help="default: attention mean, the paper's")
-    a("--weights", help="of resnet50-stage3 and the like: imagenet (default), a torchvision state_dict file, or random")
+    a("--weights", metavar="W|FILE", help="of resnet50-stage3 and the like: imagenet (default), a torchvision state_dict "
+      "file, or random")
     pairs(p, a, None)
 
-    p = verbs.add_parser("choices", help="where paper and authors' code differ or are silent, and what is done here")
+    what = "where paper and authors' code differ or are silent, and what is done here"
+    p = verbs.add_parser("choices", help=what, description=what)
     p.set_defaults(function=choices)
 
     p, a = verb(audit, "each choice turned alone: what it changes", nargs="?")
     every = tuple(dict.fromkeys(name for command in TURNED for name in switches(CHOICES, command)))
     a("--code", type=chosen_of(every), action="extend", default=[], metavar="A,B", help="these choices alone (default all: "
-      f"{','.join(every)})")
+      f"{', '.join(every)})")
     a("--seeds", type=int, default=AUDIT_SEEDS, help=f"runs of each, --seed and those after it (default {AUDIT_SEEDS})")
     a("--seed", type=tiling.natural, default=0, help="the first of them (default 0)")
-    a("--device", default="auto", help="auto, cpu, cuda, cuda:1 ... (default auto: the GPU when there is one)")
+    a("--device", default="auto", help="auto (default: the GPU when there is one), cpu, cuda, cuda:1 ...")
     for command, options in AUDIT.items():
         a(f"--{command}", metavar="'OPTIONS'", help=f"of each {command}, in quotes after a = (default none; without a "
           f"cohort {options})")

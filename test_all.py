@@ -7294,7 +7294,7 @@ def test_features_made_elsewhere_in_every_verb(tmp_path, capsys):
 
 
 # =====================================================================================================================
-# README
+# README and --help
 # =====================================================================================================================
 def test_readme_names_symbols_and_tests_that_exist():
     rows = re.findall(r"^\| (?!paper|---|file|step)(.*?) \| (.*?) \| (.*?) \|$", Path(__file__).with_name("README.md").read_text().split(
@@ -7344,6 +7344,29 @@ def test_readmes_disagreements_are_the_choices_with_the_effects_of_the_committed
         (c, name) for c, name, *_ in program.CHOICES if name.startswith("--")}
     default = {r["measure"]: r for r in read_csv(Path(__file__).with_name(f"audit_{program.__name__}.csv")) if r["choice"] == "default"}
     assert default and all(float(r["change"]) == 0 for r in default.values())
+
+
+@pytest.mark.parametrize("program", [tiling, he2rna, histcode])
+def test_help_of_every_verb_fits_two_screens_and_states_every_default(program, monkeypatch):
+    asked = []
+    monkeypatch.setenv("COLUMNS", "100")
+    monkeypatch.setattr(argparse.ArgumentParser, "print_help", lambda parser, file=None: asked.append(parser))
+
+    def parser_of(*verb):
+        with pytest.raises(SystemExit):
+            program.main([*verb, "--help"])
+        return asked.pop()
+    verbs = list(next(x for x in parser_of()._actions if x.dest == "verb").choices)
+    assert len(verbs) > 5
+    for verb in verbs:
+        parser = parser_of(verb)
+        lines = parser.format_help().splitlines()
+        assert len(lines) <= 100 and lines[0].startswith(f"usage: {program.__name__}.py {verb} [options]") and parser.description, verb
+        for x in parser._actions:
+            silent = x.dest in ("mpp", "min_r", "at_least") or "made elsewhere" in (x.help or "")             # numbers that nothing replaces
+            free = x.nargs == 0 or x.default in (None, []) and (silent or x.type not in (int, float))
+            assert x.help and (free or "default" in x.help), (verb, x.dest)
+            assert not (x.required and x.option_strings) or f"{x.option_strings[0]} " in lines[0], (verb, x.dest)
 
 
 # =====================================================================================================================

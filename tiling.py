@@ -55,6 +55,7 @@ from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext, redirect_stdout
 from datetime import timedelta
+from functools import partial
 from itertools import groupby
 from pathlib import Path
 
@@ -2362,11 +2363,11 @@ def chosen_of(known):
 
 def add_choices(a, choices, command):
     """The options --follow and --code of a command."""
-    a("--follow", choices=("paper", "code"), help="turn all choices that differ from it to the side of the paper or of the "
-      "authors' code (default: each as the verb `choices` says)")
-    a("--code", type=chosen_of(switches(choices, command)), action="extend", default=[], metavar="A,B", help="turn these "
-      "choices to their other side, to see what they are worth: "
-      + "; ".join(f"{k}: {v}" for k, v in switches(choices, command).items()).replace("%", "%%"))
+    a("--follow", choices=("paper", "code"), help="all choices as the paper or as the authors' code (default: see "
+      "`choices`)")
+    a("--code", type=chosen_of(switches(choices, command)), action="extend", default=[], metavar="A,B", help="turn these to "
+      "their other side, to see what they are worth (the verb `choices` says what each is): "
+      + ", ".join(switches(choices, command)))
 
 
 def show_choices(choices, program):
@@ -3192,62 +3193,85 @@ def saturation_level(text):
     return level
 
 
+class Help(argparse.HelpFormatter):
+    """--help within two screens: usage names only what must be given; numbers are N or X, so that options fit a column;
+    names of options and genes stay whole."""
+    def add_usage(self, usage, actions, groups, prefix=None):
+        named = [x for x in actions if x.required or not x.option_strings]
+        rest = [argparse.Action(["[options]"], "", nargs=0, required=True)] * (len(named) < len(actions))
+        super().add_usage(usage, rest + named, groups, prefix)
+
+    def _get_default_metavar_for_optional(self, action):
+        return {int: "N", natural: "N", float: "X"}.get(action.type) or super()._get_default_metavar_for_optional(action)
+
+    def _split_lines(self, text, width):
+        return textwrap.wrap(" ".join(text.split()), width, break_on_hyphens=False)
+
+
+class RawHelp(Help, argparse.RawDescriptionHelpFormatter):
+    """The same, the description as it is written."""
+
+
+def parsers(program, manual):
+    """A program's parser, and where its verbs are added; `manual`: its description, lines as they are."""
+    parser = argparse.ArgumentParser(prog=program, description=manual, formatter_class=RawHelp)
+    return parser, parser.add_subparsers(dest="verb", required=True,
+                                         parser_class=partial(argparse.ArgumentParser, formatter_class=Help))
+
+
 def add_options(parser, of_run=False, encoder="resnet50"):
     """The options every command that needs slides shares; None means: as the folder was made, else the default.
 
     of_run: for slides that a trained run is applied to, whose features must be as the run's; encoder: the default, which
     decides the tile size, or None for a command that takes tiles alone.
     """
-    a = parser.add_argument_group("slides, tiles and features").add_argument
-    a("--mpp", type=float, help="µm per pixel at level 0 for slides whose file and samples.csv have none; never a guess, "
+    kept = "" if of_run else " (default: as the folder's tiles were cut, else as said here)"
+    a = parser.add_argument_group("slides, tiles and features" + kept).add_argument
+    a("--mpp", type=float, help="µm per pixel at level 0 of slides whose file and samples.csv don't say; never a guess, "
       "since a tile must be the same size of tissue on every slide")
     if of_run:
-        a("--into", metavar="DIR", help="where tiles and features of the slides are kept (default: the cohort or folder "
-          "they lie in)")
-        a("--weights", help="the file of encoder weights, or the encoder file, that the run was made with, if it was a file")
+        a("--into", metavar="DIR", help="where tiles and features of the slides are kept (default: their cohort or folder)")
+        a("--weights", metavar="FILE", help="the encoder weights, or encoder, that the run was made with, if it was a file")
         a("--tile-um", type=float, help="edge of a tile, µm, of features made elsewhere whose files don't say")
         parser.set_defaults(min_tissue=None, max_tiles=None, encoder=None, colour=None,
                             **dict.fromkeys(TISSUE))
     else:
-        usual = f"{TILE_UM:g}, HE2RNA's" if encoder == "resnet50" else "128, HistCode's"
-        a("--tile-um", type=float, help=f"edge of a tile, µm (default {usual}, or what the encoder file learned from); the "
-          f"network sees it as {TILE_PX} px, or as its file says")
-        a("--min-tissue", type=float, help=f"share of a tile that must be tissue (default {MIN_TISSUE}); lower keeps "
-          "fat and edges")
-        a("--max-tiles", type=int, help=f"tiles per slide, a random sample beyond: bounds time (default {MAX_TILES}, HE2RNA's; of "
-          "histcode.py where it cuts the tiles itself: all, its paper's)")
-        a("--tissue", choices=("stain", "saturation"), help="what Otsu cuts: stain (default), optical density without pen "
-          "and black borders; saturation (default where histcode.py cuts the tiles itself), of HSV after a median, as "
-          "HistCode's code does, which takes those, and colour noise of an empty slide, for tissue")
-        a("--tissue-threshold", type=saturation_level, metavar="LEVEL", help="with --tissue saturation: tissue is above "
-          "this level of 0..255 (HistCode: 8) instead of Otsu's; otsu (default): goes back to it")
-        a("--min-area", type=float, metavar="TILES", help="connected pieces of tissue smaller than so many tile areas are "
-          "dropped, since specks are dirt (default 0: none). HistCode's 100 is, as its code counts, 100 squares of 512 "
-          "level-0 pixels: 100 tiles of 128 µm on a slide of 0.25 µm/px, 400 on one of 0.5")
-        a("--colour", choices=COLOURS if encoder else COLOURS[:2], help="macenko: bring the stains of each slide to a "
-          "common reference, so that features follow tissue rather than the laboratory (default none: HE2RNA has none, HistCode "
-          "names no method)" + "; stretch: each channel of each tile to 0..255, as HE2RNA's code does; its features go to "
-          "features/<encoder>-stretch" * bool(encoder))
+        um, most, cut = ((f"{TILE_UM:g}, HE2RNA's", f"{MAX_TILES}, HE2RNA's", "stain") if encoder == "resnet50" else
+                         ("128, HistCode's", "all, HistCode's", "saturation"))
+        a("--tile-um", type=float, help=f"edge of a tile, µm (default {um}, or the encoder file's)"
+          + f"; read as {TILE_PX} px, or as that file says" * bool(encoder))
+        a("--min-tissue", type=float, help=f"least share of tissue in a tile (default {MIN_TISSUE}); lower keeps fat and "
+          "edges")
+        a("--max-tiles", type=int, help=f"tiles per slide, sampled beyond: bounds time (default {most})")
+        a("--tissue", choices=("stain", "saturation"), help="what Otsu cuts: stain, optical density without pen and black "
+          "borders; saturation of HSV, as HistCode's code, which takes those, and an empty slide's colour noise, for tissue "
+          f"(default {cut})")
+        a("--tissue-threshold", type=saturation_level, metavar="X", help="with --tissue saturation: the level that tissue "
+          "is above, 0..255 (HistCode: 8), or otsu (default)")
+        a("--min-area", type=float, help="drop pieces of tissue smaller than X tiles: specks are dirt (default 0: none); "
+          "HistCode's 100 squares of 512 level-0 px are 100 tiles of 128 µm at 0.25 µm/px, 400 at 0.5")
+        a("--colour", choices=COLOURS if encoder else COLOURS[:2], help="macenko: stains to a common reference, so that "
+          "features follow tissue, not the laboratory" + ("; stretch: each channel of a tile to 0..255, as HE2RNA's code, "
+          "features in features/<encoder>-stretch (default: the encoder file's, else none" if encoder else " (default none")
+          + ": HE2RNA has none, HistCode names no method)")
     if not encoder:
         parser.set_defaults(encoder="resnet50-stage3", weights=None, precision=None, features=None)
     elif not of_run:
         a("--encoder", metavar="NAME|FILE", default=encoder, help="resnet50: 2,048 features (HE2RNA's); resnet50-stage3: "
-          f"1,024 (HistCode's network before it has learned); default {encoder}; a checkpoint of histcode.py pretrain, which "
-          f"says its tile size and colours; or a TorchScript file from (B, 3, {TILE_PX}, {TILE_PX}), normalised as for "
-          "ImageNet, to (B, D), or as <file>.json beside it says: {\"mean\": [r, g, b], \"std\": [r, g, b], "
-          "\"tile_px\": 224, \"tile_um\": 112, \"colour\": \"none\"} or some of these; run such code only from whom you "
-          "trust. Features go to features/<name of the file>")
-        a("--weights", help="imagenet (default; downloaded once, hash checked), a torchvision state_dict file, or random "
-          "(seeded; to try the program without weights)")
+          "1,024 (HistCode's, not yet trained); a checkpoint of histcode.py pretrain; or a TorchScript file from "
+          f"(B, 3, {TILE_PX}, {TILE_PX}), normalised as for ImageNet, to (B, D), or as FILE.json beside it says (README, "
+          f"Encoders); it is code: run it only from whom you trust. Features go to features/<its name> (default {encoder})")
+        a("--weights", metavar="W|FILE", help="imagenet (default; downloaded once, hash checked), a torchvision state_dict "
+          "file, or random (seeded; to try the program)")
     if encoder:
-        a("--features", metavar="DIR", help="use these CLAM/TRIDENT features (<slide>.h5, or .pt) instead of slides and "
-          "encoder")
-        a("--precision", choices=("auto", "bfloat16", "float32"), help="of the encoder; auto: bfloat16 where the hardware "
-          "has it (within 1 %% of float32, several times as fast)" + ("; finetune: also of choosing tiles, float32 unless "
-          "named (bfloat16 may swap tiles of nearly equal score)" if of_run else ""))
-    a("--device", default="auto", help="auto, cpu, cuda, cuda:1 ... (default auto: the GPU when there is one)")
-    a("--workers", type=natural, default=min(8, os.cpu_count() or 1), help="threads that read slides ahead; no effect on "
-      "results")
+        a("--features", metavar="DIR", help="CLAM/TRIDENT features (<slide>.h5 or .pt) instead of slides and encoder")
+        a("--precision", choices=("auto", "bfloat16", "float32"), help="of the encoder; auto" + " (default)" * (not of_run)
+          + ": bfloat16 where the hardware has it (within 1 %% of float32, several times as fast)"
+          + ("; finetune: also of choosing tiles, float32 unless named (bfloat16 may swap tiles of nearly equal score)"
+             if of_run else ""))
+    a("--device", default="auto", help="auto (default: the GPU when there is one), cpu, cuda, cuda:1 ...")
+    a("--workers", type=natural, default=min(8, os.cpu_count() or 1), help="threads that read ahead (default: cores, at "
+      "most 8); no effect on results")
     a("--seed", type=natural, default=None, help="of every random draw (default 0)")
     parser.set_defaults(tile_seed=None, share=(0, 1))
 
@@ -3311,16 +3335,14 @@ def run(main):
 
 
 def main(argv=None):
-    parser = argparse.ArgumentParser(prog="tiling.py", description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
-    verbs = parser.add_subparsers(dest="verb", required=True)
+    parser, verbs = parsers("tiling.py", __doc__)
     for verb, what in (("doctor", "say what is seen in each slide"), ("tiles", "tissue and tiles"),
                        ("features", "tiles, then features"), ("supertiles", "tiles, features, then super-tiles")):
         p = verbs.add_parser(verb, help=what, description=what)
         p.add_argument("cohort", help="folder with slides/ (and samples.csv), a folder of slides, or for doctor one slide")
         add_options(p)
     p = verbs.add_parser("export", help="tiles and features for other programs", description=export.__doc__,
-                         formatter_class=argparse.RawDescriptionHelpFormatter)
+                         formatter_class=RawHelp)
     p.add_argument("cohort", help="folder with slides/ (and samples.csv), or a folder of slides")
     p.add_argument("slide", nargs="*", help="names of slides (default: all)")
     p.add_argument("--h5", action="store_true", help="features for CLAM, TRIDENT and --features")
@@ -3328,12 +3350,13 @@ def main(argv=None):
                    "tiles.geojson")
     p.add_argument("--csv", action="store_true", help="features and places of tiles for AnnData and the like")
     add_options(p)
-    p = verbs.add_parser("simulate", help="draw a simulated cohort with known truth")
-    p.add_argument("cohort", metavar="folder")
+    what = "draw a simulated cohort with known truth"
+    p = verbs.add_parser("simulate", help=what, description=what)
+    p.add_argument("cohort", metavar="folder", help="the cohort folder to write")
     p.add_argument("--patients", type=int, default=64, help="in two projects, at least 4 (default 64)")
     p.add_argument("--normal-in", type=int, default=4, metavar="N", help="one patient in N has a normal slide too (default "
                    "4); 1: all, for differential expression")
-    p.add_argument("--seed", type=natural, default=0)
+    p.add_argument("--seed", type=natural, default=0, help="of every random draw (default 0)")
     o = parser.parse_args(argv)
     if o.verb == "simulate":
         simulate_cohort(o.cohort, o.patients, o.seed, normal_in=o.normal_in)
