@@ -11,6 +11,7 @@ reads in the order of the paper's Methods; the commands stand at its end.
     python he2rna.py train                   draws a simulated cohort into demo/, trains on it, writes a report
     python he2rna.py train COHORT            your slides and expression table -> per-gene, per-cancer report
     python he2rna.py train COHORT --features DIR     the same from features made elsewhere (CLAM, TRIDENT: .h5, .pt)
+    torchrun --nproc-per-node 5 he2rna.py train COHORT       the same, a fold for each process
     python he2rna.py finetune COHORT RUN --project LIHC --genes CD3D,CD3E,CD3G,CD247     all tiles, one cancer, chosen genes
     python he2rna.py predict RUN SLIDE...    expression of slides that have none -> RUN/predict/<slide>.csv
     python he2rna.py signatures RUN --gmt F...   python he2rna.py enrich RUN --gmt F...  pathways of the well-predicted genes

@@ -130,6 +130,7 @@ ENCODERS = {"resnet50": 4, "resnet50-stage3": 3}   # name -> stages; 3: "the fir
 COUNTS = ("HS", "BH", "mistakes") # measures of an audit that are counted
 RESERVED = ("settings", "failed")      # files beside those of the slides, so no slide's name                [ours]
 ENCODER_VERSION = 1           # of the checkpoints that histcode.py pretrain writes                        [ours]
+PROCESSES = []                # under torchrun: the group of those of this run
 HELD = []                     # lock files of this process: folders it writes to now
 
 
@@ -1588,8 +1589,11 @@ def join_processes():
         if "MASTER_ADDR" not in os.environ:
             raise InputError(f"RANK={rank} WORLD_SIZE={world} in the environment, but no MASTER_ADDR: processes of one run "
                              "must see each other; start them with torchrun, or one without RANK and WORLD_SIZE")
-        dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo",
-                                timeout=timedelta(days=2))                     # another may be at its part for hours
+        try:
+            dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
+            PROCESSES[:] = [dist.new_group(backend="gloo", timeout=timedelta(days=2))]     # a part may take hours
+        except (RuntimeError, ValueError) as e:                                # no port, no network, no such host
+            raise InputError(f"process {rank} of {world} can't reach the others ({str(e).splitlines()[0]})") from None
     return rank, world
 
 
@@ -1599,7 +1603,7 @@ def of_all(value):
         return [value]
     values = [None] * dist.get_world_size()
     try:
-        dist.all_gather_object(values, value)
+        dist.all_gather_object(values, value, PROCESSES[0])
     except RuntimeError:
         raise InputError("another process of this run has ended, and says why; the same command goes on from here") from None
     return values
