@@ -648,7 +648,7 @@ def train_fold(model, bags, y, projects, names, train, valid, o, fold, folder):
     """
     device, state_file = next(model.parameters()).device, folder / f"fold{fold}.state.pt"
     optimizer = torch.optim.Adam(model.parameters(), lr=o.lr, fused=True)        # one pass over memory, not seven
-    state = dict(epoch=0, best_score=-np.inf, best_epoch=0, best=None, seconds=0.0, saw={})
+    state = dict(run=tiling.mark_of(state_file), epoch=0, best_score=-np.inf, best_epoch=0, best=None, seconds=0.0, saw={})
     if state_file.is_file():
         state = tiling.load_checkpoint(state_file, device, model)
         optimizer.load_state_dict(state["optimizer"])
@@ -1971,7 +1971,7 @@ def cross_validate(folder, config, o, data, bags, splits, first_model, start):
             for step, rows in note.pop("saw").items():
                 saw(data["ledgers"][f], step, data["patients"][rows])
             settings = {k: config[k] for k in ("hidden", "n_features", "ks", "dropout", "features", "code", "pad_to")}
-            saved = dict(version=VERSION, model=model.state_dict(), note=note, genes=data["genes"], **settings,
+            saved = dict(version=VERSION, run=tiling.mark_of(paths[f]), model=model.state_dict(), note=note, genes=data["genes"], **settings,
                          test_patients=tested[f], saw=data["ledgers"][f])
             save_file(paths[f], lambda file: torch.save(saved, file))
         (folder / f"fold{f}.state.pt").unlink(missing_ok=True)
@@ -2059,7 +2059,8 @@ def train(o):
     if o.within and (folder / "report.md").is_file():                          # of audit: finished, of these very settings
         return tiling.report_failures(data["failed"], len(data["slides"]) + len(data["failed"]))
     for path in [o.models / f"fold{f}.pt" for f in range(o.folds)] if o.models else ():            # of audit: the same ones
-        save_file(folder / path.name, lambda f: f.write(path.read_bytes()))
+        saved = dict(tiling.load_checkpoint(path, "cpu"), run=tiling.mark_of(folder / path.name))
+        save_file(folder / path.name, lambda f: torch.save(saved, f))
     splits = split_folds(data, o, folder, data["validates"])
 
     def first_model(f, rows):
@@ -2157,8 +2158,7 @@ def audit(o):
 def load_run(path):
     """A finished run: dict of its folder, config, fold checkpoints, genes, rows of folds.csv, cohort, and fold_of: the fold
     (in a list) whose model did not learn from a patient, also of those that only the run it was fine-tuned from knew."""
-    folder = Path(path)
-    config = tiling.load_json(folder / "config.json")
+    folder, config = Path(path), tiling.read_config(path)
     if config is None:
         raise InputError(f"{folder}: not a run (no config.json); give a folder such as COHORT/runs/he2rna")
     if config.get("version") != VERSION:
@@ -2171,11 +2171,15 @@ def load_run(path):
                          "that began it goes on")
     keys = "model genes test_patients hidden ks n_features dropout".split()
     saved, cohort = [tiling.load_checkpoint(p, "cpu", keys=keys) for p in paths], folder.resolve().parents[1]
-    with open(folder / "folds.csv", newline="") as f:
-        rows = list(csv.DictReader(f))
+    fold_of = {p: [f] for f, one in enumerate(saved) for p in one["test_patients"]}
+    rows = tiling.read_folds(folder, fold_of)
+    moved = [row["slide"] for row in rows if row.get("test_fold") != str(fold_of[row["patient"]][0])]
+    if moved:
+        raise InputError(f"{folder / 'folds.csv'}: the slides {few(moved)} were tested in other folds than it says; bring it "
+                         "back as it was made")
     return dict(folder=folder, config=config, folds=saved, genes=saved[0]["genes"], rows=rows,
-                cohort=cohort if (cohort / "samples.csv").is_file() else Path(config["cohort"]),        # it may have moved
-                fold_of={p: [f] for f, one in enumerate(saved) for p in one["test_patients"]})
+                cohort=cohort if (cohort / "samples.csv").is_file() else Path(str(config.get("cohort"))),   # it may have moved
+                fold_of=fold_of)
 
 
 def model_of(saved, device, genes=None, ks=None):

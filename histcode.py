@@ -1712,7 +1712,7 @@ def draw_model(pooling, sums, rows, seed, o, outputs=2):
 
 def save_fold(path, done, d, o, pooling, outputs, patients, rows, learned_from, **more):
     """One fold's checkpoint: networks, whom they learned from (or chose their epoch by), and whom they were tested on."""
-    saved = dict(done, version=VERSION, pooling=pooling, outputs=outputs, embed=list(o.embed), hidden=o.hidden,
+    saved = dict(done, version=VERSION, run=tiling.mark_of(path), pooling=pooling, outputs=outputs, embed=list(o.embed), hidden=o.hidden,
                  n_features=d["n_features"], features=d["features"], learned_from=sorted(set(learned_from.tolist())), **more,
                  **{f"{part}_patients": sorted(set(patients[of].tolist())) for part, of in zip(("train", "valid", "test"), rows)})
     save_file(path, lambda file: torch.save(saved, file))
@@ -2360,12 +2360,12 @@ def load_run(path, pooling=None):
     """A finished run of diagnose or expression: dict as tiling's "run's models on slides" wants it; folds: its checkpoints,
     kind of each (diagnosis, linear, attention)."""
     folder = Path(path)
-    config = tiling.load_json(folder / "config.json") or {}
+    config = tiling.read_config(folder) or {}
     if config.get("command") not in ("diagnose", "expression") or config.get("bags"):
         raise InputError(f"{folder}: not a run on slides of diagnose or expression; give a folder such as "
                          "COHORT/runs/diagnosis")
-    if config["version"] != VERSION:
-        raise InputError(f"{folder} is a run of version {config['version']} of this program's files, this one reads version "
+    if config.get("version") != VERSION:
+        raise InputError(f"{folder} is a run of version {config.get('version')} of this program's files, this one reads version "
                          f"{VERSION}: train it again, or use the program that made it")
     if config["command"] == "diagnose":
         there = [name for name in POOLINGS if (folder / f"{name}-r0-f0.pt").is_file()]
@@ -2384,10 +2384,9 @@ def load_run(path, pooling=None):
                          "began it goes on")
     keys = "model kind learned_from test_patients n_features".split()
     saved, cohort = [tiling.load_checkpoint(folder / name, "cpu", keys=keys) for name in names], folder.resolve().parents[1]
-    header, rows = tiling.read_rows(folder / "folds.csv")
     known = {who for s in saved for k in ("learned_from", "test_patients") for who in s[k]}
-    return dict(folder=folder, config=config, folds=saved, rows=[dict(zip(header, row)) for row in rows],
-                cohort=cohort if (cohort / "samples.csv").is_file() else Path(config["cohort"]),    # it may have moved
+    return dict(folder=folder, config=config, folds=saved, rows=tiling.read_folds(folder, known),
+                cohort=cohort if (cohort / "samples.csv").is_file() else Path(str(config.get("cohort"))),   # it may have moved
                 fold_of={who: [m for m, s in enumerate(saved) if who not in s["learned_from"]] for who in known})
 
 

@@ -710,6 +710,15 @@ def fill_disk(monkeypatch, at):
     return count
 
 
+def test_a_full_disk_is_named_through_what_torch_makes_of_it(tmp_path, monkeypatch):
+    fill_disk(monkeypatch, 1)
+    with pytest.raises(OSError, match="No space left on device") as e:
+        tiling.save_file(tmp_path / "a.pt", lambda f: torch.save(torch.zeros(10 ** 6), f))
+    assert e.value.filename == str(tmp_path / "a.pt") and e.value.errno == errno.ENOSPC and not list(tmp_path.iterdir())
+    with pytest.raises(RuntimeError, match="anything else"):
+        tiling.save_file(tmp_path / "a.pt", lambda f: exec("raise RuntimeError('anything else')"))
+
+
 def status_of(capsys, *argv):
     """(exit status, lines on stderr) of a program's command as the shell sees them."""
     before = signal.getsignal(signal.SIGTERM)
@@ -3529,9 +3538,12 @@ def test_a_checkpoint_of_another_run_is_named(tmp_path):
     write_cohort(tmp_path, np.random.default_rng(0), patients=6)
     run = tmp_path / "runs" / "he2rna"
     assert train(tmp_path, "--epochs", "1") == 0 and train(tmp_path, "--epochs", "1", "--hidden", "8", "--name", "small") == 0
-    shutil.copyfile(tmp_path / "runs" / "small" / "fold1.pt", run / "fold1.pt")
-    with pytest.raises(tiling.InputError, match="fold1.pt: not a whole checkpoint of this run .of another network.; delete it"):
-        train(tmp_path, "--epochs", "1")
+    other = tiling.load_checkpoint(tmp_path / "runs" / "small" / "fold1.pt", "cpu")
+    for wrong, why in ((other, "run or fold"), ({k: v for k, v in other.items() if k != "run"}, "network"),      # made before runs had an id
+                       (torch.load(run / "fold0.pt", weights_only=True), "run or fold")):
+        torch.save(wrong, run / "fold1.pt")
+        with pytest.raises(tiling.InputError, match=f"fold1.pt: not a whole checkpoint of this run .of another {why}.; delete it"):
+            train(tmp_path, "--epochs", "1")
     for value in ([1, 2], dict(weights=1)):
         torch.save(value, run / "fold1.pt")
         for command in (lambda: train(tmp_path, "--epochs", "1"), lambda: he2rna.main(["predict", str(run), "all"])):
@@ -3539,6 +3551,29 @@ def test_a_checkpoint_of_another_run_is_named(tmp_path):
                 command()
     (run / "fold1.pt").unlink()
     assert train(tmp_path, "--epochs", "1") == 0
+    mixed_up(run, lambda: he2rna.main(["predict", str(run), "all"]), "test_fold")
+
+
+def mixed_up(run, command, column):
+    """What names the fold of a patient or a setting, changed by hand, is refused by a command on the run, which then goes on as before."""
+    folds, config = run / "folds.csv", run / "config.json"
+    table, settings = folds.read_text(), tiling.load_json(config)
+    patient = read_csv(folds)[0]["patient"]
+    moved = re.sub(r"^(.*?,.*?,.*?),(\d)", lambda m: f"{m[1]},{(int(m[2]) + 1) % 3}", table, count=2, flags=re.MULTILINE)
+    for text, why in ((table.replace(f",{patient},", ",Somebody,"), "no model of the run knows the patients Somebody"),
+                      (table.replace(",", ";"), "wanted are rows with slide and patient"), ("", "wanted are rows"), ("\x00" * 9, "folds.csv"),
+                      *[(moved, "were tested in other folds than it says")] * (column == "test_fold")):
+        folds.write_text(text)
+        with pytest.raises(tiling.InputError, match=why):
+            command()
+    folds.write_bytes("\ufeff".encode() + table.encode())                      # as a spreadsheet saves it: nothing else changed
+    for key in ("folds", "features", "seed", "version", "command"):
+        for change in ({k: v for k, v in settings.items() if k != key}, {**settings, key: 2}, {**settings, key: ["x"]}):
+            tiling.save_json(config, change)
+            with pytest.raises(tiling.InputError, match="was changed since its run was made"):
+                command()
+    tiling.save_json(config, settings)
+    assert command() == 0
 
 
 def test_choices_are_one_table_and_wrong_names_list_the_right_ones(tmp_path, capsys):
@@ -7036,7 +7071,13 @@ def test_a_diagnosis_is_predicted_by_models_that_did_not_know_the_patient(tmp_pa
     assert {p.stem for p in (run / "predict").iterdir()} - {"failed"} == set(own) and 0 < len(own) < len(parts)
     for slide in set(parts) - set(own):
         assert f"failed: {slide}: every model of {run} learned from patient {slide[:3]}: a run with --rotate" in said.err
+    shutil.copyfile(run / "HistCode-r0-f1.pt", run / "HistCode-r0-f2.pt")      # which learned from those that f2 tests
+    with pytest.raises(tiling.InputError, match="HistCode-r0-f2.pt: not a whole checkpoint of this run .of another run or fold."):
+        histcode.main(["predict", str(run), "all", "--device", "cpu"])
+    (run / "HistCode-r0-f2.pt").unlink()
+    assert diagnose(cohort) == 0
     slide = own[0]
+    mixed_up(run, lambda: histcode.main(["predict", str(run), slide, "--device", "cpu"]), "part_0")
     saved = tiling.load_checkpoint(run / f"HistCode-r0-f{parts[slide]}.pt", "cpu")
     row, = read_csv(run / "predict" / f"{slide}.csv")
     logits, a = spoken_by_hand(saved, h := tiles_in(cohort, slide))

@@ -158,9 +158,11 @@ def save_file(path, write):
         with open(beside, "wb") as f:
             write(f)
         os.replace(beside, path)
-    except OSError as e:
-        e.filename, e.filename2 = str(path), None                              # a full disk names none, others the one beside
-        raise
+    except (OSError, RuntimeError) as e:
+        why = e if isinstance(e, OSError) else e.__context__                   # torch.save hides a full disk behind its own
+        if not isinstance(why, OSError) or why.errno is None:
+            raise
+        raise OSError(why.errno, why.strerror, str(path)) from None            # a full disk names none, others the one beside
     finally:
         beside.unlink(missing_ok=True)
 
@@ -1565,7 +1567,7 @@ def claim_folder(folder, config, results, share=(0, 1), **more):
 def claimed(folder, config, results, more):
     """claim_folder without the lock."""
     sweep(folder)
-    before, config = load_json(folder / "config.json"), json.loads(json.dumps(config))
+    before, config = read_config(folder), json.loads(json.dumps(config))
     if before is None and any(folder.glob(results)):
         raise InputError(f"{folder} has {results} but no config.json that says with which settings: choose another --name, "
                          "or delete it")
@@ -1574,10 +1576,37 @@ def claimed(folder, config, results, more):
                          + "; data: slides, labels, expression, folds or feature files" * (before.get("data") != config.get("data"))
                          + "): " + "choose another --name, or " * (config.get("command") != "audit") + "delete it to begin again")
     packages = ("numpy", "scipy", "torch", "openslide-python", "openslide-bin", "Pillow")
-    config.update(more, threads=torch.get_num_threads(), python=platform.python_version(),
+    config.update(id=digest(config), **more, threads=torch.get_num_threads(), python=platform.python_version(),
                   **{p: importlib.metadata.version(p) for p in packages})
     save_json(folder / "config.json", config)
     return config
+
+
+def read_config(folder):
+    """config.json of a run, or None. InputError where a setting was changed by hand: `id` is the digest of those before it."""
+    config = load_json(Path(folder) / "config.json")
+    settings = dict(list(config.items())[:list(config).index("id")]) if config and "id" in config else None
+    if settings is not None and digest(settings) != config["id"]:
+        raise InputError(f"{Path(folder) / 'config.json'} was changed since its run was made, which would not be what it says: "
+                         "bring it back, or choose another run")
+    return config
+
+
+def mark_of(path):
+    """What a checkpoint says of where it belongs: [id of its run's settings, name of the file]; None in no run."""
+    run = (load_json(Path(path).parent / "config.json") or {}).get("id")
+    return [run, Path(path).name] if run else None
+
+
+def read_folds(folder, fold_of):
+    """folds.csv of a run: a dict for each slide. InputError where it isn't whole or names patients that no model knows."""
+    header, rows = read_rows(Path(folder) / "folds.csv")
+    rows = [dict(zip(header, row)) for row in rows if len(row) == len(header)]
+    unknown = sorted({row["patient"] for row in rows} - set(fold_of)) if {"slide", "patient"} <= set(header) else []
+    if not rows or not {"slide", "patient"} <= set(header) or unknown:
+        raise InputError(f"{Path(folder) / 'folds.csv'}: " + (f"no model of the run knows the patients {few(unknown)}" if unknown
+                         else f"wanted are rows with slide and patient; it has {few(header)}") + "; bring it back as it was made")
+    return rows
 
 
 # Several processes of one run (torchrun): each makes its part of the slides, then of the folds or splits, which don't depend
@@ -1676,17 +1705,21 @@ def write_log(folder, entries):
 
 
 def load_checkpoint(path, device, model=None, keys=("model",)):
-    """A dict of tensors and plain values; no pickled code is run. InputError when it is not whole, has not the keys, or is
-    of another network than `model`, which gets its weights."""
+    """A dict of tensors and plain values; no pickled code is run. InputError when it is not whole, has not the keys, is of
+    another run or fold than its place says, or of another network than `model`, which gets its weights."""
+    mark, why = mark_of(path), None
     try:
         saved = torch.load(path, map_location=device, weights_only=True)
         [saved[k] for k in keys]
-        if model is not None:
+        if mark and saved.get("run", mark) != mark:
+            why = "of another run or fold"
+        elif model is not None:
             model.load_state_dict(saved["model"])
-        return saved
     except Exception as e:      # torch's, zip's and pickle's errors share no class
         why = "of another network" if isinstance(e, RuntimeError) and "state_dict" in str(e) else type(e).__name__
-        raise InputError(f"{path}: not a whole checkpoint of this run ({why}); delete it to have it made again") from None
+    if why:
+        raise InputError(f"{path}: not a whole checkpoint of this run ({why}); delete it to have it made again")
+    return saved
 
 
 def say_anew(folder, anew):
