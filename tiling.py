@@ -1611,6 +1611,17 @@ def read_folds(folder, fold_of):
 
 # Several processes of one run (torchrun): each makes its part of the slides, then of the folds or splits, which don't depend
 # on each other, so that the results are those of one process to the bit; the first one speaks, checks and judges. [ours]
+def share_of_slides():
+    """(rank, processes) that share the slides, from RANK and WORLD_SIZE, as torchrun or a cluster's array job set them."""
+    rank, world = (os.environ.get(k) for k in ("RANK", "WORLD_SIZE"))
+    if rank is None and world is None:
+        return 0, 1
+    if not (rank and world and rank.isdecimal() and world.isdecimal() and int(rank) < int(world)):
+        raise InputError(f"RANK={rank or ''} WORLD_SIZE={world or ''} in the environment: wanted are both, RANK from 0 to "
+                         "WORLD_SIZE - 1")
+    return int(rank), int(world)
+
+
 def join_processes():
     """(rank, processes) of a run under torchrun, which see each other from here on; (0, 1) without it."""
     rank, world = share_of_slides()
@@ -1636,6 +1647,13 @@ def of_all(value):
     except RuntimeError:
         raise InputError("another process of this run has ended, and says why; the same command goes on from here") from None
     return values
+
+
+def wait_for_others(world):
+    """Under torchrun, which stops all processes as soon as one ends with a status that is not 0, end together."""
+    if world > 1 and "MASTER_ADDR" in os.environ:
+        join_processes()
+        of_all(None)
 
 
 def by_first(function):
@@ -3311,25 +3329,6 @@ def add_options(parser, of_run=False, encoder="resnet50"):
       "most 8); no effect on results")
     a("--seed", type=natural, default=None, help="of every random draw (default 0)")
     parser.set_defaults(tile_seed=None, share=(0, 1))
-
-
-def share_of_slides():
-    """(rank, processes) that share the slides, from RANK and WORLD_SIZE, as torchrun or a cluster's array job set them."""
-    rank, world = (os.environ.get(k) for k in ("RANK", "WORLD_SIZE"))
-    if rank is None and world is None:
-        return 0, 1
-    if not (rank and world and rank.isdecimal() and world.isdecimal() and int(rank) < int(world)):
-        raise InputError(f"RANK={rank or ''} WORLD_SIZE={world or ''} in the environment: wanted are both, RANK from 0 to "
-                         "WORLD_SIZE - 1")
-    return int(rank), int(world)
-
-
-def wait_for_others(world):
-    """Under torchrun, which stops all processes as soon as one ends with a status that is not 0, end together."""
-    if world > 1 and "MASTER_ADDR" in os.environ:
-        join_processes()
-        of_all(None)
-
 
 
 def report_failures(failed, total, folder=None, share=(0, 1)):
