@@ -230,8 +230,9 @@ def read_rows(path):
 
 
 def number(text):
+    """The number that the text of a table is, NaN for any other; Python's float takes 1_0 for 10, no table means that."""
     try:
-        return float(text)
+        return float(text.replace("_", "x"))
     except ValueError:
         return np.nan
 
@@ -378,7 +379,7 @@ def read_table(path):
 def parse_row(text, genes, name, path):
     """(G,) float32 of a row's fields, checked."""
     try:
-        a = np.fromiter(map(float, text), np.float64, len(genes))
+        a = np.fromiter(map(number if "_" in "".join(text) else float, text), np.float64, len(genes))
     except ValueError:
         a = np.array([number(v) for v in text])
     with np.errstate(over="ignore"):                                           # beyond float32: infinite, and refused
@@ -1497,8 +1498,9 @@ def free(path):
         return
     if all(lock.get(k) == v for k, v in me.items()):                           # of a folder that this process has copied
         return path.unlink()
-    here, since = all(lock.get(k) == me[k] for k in ("host", "pids")), lock.get("since", "an unknown time")
-    mark = started(lock["pid"]) if here else ""
+    pid, since = lock.get("pid"), lock.get("since", "an unknown time")         # of a lock edited by hand anything
+    here = all(lock.get(k) == me[k] for k in ("host", "pids")) and isinstance(pid, int) and 0 < pid < 2 ** 31
+    mark = started(pid) if here else ""
     if not here or mark in ("", lock.get("started")):
         raise InputError(f"{path.parent}: process {lock.get('pid', '?')} on {lock.get('host', 'an unknown host')} has been "
                          f"at work here since {since}: wait for it, or " + ("stop it" if here else
@@ -1512,7 +1514,7 @@ def free(path):
         os.rename(aside, path)
         return free(path)
     aside.unlink()
-    print(f"{path.parent}: the lock of process {lock['pid']}, killed after {since}, is taken over")
+    print(f"{path.parent}: the lock of process {pid}, killed after {since}, is taken over")
 
 
 def hold(folder, share=(0, 1)):
@@ -1784,11 +1786,10 @@ def table_mpp(cohort):
     """{slide: mpp} of samples.csv; used, like --mpp for the others, where the slide itself has none."""
     given = {}
     for row in read_samples(cohort) if (Path(cohort) / "samples.csv").exists() else []:
-        try:
-            given.update({row["slide"]: float(row["mpp"])} if row.get("mpp") else {})
-        except ValueError:
+        given.update({row["slide"]: number(row["mpp"])} if row.get("mpp") else {})
+        if np.isnan(given.get(row["slide"], 0)):
             raise InputError(f"{Path(cohort) / 'samples.csv'}: mpp {row['mpp']!r} of slide {row['slide']} is not a number "
-                             "(µm per pixel, such as 0.25)") from None
+                             "(µm per pixel, such as 0.25)")
     return given
 
 
@@ -2563,6 +2564,10 @@ def figure(path, *grid, **options):
 def whole_folder(folder):
     """A folder that is there whole or not at all: yields where to write; at the end that takes the place of the old one."""
     work = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
+    for left in folder.parent.glob(".*.tmp"):                                  # what a killed process has begun of it
+        name, _, pid = left.stem.rpartition(".")
+        if name == f".{folder.name}" and pid.isdecimal() and started(int(pid)) is None:
+            shutil.rmtree(left, ignore_errors=True)
     try:
         yield work
         shutil.rmtree(folder, ignore_errors=True)
