@@ -3554,7 +3554,8 @@ def test_no_file_that_is_read_runs_its_pickle(tmp_path, two_slides, changed, unl
             (folder / name).write_bytes(there) if name else None
         bomb.write_bytes(content)
         for read in (lambda: tiling.load_features(tmp_path, tmp_path, "bomb"), lambda: tiling.read_foreign(bomb, tiling.FEW_ROWS),
-                     lambda: histcode.main(["probe", str(encoders), str(bomb), "--device", "cpu"]), lambda: pretrain(encoders, "--weights", str(bomb), "--name", "b")):
+                     lambda: histcode.main(["probe", str(encoders), str(bomb), "--device", "cpu"]),
+                     lambda: pretrain(encoders, "--weights", str(bomb), "--name", "b")):
             with pytest.raises(tiling.InputError):
                 read()
     np.savez(tmp_path / "x.npz", expression=arrays, genes=arrays, slide=arrays, features=arrays, patients=arrays, msi=arrays, coords=arrays, settings=arrays)
@@ -3992,7 +3993,8 @@ def test_the_seed_decides_and_blocks_do_not(changed, unlabelled, tmp_path, monke
     go = {"train": lambda run, *argv: train(tmp_path / "c", "--epochs", "2", "--null-models", "1", "--name", run, *argv),
           "msi": lambda run, *argv: run_study(tmp_path, study(np.random.default_rng(0)), "--splits", "1", "--ratios", "1/2", "--repeats", "1", *argv, name=run),
           "expression": lambda run, *argv: express(tmp_path / "p", "--name", run, *MODELS["per-gene"], *argv),
-          "diagnose": lambda run, *argv: histcode.main([*"diagnose --bags toy.csv --repeats 1 --folds 3 --epochs 3 --lr .01 --device cpu --name".split(), run, *argv]),
+          "diagnose": lambda run, *argv: histcode.main([*"diagnose --bags toy.csv --repeats 1 --folds 3 --epochs 3 --lr .01 --device cpu".split(),
+                                                        "--name", run, *argv]),
           "pretrain": lambda run, *argv: pretrain(unlabelled, "--epochs", "1", "--tiles-per-slide", "1", "--name", f"{run}-seed", *argv)}[command]
     folder = {"train": tmp_path / "c" / "runs", "expression": tmp_path / "p" / "runs"}.get(command, tmp_path)
 

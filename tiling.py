@@ -1786,10 +1786,11 @@ def table_mpp(cohort):
     """{slide: mpp} of samples.csv; used, like --mpp for the others, where the slide itself has none."""
     given = {}
     for row in read_samples(cohort) if (Path(cohort) / "samples.csv").exists() else []:
-        given.update({row["slide"]: number(row["mpp"])} if row.get("mpp") else {})
-        if np.isnan(given.get(row["slide"], 0)):
+        try:
+            given.update({row["slide"]: float(row["mpp"].replace("_", "x"))} if row.get("mpp") else {})
+        except ValueError:
             raise InputError(f"{Path(cohort) / 'samples.csv'}: mpp {row['mpp']!r} of slide {row['slide']} is not a number "
-                             "(µm per pixel, such as 0.25)")
+                             "(µm per pixel, such as 0.25)") from None
     return given
 
 
