@@ -1500,8 +1500,9 @@ def free(path):
         return path.unlink()
     pid, since = lock.get("pid"), lock.get("since", "an unknown time")         # of a lock edited by hand anything
     here = all(lock.get(k) == me[k] for k in ("host", "pids")) and isinstance(pid, int) and 0 < pid < 2 ** 31
-    mark = started(pid) if here else ""
-    if not here or mark in ("", lock.get("started")):
+    mark, at = started(pid) if here else "", path.stat()
+    blank = at.st_size == 0 and time.time() - at.st_mtime > 60                 # killed before it wrote who it is    [ours]
+    if not blank and (not here or mark in ("", lock.get("started"))):
         raise InputError(f"{path.parent}: process {lock.get('pid', '?')} on {lock.get('host', 'an unknown host')} has been "
                          f"at work here since {since}: wait for it, or " + ("stop it" if here else
                          f"delete {path} if it is dead, which can't be told from here"))
@@ -1514,7 +1515,7 @@ def free(path):
         os.rename(aside, path)
         return free(path)
     aside.unlink()
-    print(f"{path.parent}: the lock of process {pid}, killed after {since}, is taken over")
+    print(f"{path.parent}: the lock of process {lock.get('pid', '?')}, killed after {since}, is taken over")
 
 
 def hold(folder, share=(0, 1)):
