@@ -3923,8 +3923,9 @@ def kill_often(folder, whole, cut, steps, rounds, rng):
         status, seconds = json.loads(nursery.stdout.readline())
         said = [line for line in (folder / "errors").read_text().splitlines() if line and not re.search(r"^.+: [\d,]+/[\d,]+ .* left\s*$", line)]
         return status, seconds, "\n".join(said)
-    # nobody holds predict/, nor the folder of probe's table: there SIGKILL may leave a hidden half file, which nothing reads
-    left = lambda: [p for pattern in (".*.tmp", "lock*") for p in cut.rglob(pattern) if p.parent.name not in ("predict", cut.name)]
+    # nobody holds predict/, nor the folder of probe's table: there SIGKILL may leave a hidden half file, which nothing reads; an empty lock is of
+    # one stopped before it wrote who it is, and believed stale after a minute
+    left = lambda: [*(p for p in cut.rglob(".*.tmp") if p.parent.name not in ("predict", cut.name)), *(p for p in cut.rglob("lock*") if p.read_text())]
     stopped = dict.fromkeys(SIGNALS, 0)
     for module, argv in steps:
         of = lambda cohort, workers: [a.format(cohort=cohort, workers=workers) for a in argv]
@@ -3935,7 +3936,7 @@ def kill_often(folder, whole, cut, steps, rounds, rng):
             assert (status, said) in ((0, usual), SIGNALS[number]), (argv, number, status, said)
             assert number == signal.SIGKILL or not left(), (argv, number)
             stopped[number] += status == SIGNALS[number][0]
-            for lock in [p for p in cut.rglob("lock*") if not p.read_text()]:  # killed before it wrote who it is: believed after a minute
+            for lock in cut.rglob("lock*"):                                    # the minute is over
                 os.utime(lock, (0, 0))
         assert run(module, of(cut, 1))[::2] == (0, usual), argv
     nursery.stdin.close()
