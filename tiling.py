@@ -1528,12 +1528,13 @@ def hold(folder, share=(0, 1)):
     folder.mkdir(parents=True, exist_ok=True)
     while path not in HELD:
         free(path)
+        text = json.dumps(dict(this_process(), since=time.strftime("%Y-%m-%d %H:%M:%S")))
+        HELD.append(path)                                                      # first: a signal that comes with the file gives it back
         try:
             with open(path, "x") as f:
-                HELD.append(path)
-                f.write(json.dumps(dict(this_process(), since=time.strftime("%Y-%m-%d %H:%M:%S"))))
+                f.write(text)
         except FileExistsError:                                                # another was faster
-            pass
+            HELD.remove(path)
     try:
         for other in folder.glob("lock*"):
             if other != path and (world == 1 or not other.name.endswith(f"-of-{world}")):
@@ -3360,21 +3361,34 @@ def say_error(e):
 
 
 def run(main):
-    """Run a command: a user's mistake is one line and status 2, an interruption one line and status 130."""
-    def terminated(*_):
-        print("terminated; the same command goes on from here", file=sys.stderr)
-        sys.exit(143)
-    signal.signal(signal.SIGTERM, terminated)
+    """Run a command: a user's mistake is one line and status 2, SIGINT and SIGTERM one line and status 130 and 143."""
+    caught = []
+
+    def stop(number, _):
+        caught.append(number)
+        raise KeyboardInterrupt
+
+    def dropped(what):                                                         # Python drops what is raised in a callback: again
+        if caught and isinstance(what.exc_value, KeyboardInterrupt):
+            threading.Timer(.05, signal.raise_signal, caught[-1:]).start()
+        else:
+            sys.__unraisablehook__(what)
+    sys.unraisablehook = dropped
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, stop)
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(encoding="utf-8", errors="replace")                 # µ and ± on any terminal
     try:
         sys.exit(main())
-    except (InputError, OSError) as e:
+    except BaseException as e:
+        if caught:                                                             # in a lock it comes out as another error
+            print(f"\n{'terminated' if caught[0] == signal.SIGTERM else 'interrupted'}; the same command goes on from here",
+                  file=sys.stderr)
+            sys.exit(128 + caught[0])
+        if not isinstance(e, (InputError, OSError)):
+            raise
         say_error(e)
         sys.exit(2)
-    except KeyboardInterrupt:
-        print("\ninterrupted; the same command goes on from here", file=sys.stderr)
-        sys.exit(130)
 
 
 def main(argv=None):
