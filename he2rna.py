@@ -650,7 +650,7 @@ def train_fold(model, bags, y, projects, names, train, valid, o, fold, folder):
     optimizer = torch.optim.Adam(model.parameters(), lr=o.lr, fused=True)        # one pass over memory, not seven
     state = dict(run=tiling.mark_of(state_file), epoch=0, best_score=-np.inf, best_epoch=0, best=None, seconds=0.0, saw={})
     if state_file.is_file():
-        state = tiling.load_checkpoint(state_file, device, model)
+        state = tiling.load_checkpoint(state_file, device, model, [*state, "model", "optimizer"])
         optimizer.load_state_dict(state["optimizer"])
     by_r = max(np.unique(projects[valid], return_counts=True)[1], default=0) >= stats.MIN_R   # else too few slides for an R
     start, first, before, due = time.time(), state["epoch"], state["seconds"], tiling.seldom()
@@ -2234,7 +2234,7 @@ def finetune(o):
     data = table_of(samples, fold_of(), genes, y, left_out, failed)
     data["held_out"], data["encoder"] = [one["test_patients"] for one in run["folds"]], tiling.encoder_saw(into, source)
     data["ledgers"] = [{f"{name}: {step}": whom for step, whom in one["saw"].items()} for one in run["folds"]]
-    weights = [hashlib.sha256((run["folder"] / f"fold{f}.pt").read_bytes()).hexdigest()[:16] for f in range(o.folds)]
+    weights = [digest(*(v.numpy() for v in one["model"].values())) for one in run["folds"]]
     config = dict(command="finetune", bags="all tiles", project=o.project or "all", features=before["features"],
                   from_run=dict(name=name, weights=weights), n_features=first["n_features"],
                   hidden=first["hidden"], ks=o.ks, dropout=first["dropout"], valid=o.valid, selection=precision,

@@ -614,7 +614,7 @@ def train(model, data, counts, o, folder, device, rank, world):
     keys = copy.deepcopy(model).requires_grad_(False).train() if o.momentum_encoder else None
     optimizer = torch.optim.SGD(model.parameters(), o.lr, MOMENTUM, weight_decay=WEIGHT_DECAY)
     if state_file.is_file():
-        state = tiling.load_checkpoint(state_file, device, model)
+        state = tiling.load_checkpoint(state_file, device, model, "model optimizer keys bank velocity epoch".split())
         optimizer.load_state_dict(state["optimizer"])
         if keys is not None:
             keys.load_state_dict(state["keys"])
@@ -1752,6 +1752,8 @@ def train_pooling(pooling, d, jobs, o, folder, device):
                   f"{own['epoch']:3d}, test accuracy {p['accuracy']:.3f}, AUC {p['auc']:.3f}")
         state.unlink(missing_ok=True)
     tiling.of_all(None)
+    for left in () if rank else folder.glob(f"{pooling}-*.state.pt"):          # of a kill between a fold and its state
+        left.unlink()
     return {job[:2]: tiling.load_checkpoint(path_of(*job[:2]), "cpu") for job in jobs}
 
 
@@ -2123,6 +2125,8 @@ def train_expression(p, d, y, label, jobs, o, folder, device):
     tiling.of_all(None)
     if o.share[0]:                                                             # the first process judges
         return None
+    for left in folder.glob("fold*.state.pt"):                                 # of a kill between a fold and its state
+        left.unlink()
     tiling.write_log(folder, tiling.read_log(folder))
     saved, xs, prediction, odds = [], [], np.full(y.shape, np.nan), np.full(y.shape, np.nan)
     for f in range(o.folds):
