@@ -436,9 +436,9 @@ def read_rings(geojson):
         try:
             for rings in [shape["coordinates"]] if kind == "Polygon" else shape["coordinates"]:
                 polygons.append([np.array([(x, y) for x, y, *_ in ring], np.float64).reshape(-1, 2) for ring in rings])
-                if not all(np.isfinite(ring).all() for ring in polygons[-1]):
+                if not all((np.abs(ring) < 1e9).all() for ring in polygons[-1]):             # no slide has as many pixels
                     raise ValueError
-        except (KeyError, TypeError, ValueError):
+        except (KeyError, TypeError, ValueError, OverflowError):                              # of an integer of 400 digits
             raise ValueError(f"feature {i + 1}: the coordinates of its {kind} are not rings of x, y numbers") from None
     if not any(len(ring) > 2 for rings in polygons for ring in rings):
         raise ValueError("no Polygon or MultiPolygon in it: draw an outline, export it as GeoJSON")

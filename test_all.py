@@ -1154,12 +1154,20 @@ def test_cells_from_qupath_tables_and_geojson(tmp_path):
     table("list.csv", "x", "y", xy)
     (tmp_path / "points" / "text.geojson").write_text("no json")
     (tmp_path / "points" / "cut.geojson.gz").write_bytes((tmp_path / "points" / "packed.geojson.gz").read_bytes()[:50])
-    for i, bad in enumerate((["a", 2], [float("nan"), 1], None, [3])):
+    for i, bad in enumerate((["a", 2], [float("nan"), 1], None, [3], [10 ** 400, 1], [1e308, 1])):
         (tmp_path / "points" / f"bad{i}.geojson").write_text(json.dumps([cells[0], feature("Point", bad)]))
-    (tmp_path / "points" / "bad4.geojson").write_text(json.dumps([cells[0], feature("Polygon", [[1, 2], [3, 4]])]))
+    (tmp_path / "points" / "bad6.geojson").write_text(json.dumps([cells[0], feature("Polygon", [[1, 2], [3, 4]])]))
+    (tmp_path / "points" / "bad7.geojson").write_text(json.dumps([cells[0], feature("Polygon", square((1, 2), 1e308))]))
+    (tmp_path / "points" / "deep.geojson").write_text("[" * 100000)
+    for i, odd in enumerate((dict(geometry="x"), dict(geometry=[1]), dict(geometry=None, properties=[1]), dict(cells[0], properties="x"))):
+        (tmp_path / "points" / f"odd{i}.geojson").write_text(json.dumps([cells[0], odd]))
+    for names, kind in (([1, 2], "1: 2"), (3, "3")):
+        (tmp_path / "points" / "names.geojson").write_text(json.dumps(feature("Point", [1, 2], dict(names=names))))
+        assert list(places("names")) == ["all cells", kind]
     for name, words in (("many", "rows of 2 images .a, b.; give those of many alone"), ("list", "list.csv and list.geojson are both there; keep one"),
-                        ("text", "not whole GeoJSON"),
-                        ("cut", "not whole GeoJSON"), *((f"bad{i}", "bad..geojson: feature 2: its P[a-z]+ has no x, y numbers") for i in range(5))):
+                        ("text", "not whole GeoJSON"), ("deep", "not whole GeoJSON"),
+                        ("cut", "not whole GeoJSON"), *((f"bad{i}", "bad..geojson: feature 2: its P[a-z]+ has no x, y numbers") for i in range(8)),
+                        *((f"odd{i}", "odd..geojson: feature 2: its (geometry|properties) is .*, no JSON object") for i in range(4))):
         with pytest.raises(tiling.InputError, match=words):
             places(name)
 
@@ -3139,7 +3147,7 @@ def test_read_rings_of_every_wrapping():
     dict(type="LineString", coordinates=[[0, 0], [1, 1]]),
     *(dict(type="Polygon", coordinates=c) for c in (
         [], 3, [[[0, 1], [2], [3, 4]]], [[["a", 0]]], [[[0], [1], [2], [3]]], [[[0, 0], [1, float("nan")], [1, 1]]],
-        [[[0, 0], [1, 1]]])),
+        [[[0, 0], [1, 10 ** 400], [1, 1]]], [[[0, 0], [1, 1e308], [1, 1]]], [[[0, 0], [1, 1]]])),
     dict(type="MultiPolygon", coordinates=[[[1, 2], [3, 4], [5, 6]]])])
 def test_read_rings_says_in_one_line_what_is_wrong(value):
     with pytest.raises(ValueError) as e:

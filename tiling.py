@@ -88,6 +88,7 @@ STAIN_CEILING = 0.08          #   an empty slide gives no tissue and pale stroma
 TISSUE = dict(tissue="stain", tissue_threshold="otsu", min_area=0.0)   # what tiles whose settings name none have [ours]
 MEDIAN_PX, CLOSE_PX = 7, 4    # of the saturation, then of the mask; pixels of the thumbnail          [HistCode code]
 MPP_RANGE = (0.05, 20.0)      # µm per pixel that a microscope slide can have                              [ours]
+FAR = 1e9                     # pixels or µm from a slide's corner that no place on it can be               [ours]
 GLASS_MM = (100, 200)         # short and long edge of a picture, at most; whole mounts are 102 x 152 mm   [ours]
 IMAGENET_MEAN = (0.485, 0.456, 0.406)  # of RGB in 0..1: torchvision's normalisation, which its weights need; [ours]
 IMAGENET_STD = (0.229, 0.224, 0.225)   #   the authors' Keras weights want BGR minus a mean [HE2RNA code]      [ours]
@@ -433,9 +434,11 @@ def read_places(folder, slide, mpp, origin=(0, 0)):
         images = sorted({row[at["image"]] for row in rows}) if "image" in at else []
         if len(images) > 1:
             raise InputError(f"{path}: rows of {len(images)} images ({few(images, 3)}); give those of {slide} alone")
-        xy = np.array([[number(row[j]) for j in columns] for row in rows], float).reshape(-1, 2) * scale + start
-        if not np.isfinite(xy).all():
-            raise InputError(f"{path}: row {2 + int(np.argmin(np.isfinite(xy).all(1)))}: x, y is no place")
+        xy = np.array([[number(row[j]) for j in columns] for row in rows], float).reshape(-1, 2)
+        there = (np.abs(xy) < FAR).all(1)
+        if not there.all():
+            raise InputError(f"{path}: row {2 + int(np.argmin(there))}: x, y is no place")
+        xy = xy * scale + start
         if what == "spots":
             values = {c: np.array([number(row[j]) for row in rows]) for j, c in enumerate(header) if j not in columns}
             spots = xy, {c: v for c, v in values.items() if np.isfinite(v).any()}     # barcodes and the like measure nothing
@@ -457,17 +460,23 @@ def read_geojson(path):
     try:
         data = path.read_bytes()
         value = json.loads(gzip.decompress(data) if data[:2] == b"\x1f\x8b" else data)
-    except (OSError, EOFError, zlib.error, ValueError) as e:
+    except (OSError, EOFError, zlib.error, ValueError, RecursionError) as e:
         raise InputError(f"{path}: not whole GeoJSON ({e})") from None
     value = value.get("features", value) if isinstance(value, dict) else value
-    return [f if "geometry" in f else dict(geometry=f) for f in (value if isinstance(value, list) else [value])
-            if isinstance(f, dict)]
+    features = [f if "geometry" in f else dict(geometry=f) for f in (value if isinstance(value, list) else [value])
+                if isinstance(f, dict)]
+    for i, f in enumerate(features):
+        for k in ("geometry", "properties"):
+            if not isinstance(f.get(k, {}), dict | None):
+                raise InputError(f"{path}: feature {i + 1}: its {k} is {str(f[k])[:20]}, no JSON object")
+    return features
 
 
 def shape_class(feature):
     """The class that QuPath gave a Feature: classification.name, or names of a derived one ("Tumor: Positive"); "" none."""
     said = (feature.get("properties") or {}).get("classification") or ""
-    return str(said.get("name") or ": ".join(said.get("names", ()))) if isinstance(said, dict) else str(said)
+    said = said.get("name") or said.get("names") or "" if isinstance(said, dict) else said
+    return ": ".join(map(str, said)) if isinstance(said, list) else str(said)
 
 
 def read_regions(folder, slide, kind=None):
@@ -491,12 +500,13 @@ def shape_centres(path):
         shape, own = feature["geometry"] or {}, feature.get("properties") or {}
         kind = str(own.get("objectType") or own.get("object_type") or feature.get("id") or "")      # id: before QuPath 0.3
         try:
-            xy = dict(Point=lambda c: [c[:2]], MultiPoint=lambda c: [p[:2] for p in c], Polygon=lambda c: [centroid([c])],
-                      MultiPolygon=lambda c: [centroid(c)]).get(shape.get("type"), lambda c: [])(shape.get("coordinates"))
+            with np.errstate(all="ignore"):                                    # of vertices near 1e308: no place, refused below
+                xy = dict(Point=lambda c: [c[:2]], MultiPoint=lambda c: [p[:2] for p in c], Polygon=lambda c: [centroid([c])],
+                          MultiPolygon=lambda c: [centroid(c)]).get(shape.get("type"), lambda c: [])(shape.get("coordinates"))
             xy = np.asarray(xy, float).reshape(-1, 2)
-            if not np.isfinite(xy).all():
+            if not (np.abs(xy) < FAR).all():
                 raise ValueError
-        except (TypeError, ValueError, IndexError):
+        except (TypeError, ValueError, IndexError, OverflowError):             # of an integer of 400 digits
             raise InputError(f"{path}: feature {i + 1}: its {shape.get('type')} has no x, y numbers") from None
         if "Point" in str(shape.get("type")) or "annotation" not in kind.lower():
             places.append(xy)
