@@ -1046,9 +1046,14 @@ def read_results(folder):
     header, rows = read_rows(path)
     if not {"gene", "project", "R", "significant_hs", "significant_bh"} <= set(header) or not rows:
         raise InputError(f"{path}: not the genes.csv of a run; it has the columns {few(header)}")
+    odd = next((row for row in rows if len(row) != len(header)), None)
     gene, project, r, hs, bh = (header.index(c) for c in ("gene", "project", "R", "significant_hs", "significant_bh"))
-    for row in rows:
+    for row in rows if odd is None else ():
         tables.setdefault(row[project], {})[row[gene]] = number(row[r]), row[hs] == "1", row[bh] == "1"
+    if len({frozenset(table) for table in tables.values()}) != 1:
+        raise InputError(f"{path}: not whole, " + ("its cancers have different genes" if odd is None else
+                                                   f"{','.join(odd)[:40]!r} is no row of it") + ": run the command that made "
+                         "it again")
     genes = sorted(next(iter(tables.values())))
     return genes, {name: dict(zip(("r", "hs", "bh"), map(np.array, zip(*(table[g] for g in genes)))))
                    for name, table in tables.items()}
@@ -1134,8 +1139,12 @@ def signatures(o):
     r = np.stack([results[p]["r"] for p in projects], 1)                                            # (G, P)
     significant = np.stack([results[p][o.correction] for p in projects], 1)
     members = np.array([np.isin(names, list(g)) if g else np.zeros(len(names), bool) for g, _ in wanted.values()])  # (S, G)
-    z, rng = tiling.whole_arrays(Path(o.run) / "predictions.npz"), np.random.default_rng(o.seed)
-    level = dict(zip(z["genes"].tolist(), z["truth"].mean(0)))
+    z = tiling.whole_arrays(Path(o.run) / "predictions.npz", genes="UG", truth="fSG")
+    level, rng = dict(zip(z["genes"].tolist(), z["truth"].mean(0))), np.random.default_rng(o.seed)
+    lost = [g for g in genes if not np.isfinite(level.get(g, np.nan))]
+    if lost:
+        raise InputError(f"{o.run}: predictions.npz has no expression of {few(lost)}, which genes.csv has: run the "
+                         "command that made both again")
     bins = stats.expression_bins(np.array([level[g] for g in genes]))
     plain, matched = (stats.random_list_test(r, significant, members, o.lists, rng, b) for b in (None, bins))
     columns = {"R_p": plain["r"], "R_o": plain["r_random"], "p": plain["p_r"],                      # each (S, P)
@@ -1308,7 +1317,11 @@ def spot_summary(rows):
 def group_r(run, genes):
     """R of the mean prediction against the mean expression of some genes, by cancer: [(cancer, n, R, interval, p)] [CD3 in
     LIHC: .43]."""
-    z = tiling.whole_arrays(run["folder"] / "predictions.npz")
+    z = tiling.whole_arrays(run["folder"] / "predictions.npz", genes="UG", prediction="fSG", truth="fSG", fold="iS",
+                            project="US", patient="US")
+    if z["genes"].tolist() != run["genes"]:
+        raise InputError(f"{run['folder']}: predictions.npz and fold0.pt have different genes: run the command that made "
+                         "them again")
     mean = [z[k][:, genes].mean(1, keepdims=True) for k in ("prediction", "truth")]                 # (S, 1)
     fold, k = judged_in(z["fold"], run["config"])
     results = evaluate(*mean, fold, z["project"], k)

@@ -4207,7 +4207,7 @@ def judged(tmp_path):
     projects, fold = np.repeat(["A", "B"], n // 2), np.arange(n) % 3
     results = he2rna.evaluate(prediction, y, fold, projects, 3)
     he2rna.write_genes(tmp_path / "genes.csv", genes, results)
-    np.savez(tmp_path / "predictions.npz", truth=y, genes=np.array(genes))
+    np.savez(tmp_path / "predictions.npz", truth=y, prediction=prediction, genes=np.array(genes), fold=fold, project=projects, patient=np.arange(n).astype(str))
     lines = ["IN\tx\t" + "\t".join(genes[:25]), "OUT\tx\t" + "\t".join(genes[100:130]), "NOWHERE\tx\tZZZ1\tZZZ2", "EMPTY\tx",
              "HOUSEKEEPING\tx\t" + "\t".join(genes[200:260]), "HALF\tx\t" + "\t".join(genes[20:60])]
     (tmp_path / "sets.gmt").write_bytes("\r\n".join(lines).encode() + b"\r\n")
@@ -4235,6 +4235,31 @@ def test_signatures_of_a_run(judged, capsys):
         he2rna.main([*argv, "--signature", "INN"])
     assert he2rna.main([*argv, "--signature", "IN", "--signature", "mine=IN,HALF", "--signature", "OUT", "--signature", "none=NOWHERE,EMPTY"]) == 0
     assert (folder / "signatures" / "signatures.csv").read_bytes() == before   # the same seed, the same lists
+
+
+@pytest.mark.parametrize("change, words", [
+    (dict(genes=None), "missing or not whole"), (dict(truth=np.ones(300)), "missing or not whole"), (dict(truth=np.full((60, 300), "x")), "missing or not whole"),
+    (dict(truth=np.ones((60, 9))), "missing or not whole"), (dict(truth=np.full((60, 300), np.nan)), "no expression of GENE0"),
+    (dict(genes=np.array(["X"] + [f"GENE{i}" for i in range(1, 300)])), "no expression of GENE0"),
+    (lambda text: text + "GENE0,A\n", "'GENE0,A' is no row of it"), (lambda text: text[:text.rindex("GENE299")], "its cancers have different genes")])
+def test_a_damaged_runs_tables_are_refused(judged, change, words):
+    folder, _ = judged
+    for file in ("predictions.npz",) if isinstance(change, dict) else ():
+        np.savez(folder / file, **{k: v for k, v in {**np.load(folder / file), **change}.items() if v is not None})
+    if callable(change):
+        (folder / "genes.csv").write_text(change((folder / "genes.csv").read_text()))
+    with pytest.raises(tiling.InputError, match=words):
+        he2rna.main(["signatures", str(folder), "--gmt", str(folder / "sets.gmt"), "--lists", "5"])
+
+
+def test_the_groups_r_is_of_the_runs_genes_and_of_whole_predictions(judged):
+    folder, results = judged
+    run, z = dict(folder=folder, genes=[f"GENE{i}" for i in range(300)], config=dict(seed=0, code=[], folds=3)), dict(np.load(folder / "predictions.npz"))
+    assert [row[:3] for row in he2rna.group_r(run, [7])] == [(c, 30, f"{results[c]['r'][7]:.3f}") for c in "AB"]
+    for change in (dict(fold=z["fold"].astype(str)), dict(patient=None), dict(project=z["project"][1:]), dict(genes=z["genes"][::-1])):
+        np.savez(folder / "predictions.npz", **{k: v for k, v in {**z, **change}.items() if v is not None})
+        with pytest.raises(tiling.InputError, match="different genes" if "genes" in change else "missing or not whole"):
+            he2rna.group_r(run, [7])
 
 
 def test_enrichment_of_a_run(judged, capsys):

@@ -205,10 +205,16 @@ def load_arrays(path):
         return None
 
 
-def whole_arrays(path):
-    """As load_arrays, of a file that a command before has made. InputError when it is not there or not whole."""
-    arrays = load_arrays(path)
-    if arrays is None:
+def whole_arrays(path, **wanted):
+    """As load_arrays, of a file that a command before has made. InputError when it is not there or not whole.
+
+    wanted {name: kind of its dtype and a letter for each axis, "fSG"}: arrays it must have; same letter, same length.
+    """
+    arrays, length = load_arrays(path), {}
+    if arrays is None or not all(
+            k in arrays and arrays[k].dtype.kind == kind and arrays[k].ndim == len(axes)
+            and all(length.setdefault(*pair) == pair[1] for pair in zip(axes, arrays[k].shape))
+            for k, (kind, *axes) in wanted.items()):
         raise InputError(f"{path} is missing or not whole: run the command that made it again")
     return arrays
 
