@@ -770,7 +770,7 @@ def test_a_folder_for_a_file_a_file_for_a_folder_and_what_may_not_be_written(two
     (two_slides / "tiles" / "a.npz").mkdir(parents=True)
     (two_slides / "slides" / "d.tif").mkdir()                                  # no slide: left alone
     status, said = run()
-    assert status == 2 and said[-1] == f"error: {two_slides}/tiles/a.npz: Is a directory" and not list(two_slides.rglob("*.tmp"))
+    assert status == 1 and f"failed: a: {two_slides}/tiles/a.npz is a folder: move it away" in said and (two_slides / "tiles" / "b.npz").is_file()
     (two_slides / "tiles" / "a.npz").rmdir()
 
     def refuse(path, mode="r", **more):
@@ -1094,6 +1094,22 @@ def test_export_of_features_made_elsewhere(two_slides, capsys):
         assert np.array_equal(h["features"][:], features) and np.array_equal(h["coords"][:], coords)
         assert h["coords"].attrs["patch_size_level0"] == pytest.approx(200, rel=1e-3) and h["coords"].attrs["patch_size"] == 256
     assert len(json.loads((two_slides / "export" / "pt" / "a.geojson").read_text())["features"]) == 4
+    for far in (-300, 10 ** 18, 2 ** 62):                                      # not of this slide, as heatmap says
+        torch.save(dict(features=features, coords=coords + far, patch_size=256), two_slides / "pt" / "a.pt")
+        assert run("--csv", "--tile-um", "100") == 1 and "failed: a: tiles reach beyond the slide of 1,600 x 1,280 px" in capsys.readouterr().err
+
+
+def test_damaged_features_are_made_again_and_a_folder_in_their_place_is_that_slides_failure(two_slides, capsys):
+    tiny_encoder(two_slides / "tiny.pt")
+    run = lambda: tiling.main(["features", str(two_slides), "--device", "cpu", "--encoder", str(two_slides / "tiny.pt")])
+    assert run() == 0
+    folder = two_slides / "features" / "tiny"
+    whole = (folder / "a.json").read_text()
+    for text in ("[1]", '"x"', '{"tiles": "x"}', '{"encoder": "tiny", "weights": "x", "tiles": "x"}'):
+        (folder / "a.json").write_text(text)
+        assert run() == 0 and (folder / "a.json").read_text() == whole
+    (folder / "a.npy").unlink(), (folder / "a.npy").mkdir(), (folder / "b.json").unlink()
+    assert run() == 1 and f"failed: a: {folder}/a.npy is a folder: move it away" in capsys.readouterr().err and (folder / "b.json").is_file()
 
 
 # Places from QuPath, slides in a larger frame, turned pictures. Authorities: matplotlib's outlines, what QuPath 0.3 to 0.6 write, Pillow, tifffile.
@@ -3585,6 +3601,19 @@ def test_no_file_that_is_read_runs_its_pickle(tmp_path, two_slides, changed, unl
     assert not ran.exists() and not tiling.HELD
 
 
+WHOLE_TILES = dict(coords=np.arange(10, dtype=np.int32).reshape(5, 2), size=np.array([99, 99]), tile=2., mpp=.5, found=5, settings=np.array("{}"))
+
+
+@pytest.mark.parametrize("damage", [dict(settings="{"), dict(settings="[1]"), dict(settings=3), dict(settings="[" * 9999), dict(coords=None), dict(found=None),
+                                    dict(tile=np.nan), dict(tile=-1.), dict(coords=WHOLE_TILES["coords"] - 1), dict(coords=WHOLE_TILES["coords"].astype(np.int64) + 2 ** 62),
+                                    dict(mpp=0.), dict(coords=np.arange(10)), dict(found=np.ones(3, int))])
+def test_tiles_that_are_not_whole_are_as_if_not_there(tmp_path, damage):
+    (tmp_path / "tiles").mkdir()
+    for change in ({}, damage):
+        np.savez(tmp_path / "tiles" / "a.npz", **{k: v for k, v in {**WHOLE_TILES, **change}.items() if v is not None})
+        assert (tiling.tiles_of(tmp_path, "a") == (None, None)) == bool(change)
+
+
 @pytest.mark.parametrize("name", ["a.npz", "a.npy", "a.h5", "a.pt", "expression.npz"])
 def test_damaged_arrays_are_refused_and_never_a_traceback(tmp_path, name):
     """200 copies, a byte flipped, some cut (600 each were tried by hand): arrays, or None or an InputError."""
@@ -3592,7 +3621,7 @@ def test_damaged_arrays_are_refused_and_never_a_traceback(tmp_path, name):
     for folder in (tmp_path / "tiles", tmp_path / "features" / "e"):
         folder.mkdir(parents=True)
     features, coords = rng.normal(size=(5, 6)).astype(np.float16), np.arange(10, dtype=np.int32).reshape(5, 2)
-    np.savez(tmp_path / "tiles" / "a.npz", coords=coords, settings=np.array("{}"))
+    np.savez(tmp_path / "tiles" / "a.npz", **WHOLE_TILES)
     np.save(tmp_path / "features" / "e" / "a.npy", features)
     np.savez(tmp_path / "expression.npz", expression=np.ones((3, 2)), genes=np.array(["A", "B"]), slide=np.array(["x", "y", "z"]))
     torch.save(dict(model=dict(a=torch.zeros(3))), tmp_path / "a.pt")
@@ -3602,7 +3631,7 @@ def test_damaged_arrays_are_refused_and_never_a_traceback(tmp_path, name):
             "a.h5": lambda: tiling.load_features(tmp_path, tmp_path, "a"),
             "a.pt": lambda: tiling.load_checkpoint(path, "cpu"), "expression.npz": lambda: tiling.read_expression(tmp_path)}[name]
     data, refused = path.read_bytes(), 0
-    assert read() is not None
+    assert read() not in (None, (None, None)) if name == "a.npz" else read() is not None
     for i in range(200):
         damaged = bytearray(data)
         damaged[int(rng.integers(128 if name == "a.npy" else len(data)))] ^= int(rng.integers(1, 256))

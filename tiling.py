@@ -1813,9 +1813,32 @@ def table_mpp(cohort):
 
 
 def tiles_of(cohort, name):
-    """(arrays of tiles/<slide>.npz, the settings that made them), or (None, None)."""
-    arrays = load_arrays(Path(cohort) / "tiles" / f"{name}.npz")
-    return (arrays, json.loads(str(arrays["settings"]))) if arrays and "settings" in arrays else (None, None)
+    """(arrays of tiles/<slide>.npz, the settings that made them), or (None, None) where they are not there or not whole."""
+    try:
+        arrays = whole_arrays(Path(cohort) / "tiles" / f"{name}.npz", coords="inx", size="ix", tile="f", mpp="f", found="i",
+                              settings="U")
+        settings = json.loads(str(arrays["settings"]))
+        check_places(arrays["coords"], arrays["tile"], arrays["size"])
+    except (ValueError, RecursionError):                                       # InputError, too
+        return None, None
+    return (arrays, settings) if isinstance(settings, dict) and 0 < arrays["mpp"] < np.inf else (None, None)
+
+
+def check_places(coords, tile, size):
+    """InputError where tiles, coords (n, 2) and their edge, are not of a slide of `size` (W, H); all level-0 pixels."""
+    if not (tile > 0 and (coords >= 0).all() and (coords + tile <= np.add(size, 1)).all()):
+        raise InputError("tiles reach beyond the slide of {:,} x {:,} px: are these the features of another slide?".format(*size))
+
+
+def in_the_way(folder, name, *endings):
+    """What keeps a slide's files from being written: a folder of the name of one; None where nothing does."""
+    return next((f"{path} is a folder: move it away" for e in endings if (path := folder / f"{name}{e}").is_dir()), None)
+
+
+def made_as(folder, name):
+    """The settings that made a slide's features of a folder, as <slide>.json says; {} where it is not there or not whole."""
+    side = load_json(folder / f"{name}.json") or {}
+    return side if {"encoder", "weights"} <= set(side) and isinstance(side.get("tiles"), dict) else {}
 
 
 def make_tiles(cohort, slides, o, into=None):
@@ -1834,8 +1857,9 @@ def make_tiles(cohort, slides, o, into=None):
             settings.update({k: was.get(k) for k in idle})
         if was == settings:
             continue
-        if name not in found:
-            failed[name] = f"no file {name}.* in {slides_in / 'slides'}"
+        why = in_the_way(cohort / "tiles", name, ".npz", ".png")
+        if why or name not in found:
+            failed[name] = why or f"no file {name}.* in {slides_in / 'slides'}"
             continue
         jobs.append((name, settings))
         anew += [(was, settings)] if was else []
@@ -1887,12 +1911,13 @@ def make_features(cohort, slides, o, into=None):
             continue
         made_by[name] = dict(encoder=source, weights=identity, precision=settings["precision"], colour=settings["colour"],
                              tiles=by, **(dict(tile_px=px) if file else {}))
-        was = load_json(folder / f"{name}.json") or {}
+        was = made_as(folder, name)
         was.pop("stains", None)                                                # found, not asked for
         if was == made_by[name] and (folder / f"{name}.npy").is_file():
             continue
-        if name not in found:
-            failed[name] = f"no file {name}.* in {slides_in / 'slides'} to make its features from"
+        why = in_the_way(folder, name, ".npy", ".json")
+        if why or name not in found:
+            failed[name] = why or f"no file {name}.* in {slides_in / 'slides'} to make its features from"
             continue
         anew += [(was, made_by[name])] if was else []
         jobs.append((name, float(tiles["tile"]), tiles["coords"]))
@@ -2058,7 +2083,7 @@ def load_features(cohort, source, name, check=True):
     """
     if not isinstance(source, Path):
         path = Path(cohort) / "features" / source / f"{name}.npy"
-        coords = whole_arrays(Path(cohort) / "tiles" / f"{name}.npz")["coords"]
+        coords = whole_arrays(Path(cohort) / "tiles" / f"{name}.npz", coords="inx")["coords"]
         try:
             features = np.load(path, mmap_mode="r", allow_pickle=False)
         except Exception as e:  # of a damaged header anything may come
@@ -2227,6 +2252,8 @@ def export(cohort, slides, o):
         if o.tile_um and not ours and slide:
             mpp = slide_mpp(slide, mpp, name)[0]
         tile = tile_edge(cohort, source, name, coords, o.tile_um / mpp if o.tile_um and mpp else None)
+        if slide:
+            check_places(coords, tile, slide.dimensions)
         ids = [f"{name}:{i}" for i in range(len(coords))]                      # no such name is a number to any reader
         if o.h5:
             save_file(folder / "h5_files" / f"{name}.h5", lambda f: write_h5(f, name, features, coords, tile))
@@ -2335,11 +2362,11 @@ def features_as(run, o, cohort, slides):
     compare(f"tiles in {into}", tiles)
     found, ready, folder = find_slides(cohort), [], into / "features" / source
     for name in slides:
-        side = load_json(folder / f"{name}.json")
+        side = made_as(folder, name)
         if side and (folder / f"{name}.npy").is_file() and tiles_of(into, name)[0]:
-            side.update(source=side["encoder"], tile_um=side["tiles"]["tile_um"])
+            side.update(source=side["encoder"], tile_um=side["tiles"].get("tile_um"))
             compare(f"features of slide {name} in {into}", side)
-            if name not in found or side["tiles"]["file"] in (False, fingerprint(found[name])):  # not of another file
+            if name not in found or side["tiles"].get("file") in (False, fingerprint(found[name])):  # not of another file
                 ready.append(name)
     o.weights = o.weights or features.get("weights") or (kind if kind in ("imagenet", "random") else None)
     todo = by_first(lambda: [name for name in slides if name not in ready])    # another may have begun to make them
@@ -2607,10 +2634,9 @@ def map_ground(home, into, source, name, coords, o):
                          f"slide, such as {source.parent / 'h5_files' / name}.h5")
     slide, elsewhere = open_slide(found[name]), isinstance(source, Path)
     mpp = slide_mpp(slide, table_mpp(home).get(name, o.mpp), name)[0] if elsewhere else float(tiles_of(into, name)[0]["mpp"])
-    (W, H), tile = slide.dimensions, tile_edge(into, source, name, coords, o.tile_um and o.tile_um / mpp)
-    if (coords < 0).any() or (coords + tile > (W + 1, H + 1)).any():
-        raise InputError(f"tiles reach beyond the slide of {W:,} x {H:,} px: are these the features of another slide?")
-    return slide, (W, H), mpp, tile
+    tile = tile_edge(into, source, name, coords, o.tile_um and o.tile_um / mpp)
+    check_places(coords, tile, slide.dimensions)
+    return slide, slide.dimensions, mpp, tile
 
 
 def tile_corners(coords, tile):
