@@ -862,6 +862,15 @@ def test_tiling_commands_say_one_line(two_slides, argv, words):
     assert done.returncode == 2 and words in done.stderr and done.stderr.count("\n") == 1 and "Traceback" not in done.stderr
 
 
+@pytest.mark.parametrize("key, value", [("tile_um", "x"), ("tile_um", None), ("tile_um", float("nan")), ("max_tiles", 5.5), ("seed", [1]), ("tissue", 3),
+                                        ("tissue", []), ("tissue_threshold", "x"), ("min_area", True), ("mpp", "0.5")])
+def test_settings_that_cannot_be_name_file_and_key(two_slides, key, value):
+    tiling.save_json(two_slides / "tiles" / "settings.json", dict(tile_um=112, mpp=.5, max_tiles=9) | {key: value})
+    for verb in ("doctor", "tiles"):
+        with pytest.raises(tiling.InputError, match=re.escape(f"tiles/settings.json: {key} is {value!r}, which can't be")):
+            tiling.main([verb, str(two_slides)])
+
+
 @pytest.mark.parametrize("table, words", [
     ("slide,patient\na,p\n", "no column project"), ("slide,patient,project\na,p,X\na,q,X\n", "line 3: slide a stands there twice"),
     ("slide,patient,project\na,Doe, Jane,X\n", "line 2: 4 fields, the header has 3"), ("slide;patient;project\na;p;X\n", "separated by commas"),

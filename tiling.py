@@ -129,6 +129,8 @@ OUTLINE = "red"               # of what a pathologist has drawn              [Hi
 BLUE, ORANGE = "#0072B2", "#D55E00"    # told apart by any eye: Okabe & Ito                                [ours]
 ENCODERS = {"resnet50": 4, "resnet50-stage3": 3}   # name -> stages; 3: "the first four main layers" [HistCode Methods]
 COUNTS = ("HS", "BH", "mistakes") # measures of an audit that are counted
+RANGES = dict(tile_um=(1., 1e4), min_tissue=(0., 1.), max_tiles=(1, 10 ** 9), mpp=MPP_RANGE, min_area=(0., 1e9), k=(1, 10 ** 4),
+              tissue_threshold=(0., 255.), seed=(0, 2 ** 63 - 1))      # of settings; whole numbers where the ends are  [ours]
 RESERVED = ("settings", "failed")      # files beside those of the slides, so no slide's name                [ours]
 ENCODER_VERSION = 1           # of the checkpoints that histcode.py pretrain writes                        [ours]
 PROCESSES = []                # under torchrun: the group of those of this run
@@ -1468,12 +1470,22 @@ def supertiles(features, coords, k=N_SUPERTILES, seed=0):
 # ---------------------------------------------------------------------------------------------------------------------
 # The three steps over a cohort. Each makes what is missing and returns {slide: why it failed}; the others go on.
 # ---------------------------------------------------------------------------------------------------------------------
+def within(value, low, high):
+    """Whether a value is a number in a range; a whole one where `low` is."""
+    return type(value) in ((int,) if type(low) is int else (int, float)) and low <= value <= high
+
+
 def settle(path, asked, default):
     """Settings of a folder of results: what is asked for, else what its settings.json says, else the default.
 
-    So a later command without options goes on as the folder was begun. [ours]
+    So a later command without options goes on as the folder was begun. InputError where that file says what can't be. [ours]
     """
-    before = load_json(path) or {}
+    before, words = load_json(path) or {}, dict(tissue=("stain", "saturation"), colour=COLOURS, precision=("float32", "bfloat16"))
+    for k, v in default.items():
+        said = before.get(k, v)
+        if asked.get(k) is None and said != v and not (
+                within(said, *RANGES[k]) if k in RANGES else said in words[k] if k in words else isinstance(said, str)):
+            raise InputError(f"{path}: {k} is {said!r}, which can't be: mend it, or delete the file to begin with the defaults")
     return {k: asked[k] if asked.get(k) is not None else before.get(k, v) for k, v in default.items()}
 
 
@@ -1780,11 +1792,9 @@ def fingerprint(path):
 
 
 def tile_settings(cohort, o):
-    for name, value, low, high in (("--tile-um", o.tile_um, 1, 1e4), ("--min-tissue", o.min_tissue, 0, 1),
-                                   ("--max-tiles", o.max_tiles, 1, 1e9), ("--mpp", o.mpp, *MPP_RANGE),
-                                   ("--min-area", o.min_area, 0, 1e9)):
-        if value is not None and not low <= value <= high:
-            raise InputError(f"{name} {value}: must lie between {low:g} and {high:g}")
+    for k in ("tile_um", "min_tissue", "max_tiles", "mpp", "min_area"):
+        if getattr(o, k) is not None and not within(getattr(o, k), *RANGES[k]):
+            raise InputError("--{} {}: must lie between {:g} and {:g}".format(k.replace("_", "-"), getattr(o, k), *RANGES[k]))
     um, folder = encoder_wants(o)["tile_um"], Path(cohort) / "tiles"
     asked = dict(tile_um=o.tile_um, min_tissue=o.min_tissue, max_tiles=o.max_tiles, mpp=o.mpp, seed=o.tile_seed,
                  **{k: getattr(o, k) for k in TISSUE})
