@@ -1929,12 +1929,15 @@ def test_files_that_are_no_encoder_say_one_line(two_slides, tmp_path):
     save_encoder(tmp_path / "whole.pt")
     (tmp_path / "half.pt").write_bytes((tmp_path / "whole.pt").read_bytes()[:9999])
     save_encoder(tmp_path / "resnet50.pt")
-    for name, changes in (("new", dict(version=2)), ("mean", dict(mean=None)), ("colour", dict(colour="reinhard")), ("stages", dict(stages=4))):
+    for name, changes in (("new", dict(version=2)), ("mean", dict(mean=None)), ("colour", dict(colour="reinhard")), ("stages", dict(stages=4)),
+                          ("px", dict(tile_px="x")), ("px0", dict(tile_px=0)), ("short", dict(mean=[.5])), ("std", dict(std=(0, 1, 1))), ("um", dict(tile_um=[1])),
+                          ("nine", dict(stages=9))):
         save_encoder(tmp_path / f"{name}.pt", **changes)
     torch.jit.script(torch.nn.Conv2d(3, 4, 3)).save(tmp_path / "map.pt")
     for name, words in (("text", "text.pt: not a whole encoder file"), ("nothing", "not a whole encoder file"), ("half", "half.pt: not a whole encoder file"),
                         ("object", "not a whole encoder file"), ("state", "no encoder's checkpoint; .*--weights .*state.pt"), ("new", "of version 2, this program reads version 1"),
-                        ("mean", "the checkpoint has no mean"), ("colour", "colour reinhard, stages 3; known are none, macenko"), ("absent", "no such file, nor one of resnet50, resnet50-stage3"),
+                        ("mean", "the checkpoint has no mean"), ("colour", "colour 'reinhard' can't be meant"), ("px", "tile_px 'x' can't"), ("px0", "tile_px 0 "),
+                        ("short", r"mean .0.5. can't"), ("std", "std "), ("um", r"tile_um .1. can't"), ("nine", "stages 9 can't be meant"), ("absent", "no such file, nor one of resnet50, resnet50-stage3"),
                         ("stages", "stages.pt: [0-9]+ of [0-9]+ entries are missing"), ("resnet50", "rename it"), ("map", "map.pt: can't map .* to .B, D.")):
         with pytest.raises(tiling.InputError, match=words) as e:
             tiling.main(["features", str(two_slides), "--device", "cpu", "--encoder", str(tmp_path / f"{name}.pt")])

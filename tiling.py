@@ -246,6 +246,11 @@ def number(text):
         return np.nan
 
 
+def within(value, low, high):
+    """Whether a value is a number in a range; a whole one where `low` is."""
+    return type(value) in ((int,) if type(low) is int else (int, float)) and low <= value <= high
+
+
 def read_samples(cohort):
     """samples.csv as a list of dicts in file order. Raises InputError on what can't be meant.
 
@@ -1214,18 +1219,22 @@ def side_file(path):
     return Path(f"{path}.json")
 
 
+def wrong_wants(said):
+    """What of {tile_px, mean, std, tile_um, colour}, or some of them, no encoder can want: ["name value"]."""
+    three = lambda v: isinstance(v, (list, tuple)) and len(v) == 3 and all(within(c, -255., 255.) for c in v)
+    known = dict(tile_px=lambda v: within(v, 8, 4096), mean=three, std=lambda v: three(v) and min(v) > 0,
+                 tile_um=lambda v: within(v, *RANGES["tile_um"]), colour=lambda v: v in COLOURS)
+    return [f"{k} {v!r}" for k, v in said.items() if k not in known or not known[k](v)]
+
+
 def script_wants(path):
     """What a TorchScript file wants, by the <file>.json beside it, if there is one: a dict of tile_px, mean, std, tile_um
     and colour, or some of them. InputError where it says anything else. [ours]"""
-    side, real = side_file(path), lambda v: isinstance(v, (int, float)) and not isinstance(v, bool)
+    side = side_file(path)
     if not side.is_file():
         return {}
-    three = lambda v: isinstance(v, list) and len(v) == 3 and all(real(c) and abs(c) < 256 for c in v)
-    known = dict(tile_px=lambda v: type(v) is int and 8 <= v <= 4096, mean=three, std=lambda v: three(v) and min(v) > 0,
-                 tile_um=lambda v: real(v) and 1 <= v <= 1e4, colour=lambda v: v in COLOURS)
     said = load_json(side)
-    wrong = ["it"] if not isinstance(said, dict) else [
-        f"{k} {v!r}" for k, v in said.items() if k not in known or not known[k](v)]
+    wrong = ["it"] if said is None else wrong_wants(said)
     if wrong:
         raise InputError(f"{side}: {few(wrong)} can't be meant: wanted a JSON object of tile_px (pixels), tile_um, mean and "
                          f"std (three numbers each, of RGB in 0..1) and colour ({', '.join(COLOURS)}), or some of them")
@@ -1263,12 +1272,14 @@ def read_encoder(path):
         raise InputError(f"{option}: no encoder's checkpoint; {mend}, or a state_dict of resnet50 as --weights {path}")
     if saved["version"] != ENCODER_VERSION:
         raise InputError(f"{option}: of version {saved['version']}, this program reads version {ENCODER_VERSION}; {mend}")
-    missing = [k for k in ("encoder", "stages", "mean", "std", "tile_px", "tile_um", "colour") if k not in saved]
+    wants = ("mean", "std", "tile_px", "tile_um", "colour")
+    missing = [k for k in ("encoder", "stages", *wants) if k not in saved]
     if missing:
         raise InputError(f"{option}: the checkpoint has no {', '.join(missing)}; {mend}")
-    if saved["colour"] not in COLOURS or saved["stages"] not in ENCODERS.values():
-        raise InputError(f"{option}: colour {saved['colour']}, stages {saved['stages']}; known are {', '.join(COLOURS)} and "
-                         f"{', '.join(map(str, sorted(ENCODERS.values())))}")
+    wrong = wrong_wants({k: saved[k] for k in wants}) + [f"stages {saved['stages']!r}"] * (
+        saved["stages"] not in list(ENCODERS.values()))
+    if wrong:
+        raise InputError(f"{option}: {few(wrong)} can't be meant; {mend}")
     return saved
 
 
@@ -1470,11 +1481,6 @@ def supertiles(features, coords, k=N_SUPERTILES, seed=0):
 # ---------------------------------------------------------------------------------------------------------------------
 # The three steps over a cohort. Each makes what is missing and returns {slide: why it failed}; the others go on.
 # ---------------------------------------------------------------------------------------------------------------------
-def within(value, low, high):
-    """Whether a value is a number in a range; a whole one where `low` is."""
-    return type(value) in ((int,) if type(low) is int else (int, float)) and low <= value <= high
-
-
 def settle(path, asked, default):
     """Settings of a folder of results: what is asked for, else what its settings.json says, else the default.
 
