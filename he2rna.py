@@ -279,7 +279,7 @@ def gdc_files(folder):
         raise InputError(f"{folder}: no such folder")
     found = {}
     for p in sorted(Path(folder).rglob("*")):
-        if FPKM_UQ.search(p.name) and not p.name.startswith("."):
+        if FPKM_UQ.search(p.name) and not p.name.startswith(".") and p.is_file():
             if found.setdefault(ungzipped(p.name), p) != p:
                 raise InputError(f"{p} is there twice, also as {found[ungzipped(p.name)]}: remove one")
     return found
@@ -290,12 +290,15 @@ def read_manifest(path, found):
     header, lines = read_rows(path)
     if not {"filename", "md5", "size"} <= set(header):
         raise InputError(f"--manifest {path}: no column filename, md5 or size; it has {few(header) or 'nothing'}")
+    odd = next((i for i, line in enumerate(lines) if len(line) != len(header) or not line[header.index("md5")].strip()), None)
+    if odd is not None:
+        raise InputError(f"--manifest {path}: row {odd + 2} has no md5, or is not whole: download the manifest again")
     rows = [dict(zip(header, line)) for line in lines]                         # the portal's archives: filename id/name
     rows = {ungzipped(Path(row["filename"]).name): row for row in rows if FPKM_UQ.search(row["filename"])}
     size = {name: found[name].stat().st_size for name in rows if name in found}
-    wrong = {name: f"{name}: " + (f"{size[name]} bytes, not {row.get('size')}" if name in size else "not there")
-             for name, row in rows.items() if str(size.get(name)) != row.get("size")}
-    return {name: row.get("md5") for name, row in rows.items()}, wrong
+    wrong = {name: f"{name}: " + (f"{size[name]} bytes, not {row['size']}" if name in size else "not there")
+             for name, row in rows.items() if str(size.get(name)) != row["size"]}
+    return {name: row["md5"].strip() for name, row in rows.items()}, wrong
 
 
 def gene_name(text):
@@ -340,8 +343,8 @@ def gather(files, tick):
             model, column = read_gdc(path, md5)
             ids = tuple(column["gene_id"])
             values = tiling.parse_row(column[UQ_COLUMN], ids, sample, path.name)
-        except InputError as e:
-            bad[i] = str(e)
+        except (InputError, OSError) as e:
+            bad[i] = f"{path.name}: {e.strerror}" if isinstance(e, OSError) else str(e)
             continue
         if (model, ids) not in places:
             own = {gene_name(g): j for j, g in enumerate(ids)}
@@ -1682,6 +1685,9 @@ def chosen_files(o):
     if not files:
         raise InputError(f"{sheet} names no file of FPKM-UQ (*.FPKM-UQ.txt.gz, *_star_gene_counts.tsv); its first is "
                          f"{rows[0]['file']}")
+    whose = next((r["file"] for r in files if not (r["patient"] and r["sample"] and r["project"])), None)
+    if whose:
+        raise InputError(f"{sheet}: file {whose} has no case id, sample id or project id: download the sheet again")
     rows, other_types = select(files, o.types, o.project, "file", sheet)
     rows.sort(key=lambda r: (r["sample"], ungzipped(r["file"]) not in found, r["barcode"], r["file"]))
     first = {}
@@ -1765,6 +1771,8 @@ def samples(o):
         patient, code, vial, kind = found.groups() if found else (None,) * 4
         group = "frozen" if kind in FROZEN else kind
         why = ("slides whose name is no TCGA slide's barcode" if not found else
+               "slides whose name can't be that of a file here: control characters, or over 200 bytes" if
+               not tiling.can_be_named(slide) else
                f"slides of other kinds than --kind {o.kind}" if o.kind not in ("all", group) else
                "slides of patients that the sheet doesn't name" if patient not in project else "")
         if why:

@@ -4110,9 +4110,16 @@ def test_expression_mistakes_name_gene_and_slide(tmp_path, row, words):
         he2rna.read_expression(tmp_path)
 
 
+def npz_bytes(**arrays):
+    np.savez(f := io.BytesIO(), **arrays)
+    return f.getvalue()
+
+
 @pytest.mark.parametrize("files, words", [
     ({}, "no expression.csv"), ({"expression.csv": b"slide,A,A\ns,1,2\n"}, "gene 'A' stands there twice"), ({"expression.csv": b""}, "the first line must be"),
     ({"expression.csv": b"slide,A\n"}, "no rows"), ({"expression.csv.gz": b"slide,A\n"}, "not a whole"), ({"expression.npz": b"zip?"}, "wanted arrays"),
+    *(({"expression.npz": npz_bytes(sample=i, genes=g, expression=np.ones(n))}, "wanted arrays") for i, g, n in (
+        ("x", "A", (0, 1)), ([], ["A"], (0, 1)), ("x", "A", ()), ([["a"]], "A", (1, 1)))),
     ({"expression.csv.gz": gzip.compress(b"slide,A\n" + b"s,1\n" * 99)[:-9]}, "not a whole"),
     ({"expression.csv.gz": gzip.compress(b"slide,A\n")[:10] + b"\xff" * 40}, "not a whole"),
     ({"expression.csv": b"slide,A\ns,1\n", "expression.npz": b""}, "are both there")])
@@ -4457,6 +4464,19 @@ def test_a_gdc_file_that_is_not_whole_is_named_and_no_table_lacks_it_in_silence(
     assert set(he2rna.read_expression(tmp_path / "out")[1]) == {s for s in truth if "-01" in s} - {sample} and words in capsys.readouterr().out
 
 
+def test_a_gdc_file_that_is_none_or_cannot_be_opened_is_left_out_alone(tmp_path, capsys, monkeypatch):
+    gdc_folder(tmp_path)
+    path, go = tmp_path / "f3" / "f3.FPKM-UQ.txt.gz", lambda: he2rna.main(["expression", str(tmp_path), "--partial", "--overwrite", "--out", str(tmp_path / "e.npz")])
+    data, read = path.read_bytes(), Path.read_bytes
+    for change in (Path.mkdir, lambda p: p.symlink_to("/nowhere"), lambda p: p.symlink_to(p)):
+        path.rmdir() if path.is_dir() else path.unlink()
+        change(path)
+        assert go() == 1 and "1 files are missing or not whole: f3.FPKM-UQ.txt.gz: not there" in capsys.readouterr().out
+    path.unlink(), path.write_bytes(data)
+    monkeypatch.setattr(Path, "read_bytes", lambda p: read(p if p != path else p / "x"))
+    assert go() == 1 and "1 files are missing or not whole: f3.FPKM-UQ.txt.gz: Not a directory" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("change, options, words", [
     (lambda g, rows: shutil.rmtree(g / "f3"), ("--types", "11", "--sheet", "none.tsv"), "none.tsv: can't be read as a table"),
     (lambda g, rows: (g / "gdc_sample_sheet.2.tsv").write_text("x"), (), "2 gdc_sample_sheet*.tsv there: name the one with --sheet"),
@@ -4466,6 +4486,8 @@ def test_a_gdc_file_that_is_not_whole_is_named_and_no_table_lacks_it_in_silence(
     (lambda g, rows: rows.__setitem__(slice(1, None), []), (), "no rows"),
     (lambda g, rows: rows.__setitem__(3, "f4\tf4.FPKM-UQ.txt"), (), "row 3 has 2 fields, the header 8"),
     (lambda g, rows: rows.__setitem__(slice(None), [r.replace("FPKM-UQ", "FPKM").replace("star_gene", "x") for r in rows]), (), "names no file of FPKM-UQ"),
+    (lambda g, rows: rows.__setitem__(1, rows[1].replace("TCGA-AA-0002-01A", "")), (), "file f3.FPKM-UQ.txt.gz has no case id, sample id or project id"),
+    (lambda g, rows: rows.__setitem__(1, rows[1].replace("TCGA-AA-0002\t", "\t")), (), "file f3.FPKM-UQ.txt.gz has no case id, sample id or project id"),
     (lambda g, rows: rows.append(rows[1].replace("TCGA-AA-0002", "TCGA-AA-0009")), (), "1 of its files stand there for two samples"),
     (lambda g, rows: rows.__setitem__(0, "id\tfilename\tmd5\tsize\tstate"), (), "is a manifest, which has no barcodes: download the Sample Sheet"),
     (lambda g, rows: shutil.copy(g / "f3" / "f3.FPKM-UQ.txt.gz", g), (), "f3.FPKM-UQ.txt.gz is there twice"),
@@ -4513,6 +4535,11 @@ def test_a_manifest_checks_the_files_it_names(tmp_path, capsys):
     (tmp_path / "gdc" / "f4" / "f4.FPKM-UQ.txt.partial").write_text(text)
     with pytest.raises(tiling.InputError, match="f4.FPKM-UQ.txt: not there"):
         he2rna.main([*command, "--overwrite"])
+    whole = (tmp_path / "m.txt").read_text()
+    for text in (whole + "\nid", whole.replace(whole.splitlines()[1].split("\t")[2], "")):
+        (tmp_path / "m.txt").write_text(text)
+        with pytest.raises(tiling.InputError, match="row [29] has no md5, or is not whole"):
+            he2rna.main([*command, "--overwrite"])
     (tmp_path / "m.txt").write_text("a\tb\n")
     with pytest.raises(tiling.InputError, match="no column filename, md5 or size; it has a, b"):
         he2rna.main([*command, "--overwrite"])
@@ -4575,7 +4602,7 @@ def test_slides_of_tcga_join_samples_by_patient_and_type(tmp_path, capsys):
     home.mkdir(parents=True)
     for name in ("TCGA-AA-0001-01Z-00-DX1.a-b", "TCGA-AA-0001-01Z-00-DX2.c", "TCGA-AA-0002-01Z-00-DX1.d", "TCGA-AA-0002-01B-02-TS1.e",
                  "tcga-aa-0002-01a-01-bsb", "TCGA-AA-0002-11A-01-MS1.f", "TCGA-AA-0003-06Z-00-DX1.g",
-                 "TCGA-AA-0003-01Z-00-DX1.h", "TCGA-BB-0009-01Z-00-DX1.i", "scan17"):
+                 "TCGA-AA-0003-01Z-00-DX1.h", "TCGA-BB-0009-01Z-00-DX1.i", "scan17", "TCGA-AA-0003-01Z-00-DX1.\x01\n", "TCGA-AA-0003-01Z-00-DX1." + "x" * 200):
         (home if "DX1" in name else home.parent).joinpath(name + ".svs").touch()
     gdc_folder(tmp_path / "gdc")
     sheet = ["--sheet", str(tmp_path / "gdc" / "gdc_sample_sheet.2026-01-01.tsv")]
@@ -4598,6 +4625,7 @@ def test_slides_of_tcga_join_samples_by_patient_and_type(tmp_path, capsys):
         said = capsys.readouterr().out
         assert ("first by barcode is taken: TCGA-AA-0002-01A (TCGA-AA-0002-01B)" in said) == ("frozen" not in more)
         assert "1 slides whose name is no TCGA slide's barcode: scan17" in said
+        assert r"2 slides whose name can't be that of a file here: control characters, or over 200 bytes: TCGA-AA-0003-01Z-00-DX1.\x01\n" in said
     assert re.search(r"no expression: train leaves them out: TCGA-AA-0003-01Z-00-DX1.h\n", said) and "doesn't name: TCGA-BB-0009-01Z-00-DX1.i" in said
     key, ids, _, _ = he2rna.read_expression(tmp_path)
     kept, at, _ = he2rna.join(*he2rna.select(rows, "01,11", None)[:1], key, ids)

@@ -282,13 +282,18 @@ def read_samples(cohort):
             raise InputError(f"{path} line {line}: slide {row['slide']} stands there twice")
         if Path(row["slide"]).name != row["slide"] or row["slide"] in (".", ".."):
             raise InputError(f"{path} line {line}: slide {row['slide']} is a path; give the file name without its ending")
-        if not row["slide"].isprintable() or len(row["slide"].encode()) > 200 or row["slide"] in RESERVED:
+        if not can_be_named(row["slide"]):
             raise InputError(f"{path} line {line}: slide {row['slide'][:50]} can't be the name of a file here (control "
                              f"characters, over 200 bytes, or one of {', '.join(RESERVED)}): rename it")
         seen.add(row["slide"])
     if not rows:
         raise InputError(f"{path}: no rows")
     return rows
+
+
+def can_be_named(slide):
+    """Whether files here can have a slide's name."""
+    return slide.isprintable() and len(slide.encode()) <= 200 and slide not in RESERVED
 
 
 def find_slides(cohort):
@@ -328,7 +333,8 @@ def read_expression(cohort):
     if path.suffix == ".npz":
         z = load_arrays(path) or {}
         key = next((k for k in ("slide", "slides", "sample", "samples") if k in z), None)
-        if key is None or not {"expression", "genes"} <= set(z) or z["expression"].shape != (len(z[key]), len(z["genes"])):
+        if (key is None or not {"expression", "genes"} <= set(z) or not z[key].ndim == z["genes"].ndim == 1
+                or z["expression"].shape != z[key].shape + z["genes"].shape or not z["expression"].size):
             shapes = ", ".join(f"{k} {v.shape}" for k, v in z.items()) or "none that can be read"
             raise InputError(f"{path}: wanted arrays expression (n, G), genes (G,) and slide or sample (n,); it has "
                              f"{shapes} (object arrays are pickles and not read: save names as str)")
@@ -617,7 +623,7 @@ def table(header, rows):
 def say_left_out(left_out):
     for what, names in left_out.items():
         if names:
-            print(f"{len(names)} {what}: {few(names)}")
+            print(one_line(f"{len(names)} {what}: {few(names)}"))
     return left_out
 
 
