@@ -2100,6 +2100,9 @@ def test_refuses_a_foreign_folder_and_keeps_a_complete_one(drawn, tmp_path):
     (tmp_path / "mine.txt").write_text("data of somebody")
     with pytest.raises(ValueError, match="not a simulated cohort"):
         tiling.simulate_cohort(tmp_path, **SMALL)
+    (tmp_path / "README.md").write_bytes(b"\xff\xfe")
+    with pytest.raises(ValueError, match="not a simulated cohort"):
+        tiling.simulate_cohort(tmp_path, **SMALL)
     with pytest.raises(ValueError, match="other settings"):
         tiling.simulate_cohort(drawn, **{**SMALL, "seed": 1})
     with pytest.raises(ValueError, match="at least 4 patients"):
@@ -3856,6 +3859,16 @@ def test_folds_by_site_and_the_certificate_of_a_run(tmp_path):
     (tmp_path / "samples.csv").write_text(named.replace("TCGA-GG-13", "patient13"))
     with pytest.raises(tiling.InputError, match="the patient patient13, no TCGA barcode"):
         train(tmp_path, "--name", "odd", "--folds-by", "site")
+
+
+@pytest.mark.parametrize("row", ["train,default", "train,default,x,R,.1,0,", "train,nosuch,0,R,.1,0,", "x,default,0,R,.1,0,", "train,bias,0,R,.1,0,",
+                                 "train,default,0,R,.1,0,\ntrain,bias,0,HS,.1,0,"])
+def test_a_table_of_an_audit_with_a_row_that_is_none_of_ours_is_refused(tmp_path, row):
+    tiling.claim_folder(tmp_path, dict(command="audit"), "audit.csv")
+    tiling.save_text(tmp_path / "audit.csv", ["command,choice,seed,measure,value,change,seconds", row])
+    with pytest.raises(tiling.InputError, match="audit.csv: not whole, or not of this program: delete it to begin again"):
+        tiling.run_audit(tmp_path, {}, {"train": {"bias": "none"}}, {}, "")
+    tiling.release()
 
 
 def test_audit_goes_on_where_it_stopped_and_is_the_runs_difference(tmp_path, monkeypatch, capsys):

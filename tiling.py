@@ -88,7 +88,7 @@ STAIN_CEILING = 0.08          #   an empty slide gives no tissue and pale stroma
 TISSUE = dict(tissue="stain", tissue_threshold="otsu", min_area=0.0)   # what tiles whose settings name none have [ours]
 MEDIAN_PX, CLOSE_PX = 7, 4    # of the saturation, then of the mask; pixels of the thumbnail          [HistCode code]
 MPP_RANGE = (0.05, 20.0)      # µm per pixel that a microscope slide can have                              [ours]
-FAR = 1e9                     # pixels or µm from a slide's corner that no place on it can be               [ours]
+FAR = 1e9                     # pixels or µm from the corner of a slide: no place on it                    [ours]
 GLASS_MM = (100, 200)         # short and long edge of a picture, at most; whole mounts are 102 x 152 mm   [ours]
 IMAGENET_MEAN = (0.485, 0.456, 0.406)  # of RGB in 0..1: torchvision's normalisation, which its weights need; [ours]
 IMAGENET_STD = (0.229, 0.224, 0.225)   #   the authors' Keras weights want BGR minus a mean [HE2RNA code]      [ours]
@@ -2563,9 +2563,15 @@ def run_audit(folder, jobs, texts, settings, what):
     folder's must be; what: a line for the report. audit.csv keeps the choices of earlier commands.
     """
     claim_folder(folder, dict(settings, command="audit"), "audit.csv")
-    done, status = {}, 0
-    for row in read_rows(folder / "audit.csv")[1] if (folder / "audit.csv").is_file() else []:
-        done.setdefault((row[0], row[1], int(row[2])), ({}, number(row[6])))[0][row[3]] = number(row[4])
+    done, status, path = {}, 0, folder / "audit.csv"
+    rows = read_rows(path)[1] if path.is_file() else []
+    try:
+        for command, name, seed, measure, value, _, seconds in rows:
+            {"default": "", **texts[command]}[name]                            # KeyError: none of ours
+            done.setdefault((command, name, int(seed)), ({}, number(seconds)))[0][measure] = number(value)
+        [done[c, "default", seed][0][m] for (c, _, seed), (values, _) in done.items() for m in values]
+    except (KeyError, ValueError):
+        raise InputError(f"{path}: not whole, or not of this program: delete it to begin again") from None
     for i, ((command, name, seed), job) in enumerate(jobs.items()):
         print(f"\n--- {command}, {name}, seed {seed} ({i + 1} of {len(jobs)})", flush=True)
         *done[command, name, seed], failed = job()
@@ -3224,7 +3230,7 @@ def simulate_cohort(folder, patients=64, seed=0, edge_px=1800, normal_in=4, work
     readme = folder / "README.md"
     text = SIM_README.format(patients=patients, seed=seed, edge_px=edge_px, floor=DENSITY_FLOOR,
                              more=f", normal_in={normal_in}" * (normal_in != 4), step=COARSE * OUTLINE_STEP)
-    there = readme.read_text() if readme.is_file() else ""
+    there = readme.read_text(errors="replace") if readme.is_file() else ""
     if folder.exists() and any(folder.iterdir()) and there != text:
         raise InputError(f"{folder} is " + ("a simulated cohort of other settings" if "SIMULATED" in there else
                          "not empty and not a simulated cohort") + ": give a new folder, or delete it")
