@@ -290,7 +290,8 @@ def read_manifest(path, found):
     header, lines = read_rows(path)
     if not {"filename", "md5", "size"} <= set(header):
         raise InputError(f"--manifest {path}: no column filename, md5 or size; it has {few(header) or 'nothing'}")
-    odd = next((i for i, line in enumerate(lines) if len(line) != len(header) or not line[header.index("md5")].strip()), None)
+    odd = next((i for i, line in enumerate(lines)
+                if len(line) != len(header) or not line[header.index("md5")].strip()), None)
     if odd is not None:
         raise InputError(f"--manifest {path}: row {odd + 2} has no md5, or is not whole: download the manifest again")
     rows = [dict(zip(header, line)) for line in lines]                         # the portal's archives: filename id/name
@@ -1054,9 +1055,8 @@ def read_results(folder):
     for row in rows if odd is None else ():
         tables.setdefault(row[project], {})[row[gene]] = number(row[r]), row[hs] == "1", row[bh] == "1"
     if len({frozenset(table) for table in tables.values()}) != 1:
-        raise InputError(f"{path}: not whole, " + ("its cancers have different genes" if odd is None else
-                                                   f"{','.join(odd)[:40]!r} is no row of it") + ": run the command that made "
-                         "it again")
+        why = "its cancers have different genes" if odd is None else f"{','.join(odd)[:40]!r} is no row of it"
+        raise InputError(f"{path}: not whole, {why}: run the command that made it again")
     genes = sorted(next(iter(tables.values())))
     return genes, {name: dict(zip(("r", "hs", "bh"), map(np.array, zip(*(table[g] for g in genes)))))
                    for name, table in tables.items()}
@@ -1191,6 +1191,8 @@ def enrich(o):
     genes, results = read_results(o.run)
     symbol, known_coding = read_gene_table(o.gene_table) if o.gene_table else ({}, None)
     (names, note), sets, projects = as_symbols(genes, symbol), read_sets(o.gmt), separate(results, code_of(o.run))
+    if o.min_r is not None and not -1 <= o.min_r <= 1:
+        raise InputError(f"--min-r {o.min_r:g}: an R lies between -1 and 1")
     if o.at_least is not None and not 1 <= o.at_least <= len(projects):
         raise InputError(f"--at-least {o.at_least}: the run has {len(projects)} cancer{'s' * (len(projects) > 1)}")
     if o.at_least is not None and (o.project or o.min_r is not None):

@@ -862,6 +862,22 @@ def test_tiling_commands_say_one_line(two_slides, argv, words):
     assert done.returncode == 2 and words in done.stderr and done.stderr.count("\n") == 1 and "Traceback" not in done.stderr
 
 
+@pytest.mark.parametrize("program, argv, words", [
+    (tiling, ["features", "x", "--features", ""], "argument --features: an empty word was given"), (he2rna, ["predict", "x", "y", "--into="], "argument --into: an empty word"),
+    (tiling, ["tiles", ""], "argument cohort: an empty word"), (histcode, ["diagnose", "x", "--external", ""], "argument --external: an empty word"),
+    (tiling, ["tiles", "x", "--seed", str(2 ** 63)], "'9223372036854775808' is not a whole number >= 0 and < 2..63")])
+def test_empty_words_and_seeds_that_no_generator_takes_are_refused(capsys, program, argv, words):
+    with pytest.raises(SystemExit, match="2"):
+        program.main(argv)
+    assert re.search(words, capsys.readouterr().err)
+
+
+@pytest.mark.parametrize("argv, words", [(["--weights", "none.pth"], "none.pth: No such file"), (["--device", "cuda:77"], "cuda:77"), (["--features", "none"], "no such folder")])
+def test_doctor_looks_at_what_features_would_need(two_slides, argv, words):
+    with pytest.raises(tiling.InputError, match=words):
+        tiling.main(["doctor", str(two_slides), *argv])
+
+
 @pytest.mark.parametrize("key, value", [("tile_um", "x"), ("tile_um", None), ("tile_um", float("nan")), ("max_tiles", 5.5), ("seed", [1]), ("tissue", 3),
                                         ("tissue", []), ("tissue_threshold", "x"), ("min_area", True), ("mpp", "0.5")])
 def test_settings_that_cannot_be_name_file_and_key(two_slides, key, value):
@@ -939,7 +955,7 @@ def test_h5_features(tmp_path):
     rng = np.random.default_rng(0)
     features, coords = rng.normal(size=(9, 5)).astype(np.float32), tile_cloud(9)
     for name, f, c in (("flat", features, coords), ("batch", features[None], coords[None]), ("nan", np.where(features > 1, np.nan, features), coords),
-                       ("double", features.astype(np.float64), coords.astype(float)), ("short", features[:4], coords), ("empty", features[:0], coords[:0]),
+                       ("double", features.astype(np.float64), coords.astype(float)), ("short", features[:4], coords), ("empty", features[:0], coords[:0]), ("thin", features[:, :0], coords),
                        ("place", features, np.where(coords > 0, np.nan, 0)), ("words", features.astype("S"), coords), ("flatter", features[0], coords)):
         with h5py.File(tmp_path / f"{name}.h5", "w") as h:
             h["features"], h["coords"] = f, c
@@ -952,7 +968,7 @@ def test_h5_features(tmp_path):
     for name in ("flat", "batch", "double"):
         got = tiling.load_features(tmp_path, tmp_path, name)
         assert (got[0] == features).all() and got[0].dtype == np.float32 and (got[1] == coords).all()
-    for name, words in (("nan", "NaN or infinite feature in tile"), ("short", "don't fit"), ("empty", "no tiles"), ("place", "infinite coords"),
+    for name, words in (("nan", "NaN or infinite feature in tile"), ("short", "don't fit"), ("empty", "no tiles"), ("thin", r"no features: .9, 0."), ("place", "infinite coords"),
                         ("text", "not a CLAM"), ("gone", "no file"),
                         ("cut", "cut.h5: not a CLAM/TRIDENT file"), ("words", "words.h5: not a CLAM.* in place of numbers"), ("flatter", "don't fit"),
                         ("other", "no `features` in it")):
@@ -4333,11 +4349,12 @@ def test_enrichment_of_a_run(judged, capsys):
         table = [[(hits < 25).sum(), 25 - (hits < 25).sum()], [(hits >= 25).sum(), 299 - 25 - (hits >= 25).sum()]]
         assert float(rows["IN"]["p"]) == pytest.approx(scipy.stats.fisher_exact(table, alternative="greater")[1], rel=1e-3)
         assert rows["NOWHERE"]["p"] == rows["EMPTY"]["p"] == "" and rows["IN"]["hit genes"].split() == [f"GENE{i}" for i in hits if i < 25]
-    assert he2rna.main([*argv, "--min-r", "2"]) == 0 and "A: 0 hits" in capsys.readouterr().out
+    assert he2rna.main([*argv, "--min-r", "1"]) == 0 and "A: 0 hits" in capsys.readouterr().out
     assert he2rna.main([*argv, "--at-least", "2"]) == 0
     both = sum((results["A"]["hs"] < .05) & (results["B"]["hs"] < .05))
     assert f"at-least-2: {both} hits" in capsys.readouterr().out
-    for extra, words in ((["--at-least", "3"], "has 2 cancers"), (["--project", "C"], "the run has A, B")):
+    for extra, words in ((["--at-least", "3"], "has 2 cancers"), (["--project", "C"], "the run has A, B"),
+                         *((["--min-r", r], f"--min-r {r}: an R lies") for r in ("nan", "inf", "2"))):
         with pytest.raises(tiling.InputError, match=words):
             he2rna.main([*argv, *extra])
     for text, words in (("A\tx\tG1\nA\tx\tG2\n", "line 1 too, with different genes"), ("", "no gene set")):
@@ -4967,7 +4984,7 @@ def test_features_of_another_kind_are_refused_naming_both(mapped, tmp_path, caps
     predict = lambda *argv: he2rna.main(["predict", str(run), *map(str, argv), "--device", "cpu"])
     for argv, words in (((slide, "--weights", "imagenet"), "imagenet.*random, seed 0"), ((slide, "--features", tmp_path), "leave --features out"),
                         ((slide, "--tile-um", "100"), "options: tile_um 100.0, the run has 112.0"),
-                        (("nobody",), "neither a slide file nor a slide of the run"), ((slide, slide), "asked for twice"),
+                        (("nobody",), "neither a slide file nor a slide of the run"), ((slide, slide), "asked for twice$"),
                         ((slide, slide.stem), "asked for twice")):
         with pytest.raises(tiling.InputError, match=words):
             predict(*argv)

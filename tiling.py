@@ -129,8 +129,8 @@ OUTLINE = "red"               # of what a pathologist has drawn              [Hi
 BLUE, ORANGE = "#0072B2", "#D55E00"    # told apart by any eye: Okabe & Ito                                [ours]
 ENCODERS = {"resnet50": 4, "resnet50-stage3": 3}   # name -> stages; 3: "the first four main layers" [HistCode Methods]
 COUNTS = ("HS", "BH", "mistakes") # measures of an audit that are counted
-RANGES = dict(tile_um=(1., 1e4), min_tissue=(0., 1.), max_tiles=(1, 10 ** 9), mpp=MPP_RANGE, min_area=(0., 1e9), k=(1, 10 ** 4),
-              tissue_threshold=(0., 255.), seed=(0, 2 ** 63 - 1))      # of settings; whole numbers where the ends are  [ours]
+RANGES = dict(tile_um=(1., 1e4), min_tissue=(0., 1.), max_tiles=(1, 10 ** 9), mpp=MPP_RANGE, min_area=(0., 1e9),
+              tissue_threshold=(0., 255.), seed=(0, 2 ** 63 - 1), k=(1, 10 ** 4))      # whole numbers where the ends are [ours]
 RESERVED = ("settings", "failed")      # files beside those of the slides, so no slide's name                [ours]
 ENCODER_VERSION = 1           # of the checkpoints that histcode.py pretrain writes                        [ours]
 PROCESSES = []                # under torchrun: the group of those of this run
@@ -519,9 +519,10 @@ def shape_centres(path):
         shape, own = feature["geometry"] or {}, feature.get("properties") or {}
         kind = str(own.get("objectType") or own.get("object_type") or feature.get("id") or "")      # id: before QuPath 0.3
         try:
-            with np.errstate(all="ignore"):                                    # of vertices near 1e308: no place, refused below
-                xy = dict(Point=lambda c: [c[:2]], MultiPoint=lambda c: [p[:2] for p in c], Polygon=lambda c: [centroid([c])],
-                          MultiPolygon=lambda c: [centroid(c)]).get(shape.get("type"), lambda c: [])(shape.get("coordinates"))
+            places_of = dict(Point=lambda c: [c[:2]], MultiPoint=lambda c: [p[:2] for p in c],
+                             Polygon=lambda c: [centroid([c])], MultiPolygon=lambda c: [centroid(c)])
+            with np.errstate(all="ignore"):                                    # of vertices near 1e308: refused below
+                xy = places_of.get(shape.get("type"), lambda c: [])(shape.get("coordinates"))
             xy = np.asarray(xy, float).reshape(-1, 2)
             if not (np.abs(xy) < FAR).all():
                 raise ValueError
@@ -1492,12 +1493,13 @@ def settle(path, asked, default):
 
     So a later command without options goes on as the folder was begun. InputError where that file says what can't be. [ours]
     """
-    before, words = load_json(path) or {}, dict(tissue=("stain", "saturation"), colour=COLOURS, precision=("float32", "bfloat16"))
+    before = load_json(path) or {}
+    words = dict(tissue=("stain", "saturation"), colour=COLOURS, precision=("float32", "bfloat16"))
     for k, v in default.items():
         said = before.get(k, v)
         if asked.get(k) is None and said != v and not (
                 within(said, *RANGES[k]) if k in RANGES else said in words[k] if k in words else isinstance(said, str)):
-            raise InputError(f"{path}: {k} is {said!r}, which can't be: mend it, or delete the file to begin with the defaults")
+            raise InputError(f"{path}: {k} is {said!r}, which can't be: mend it, or delete the file for the defaults")
     return {k: asked[k] if asked.get(k) is not None else before.get(k, v) for k, v in default.items()}
 
 
@@ -1806,7 +1808,8 @@ def fingerprint(path):
 def tile_settings(cohort, o):
     for k in ("tile_um", "min_tissue", "max_tiles", "mpp", "min_area"):
         if getattr(o, k) is not None and not within(getattr(o, k), *RANGES[k]):
-            raise InputError("--{} {}: must lie between {:g} and {:g}".format(k.replace("_", "-"), getattr(o, k), *RANGES[k]))
+            raise InputError("--{} {}: must lie between {:g} and {:g}".format(k.replace("_", "-"), getattr(o, k),
+                                                                              *RANGES[k]))
     um, folder = encoder_wants(o)["tile_um"], Path(cohort) / "tiles"
     asked = dict(tile_um=o.tile_um, min_tissue=o.min_tissue, max_tiles=o.max_tiles, mpp=o.mpp, seed=o.tile_seed,
                  **{k: getattr(o, k) for k in TISSUE})
@@ -1849,7 +1852,8 @@ def tiles_of(cohort, name):
 def check_places(coords, tile, size):
     """InputError where tiles, coords (n, 2) and their edge, are not of a slide of `size` (W, H); all level-0 pixels."""
     if not (tile > 0 and (coords >= 0).all() and (coords + tile <= np.add(size, 1)).all()):
-        raise InputError("tiles reach beyond the slide of {:,} x {:,} px: are these the features of another slide?".format(*size))
+        raise InputError("tiles reach beyond the slide of {:,} x {:,} px: are these the features of another "
+                         "slide?".format(*size))
 
 
 def in_the_way(folder, name, *endings):
@@ -2119,8 +2123,8 @@ def load_features(cohort, source, name, check=True):
             or coords is not None and (coords.shape != (len(features), 2) or coords.dtype.kind not in "fiu")):
         raise InputError(f"{path}: features {features.shape} and coords {np.shape(coords)} don't fit; wanted are numbers "
                          "(n, D) and (n, 2)")
-    if len(features) == 0:
-        raise InputError(f"{path}: no tiles")
+    if 0 in features.shape:
+        raise InputError(f"{path}: no tiles, or no features: {features.shape}")
     if check and not np.isfinite(features).all():
         raise InputError(f"{path}: NaN or infinite feature in tile {np.argmin(np.isfinite(features).all(1))}")
     if coords is not None and not np.isfinite(coords).all():
@@ -2428,8 +2432,8 @@ def each_slide(run, o, failed):
             name, home, features = path.stem, path.parent.parent if path.parent.name == "slides" else path.parent, o.features
         twice = [place for (place, _), names in groups.items() if name in names]
         if twice:
-            raise InputError(f"slide {name} is asked for twice, in {twice[0]} and {home}: what is written for one would "
-                             "overwrite the other")
+            raise InputError(f"slide {name} is asked for twice" + (f", in {twice[0]} and {home}: what is written for one would "
+                                                                   "overwrite the other" if twice[0] != home else ""))
         groups.setdefault((home, features), []).append(name)
     for (home, features), names in groups.items():
         options = argparse.Namespace(**{**vars(o), "features": features})
@@ -3272,6 +3276,7 @@ def simulate_cohort(folder, patients=64, seed=0, edge_px=1800, normal_in=4, work
 # ---------------------------------------------------------------------------------------------------------------------
 def doctor(cohort, slides, o):
     """Say what is seen in each slide, without writing anything."""
+    pick_device(o.device), features_of(o), o.weights and weights_identity(o.weights, o.seed)       # so that features could begin
     found, failed, shared, given = find_slides(cohort), {}, tile_settings(cohort, o), table_mpp(cohort)
     jobs, px, rule = [name for name in slides if name in found], encoder_wants(o)["tile_px"], {**TISSUE, **shared}
     net = ResNet50(ENCODERS[o.encoder]) if o.encoder in ENCODERS else load_encoder(o.encoder, None, 0, pick_device(o.device))
@@ -3309,9 +3314,9 @@ def doctor(cohort, slides, o):
 
 
 def natural(text):
-    """A whole number >= 0, for argparse."""
-    if not text.isascii() or not text.isdigit():
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number >= 0")
+    """A whole number >= 0 that every generator of random numbers takes, for argparse."""
+    if not text.isascii() or not text.isdigit() or len(text) > 19 or int(text) > RANGES["seed"][1]:
+        raise argparse.ArgumentTypeError(f"{text[:40]!r} is not a whole number >= 0 and < 2**63")
     return int(text)
 
 
@@ -3345,11 +3350,18 @@ class RawHelp(Help, argparse.RawDescriptionHelpFormatter):
     """The same, the description as it is written."""
 
 
+class Parser(argparse.ArgumentParser):
+    """One to which an empty word, such as of an unset variable of the shell, is a mistake."""
+    def _get_value(self, action, text):
+        if text == "" and action.nargs != argparse.PARSER:                     # a verb has all words after it: its parser says
+            raise argparse.ArgumentError(action, "an empty word was given (an unset variable of the shell?)")
+        return super()._get_value(action, text)
+
+
 def parsers(program, manual):
     """A program's parser, and where its verbs are added; `manual`: its description, lines as they are."""
-    parser = argparse.ArgumentParser(prog=program, description=manual, formatter_class=RawHelp)
-    return parser, parser.add_subparsers(dest="verb", required=True,
-                                         parser_class=partial(argparse.ArgumentParser, formatter_class=Help))
+    parser = Parser(prog=program, description=manual, formatter_class=RawHelp)
+    return parser, parser.add_subparsers(dest="verb", required=True, parser_class=partial(Parser, formatter_class=Help))
 
 
 def add_options(parser, of_run=False, encoder="resnet50"):
