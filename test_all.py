@@ -863,7 +863,8 @@ def test_tiling_commands_say_one_line(two_slides, argv, words):
 
 
 @pytest.mark.parametrize("program, argv, words", [
-    (tiling, ["features", "x", "--features", ""], "argument --features: an empty word was given"), (he2rna, ["predict", "x", "y", "--into="], "argument --into: an empty word"),
+    (tiling, ["features", "x", "--features", ""], "argument --features: an empty word was given"),
+    (he2rna, ["predict", "x", "y", "--into="], "argument --into: an empty word"),
     (tiling, ["tiles", ""], "argument cohort: an empty word"), (histcode, ["diagnose", "x", "--external", ""], "argument --external: an empty word"),
     (tiling, ["tiles", "x", "--seed", str(2 ** 63)], "'9223372036854775808' is not a whole number >= 0 and < 2..63")])
 def test_empty_words_and_seeds_that_no_generator_takes_are_refused(capsys, program, argv, words):
@@ -872,7 +873,8 @@ def test_empty_words_and_seeds_that_no_generator_takes_are_refused(capsys, progr
     assert re.search(words, capsys.readouterr().err)
 
 
-@pytest.mark.parametrize("argv, words", [(["--weights", "none.pth"], "none.pth: No such file"), (["--device", "cuda:77"], "cuda:77"), (["--features", "none"], "no such folder")])
+@pytest.mark.parametrize("argv, words", [(["--weights", "none.pth"], "none.pth: No such file"),
+                                         (["--device", "cuda:77"], "cuda:77"), (["--features", "none"], "no such folder")])
 def test_doctor_looks_at_what_features_would_need(two_slides, argv, words):
     with pytest.raises(tiling.InputError, match=words):
         tiling.main(["doctor", str(two_slides), *argv])
@@ -955,7 +957,8 @@ def test_h5_features(tmp_path):
     rng = np.random.default_rng(0)
     features, coords = rng.normal(size=(9, 5)).astype(np.float32), tile_cloud(9)
     for name, f, c in (("flat", features, coords), ("batch", features[None], coords[None]), ("nan", np.where(features > 1, np.nan, features), coords),
-                       ("double", features.astype(np.float64), coords.astype(float)), ("short", features[:4], coords), ("empty", features[:0], coords[:0]), ("thin", features[:, :0], coords),
+                       ("double", features.astype(np.float64), coords.astype(float)), ("short", features[:4], coords),
+                       ("empty", features[:0], coords[:0]), ("thin", features[:, :0], coords),
                        ("place", features, np.where(coords > 0, np.nan, 0)), ("words", features.astype("S"), coords), ("flatter", features[0], coords)):
         with h5py.File(tmp_path / f"{name}.h5", "w") as h:
             h["features"], h["coords"] = f, c
@@ -968,7 +971,8 @@ def test_h5_features(tmp_path):
     for name in ("flat", "batch", "double"):
         got = tiling.load_features(tmp_path, tmp_path, name)
         assert (got[0] == features).all() and got[0].dtype == np.float32 and (got[1] == coords).all()
-    for name, words in (("nan", "NaN or infinite feature in tile"), ("short", "don't fit"), ("empty", "no tiles"), ("thin", r"no features: .9, 0."), ("place", "infinite coords"),
+    for name, words in (("nan", "NaN or infinite feature in tile"), ("short", "don't fit"), ("empty", "no tiles"),
+                        ("thin", r"no features: .9, 0."), ("place", "infinite coords"),
                         ("text", "not a CLAM"), ("gone", "no file"),
                         ("cut", "cut.h5: not a CLAM/TRIDENT file"), ("words", "words.h5: not a CLAM.* in place of numbers"), ("flatter", "don't fit"),
                         ("other", "no `features` in it")):
@@ -1946,14 +1950,17 @@ def test_files_that_are_no_encoder_say_one_line(two_slides, tmp_path):
     (tmp_path / "half.pt").write_bytes((tmp_path / "whole.pt").read_bytes()[:9999])
     save_encoder(tmp_path / "resnet50.pt")
     for name, changes in (("new", dict(version=2)), ("mean", dict(mean=None)), ("colour", dict(colour="reinhard")), ("stages", dict(stages=4)),
-                          ("px", dict(tile_px="x")), ("px0", dict(tile_px=0)), ("short", dict(mean=[.5])), ("std", dict(std=(0, 1, 1))), ("um", dict(tile_um=[1])),
+                          ("px", dict(tile_px="x")), ("px0", dict(tile_px=0)), ("short", dict(mean=[.5])), ("std", dict(std=(0, 1, 1))),
+                          ("um", dict(tile_um=[1])),
                           ("nine", dict(stages=9))):
         save_encoder(tmp_path / f"{name}.pt", **changes)
     torch.jit.script(torch.nn.Conv2d(3, 4, 3)).save(tmp_path / "map.pt")
     for name, words in (("text", "text.pt: not a whole encoder file"), ("nothing", "not a whole encoder file"), ("half", "half.pt: not a whole encoder file"),
                         ("object", "not a whole encoder file"), ("state", "no encoder's checkpoint; .*--weights .*state.pt"), ("new", "of version 2, this program reads version 1"),
-                        ("mean", "the checkpoint has no mean"), ("colour", "colour 'reinhard' can't be meant"), ("px", "tile_px 'x' can't"), ("px0", "tile_px 0 "),
-                        ("short", r"mean .0.5. can't"), ("std", "std "), ("um", r"tile_um .1. can't"), ("nine", "stages 9 can't be meant"), ("absent", "no such file, nor one of resnet50, resnet50-stage3"),
+                        ("mean", "the checkpoint has no mean"), ("colour", "colour 'reinhard' can't be meant"), ("px", "tile_px 'x' can't"),
+                        ("px0", "tile_px 0 "),
+                        ("short", r"mean .0.5. can't"), ("std", "std "), ("um", r"tile_um .1. can't"), ("nine", "stages 9 can't be meant"),
+                        ("absent", "no such file, nor one of resnet50, resnet50-stage3"),
                         ("stages", "stages.pt: [0-9]+ of [0-9]+ entries are missing"), ("resnet50", "rename it"), ("map", "map.pt: can't map .* to .B, D.")):
         with pytest.raises(tiling.InputError, match=words) as e:
             tiling.main(["features", str(two_slides), "--device", "cpu", "--encoder", str(tmp_path / f"{name}.pt")])
@@ -3636,7 +3643,8 @@ WHOLE_TILES = dict(coords=np.arange(10, dtype=np.int32).reshape(5, 2), size=np.a
 
 
 @pytest.mark.parametrize("damage", [dict(settings="{"), dict(settings="[1]"), dict(settings=3), dict(settings="[" * 9999), dict(coords=None), dict(found=None),
-                                    dict(tile=np.nan), dict(tile=-1.), dict(coords=WHOLE_TILES["coords"] - 1), dict(coords=WHOLE_TILES["coords"].astype(np.int64) + 2 ** 62),
+                                    dict(tile=np.nan), dict(tile=-1.), dict(coords=WHOLE_TILES["coords"] - 1),
+                                    dict(coords=WHOLE_TILES["coords"].astype(np.int64) + 2 ** 62),
                                     dict(mpp=0.), dict(coords=np.arange(10)), dict(found=np.ones(3, int))])
 def test_tiles_that_are_not_whole_are_as_if_not_there(tmp_path, damage):
     (tmp_path / "tiles").mkdir()
@@ -4315,7 +4323,8 @@ def test_signatures_of_a_run(judged, capsys):
 
 
 @pytest.mark.parametrize("change, words", [
-    (dict(genes=None), "missing or not whole"), (dict(truth=np.ones(300)), "missing or not whole"), (dict(truth=np.full((60, 300), "x")), "missing or not whole"),
+    (dict(genes=None), "missing or not whole"), (dict(truth=np.ones(300)), "missing or not whole"),
+    (dict(truth=np.full((60, 300), "x")), "missing or not whole"),
     (dict(truth=np.ones((60, 9))), "missing or not whole"), (dict(truth=np.full((60, 300), np.nan)), "no expression of GENE0"),
     (dict(genes=np.array(["X"] + [f"GENE{i}" for i in range(1, 300)])), "no expression of GENE0"),
     (lambda text: text + "GENE0,A\n", "'GENE0,A' is no row of it"), (lambda text: text[:text.rindex("GENE299")], "its cancers have different genes")])
@@ -4496,7 +4505,8 @@ def test_a_gdc_file_that_is_not_whole_is_named_and_no_table_lacks_it_in_silence(
 
 def test_a_gdc_file_that_is_none_or_cannot_be_opened_is_left_out_alone(tmp_path, capsys, monkeypatch):
     gdc_folder(tmp_path)
-    path, go = tmp_path / "f3" / "f3.FPKM-UQ.txt.gz", lambda: he2rna.main(["expression", str(tmp_path), "--partial", "--overwrite", "--out", str(tmp_path / "e.npz")])
+    path = tmp_path / "f3" / "f3.FPKM-UQ.txt.gz"
+    go = lambda: he2rna.main(["expression", str(tmp_path), "--partial", "--overwrite", "--out", str(tmp_path / "e.npz")])
     data, read = path.read_bytes(), Path.read_bytes
     for change in (Path.mkdir, lambda p: p.symlink_to("/nowhere"), lambda p: p.symlink_to(p)):
         path.rmdir() if path.is_dir() else path.unlink()

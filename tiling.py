@@ -130,7 +130,7 @@ BLUE, ORANGE = "#0072B2", "#D55E00"    # told apart by any eye: Okabe & Ito     
 ENCODERS = {"resnet50": 4, "resnet50-stage3": 3}   # name -> stages; 3: "the first four main layers" [HistCode Methods]
 COUNTS = ("HS", "BH", "mistakes") # measures of an audit that are counted
 RANGES = dict(tile_um=(1., 1e4), min_tissue=(0., 1.), max_tiles=(1, 10 ** 9), mpp=MPP_RANGE, min_area=(0., 1e9),
-              tissue_threshold=(0., 255.), seed=(0, 2 ** 63 - 1), k=(1, 10 ** 4))      # whole numbers where the ends are [ours]
+              tissue_threshold=(0., 255.), seed=(0, 2 ** 63 - 1), k=(1, 10 ** 4))      # whole where the ends are  [ours]
 RESERVED = ("settings", "failed")      # files beside those of the slides, so no slide's name                [ours]
 ENCODER_VERSION = 1           # of the checkpoints that histcode.py pretrain writes                        [ours]
 PROCESSES = []                # under torchrun: the group of those of this run
@@ -2432,8 +2432,8 @@ def each_slide(run, o, failed):
             name, home, features = path.stem, path.parent.parent if path.parent.name == "slides" else path.parent, o.features
         twice = [place for (place, _), names in groups.items() if name in names]
         if twice:
-            raise InputError(f"slide {name} is asked for twice" + (f", in {twice[0]} and {home}: what is written for one would "
-                                                                   "overwrite the other" if twice[0] != home else ""))
+            both = f", in {twice[0]} and {home}: what is written for one would overwrite the other"
+            raise InputError(f"slide {name} is asked for twice" + both * (twice[0] != home))
         groups.setdefault((home, features), []).append(name)
     for (home, features), names in groups.items():
         options = argparse.Namespace(**{**vars(o), "features": features})
@@ -3276,7 +3276,7 @@ def simulate_cohort(folder, patients=64, seed=0, edge_px=1800, normal_in=4, work
 # ---------------------------------------------------------------------------------------------------------------------
 def doctor(cohort, slides, o):
     """Say what is seen in each slide, without writing anything."""
-    pick_device(o.device), features_of(o), o.weights and weights_identity(o.weights, o.seed)       # so that features could begin
+    pick_device(o.device), features_of(o), o.weights and weights_identity(o.weights, o.seed)       # as features refuses them
     found, failed, shared, given = find_slides(cohort), {}, tile_settings(cohort, o), table_mpp(cohort)
     jobs, px, rule = [name for name in slides if name in found], encoder_wants(o)["tile_px"], {**TISSUE, **shared}
     net = ResNet50(ENCODERS[o.encoder]) if o.encoder in ENCODERS else load_encoder(o.encoder, None, 0, pick_device(o.device))
@@ -3353,7 +3353,7 @@ class RawHelp(Help, argparse.RawDescriptionHelpFormatter):
 class Parser(argparse.ArgumentParser):
     """One to which an empty word, such as of an unset variable of the shell, is a mistake."""
     def _get_value(self, action, text):
-        if text == "" and action.nargs != argparse.PARSER:                     # a verb has all words after it: its parser says
+        if text == "" and action.nargs != argparse.PARSER:                     # a verb's words are its own parser's
             raise argparse.ArgumentError(action, "an empty word was given (an unset variable of the shell?)")
         return super()._get_value(action, text)
 
