@@ -155,6 +155,9 @@ class InputError(ValueError):
 def save_file(path, write):
     """Write a file beside its place with write(open file) and rename it: it is whole or not there. [ours]"""
     path = Path(path)
+    if path.exists() and not (path.is_file() or path.is_dir()):                # a pipe or device, such as /dev/stdout
+        with open(path, "wb") as f:
+            return write(f)
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}.tmp")
     try:
@@ -1505,7 +1508,7 @@ def settle(path, asked, default):
 
 def differences(old, new):
     """'tile_um 112.0 -> 150.0, ...' of two dicts of settings; the tiles' settings inside a feature's count as its own."""
-    old, new = ({**TISSUE, **d, **d.get("tiles", {}), "tiles": None} for d in (old, new))
+    old, new = ({**TISSUE, **d, **(d["tiles"] if isinstance(d.get("tiles"), dict) else {}), "tiles": None} for d in (old, new))
     return ", ".join(f"{k} {old.get(k)} -> {v}" for k, v in new.items() if old.get(k) != v)
 
 
