@@ -2611,6 +2611,10 @@ def ablation(o):
     made = {e: e not in tiling.ENCODERS and Path(e).is_dir() for e in o.encoders}           # a folder of features
     for encoder in (e for e in o.encoders if not made[e]):                     # now, not after hours with the first
         tiling.encoder_wants(argparse.Namespace(**{**vars(o), "encoder": encoder}))
+    pairs_of(o.cohort, argparse.Namespace(**{**vars(o), "slides": o.slides or "tumour"}))           # before a folder is made
+    folder = Path(o.cohort) / "runs" / base                                    # the rest is in the config.json of each cell
+    tiling.claim_folder(folder, dict(command="ablation", version=VERSION, encoders=twice, poolings=list(o.poolings)),
+                        "report.md", o.share)
     for encoder in o.encoders:
         for pooling in o.poolings:
             own = argparse.Namespace(**{**vars(o), "encoder": encoder, "pooling": pooling, "model": "attention", "ridge": 0,
@@ -2645,7 +2649,6 @@ def ablation(o):
             d = values[a] - values[b]
             tests.append((f"{a[0]}, {a[1]}", f"{b[0]}, {b[1]}", *(x for k in (0, 1) for x in (
                 f"{d[:, k].mean():+.3f}", f"{stats.wilcoxon_signed_rank(values[a][:, k], values[b][:, k])[1]:.2g}"))))
-    folder = Path(o.cohort) / "runs" / base
     save_csv(folder / "table.csv", header, rows)
     save_csv(folder / "genes.csv", ("gene", *(f"{k} {e} {p}" for e, p in values for k in ("R", "spearman"))),
              ((g, *(f"{x:.5g}" for v in values.values() for x in v[i])) for i, g in enumerate(genes)))

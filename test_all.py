@@ -7613,6 +7613,12 @@ def test_ablation_compares_encoders_and_poolings_on_the_same_folds(looked_at, ca
     assert compared > 3 and "Genes vary together" in said                      # SciPy approximates the ties of others
     with pytest.raises(tiling.InputError, match="--encoders .* two have the name one"):
         drawn_run("ablation", looked_at, "--encoders", encoders[0], encoders[0])
+    before = {p: p.read_bytes() for d in ("expression", "ablation") for p in (looked_at / "runs" / d).rglob("*.*")}
+    for name, which, words in (("expression", encoders, "a run with other settings .command expression -> ablation"),
+                               ("ablation", encoders[:1], "a run with other settings .encoders .* -> .'one'.")):
+        with pytest.raises(tiling.InputError, match=words):
+            drawn_run("ablation", looked_at, "--genes", GENES, "--encoders", *which, "--name", name)
+    assert all(p.read_bytes() == b for p, b in before.items())
 
 
 def test_features_made_elsewhere_in_every_verb(tmp_path, capsys):
