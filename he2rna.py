@@ -1341,8 +1341,8 @@ def bag_of(features, coords, config):
     if config["bags"] == "all tiles":
         return np.array(features), np.arange(len(features))
     made = config["features"]["supertiles"]
-    means, mask, cluster = tiling.supertiles(features, coords, made["k"], made["seed"])
-    return means[mask].astype(np.float16), (np.cumsum(mask) - 1)[cluster]
+    means, mask, cluster = tiling.half_supertiles(features, coords, made["k"], made["seed"])
+    return means[mask], (np.cumsum(mask) - 1)[cluster]
 
 
 def account_of(models, folds, features, coords, j, config):
@@ -2282,14 +2282,17 @@ def predict(o):
     for _, home, into, source, name in each_slide(run, o, failed):
         try:
             features, coords = tiling.load_features(into, source, name)
+            x, use = torch.from_numpy(bag_of(features, coords, run["config"])[0])[None], held_out(run, name, home, o.all_models)
+            bags = in_memory(x, torch.ones(x.shape[:2], dtype=torch.bool))
+            p = np.mean([predict_slides(models[f], bags, [0])[0] for f in use], axis=0).astype(float)                   # (G,)
+            if not p.max() < 300:                                              # 10 ** p must be a number, too; nan is not
+                raise InputError(f"its prediction is not finite: features up to {np.abs(features).max():.3g} are of another "
+                                 "scale than the run's")
         except InputError as e:
             failed[name] = str(e)
             continue
-        use, x = held_out(run, name, home, o.all_models), torch.from_numpy(bag_of(features, coords, run["config"])[0])[None]
-        bags = in_memory(x, torch.ones(x.shape[:2], dtype=torch.bool))
-        p = np.mean([predict_slides(models[f], bags, [0])[0] for f in use], axis=0)                 # (G,)
         save_csv(folder / f"{name}.csv", ("gene", "log10_1p_fpkm_uq", "fpkm_uq"),
-                 ((g, f"{v:.6g}", f"{max(0, 10.0 ** v - 1):.6g}") for g, v in zip(run["genes"], p.astype(float))))
+                 ((g, f"{v:.6g}", f"{max(0, 10.0 ** v - 1):.6g}") for g, v in zip(run["genes"], p)))
         if o.representation:
             mean = torch.from_numpy(np.asarray(features, np.float32).mean(0)).to(device)            # one super-tile
             last = np.stack([models[f].representation(mean).cpu().numpy() for f in use])            # (M, H)

@@ -2404,6 +2404,10 @@ def mean_prediction(saved, appliers, use, h):
     return y, np.mean([1 / (1 + np.exp(-o)) for o in odds], 0) if odds else label_of(y).astype(float)
 
 
+def off_scale(h):
+    return f"its prediction is not finite: features up to {np.abs(h).max():.3g} are of another scale than the run's"
+
+
 def predict(o):
     """Diagnose slides, or predict their patients' fold changes, by a finished run: the mean of its models, a csv each."""
     run, device, failed, done = load_run(o.run, o.pooling), tiling.pick_device(o.device), {}, 0
@@ -2413,17 +2417,21 @@ def predict(o):
             h, use = tiling.load_features(into, source, name)[0], tiling.held_out(run, name, home, o.all_models)
             if saved[0]["kind"] == "linear" and len(h) < 2:
                 raise InputError("one tile; the highest and the lowest by attention need two")
+            with np.errstate(over="ignore"):
+                got = mean_prediction(saved, appliers, use, h)
+                fc = np.maximum(10.0 ** got[0] - 1, 0)                         # of a diagnosis it has no meaning
+            if not np.isfinite([*got, fc]).all():
+                raise InputError(off_scale(h))
         except InputError as e:
             failed[name] = str(e)
             continue
-        got, path = mean_prediction(saved, appliers, use, h), run["folder"] / "predict" / f"{name}.csv"
+        path = run["folder"] / "predict" / f"{name}.csv"
         if saved[0]["kind"] == "diagnosis":
             classes = run["config"]["classes"]
             save_csv(path, ("slide", *(f"p_{c}" for c in classes), "predicted"),
                      [(name, *(f"{v:.6f}" for v in got), classes[int(got[1] > .5)])])
             said = f"{classes[1]} {got[1]:.3f}"
         else:
-            fc = np.maximum(10.0 ** got[0] - 1, 0)
             said = "p" if saved[0]["kind"] == "linear" else "predicted"        # a probability, or 1 and 0
             save_csv(path, ("gene", "log10_fc_plus_1", "fold_change", f"{said}_abs_log2_fc_above_{LOG2_FC}"), (
                 (g, *(f"{v:.6g}" for v in row)) for g, *row in zip(saved[0]["genes"], got[0], fc, got[1])))
@@ -2475,6 +2483,8 @@ def map_scores(run, appliers, use, h, j, score):
     for m in use:
         saved, a = run["folds"][m], appliers[m](h)[1].double().numpy()                              # (M, T)
         each.append(scale_to_one(a[j if len(a) > 1 else 0]) if score == "attention" else contributions(saved, h, a, j))
+        if not np.isfinite(a).all() or np.isinf(each[-1]).any():
+            raise InputError(off_scale(h))
     there = ~np.isnan(each)
     return np.where(there.any(0), np.where(there, each, 0).mean(0), np.nan)
 

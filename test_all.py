@@ -4928,6 +4928,13 @@ def test_predict_gives_what_cross_validation_gave_and_knows_whom_the_models_saw(
         models = [he2rna.model_of(torch.load(tmp_path / "runs" / run / f"fold{f}.pt", weights_only=True), "cpu").eval() for f in range(3)]
         want = sum(m.tile_scores(torch.ones(1, 1, 8))[0, 0] for m in models).detach().numpy() / 3
         assert np.allclose([float(r["log10_1p_fpkm_uq"]) for r in rows], want, atol=1e-4)
+    for scale, words in ((1e6, "features up to 1e+06 are beyond float16; scale them down"), (6e4, "not finite: features up to 6e+04 are of another scale")):
+        with h5py.File(new / "large.h5", "w") as h:
+            h["features"], h["coords"] = np.full((3, 8), scale, np.float32), tile_cloud(3)
+        assert he2rna.main(["predict", str(tmp_path / "runs" / "he2rna"), str(new / "large.h5"), str(new / "s00_0.h5"), "--device", "cpu"]) == 1
+        said = capsys.readouterr()
+        assert f"failed: large: " in said.err and words in said.err and "s00_0: 30 tiles" in said.out
+        assert not (tmp_path / "runs" / "he2rna" / "predict" / "large.csv").exists()
 
 
 @pytest.fixture(scope="module")
@@ -7328,6 +7335,14 @@ def test_predictions_of_a_run_are_the_means_of_its_models_by_hand(changed, tmp_p
         if name == "linear":                                                   # it has a layer of its own for the label
             p = np.mean([labels_by_hand(saved[m], histcode.pair_features(h, a[0])) for m, (_, a) in zip(use, each)], 0)
         assert np.allclose([float(r[header]) for r in rows], p, atol=2e-5)
+    with h5py.File(large := tmp_path / "h5" / "large.h5", "w") as f:
+        f["features"], f["coords"] = h * np.float32(1e7), tile_cloud(len(h))
+    capsys.readouterr()
+    assert histcode.main(["predict", str(run), str(large), str(new), "--device", "cpu"]) == 1
+    assert re.search("failed: large: its prediction is not finite: features up to .*e.07 are of another scale", (said := capsys.readouterr()).err)
+    assert said.out.startswith("new: ") and not (run / "predict" / "large.csv").exists()
+    with pytest.raises(tiling.InputError, match="of another scale"), np.errstate(all="ignore"):
+        histcode.map_scores(dict(folds=saved), [histcode.apply_heads(s, "cpu") for s in saved], [0], h * np.float32(1e38), 0, "attention")
 
 
 @pytest.mark.parametrize("name", ["linear", "joint", "mean", "max", "per-gene"])

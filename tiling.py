@@ -1488,6 +1488,14 @@ def supertiles(features, coords, k=N_SUPERTILES, seed=0):
     return means, size > 0, labels.astype(np.int32)
 
 
+def half_supertiles(features, coords, k, seed):
+    """supertiles with means in float16, as a run's models see them. InputError where they don't fit."""
+    means, mask, cluster = supertiles(features, coords, k, seed)
+    if np.abs(means).max() > np.finfo(np.float16).max:
+        raise InputError(f"features up to {np.abs(means).max():.3g} are beyond float16; scale them down")
+    return means.astype(np.float16), mask, cluster
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # The three steps over a cohort. Each makes what is missing and returns {slide: why it failed}; the others go on.
 # ---------------------------------------------------------------------------------------------------------------------
@@ -2208,10 +2216,8 @@ def make_supertiles(cohort, slides, o, into=None):
 
     def make(name):
         features, coords = load_features(cohort, source, name)
-        means, mask, cluster = supertiles(features, coords, settings["k"], settings["seed"])
-        if np.abs(means).max() > np.finfo(np.float16).max:
-            raise InputError(f"features up to {np.abs(means).max():.3g} are beyond float16; scale them down")
-        arrays = dict(means=means.astype(np.float16), mask=mask, cluster=cluster, settings=np.array(keys[name]))
+        means, mask, cluster = half_supertiles(features, coords, settings["k"], settings["seed"])
+        arrays = dict(means=means, mask=mask, cluster=cluster, settings=np.array(keys[name]))
         save_file(folder / f"{name}.npz", lambda f: np.savez(f, **arrays))
         return means.shape[1], coords is not None
 
