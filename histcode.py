@@ -59,6 +59,7 @@ from tiling import InputError, chosen_of, clock, few, flipped, save_csv, save_fi
 TILE_UM = 128.0              # edge of a tile, µm                       [HistCode Methods, Image processing]
 MAX_TILES = 10 ** 9          # of a slide: all                          [HistCode Methods, Image processing]
 TILE_PX = 256                # edge of a tile as it is read             [HistCode Methods, Image processing]
+EDGES = 32, 2048             # of them that can be asked for, px        [ours]
 VIEW_PX = 224                # edge of a view                           [HistCode code]
 CROP_AREA = (0.2, 1.0)       # share of the tile's area in a view       [AdCo code]
 CROP_RATIO = (3 / 4, 4 / 3)  # width : height of a crop                 [AdCo code]
@@ -93,6 +94,7 @@ COLLAPSED = 0.05             # spread of the embeddings (1: all over the sphere,
 RIDGE = tuple(10.0 ** np.arange(0, 7))   # penalties a probe chooses from, per unit variance of a feature [ours]
 PROBE_FOLDS = 5              #                                          [ours]
 ATTENTION = 256              # rows of V and U                          [HistCode code]
+WIDEST = 10 ** 5             # layer that can be asked for                [ours]
 QUERIES = 128                # of DSMIL's queries                       [DSMIL code]
 TOP_TILES = 10               # of MIL-RNN's                             [Campanella et al. 2019]
 STATE = 128                  # of its recurrent network                 [Campanella et al. 2019]
@@ -1305,7 +1307,7 @@ def check_ranges(o, *ranges):
     for option, low, high in ranges:
         if getattr(o, option) is not None and not low <= getattr(o, option) <= high:
             raise InputError(f"--{option.replace('_', '-')} {getattr(o, option):g}: must lie between {low:g} and {high:g}")
-    if o.name is not None and (Path(o.name).name != o.name or o.name in ("", ".", "..")):
+    if getattr(o, "name", None) is not None and (Path(o.name).name != o.name or o.name in ("", ".", "..")):
         raise InputError(f"--name {o.name}: the name of a folder, not a path")
 
 
@@ -1353,7 +1355,7 @@ def settle_options(o, world):
                  ("final_lr", 0, 1e3), ("tau", 1e-3, 1e3), ("bank_tau", 1e-3, 1e3), ("bank_lr", 0, 1e6),
                  ("bank_momentum", 0, .9999), ("bank_decay", 0, 1), ("bank_percent", 0, 100),
                  ("bank_size", 1, 1e9), ("momentum_encoder", 0, .99999), ("view_px", 32, 1024),
-                 ("tile_px", 32, 2048))
+                 ("tile_px", *EDGES))
     if o.final_lr and not o.cosine:
         raise InputError(f"--final-lr {o.final_lr:g}: only with --cosine; the rate is constant without it")
     if o.method == "adco" and o.bank_size < world:
@@ -1435,6 +1437,9 @@ def probe(o):
     """R2 of the cells in a tile from the frozen features of each encoder; random: where a run with --weights random starts.
     Ridge regression, patients (or --hold-out slides) whole, the penalty chosen inside the training part."""
     cohort, device = Path(o.cohort), tiling.pick_device(o.device)
+    check_ranges(o, ("tiles_per_slide", 1, 1e9), ("tile_px", *EDGES))
+    if o.csv and Path(o.csv).is_dir():
+        raise InputError(f"--csv {o.csv}: a folder; wanted is the name of a file")
     gone = [name for name in o.files if name != "random" and not Path(name).is_file()]
     if gone:
         raise InputError(f"{few(gone)}: no such file; it takes the encoder files of pretrain, or the word random")
@@ -1507,6 +1512,8 @@ def layers(text):
     values = tuple(map(tiling.natural, text.split(",")))
     if 0 in values and len(values) > 1:
         raise argparse.ArgumentTypeError(f"{text!r}: a layer of no width; 0 alone means none")
+    if max(values) > WIDEST:
+        raise argparse.ArgumentTypeError(f"{text!r}: a layer of more than {WIDEST:,}")
     return () if values == (0,) else values
 
 
@@ -1785,7 +1792,7 @@ def settle_training(o, usual):
     for k, v in usual.items():
         if getattr(o, k) is None:
             setattr(o, k, v)
-    check_ranges(o, ("epochs", 1, 1e6), ("folds", 3, 1e6), ("repeats", 1, 1e4), ("batch", 1, 1e6), ("hidden", 1, 1e5),
+    check_ranges(o, ("epochs", 1, 1e6), ("folds", 3, 1e6), ("repeats", 1, 1e4), ("batch", 1, 1e6), ("hidden", 1, WIDEST),
                  ("lr", 1e-9, 1e3), ("weight_decay", 0, 1e3))
 
 
@@ -2708,9 +2715,11 @@ def measured(run, own, cohort, options):
     if run.verb == "pretrain":
         status = probe(run.parse(["probe", str(cohort), str(own / f"{run.name}.pt"), "--device", run.device, "--workers",
                                   str(run.workers), "--seed", str(run.seed), "--csv", str(own / "probe.csv"), *options]))
-        last = json.loads((own / "log.jsonl").read_text().splitlines()[-1])
+        spreads = [e["spread"] for e in tiling.read_log(own) if "spread" in e]
+        if not spreads:
+            raise InputError(f"{own}/log.jsonl has no epoch: delete {own} to train it again")
         r2 = tiling.number(tiling.read_rows(own / "probe.csv")[1][0][3])
-        return {"R2 of the cells": r2, "spread": last["spread"]}, status
+        return {"R2 of the cells": r2, "spread": spreads[-1]}, status
     if run.verb == "diagnose":
         header, rows = tiling.read_rows(own / "predictions.csv")
         rows = [dict(zip(header, row)) for row in rows]
@@ -2721,6 +2730,14 @@ def measured(run, own, cohort, options):
     header, rows = tiling.read_rows(own / "genes.csv")
     r, bh = (np.array([tiling.number(row[header.index(k)]) for row in rows]) for k in ("R", "bh"))
     return {"R": float(np.nanmean(r)), "BH": int((bh < ALPHA).sum())}, 0
+
+
+def words_of(command, text):
+    """The options in quotes of a command of audit."""
+    try:
+        return shlex.split(text)
+    except ValueError as e:
+        raise InputError(f"--{command} {text}: {str(e).lower()}") from None
 
 
 def audit(o):
@@ -2737,7 +2754,7 @@ def audit(o):
         print(f"no cohort given: drawing a SIMULATED one into {cohort}/")
         tiling.simulate_cohort(cohort, AUDIT_PATIENTS, normal_in=1)
     samples, folder = tiling.read_samples(cohort), cohort / "runs" / "histcode-audit"
-    more = {c: shlex.split(getattr(o, c) if getattr(o, c) is not None else AUDIT[c] if demo else "") for c in AUDIT}
+    more = {c: words_of(c, getattr(o, c) if getattr(o, c) is not None else AUDIT[c] if demo else "") for c in AUDIT}
     texts, seeds = {c: switches(CHOICES, c) for c in AUDIT if c != "probe"}, range(o.seed, o.seed + o.seeds)
     asked = {c: [name for name in texts[c] if name in (o.code or texts[c])] for c in texts}
     left = [(c, name, f"{UNSEEN[c][name]} here") for c in UNSEEN if demo and getattr(o, c) is None for name in UNSEEN[c]]
@@ -2763,8 +2780,8 @@ def audit(o):
         home = beside(cohort, folder / "tissue") if name == "tissue" else cohort
         run, tick = settled(c, home, name, seed), time.time()
         own = home / "runs" / run.within / run.name
-        done = tiling.load_json(own / "audit.json")                            # its last file
-        if done is None:
+        done = tiling.load_json(own / "audit.json") or {}                      # its last file
+        if list(map(type, map(done.get, ("measures", "seconds", "status")))) != [dict, float, int]:
             status = run.function(run)
             measures, more_status = measured(run, own, cohort, more["probe"])
             done = dict(measures=measures, seconds=time.time() - tick, status=status | more_status)

@@ -6012,7 +6012,9 @@ def test_probe_prints_a_row_for_each_encoder(unlabelled, tmp_path, monkeypatch, 
     assert "36 px" in out and [r["encoder"] for r in read_csv(tmp_path / "t.csv")] == ["random", str(path)]
     assert {"lymphocyte", "stroma", "tumour"} < set(read_csv(tmp_path / "t.csv")[0])
     before = {p: p.read_bytes() for p in (unlabelled / "tiles").glob("*.npz")}
-    for argv, words in ((("--tile-um", "300"), "learned from tiles of .* --tile-um is 300"), (("--colour", "macenko"), "leave --colour out")):
+    for argv, words in ((("--tile-um", "300"), "learned from tiles of .* --tile-um is 300"), (("--colour", "macenko"), "leave --colour out"),
+                        *((("--tile-px", px), f"--tile-px {px}.*: must lie between 32 and 2048") for px in ("0", "-3", "10000")),
+                        (("--tiles-per-slide", "-1"), "--tiles-per-slide -1: must lie"), (("--csv", str(tmp_path)), "a folder; wanted is the name")):
         with pytest.raises(tiling.InputError, match=words):
             probe(str(path), *argv)
     assert {p: p.read_bytes() for p in (unlabelled / "tiles").glob("*.npz")} == before                # and no tile was cut
@@ -6499,6 +6501,16 @@ def test_ends_are_the_highest_and_lowest_tiles_and_never_share_one():
         if not most:
             want = [np.mean([float(h[i, k]) for i in rows]) for rows in (high, low) for k in range(4)]
             assert np.allclose(histcode.pair_features(h, a), want, atol=1e-12)
+
+
+@pytest.mark.parametrize("text,want", [("64,32", (64, 32)), ("0", ()), ("100000", (100000,)), ("64,0", "no width"), ("x", "x"),
+                                       *((n, "more than 100,000") for n in ("100001", "8,100000000000", "1" * 25))])
+def test_embed_is_layers_that_can_be(text, want):
+    if isinstance(want, tuple):
+        assert histcode.layers(text) == want
+    else:
+        with pytest.raises((argparse.ArgumentTypeError, ValueError), match=want):
+            histcode.layers(text)
 
 
 def test_least_squares_is_lstsq_of_the_known_patients_of_each_gene():
@@ -7232,13 +7244,16 @@ def test_histcodes_audit_goes_on_where_it_stopped_and_is_the_runs_difference(tmp
         histcode.main(["audit", str(write_pairs(tmp_path / "d")), "--code", "lr"])
     with pytest.raises(tiling.InputError, match="--seeds 0"):
         audit("--seeds", "0")
+    with pytest.raises(tiling.InputError, match="--diagnose --lr '1: no closing quotation"):
+        audit("--diagnose=--lr '1")
 
 
-def test_audit_of_pretraining_probes_the_same_tiles(unlabelled, tmp_path, monkeypatch):
+def test_audit_of_pretraining_probes_the_same_tiles(unlabelled, tmp_path, monkeypatch, capsys):
     cohort = tmp_path / "c"
     shutil.copytree(unlabelled, cohort, ignore=shutil.ignore_patterns("runs", "features", "tiles"))
     own = " ".join(TINY) + f" --epochs 1 --weights {cohort / 'start.pth'} --tile-um 100"
-    assert histcode.main(["audit", str(cohort), "--seeds", "1", "--code", "lr,tissue", f"--pretrain={own}", "--probe=--tiles-per-slide 3"]) == 0
+    again = lambda code="lr": histcode.main(["audit", str(cohort), "--seeds", "1", "--code", code, f"--pretrain={own}", "--probe=--tiles-per-slide 3"])
+    assert again("lr,tissue") == 0
     folder = cohort / "runs" / "histcode-audit"
     rows = read_csv(folder / "audit.csv")
     assert [(r["choice"], r["measure"]) for r in rows] == [(c, m) for c in ("default", "tissue", "lr") for m in ("R2 of the cells", "spread")]
@@ -7252,6 +7267,13 @@ def test_audit_of_pretraining_probes_the_same_tiles(unlabelled, tmp_path, monkey
         assert got["spread"] == pytest.approx(json.loads((run / "log.jsonl").read_text())["spread"], rel=1e-5)
         config = json.loads((run / "config.json").read_text())
         assert config["lr"] == (.001 if name == "lr" else .03) and config["tile_um"] == 100 and config["code"] == [name] * (name != "default")
+    log, was = (run / "log.jsonl").read_bytes(), (run / "audit.json").read_bytes()
+    for half in (b"{}", was.replace(b'"status": 0', b'"status": "y"'), b'{"measures": {}, "seconds": '):
+        (run / "audit.json").write_bytes(half)                                 # is measured again
+        assert again() == 0 and json.loads((run / "audit.json").read_bytes())["measures"] == json.loads(was)["measures"]
+    (run / "audit.json").unlink(), (run / "log.jsonl").write_bytes(b"")
+    assert again() == 1 and f"log.jsonl has no epoch: delete {run} to train it again" in capsys.readouterr().out
+    (run / "log.jsonl").write_bytes(log)
     a, b = (json.loads((home / "tiles" / "settings.json").read_text()) for home in (cohort, other))
     assert b == {**a, "tissue_threshold": 8.0} and (other / "slides").is_symlink()
 
