@@ -445,6 +445,35 @@ def test_progress_is_a_line_a_minute_in_a_log_file(monkeypatch, terminal):
     assert re.fullmatch(r"tiles: [0-9,]+/1,000 slides, 1.7/s, 0:0[0-9]:[0-9]{2} left *", shown[0]) and (terminal or "\r" not in out.getvalue())
 
 
+def test_a_killed_map_leaves_nothing_and_loses_nothing(tmp_path):
+    """SIGKILL while a map is drawn, and between the old one's leaving and the new one's coming."""
+    maps, read = tmp_path / "a map [1]", lambda: {str(p.relative_to(tmp_path)): p.read_text() for p in tmp_path.rglob("*") if p.is_file()}
+    def killed(early):
+        """In a process that ends so; early: before the new map is whole."""
+        kill, move = lambda: os.kill(os.getpid(), signal.SIGKILL), os.replace
+        os.replace = lambda a, b: kill() if b == maps else move(a, b)
+        with tiling.whole_folder(maps) as work:
+            work.mkdir()
+            (work / "map").write_text("new")
+            kill() if early else None
+    for early in (True, False):
+        tiling.save_text(maps / "map", ["old"])
+        if not (pid := os.fork()):
+            killed(early)
+        assert os.waitpid(pid, 0)[1] == signal.SIGKILL and (maps / "map").is_file() == early
+        other = tmp_path / f".{maps.name}.{os.getppid()}.tmp"                  # of a process at work, and another slide's
+        beside = [other / "half", tmp_path / ".a map 1.99999999.tmp" / "half"]
+        [tiling.save_text(p, ["half"]) for p in beside]
+        with pytest.raises(KeyError), tiling.whole_folder(maps) as work:
+            tiling.save_text(work / "map", ["half"])
+            raise KeyError
+        assert read() == {"a map [1]/map": "old", **{str(p.relative_to(tmp_path)): "half" for p in beside}}
+        with tiling.whole_folder(maps) as work:
+            tiling.save_text(work / "other", ["new"])
+        assert read().pop("a map [1]/other") == "new" and len(read()) == 3
+        shutil.rmtree(maps)
+
+
 def folder_bytes(folder, ending=""):
     return {p.name: p.read_bytes() for p in sorted(Path(folder).rglob("*" + ending)) if p.is_file()}
 

@@ -41,6 +41,7 @@ import io
 import json
 import os
 import platform
+import re
 import shutil
 import signal
 import struct
@@ -2649,18 +2650,25 @@ def figure(path, *grid, **options):
 
 @contextmanager
 def whole_folder(folder):
-    """A folder that is there whole or not at all: yields where to write; at the end that takes the place of the old one."""
-    work = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
-    for left in folder.parent.glob(".*.tmp"):                                  # what a killed process has begun of it
-        name, _, pid = left.stem.rpartition(".")
-        if name == f".{folder.name}" and pid.isdecimal() and started(int(pid)) is None:
-            shutil.rmtree(left, ignore_errors=True)
+    """A folder that is there whole or not at all: yields where to write; at the end that takes the place of the old one,
+    which lies beside until then. What killed processes have left beside goes; an old one goes back where there is no new."""
+    work, old = (folder.with_name(f".{folder.name}.{os.getpid()}.{end}") for end in ("tmp", "old"))
+
+    def tidy():
+        for path in list(folder.parent.iterdir()) if folder.parent.is_dir() else ():
+            left = re.fullmatch(rf"\.{re.escape(folder.name)}\.(\d+)\.(tmp|old)", path.name)
+            if left and (int(left[1]) == os.getpid() or started(int(left[1])) is None):
+                if left[2] == "old" and not folder.exists():
+                    os.replace(path, folder)
+                shutil.rmtree(path, ignore_errors=True)
+    tidy()
     try:
         yield work
-        shutil.rmtree(folder, ignore_errors=True)
+        if folder.exists():
+            os.replace(folder, old)
         os.replace(work, folder)
     finally:
-        shutil.rmtree(work, ignore_errors=True)
+        tidy()
 
 
 def map_ground(home, into, source, name, coords, o):
