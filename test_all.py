@@ -6655,6 +6655,20 @@ def test_genes_are_judged_as_scipy_judges_them(monkeypatch):
     assert np.isnan(histcode.fold_r(prediction[:4], y[:4], np.arange(4))).all()          # folds of one have no R
 
 
+@pytest.mark.parametrize("n,d,twins", [(30, 80, 0), (30, 80, 3), (30, 12, 0), (9, 9, 0), (1, 4, 0), (4, 0, 0)])
+@pytest.mark.parametrize("penalty", [0, 1e-6, 25.])
+def test_kernel_solve_is_the_pseudo_inverse_singular_or_not(n, d, twins, penalty, monkeypatch):
+    rng = np.random.default_rng(0)
+    z, y = rng.normal(size=(n, d)) * np.geomspace(1, 1e-3, d), rng.normal(size=(n, 3))
+    z[:twins] = z[n - twins:]                                                  # the same features, other values
+    z, y, slow = z - z.mean(0), y - y.mean(0), []
+    monkeypatch.setattr(np.linalg, "eigh", lambda k, real=np.linalg.eigh: (slow.append(k), real(k))[1])
+    got = z.T @ histcode.kernel_solve(z @ z.T, penalty, y)
+    assert np.allclose(got, np.linalg.pinv(z.T @ z + penalty * np.eye(d), rcond=1e-9, hermitian=True) @ z.T @ y if penalty else
+                       np.linalg.pinv(z, rcond=1e-5) @ y, rtol=1e-5, atol=1e-7)
+    assert penalty or bool(slow) == ((n, d, twins) not in ((30, 80, 0), (9, 9, 0)))
+
+
 @pytest.mark.parametrize("n", [12, 60])
 def test_smoother_is_ridge_for_any_order(n):
     rng = np.random.default_rng(0)
