@@ -387,7 +387,7 @@ def load_bags(cohort, source, slides):
     folder = Path(cohort) / "supertiles" / source
     S, T, D = len(slides), *tiling.whole_arrays(folder / f"{slides[0]}.npz")["means"].shape
     x, mask = torch.zeros((S, T, D), dtype=torch.float16), torch.zeros((S, T), dtype=torch.bool)
-    for i, slide in enumerate(slides):
+    for i, slide in enumerate(tiling.counted("super-tiles", slides, "slides")):
         z = tiling.whole_arrays(folder / f"{slide}.npz")
         x[i], mask[i] = torch.from_numpy(z["means"]), torch.from_numpy(z["mask"])
     longest = int(mask.sum(1).max())                                           # small slides have fewer than 100
@@ -1306,7 +1306,8 @@ def spot_table(spots, seed=0):
         if names:
             measured = np.concatenate([np.stack([s[part][c][1] if own else s[part][c] for c in names], 1) for s in spots])
             scores = np.concatenate([np.stack([s[2][c][0] for c in names], 1) if own else s[1] for s in spots])
-            rows += zip([own] * len(names), names, *stats.shift_p(scores, measured, places, 5 * SHIFTS, seed))
+            tick = progress("spots", len(names), "columns", end=False)
+            rows += zip([own] * len(names), names, *stats.shift_p(scores, measured, places, 5 * SHIFTS, seed, tick))
     return rows
 
 

@@ -1143,7 +1143,7 @@ def least_squares(x, y, penalty=0.0):
     solutions the smallest, which gradient descent from 0 also finds. Genes known of the same samples are solved at once.
     """
     weights, bias = np.zeros((x.shape[1], y.shape[1])), np.full(y.shape[1], np.nan)
-    for rows, genes in known_alike(y):
+    for rows, genes in tiling.counted("least squares", known_alike(y), "sets of genes"):
         (weights[:, genes],), (bias[genes],) = ridge(x[rows], y[np.ix_(rows, genes)], (penalty,))
     return weights, bias
 
@@ -1183,8 +1183,9 @@ def shuffled_p(r, xs, part, penalties, y, rng):
     A prediction is linear in y, so the fit to unit vectors gives it for any order. The t would take R of pooled held-out
     predictions for one R of P patients, but it scatters more: it calls 3 % of chance genes p < .01 on 160 pairs.
     """
-    null, draws = [], -(-SHUFFLES // y.shape[1])
-    for rows, genes in known_alike(y):
+    null, draws, alike = [], -(-SHUFFLES // y.shape[1]), known_alike(y)
+    tick = tiling.progress("shuffled patients", draws * sum(len(genes) for _, genes in alike), "R", end=False)
+    for rows, genes in alike:
         S = np.zeros((len(rows), len(rows)))                                   # prediction = S y
         for f, (x, penalty) in enumerate(zip(xs, penalties)):
             test = part[rows] == f
@@ -1195,6 +1196,7 @@ def shuffled_p(r, xs, part, penalties, y, rng):
             orders = rng.permuted(np.tile(rows, (min(step, draws - start), 1)), axis=1)             # (orders, n)
             moved = y[:, genes][orders].swapaxes(0, 1).reshape(len(rows), -1)  # (n, orders x genes)
             null.append(stats.pearson(S @ moved, moved))
+            tick(moved.shape[1])
     null = np.sort(np.concatenate(null))
     null = null[~np.isnan(null)]
     reached = len(null) - np.searchsorted(null, np.nan_to_num(r, nan=2) - stats.TIED)
@@ -1223,7 +1225,7 @@ def fit_labels(x, label, train, valid, device):
     def error(rows):                                                           # of two softmax outputs, by their difference
         each = F.binary_cross_entropy_with_logits(z[rows] @ weights + bias, target[rows], reduction="none")
         return (each * known[rows]).sum() / known[rows].sum().clamp(min=1)
-    for epoch in range(LABEL_EPOCHS + 1):
+    for epoch in tiling.counted("labels", range(LABEL_EPOCHS + 1), "epochs"):
         if epoch:
             optimizer.zero_grad()
             error(train).backward()
@@ -1246,7 +1248,7 @@ def judge_genes(prediction, y, guess, label, rng, shuffled=None):
     """
     out = {k: np.full(y.shape[1], np.nan) for k in ("r", "rho", "baseline", "location_p", "error_p", "better")}
     out["n"] = (~np.isnan(y)).sum(0)
-    for rows, genes in known_alike(y):
+    for rows, genes in tiling.counted("figures", known_alike(y), "sets of genes"):
         if len(rows) < stats.MIN_R:
             continue
         p, truth = prediction[np.ix_(rows, genes)], y[np.ix_(rows, genes)]
@@ -1305,7 +1307,7 @@ def find_data(cohort, slides, o):
     if o.colour == "macenko":
         stains = lambda s: tiling.slide_stains(tiling.open_slide(data["paths"][s]), data["coords"][s], data["tiles"][s],
                                                o.tile_px, json.loads(str(arrays[s]["settings"]))["seed"])
-        for s, got in tiling.ordered_map(stains, range(len(ready)), o.workers):
+        for s, got in tiling.counted("stains", tiling.ordered_map(stains, range(len(ready)), o.workers), "slides", len(ready)):
             if isinstance(got, Exception):
                 raise InputError(f"{data['paths'][s]} can't be read to its end ({got}): take it out of samples.csv")
             data["stains"][s] = got
@@ -1474,7 +1476,8 @@ def probe(o):
     patients = {r["slide"]: r["patient"] for r in rows}
     data, failed = find_data(cohort, list(patients), o)
     known, groups, picked = [], [], []
-    for s, (name, coords, tile) in enumerate(zip(data["slides"], data["coords"], data["tiles"])):
+    for s, name in enumerate(tiling.counted("cells", data["slides"], "slides")):
+        coords, tile = data["coords"][s], data["tiles"][s]
         frame = tiling.qupath_frame(tiling.open_slide(data["paths"][s]), data["mpp"][s])
         content = cell_content(cohort, name, coords, tile, *frame)
         usable = np.arange(len(coords)) if content == {} else []               # a list of no points: no cells anywhere
@@ -1656,7 +1659,7 @@ def slide_features(cohort, o, slides, least=1):
     made.pop("supertiles")
     return dict(names=np.array(names), bag=lambda i: tiling.load_features(cohort, source, names[i], check=False)[0],
                 sums=[sums[name] for name in names], n_features=usual, features=made, failed=failed,
-                seen=[tiling.features_made_by(cohort, source, name) for name in names])
+                seen=[tiling.features_made_by(cohort, source, name) for name in tiling.counted("hashing", names, "slides")])
 
 
 def labelled_slides(cohort, o, classes=None):
@@ -1960,8 +1963,8 @@ def judge_external(folder, other, trained, encoder, o, device):
     rows, text, curves = [], [], {}
     for pooling, saved in trained.items():
         models = [apply_heads(s, device) for s in saved.values()]
-        p = np.array([np.mean([m(h)[0][0].double().softmax(0)[1].item() for m in models])
-                      for h in map(other["bag"], range(len(other["y"])))])
+        p = np.array([np.mean([m(h)[0][0].double().softmax(0)[1].item() for m in models]) for h in tiling.counted(
+            f"external {pooling}", map(other["bag"], range(len(other["y"]))), "slides", len(other["y"]))])
         rows += zip(other["names"], other["patients"], (other["classes"][v] for v in other["y"]), [pooling] * len(p),
                     (f"{v:.6f}" for v in p))
         text.append((pooling, *(f"{v:.3f} ({low:.3f} to {high:.3f})" for _, v, low, high in
@@ -2082,6 +2085,7 @@ def train_expression(p, d, y, label, jobs, o, folder, device):
     rows_of = {name: i for i, name in enumerate(d["names"])}
     bag_of = lambda i: np.concatenate([d["bag"](rows_of[s]) for s in p["slides"][i]])
     sums = [tuple(map(sum, zip(*(d["sums"][rows_of[s]] for s in names)))) for names in p["slides"]]
+    xs = [np.full((len(y), 2 * d["n_features"]), np.nan) for _ in range(o.folds * (o.model == "linear"))]       # (P, 2D) each
     for _, f, *parts in jobs:
         path = folder / f"fold{f}.pt"
         if path.is_file() or f % o.share[1] != o.share[0]:
@@ -2098,8 +2102,8 @@ def train_expression(p, d, y, label, jobs, o, folder, device):
             saw(ledger, "standardisation of the features", d["patients"][parts[0]])                 # of draw_model
             for step, seen in done["saw"][0].items():
                 saw(ledger, f"attention: {step}", d["patients"][seen])
-            x = np.full((len(y), 2 * d["n_features"]), np.nan)                 # (P, 2D), without the test patients
-            for i in {*both, *chooses}:
+            x = xs[f]                                                          # nan: the test patients
+            for i in tiling.counted(f"fold {f} tiles", {*both, *chooses}, "pairs"):
                 x[i] = pair_features(h := bag_of(i), apply(h)[1][0].numpy())
             if o.ridge is None:
                 saw(ledger, "penalty", p["patients"][both])
@@ -2148,15 +2152,18 @@ def train_expression(p, d, y, label, jobs, o, folder, device):
     for left in folder.glob("fold*.state.pt"):                                 # of a kill between a fold and its state
         left.unlink()
     tiling.write_log(folder, tiling.read_log(folder))
-    saved, xs, prediction, odds = [], [], np.full(y.shape, np.nan), np.full(y.shape, np.nan)
+    saved, prediction, odds = [], np.full(y.shape, np.nan), np.full(y.shape, np.nan)
     for f in range(o.folds):
         saved.append(tiling.load_checkpoint(folder / f"fold{f}.pt", "cpu"))
-        apply = apply_heads(saved[-1], device)
-        for i in np.flatnonzero(p["part"] == f):
-            prediction[i], own, _ = predict_pair(saved[-1], apply, bag_of(i))
-            odds[i] = np.where(label_of(prediction[i]), 1, -1) if own is None else own
-        if o.model == "linear":
-            xs.append(np.stack([pair_features(h, apply(h)[1][0].double().numpy()) for h in map(bag_of, range(len(y)))]))
+        apply, tested = apply_heads(saved[-1], device), p["part"] == f
+        todo = tested | np.isnan(xs[f][:, 0]) if xs else tested                # and what a process before this one has read
+        for i in tiling.counted(f"judging fold {f}", np.flatnonzero(todo), "pairs"):
+            h = bag_of(i)
+            if tested[i]:
+                prediction[i], own, a = predict_pair(saved[-1], apply, h)
+                odds[i] = np.where(label_of(prediction[i]), 1, -1) if own is None else own
+            if xs:
+                xs[f][i] = pair_features(h, (a if tested[i] else apply(h)[1].double().numpy())[0])
     shuffled = lambda r: shuffled_p(r, xs, p["part"], [s["penalty"] for s in saved], y, np.random.default_rng([o.seed, 2]))
     return saved, prediction, odds > 0, shuffled if xs else None
 
@@ -2811,12 +2818,13 @@ def audit(o):
         "do to diagnose and expression is not measured."
         + "".join(f" {c}: `{' '.join(v)}`." for c, v in more.items() if v))
     status, why = 0, {}
-    for c, name in [(c, name) for c in texts if asked[c] for name in ("default", *asked[c])]:
+    todo = [(c, name) for c in texts if asked[c] for name in ("default", *asked[c])]
+    for i, (c, name) in enumerate(todo, 1):
         if f"{c}'s default" in why:                                            # its choices can't be compared with it
             continue
         jobs = {(c, name, seed): lambda c=c, name=name, seed=seed: job(c, name, seed) for seed in seeds}
         try:
-            status |= tiling.run_audit(folder, jobs, texts, settings, what)
+            status |= tiling.run_audit(folder, jobs, texts, settings, what, (len(todo) - i) * len(seeds))
         except InputError as e:
             why[f"{c}'s {name}"] = str(e)
             print(f"without {c}'s {name}: {e}")

@@ -358,14 +358,15 @@ def shifts(coords_list, n, seed):
                               for xy, size, tree, first in trees])
 
 
-def shift_p(a, b, coords_list, n=999, seed=0):
+def shift_p(a, b, coords_list, n=999, seed=0, tick=lambda n: None):
     """Pearson R of scores and measured values over locations, and its one-sided p against shifted scores (`shifts`).
 
     a (m,) or (m, G) scores, b (m, G) or (m,) measured, over the locations of all slides end to end -> R (G,), p (G,):
     the share of the n + 1 draws, the unmoved one among them, whose R is at least R. nan where R is nan (`pearson`).
     It is always a that moves: one column moves at the price of one. A draw near no shift at all is a draw too, so p of a
     single slide can't fall much below 1 / m, however large n. What differs between slides moves with them: p is of the
-    likeness within slides. Memory: 8 n m bytes and a few blocks of genes. [ours; the paper gives R alone, Fig. 4c]
+    likeness within slides. Memory: 8 n m bytes and a few blocks of genes. tick: told how many genes are done, block by block.
+    [ours; the paper gives R alone, Fig. 4c]
     """
     a, b = (np.asarray(v)[:, None] if np.ndim(v) == 1 else np.asarray(v) for v in (a, b))
     m, G = b.shape
@@ -385,6 +386,7 @@ def shift_p(a, b, coords_list, n=999, seed=0):
             r[block] = np.where(varies, np.clip(null[0], -1, 1), np.nan)
             reached = ~(null < null[0] - TIED)                          # so is nan, of scores moved onto one value
             p[block] = np.where(varies, reached.mean(0), np.nan)
+            tick(len(varies))
     return r, p
 
 

@@ -443,6 +443,12 @@ def test_progress_is_a_line_a_minute_in_a_log_file(monkeypatch, terminal):
     shown = out.getvalue().replace("\r", "\n").splitlines()
     assert (len(shown) > 100 if terminal else 9 <= len(shown) <= 11) and "1,000/1,000 slides, 1.7/s, 0:00:00 left" in shown[-1]
     assert re.fullmatch(r"tiles: [0-9,]+/1,000 slides, 1.7/s, 0:0[0-9]:[0-9]{2} left *", shown[0]) and (terminal or "\r" not in out.getvalue())
+    for n, jobs in ((90, iter(range(90))), (1000, list(range(1000)))):         # of less than a minute, of ten
+        out.truncate(0)
+        for job in tiling.counted("cells", jobs, "slides", n if n == 90 else None):
+            now[0] += .6
+        shown = out.getvalue().strip("\0").replace("\r", "\n").splitlines()
+        assert job == n - 1 and (len(shown) > n / 10 if terminal else len(shown) == (0 if n == 90 else 9)) and (n == 90 or "/1,000 slides, 1.7/s" in shown[0])
 
 
 def test_a_killed_map_leaves_nothing_and_loses_nothing(tmp_path):
@@ -3149,7 +3155,8 @@ def test_shift_p_equals_its_definition():
     a, b = rng.normal(size=(47, 300)), rng.normal(size=(47, 300)).astype(np.float32) + 9      # more than one block of genes
     a[:, 1] = b[:, 2] = 4
     a[3, 3] = np.nan
-    r, p = stats.shift_p(a, b, slides, n=40, seed=5)
+    r, p = stats.shift_p(a, b, slides, n=40, seed=5, tick=(done := []).append)
+    assert sum(done) == 300 and len(done) == 2
     with np.errstate(all="ignore"):
         expected = np.array([[np.corrcoef(a[d, j], b[:, j])[0, 1] for j in range(300)]
                              for d in [np.arange(47), *stats.shifts(slides, 40, 5)]])
@@ -6907,6 +6914,15 @@ def change_table(path, change):
     tiling.save_csv(path, header, change(rows))
 
 
+def test_each_pairs_tiles_are_read_once_a_fold(tmp_path, monkeypatch):
+    cohort, read, real = write_pairs(tmp_path / "c"), [], histcode.pair_features
+    monkeypatch.setattr(histcode, "pair_features", lambda h, a: (read.append(h), real(h, a))[1])
+    monkeypatch.setattr(histcode, "write_expression", lambda *_: None)
+    assert express(cohort) == 0
+    patients, z = 9, np.load(cohort / "runs" / "expression" / "predictions.npz")
+    assert len(z["patient"]) == patients and len(read) == 3 * patients + patients                   # predict_pair makes its own
+
+
 def express(cohort, *argv):
     return histcode.main(["expression", str(cohort), "--features", str(cohort / "h5"), "--epochs", "3", "--lr", "0.01",
                           "--hidden", "4", "--device", "cpu", "--folds", "3", *argv])
@@ -7263,7 +7279,9 @@ def test_histcodes_audit_goes_on_where_it_stopped_and_is_the_runs_difference(tmp
                                          f"--expression={own}", *more])
     with pytest.raises(KeyboardInterrupt):
         audit()
-    assert "without pretrain's lr: " in capsys.readouterr().out and len(read_csv(folder / "audit.csv")) == 2 * 4 + 2 * 3
+    assert "without pretrain's lr: " in (said := capsys.readouterr().out) and len(read_csv(folder / "audit.csv")) == 2 * 4 + 2 * 3
+    left = re.findall(r"(\d+) runs left, 0:00:0\d at the mean of the (\d+) done", said)
+    assert left == [(str(7 - i), str(i + 1)) for i in range(7)]
     assert audit() == 0 and runs == ["expression-default-seed0", "expression-default-seed1", "expression-slides-seed0", *["expression-slides-seed1"] * 2]
     first, text = (folder / "audit.csv").read_bytes(), (folder / "audit.md").read_text()
     assert audit() == 0 and len(runs) == 5 and (folder / "audit.csv").read_bytes() == first and (folder / "audit.md").read_text() == text

@@ -603,6 +603,15 @@ def progress(what, total, unit, end=True):
     return tick
 
 
+def counted(what, jobs, unit, total=None):
+    """The jobs as they are, with the progress of what is done with them; nothing is said of a loop that is over soon."""
+    jobs = list(jobs) if total is None else jobs
+    tick = progress(what, len(jobs) if total is None else total, unit, end=False)
+    for job in jobs:
+        yield job
+        tick()
+
+
 def few(names, n=10):
     """The first n names, and that there are more."""
     return ", ".join(map(str, names[:n])) + (f" ... ({len(names)} in all)" if len(names) > n else "")
@@ -1885,7 +1894,7 @@ def make_tiles(cohort, slides, o, into=None):
     slides_in, cohort = Path(cohort), Path(into or cohort)
     found, given, shared = find_slides(slides_in), table_mpp(slides_in), tile_settings(cohort, o)
     failed, jobs, anew, wanted = {}, [], [], shared["tile_um"] / encoder_wants(o)["tile_px"]    # µm per pixel of a tile
-    for name in slides:
+    for name in counted("looking for tiles", slides, "slides"):
         settings = dict(shared, mpp=given.get(name, shared["mpp"]), file=name in found and fingerprint(found[name]))
         old, was = tiles_of(cohort, name)
         if was:                                                                # what had no part in the result may differ:
@@ -1942,7 +1951,7 @@ def make_features(cohort, slides, o, into=None):
     get = lambda: load_encoder(o.encoder, settings["weights"], settings["seed"], device)
     net = None if any((folder / f"{s}.npy").is_file() for s in slides) else get()   # at the start, not after hours of tiling
     failed = make_tiles(slides_in, slides, o, cohort)
-    for name in [s for s in slides if s not in failed]:
+    for name in counted(f"looking for features {source}", [s for s in slides if s not in failed], "slides"):
         tiles, by = tiles_of(cohort, name)
         if by is None:
             failed[name] = f"{cohort / 'tiles' / name}.npz was there and is gone"
@@ -2397,7 +2406,7 @@ def features_as(run, o, cohort, slides):
     tiles, features = (load_json(into / d / "settings.json") or {} for d in ("tiles", f"features/{source}"))
     compare(f"tiles in {into}", tiles)
     found, ready, folder = find_slides(cohort), [], into / "features" / source
-    for name in slides:
+    for name in counted(f"looking for features {source}", slides, "slides"):
         side = made_as(folder, name)
         if side and (folder / f"{name}.npy").is_file() and tiles_of(into, name)[0]:
             side.update(source=side["encoder"], tile_um=side["tiles"].get("tile_um"))
@@ -2449,7 +2458,7 @@ def each_slide(run, o, failed):
         options = argparse.Namespace(**{**vars(o), "features": features})
         options, into, source, bad = features_as(run, options, home, names)
         failed.update(bad)
-        for name in [n for n in names if n not in bad]:
+        for name in counted(run["folder"].name, [n for n in names if n not in bad], "slides"):
             yield options, home, into, source, name
 
 
@@ -2569,12 +2578,13 @@ def ledger_lines(ledgers, tested, remarks, encoder):
              table(("step", "patients", "test patients of its fold", ""), rows), ""])
 
 
-def run_audit(folder, jobs, texts, settings, what):
+def run_audit(folder, jobs, texts, settings, what, after=0):
     """Run the default and each choice alone, and write what a choice changes after each. Returns the exit status.
 
     jobs: {(command, "default" or choice, seed): a function -> ({measure: value}, seconds or None, exit status)}, which goes
     on where it stopped; texts {command: {choice: what it is turned to}}; settings: those all have in common, of which the
-    folder's must be; what: a line for the report. audit.csv keeps the choices of earlier commands.
+    folder's must be; what: a line for the report; after: how many runs come after these, for the time left. audit.csv keeps
+    the choices of earlier commands.
     """
     claim_folder(folder, dict(settings, command="audit"), "audit.csv")
     done, status, path = {}, 0, folder / "audit.csv"
@@ -2591,6 +2601,9 @@ def run_audit(folder, jobs, texts, settings, what):
         *done[command, name, seed], failed = job()
         status |= failed
         write_audit(folder, done, texts, what)
+        spent, left = [s for _, s in done.values() if s is not None and not np.isnan(s)], len(jobs) - i - 1 + after
+        if spent and left:
+            print(f"{left} runs left, {clock(np.mean(spent) * left)} at the mean of the {len(spent)} done", flush=True)
     return status
 
 
@@ -3308,7 +3321,7 @@ def doctor(cohort, slides, o):
         source = "the slide" if own else "samples.csv" if name in given else "--mpp"
         return slide, source, arrays, *best_level(slide, float(arrays["tile"]) / px)
 
-    for name, got in ordered_map(one, jobs, o.workers):
+    for name, got in counted("doctor", ordered_map(one, jobs, o.workers), "slides", len(jobs)):
         if isinstance(got, Exception):
             failed[name] = str(got)
             continue
