@@ -2283,9 +2283,10 @@ def predict(o):
     for _, home, into, source, name in each_slide(run, o, failed):
         try:
             features, coords = tiling.load_features(into, source, name)
-            x, use = torch.from_numpy(bag_of(features, coords, run["config"])[0])[None], held_out(run, name, home, o.all_models)
+            use, (bag, _) = held_out(run, name, home, o.all_models), bag_of(features, coords, run["config"])
+            x = torch.from_numpy(bag)[None]
             bags = in_memory(x, torch.ones(x.shape[:2], dtype=torch.bool))
-            p = np.mean([predict_slides(models[f], bags, [0])[0] for f in use], axis=0).astype(float)                   # (G,)
+            p = np.mean([predict_slides(models[f], bags, [0])[0] for f in use], axis=0).astype(float)                  # (G,)
             if not p.max() < 300:                                              # 10 ** p must be a number, too; nan is not
                 raise InputError(f"its prediction is not finite: features up to {np.abs(features).max():.3g} are of another "
                                  "scale than the run's")

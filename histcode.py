@@ -689,7 +689,7 @@ def kernel_solve(k, penalty, y):
     """(k + penalty I)^-1 y: k = z z' (n, n) of centred z, y (n, C) centred too. Where that is singular the pseudo-inverse:
     eigenvalues up to 1e-10 of the largest count as 0. By Cholesky where all others are surely above, much faster. [ours]"""
     n = len(k)
-    a = k + penalty * np.eye(n) + k.trace() / n ** 2                           # the last: along the mean, where k and y are 0
+    a = k + penalty * np.eye(n) + k.trace() / n ** 2                           # the last: along the mean, where k, y are 0
     factor, failed = lapack.dpotrf(a, lower=1)
     if not failed and lapack.dpocon(factor, np.abs(a).sum(0).max(), uplo="L")[0] > n * 1e-10:
         return lapack.dpotrs(factor, y, lower=1)[0]
@@ -712,7 +712,8 @@ def ridge(x, y, penalties):
         weights = z.T @ np.stack([kernel_solve(k, p, y) for k in [z @ z.T] for p in penalties])
     else:
         values, vectors = np.linalg.eigh(z.T @ z)                              # serves all penalties
-        share = [np.where(values > 1e-10 * values[-1], 1 / (values.clip(0) + p + (values <= 0)), 0)[:, None] for p in penalties]
+        share = [np.where(values > 1e-10 * values[-1], 1 / (values.clip(0) + p + (values <= 0)), 0)[:, None]
+                 for p in penalties]
         weights = np.stack([vectors @ (s * (vectors.T @ (z.T @ y))) for s in share])                # (penalties, D, C)
     weights /= scale[:, None]
     return weights, mean - center @ weights
@@ -1307,7 +1308,8 @@ def find_data(cohort, slides, o):
     if o.colour == "macenko":
         stains = lambda s: tiling.slide_stains(tiling.open_slide(data["paths"][s]), data["coords"][s], data["tiles"][s],
                                                o.tile_px, json.loads(str(arrays[s]["settings"]))["seed"])
-        for s, got in tiling.counted("stains", tiling.ordered_map(stains, range(len(ready)), o.workers), "slides", len(ready)):
+        jobs = tiling.ordered_map(stains, range(len(ready)), o.workers)
+        for s, got in tiling.counted("stains", jobs, "slides", len(ready)):
             if isinstance(got, Exception):
                 raise InputError(f"{data['paths'][s]} can't be read to its end ({got}): take it out of samples.csv")
             data["stains"][s] = got
@@ -1659,7 +1661,7 @@ def slide_features(cohort, o, slides, least=1):
     made.pop("supertiles")
     return dict(names=np.array(names), bag=lambda i: tiling.load_features(cohort, source, names[i], check=False)[0],
                 sums=[sums[name] for name in names], n_features=usual, features=made, failed=failed,
-                seen=[tiling.features_made_by(cohort, source, name) for name in tiling.counted("hashing", names, "slides")])
+                seen=[tiling.features_made_by(cohort, source, name) for name in tiling.counted("comparing", names, "slides")])
 
 
 def labelled_slides(cohort, o, classes=None):
@@ -2085,7 +2087,7 @@ def train_expression(p, d, y, label, jobs, o, folder, device):
     rows_of = {name: i for i, name in enumerate(d["names"])}
     bag_of = lambda i: np.concatenate([d["bag"](rows_of[s]) for s in p["slides"][i]])
     sums = [tuple(map(sum, zip(*(d["sums"][rows_of[s]] for s in names)))) for names in p["slides"]]
-    xs = [np.full((len(y), 2 * d["n_features"]), np.nan) for _ in range(o.folds * (o.model == "linear"))]       # (P, 2D) each
+    xs = [np.full((len(y), 2 * d["n_features"]), np.nan) for _ in range(o.folds * (o.model == "linear"))]      # (P, 2D) each
     for _, f, *parts in jobs:
         path = folder / f"fold{f}.pt"
         if path.is_file() or f % o.share[1] != o.share[0]:

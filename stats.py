@@ -365,7 +365,7 @@ def shift_p(a, b, coords_list, n=999, seed=0, tick=lambda n: None):
     the share of the n + 1 draws, the unmoved one among them, whose R is at least R. nan where R is nan (`pearson`).
     It is always a that moves: one column moves at the price of one. A draw near no shift at all is a draw too, so p of a
     single slide can't fall much below 1 / m, however large n. What differs between slides moves with them: p is of the
-    likeness within slides. Memory: 8 n m bytes and a few blocks of genes. tick: told how many genes are done, block by block.
+    likeness within slides. Memory: 8 n m bytes and a few blocks of genes. tick is told how many genes a block had.
     [ours; the paper gives R alone, Fig. 4c]
     """
     a, b = (np.asarray(v)[:, None] if np.ndim(v) == 1 else np.asarray(v) for v in (a, b))

@@ -6540,7 +6540,7 @@ def test_ends_are_the_highest_and_lowest_tiles_and_never_share_one():
 
 
 @pytest.mark.parametrize("text,want", [("64,32", (64, 32)), ("0", ()), ("100000", (100000,)), ("64,0", "no width"), ("x", "x"),
-                                       *((n, "more than 100,000") for n in ("100001", "8,100000000000", "1" * 25))])
+                                       *((n, "more than 100,000|2..63") for n in ("100001", "8,100000000000", "1" * 25))])
 def test_embed_is_layers_that_can_be(text, want):
     if isinstance(want, tuple):
         assert histcode.layers(text) == want
