@@ -1661,7 +1661,7 @@ def slide_features(cohort, o, slides, least=1):
     made.pop("supertiles")
     return dict(names=np.array(names), bag=lambda i: tiling.load_features(cohort, source, names[i], check=False)[0],
                 sums=[sums[name] for name in names], n_features=usual, features=made, failed=failed,
-                seen=[tiling.features_made_by(cohort, source, name) for name in tiling.counted("comparing", names, "slides")])
+                seen=[tiling.features_made_by(cohort, source, name) for name in tiling.counted("hashing", names, "slides")])
 
 
 def labelled_slides(cohort, o, classes=None):

@@ -1639,8 +1639,9 @@ def claimed(folder, config, results, more):
         raise InputError(f"{folder} has {results} but no config.json that says with which settings: choose another --name, "
                          "or delete it")
     if before and {k: before.get(k) for k in config} != config:
+        other_data = config.get("data") not in (None, before.get("data"))
         raise InputError(f"{folder} is a run with other settings ({differences(before, config)}"
-                         + "; data: slides, labels, expression, folds or feature files" * (before.get("data") != config.get("data"))
+                         + "; data: slides, labels, expression, folds or feature files" * other_data
                          + "): " + "choose another --name, or " * (config.get("command") != "audit") + "delete it to begin again")
     packages = ("numpy", "scipy", "torch", "openslide-python", "openslide-bin", "Pillow")
     config.update(id=digest(config), **more, threads=torch.get_num_threads(), python=platform.python_version(),
