@@ -467,8 +467,9 @@ def test_a_killed_map_leaves_nothing_and_loses_nothing(tmp_path):
         if not (pid := os.fork()):
             killed(early)
         assert os.waitpid(pid, 0)[1] == signal.SIGKILL and (maps / "map").is_file() == early
-        other = tmp_path / f".{maps.name}.{os.getppid()}.tmp"                  # of a process at work, and another slide's
-        beside = [other / "half", tmp_path / ".a map 1.99999999.tmp" / "half"]
+        here = tiling.digest(tiling.platform.node())[:6]                       # of a process at work, another slide's, another host's
+        beside = [tmp_path / name / "half" for name in (f".{maps.name}.{here}.{os.getppid()}.tmp", f".a map 1.{here}.99999999.tmp",
+                                                        f".{maps.name}.0ther0.99999999.tmp")]
         [tiling.save_text(p, ["half"]) for p in beside]
         with pytest.raises(KeyError), tiling.whole_folder(maps) as work:
             tiling.save_text(work / "map", ["half"])
@@ -476,7 +477,7 @@ def test_a_killed_map_leaves_nothing_and_loses_nothing(tmp_path):
         assert read() == {"a map [1]/map": "old", **{str(p.relative_to(tmp_path)): "half" for p in beside}}
         with tiling.whole_folder(maps) as work:
             tiling.save_text(work / "other", ["new"])
-        assert read().pop("a map [1]/other") == "new" and len(read()) == 3
+        assert read().pop("a map [1]/other") == "new" and len(read()) == 4
         shutil.rmtree(maps)
 
 
@@ -4969,7 +4970,7 @@ def test_predict_gives_what_cross_validation_gave_and_knows_whom_the_models_saw(
             h["features"], h["coords"] = np.full((3, 8), scale, np.float32), tile_cloud(3)
         assert he2rna.main(["predict", str(tmp_path / "runs" / "he2rna"), str(new / "large.h5"), str(new / "s00_0.h5"), "--device", "cpu"]) == 1
         said = capsys.readouterr()
-        assert f"failed: large: " in said.err and words in said.err and "s00_0: 30 tiles" in said.out
+        assert "failed: large: " in said.err and words in said.err and "s00_0: 30 tiles" in said.out
         assert not (tmp_path / "runs" / "he2rna" / "predict" / "large.csv").exists()
 
 

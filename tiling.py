@@ -2666,11 +2666,12 @@ def figure(path, *grid, **options):
 def whole_folder(folder):
     """A folder that is there whole or not at all: yields where to write; at the end that takes the place of the old one,
     which lies beside until then. What killed processes have left beside goes; an old one goes back where there is no new."""
-    work, old = (folder.with_name(f".{folder.name}.{os.getpid()}.{end}") for end in ("tmp", "old"))
+    mine = f".{folder.name}.{digest(platform.node())[:6]}"                      # another host's processes can't be asked for
+    work, old = (folder.with_name(f"{mine}.{os.getpid()}.{end}") for end in ("tmp", "old"))
 
     def tidy():
         for path in list(folder.parent.iterdir()) if folder.parent.is_dir() else ():
-            left = re.fullmatch(rf"\.{re.escape(folder.name)}\.(\d+)\.(tmp|old)", path.name)
+            left = re.fullmatch(rf"{re.escape(mine)}\.(\d+)\.(tmp|old)", path.name)
             if left and (int(left[1]) == os.getpid() or started(int(left[1])) is None):
                 if left[2] == "old" and not folder.exists():
                     os.replace(path, folder)
