@@ -2182,7 +2182,7 @@ def audit(o):
 def load_run(path):
     """A finished run: dict of its folder, config, fold checkpoints, genes, rows of folds.csv, cohort, and fold_of: the fold
     (in a list) whose model did not learn from a patient, also of those that only the run it was fine-tuned from knew."""
-    folder, config = Path(path), tiling.read_config(path)
+    folder, config = Path(path), tiling.read_config(path, VERSION)
     if config is None:
         raise InputError(f"{folder}: not a run (no config.json); give a folder such as COHORT/runs/he2rna")
     if config.get("version") != VERSION:

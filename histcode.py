@@ -2393,7 +2393,7 @@ def load_run(path, pooling=None):
     """A finished run of diagnose or expression: dict as tiling's "run's models on slides" wants it; folds: its checkpoints,
     kind of each (diagnosis, linear, attention)."""
     folder = Path(path)
-    config = tiling.read_config(folder) or {}
+    config = tiling.read_config(folder, VERSION) or {}
     if config.get("command") not in ("diagnose", "expression") or config.get("bags"):
         raise InputError(f"{folder}: not a run on slides of diagnose or expression; give a folder such as "
                          "COHORT/runs/diagnosis")

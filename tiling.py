@@ -1650,11 +1650,12 @@ def claimed(folder, config, results, more):
     return config
 
 
-def read_config(folder):
-    """config.json of a run, or None. InputError where a setting was changed by hand: `id` is the digest of those before it."""
+def read_config(folder, version=None):
+    """config.json of a run, or None. InputError where a setting was changed by hand: `id` is the digest of those before it.
+    Not asked of a run of another version, which the caller refuses."""
     config = load_json(Path(folder) / "config.json")
     settings = dict(list(config.items())[:list(config).index("id")]) if config and "id" in config else None
-    if settings is not None and digest(settings) != config["id"]:
+    if settings is not None and version in (None, config.get("version")) and digest(settings) != config["id"]:
         raise InputError(f"{Path(folder) / 'config.json'} was changed since its run was made, which would not be what it says: "
                          "bring it back, or choose another run")
     return config
