@@ -652,7 +652,7 @@ def train_fold(model, bags, y, projects, names, train, valid, o, fold, folder):
     """
     device, state_file = next(model.parameters()).device, folder / f"fold{fold}.state.pt"
     optimizer = torch.optim.Adam(model.parameters(), lr=o.lr, fused=True)        # one pass over memory, not seven
-    state = dict(run=tiling.mark_of(state_file), epoch=0, best_score=-np.inf, best_epoch=0, best=None, seconds=0.0, saw={})
+    state = dict(epoch=0, best_score=-np.inf, best_epoch=0, best=None, seconds=0.0, saw={})
     if state_file.is_file():
         state = tiling.load_checkpoint(state_file, device, model, [*state, "model", "optimizer"])
         optimizer.load_state_dict(state["optimizer"])
@@ -691,8 +691,8 @@ def train_fold(model, bags, y, projects, names, train, valid, o, fold, folder):
             score = -valid_loss if not by_r else -1.0 if r is None else r
         if score > state["best_score"]:
             state.update(best_score=score, best_epoch=epoch, best={k: v.clone() for k, v in model.state_dict().items()})
-        state.update(epoch=epoch, model=model.state_dict(), optimizer=optimizer.state_dict(),
-                     seconds=before + time.time() - start)
+        state.update(run=tiling.mark_of(state_file), epoch=epoch, model=model.state_dict(),
+                     optimizer=optimizer.state_dict(), seconds=before + time.time() - start)
         entry = dict(fold=fold, epoch=epoch, loss=loss_sum / len(train), valid_loss=valid_loss, valid_r=r,
                      best_epoch=state["best_epoch"], slides_per_s=round(rate, 1))
         with open(tiling.log_path(folder, o.share), "a") as f:
@@ -1975,7 +1975,8 @@ def keep_saved(folder, k):
     saved = [np.inf if (folder / f"fold{f}.pt").is_file() else
              tiling.load_checkpoint(path, "cpu", keys=("epoch",))["epoch"] if path.is_file() else 0
              for f in range(k) for path in [folder / f"fold{f}.state.pt"]]
-    entries = [e for e in tiling.read_log(folder) if e.get("fold") in range(k) and e.get("epoch", 0) <= saved[e["fold"]]]
+    entries = [e for e in tiling.read_log(folder) if e.get("fold") in range(k) and isinstance(e.get("epoch"), int)
+               and e["epoch"] <= saved[e["fold"]]]
     tiling.write_log(folder, sorted(entries, key=lambda e: (e["fold"], e["epoch"])))
 
 
@@ -1995,8 +1996,8 @@ def cross_validate(folder, config, o, data, bags, splits, first_model, start):
             for step, rows in note.pop("saw").items():
                 saw(data["ledgers"][f], step, data["patients"][rows])
             settings = {k: config[k] for k in ("hidden", "n_features", "ks", "dropout", "features", "code", "pad_to")}
-            saved = dict(version=VERSION, run=tiling.mark_of(paths[f]), model=model.state_dict(), note=note, genes=data["genes"], **settings,
-                         test_patients=tested[f], saw=data["ledgers"][f])
+            saved = dict(version=VERSION, run=tiling.mark_of(paths[f]), model=model.state_dict(), note=note,
+                         genes=data["genes"], **settings, test_patients=tested[f], saw=data["ledgers"][f])
             save_file(paths[f], lambda file: torch.save(saved, file))
         (folder / f"fold{f}.state.pt").unlink(missing_ok=True)
     tiling.of_all(None)

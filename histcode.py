@@ -1737,8 +1737,9 @@ def draw_model(pooling, sums, rows, seed, o, outputs=2):
 
 def save_fold(path, done, d, o, pooling, outputs, patients, rows, learned_from, **more):
     """One fold's checkpoint: networks, whom they learned from (or chose their epoch by), and whom they were tested on."""
-    saved = dict(done, version=VERSION, run=tiling.mark_of(path), pooling=pooling, outputs=outputs, embed=list(o.embed), hidden=o.hidden,
-                 n_features=d["n_features"], features=d["features"], learned_from=sorted(set(learned_from.tolist())), **more,
+    saved = dict(done, version=VERSION, run=tiling.mark_of(path), pooling=pooling, outputs=outputs, embed=list(o.embed),
+                 hidden=o.hidden, n_features=d["n_features"], features=d["features"],
+                 learned_from=sorted(set(learned_from.tolist())), **more,
                  **{f"{part}_patients": sorted(set(patients[of].tolist())) for part, of in zip(("train", "valid", "test"), rows)})
     save_file(path, lambda file: torch.save(saved, file))
 
@@ -1774,7 +1775,7 @@ def train_pooling(pooling, d, jobs, o, folder, device):
             with open(tiling.log_path(folder, o.share), "a") as log:
                 log.write(json.dumps(entry) + "\n")
             tiling.say(f"{pooling:8s} repeat {r} fold {f}: {'/'.join(str(len(v)) for v in rows)} {d['what']}, epoch "
-                  f"{own['epoch']:3d}, test accuracy {p['accuracy']:.3f}, AUC {p['auc']:.3f}")
+                       f"{own['epoch']:3d}, test accuracy {p['accuracy']:.3f}, AUC {p['auc']:.3f}")
         state.unlink(missing_ok=True)
     tiling.of_all(None)
     for left in () if rank else folder.glob(f"{pooling}-*.state.pt"):          # of a kill between a fold and its state
@@ -2398,8 +2399,8 @@ def load_run(path, pooling=None):
         raise InputError(f"{folder}: not a run on slides of diagnose or expression; give a folder such as "
                          "COHORT/runs/diagnosis")
     if config.get("version") != VERSION:
-        raise InputError(f"{folder} is a run of version {config.get('version')} of this program's files, this one reads version "
-                         f"{VERSION}: train it again, or use the program that made it")
+        raise InputError(f"{folder} is a run of version {config.get('version')} of this program's files, this one reads "
+                         f"version {VERSION}: train it again, or use the program that made it")
     if config["command"] == "diagnose":
         there = [name for name in POOLINGS if (folder / f"{name}-r0-f0.pt").is_file()]
         pooling = pooling or ("HistCode" if "HistCode" in there or not there else there[0])

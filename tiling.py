@@ -1656,8 +1656,8 @@ def read_config(folder, version=None):
     config = load_json(Path(folder) / "config.json")
     settings = dict(list(config.items())[:list(config).index("id")]) if config and "id" in config else None
     if settings is not None and version in (None, config.get("version")) and digest(settings) != config["id"]:
-        raise InputError(f"{Path(folder) / 'config.json'} was changed since its run was made, which would not be what it says: "
-                         "bring it back, or choose another run")
+        raise InputError(f"{Path(folder) / 'config.json'} was changed since its run was made: bring it back as it "
+                         "was, or choose another run")
     return config
 
 
