@@ -69,6 +69,21 @@ H_E = {"eosin": (225, 150, 185), "pale eosin": (238, 205, 220), "nuclei": (110, 
 INK = {"blue": (30, 60, 170), "green": (20, 120, 60), "red": (205, 20, 30), "black": (15, 15, 18), "cyan": (20, 150, 180)}
 
 
+@pytest.fixture(scope="session", autouse=True)
+def calibrated_once():
+    """What --weights random takes 3 s for is done once for each network and seed of this process."""
+    calibrate, known = tiling.calibrate, {}
+
+    def once(net, seed):
+        key = net.stages, seed, tiling.digest(net.conv1.weight.detach().numpy(), net.layer3[0].conv1.weight.detach().numpy())
+        if key not in known:
+            known[key] = copy.deepcopy(calibrate(net, seed))
+        return copy.deepcopy(known[key])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tiling, "calibrate", once)
+        yield
+
+
 def options(*argv):
     """Parsed options of a tiling command, as main() leaves them."""
     parser = argparse.ArgumentParser()
