@@ -651,6 +651,7 @@ def train_fold(model, bags, y, projects, names, train, valid, o, fold, folder):
     epoch, and every draw of an epoch comes from (seed, fold, epoch): a run that was interrupted ends as one that was not.
     """
     device, state_file = next(model.parameters()).device, folder / f"fold{fold}.state.pt"
+    mark, part_of_log = tiling.mark_of(state_file), tiling.log_path(folder, o.share)
     optimizer = torch.optim.Adam(model.parameters(), lr=o.lr, fused=True)        # one pass over memory, not seven
     state = dict(epoch=0, best_score=-np.inf, best_epoch=0, best=None, seconds=0.0, saw={})
     if state_file.is_file():
@@ -691,19 +692,19 @@ def train_fold(model, bags, y, projects, names, train, valid, o, fold, folder):
             score = -valid_loss if not by_r else -1.0 if r is None else r
         if score > state["best_score"]:
             state.update(best_score=score, best_epoch=epoch, best={k: v.clone() for k, v in model.state_dict().items()})
-        state.update(run=tiling.mark_of(state_file), epoch=epoch, model=model.state_dict(),
-                     optimizer=optimizer.state_dict(), seconds=before + time.time() - start)
+        state.update(run=mark, epoch=epoch, model=model.state_dict(), optimizer=optimizer.state_dict(),
+                     seconds=before + time.time() - start)
         entry = dict(fold=fold, epoch=epoch, loss=loss_sum / len(train), valid_loss=valid_loss, valid_r=r,
                      best_epoch=state["best_epoch"], slides_per_s=round(rate, 1))
-        with open(tiling.log_path(folder, o.share), "a") as f:
+        with open(part_of_log, "a") as f:
             f.write(json.dumps(entry) + "\n")
         save_file(state_file, lambda f: torch.save(state, f))
         if not due(epoch == o.epochs or epoch - state["best_epoch"] >= o.patience):
             continue
         left = (time.time() - start) / (epoch - first) * (o.epochs - epoch + o.epochs * later)
         show = lambda v, f: "  -  " if v is None else f"{v:{f}}"
-        tiling.say(f"fold{fold} epoch {epoch:3d}/{o.epochs}  loss {entry['loss']:.4f}  valid loss {show(valid_loss, '.4f')}  "
-                   f"valid R {show(r, '.3f')}  best epoch {state['best_epoch']:3d}  {rate:6.1f} slides/s  "
+        tiling.say(f"fold{fold} epoch {epoch:3d}/{o.epochs}  loss {entry['loss']:.4f}  "
+                   f"valid loss {show(valid_loss, '.4f')}  valid R {show(r, '.3f')}  best epoch {state['best_epoch']:3d}  {rate:6.1f} slides/s  "
                    f"at most {clock(left)} left")
     model.load_state_dict(state["best"])
     by = "R" if by_r else f"loss ({len(valid)} validation slides are too few for R)" if len(valid) else "none: the last"
@@ -2200,11 +2201,11 @@ def load_run(path):
     rows = tiling.read_folds(folder, fold_of)
     moved = [row["slide"] for row in rows if row.get("test_fold") != str(fold_of[row["patient"]][0])]
     if moved:
-        raise InputError(f"{folder / 'folds.csv'}: the slides {few(moved)} were tested in other folds than it says; bring it "
-                         "back as it was made")
+        raise InputError(f"{folder / 'folds.csv'}: the slides {few(moved)} were tested in other folds than it says; bring "
+                         "it back as it was made")
     return dict(folder=folder, config=config, folds=saved, genes=saved[0]["genes"], rows=rows,
-                cohort=cohort if (cohort / "samples.csv").is_file() else Path(str(config.get("cohort"))),   # it may have moved
-                fold_of=fold_of)
+                fold_of=fold_of,                                               # the cohort may have moved:
+                cohort=cohort if (cohort / "samples.csv").is_file() else Path(str(config.get("cohort"))))
 
 
 def model_of(saved, device, genes=None, ks=None):

@@ -2420,7 +2420,7 @@ def load_run(path, pooling=None):
     saved, cohort = [tiling.load_checkpoint(folder / name, "cpu", keys=keys) for name in names], folder.resolve().parents[1]
     known = {who for s in saved for k in ("learned_from", "test_patients") for who in s[k]}
     return dict(folder=folder, config=config, folds=saved, rows=tiling.read_folds(folder, known),
-                cohort=cohort if (cohort / "samples.csv").is_file() else Path(str(config.get("cohort"))),   # it may have moved
+                cohort=cohort if (cohort / "samples.csv").is_file() else Path(str(config.get("cohort"))),   # it may move
                 fold_of={who: [m for m, s in enumerate(saved) if who not in s["learned_from"]] for who in known})
 
 

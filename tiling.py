@@ -169,7 +169,7 @@ def save_file(path, write):
         why = e if isinstance(e, OSError) else e.__context__                   # torch.save hides a full disk behind its own
         if not isinstance(why, OSError) or why.errno is None:
             raise
-        raise OSError(why.errno, why.strerror, str(path)) from None            # a full disk names none, others the one beside
+        raise OSError(why.errno, why.strerror, str(path)) from None            # a full disk names none, others that beside
     finally:
         beside.unlink(missing_ok=True)
 
@@ -1526,7 +1526,8 @@ def settle(path, asked, default):
 
 def differences(old, new):
     """'tile_um 112.0 -> 150.0, ...' of two dicts of settings; the tiles' settings inside a feature's count as its own."""
-    old, new = ({**TISSUE, **d, **(d["tiles"] if isinstance(d.get("tiles"), dict) else {}), "tiles": None} for d in (old, new))
+    tiles = lambda d: d["tiles"] if isinstance(d.get("tiles"), dict) else {}
+    old, new = ({**TISSUE, **d, **tiles(d), "tiles": None} for d in (old, new))
     return ", ".join(f"{k} {old.get(k)} -> {v}" for k, v in new.items() if old.get(k) != v)
 
 
@@ -1592,7 +1593,7 @@ def hold(folder, share=(0, 1)):
     while path not in HELD:
         free(path)
         text = json.dumps(dict(this_process(), since=time.strftime("%Y-%m-%d %H:%M:%S")))
-        HELD.append(path)                                                      # first: a signal that comes with the file gives it back
+        HELD.append(path)                                                      # first: a signal in between gives it back
         try:
             with open(path, "x") as f:
                 f.write(text)
@@ -1606,7 +1607,7 @@ def hold(folder, share=(0, 1)):
         release(folder)
         raise
     if world == 1:
-        sweep(folder)
+        sweep(folder)                                                          # of several, when all are here: claim_folder
 
 
 def sweep(folder):
@@ -1627,13 +1628,14 @@ def claim_folder(folder, config, results, share=(0, 1), **more):
     """Hold a run's folder and write its config.json -> its settings. Refused where the folder has results of others; `more`
     may change."""
     hold(folder, share)
-    of_all(None)                                                               # nobody writes there now
+    if share[1] > 1:
+        of_all(None)                                                           # nobody writes there now
+        by_first(lambda: sweep(folder))
     return by_first(lambda: claimed(folder, config, results, more))
 
 
 def claimed(folder, config, results, more):
     """claim_folder without the lock."""
-    sweep(folder)
     before, config = read_config(folder), json.loads(json.dumps(config))
     if before is None and any(folder.glob(results)):
         raise InputError(f"{folder} has {results} but no config.json that says with which settings: choose another --name, "
@@ -1669,12 +1671,14 @@ def mark_of(path):
 
 def read_folds(folder, fold_of):
     """folds.csv of a run: a dict for each slide. InputError where it isn't whole or names patients that no model knows."""
-    header, rows = read_rows(Path(folder) / "folds.csv")
+    path = Path(folder) / "folds.csv"
+    header, rows = read_rows(path)
     rows = [dict(zip(header, row)) for row in rows if len(row) == len(header)]
-    unknown = sorted({row["patient"] for row in rows} - set(fold_of)) if {"slide", "patient"} <= set(header) else []
-    if not rows or not {"slide", "patient"} <= set(header) or unknown:
-        raise InputError(f"{Path(folder) / 'folds.csv'}: " + (f"no model of the run knows the patients {few(unknown)}" if unknown
-                         else f"wanted are rows with slide and patient; it has {few(header)}") + "; bring it back as it was made")
+    if not rows or not {"slide", "patient"} <= set(header):
+        raise InputError(f"{path}: wanted are rows with slide and patient; it has {few(header)}; bring it back as it was made")
+    unknown = sorted({row["patient"] for row in rows} - set(fold_of))
+    if unknown:
+        raise InputError(f"{path}: no model of the run knows the patients {few(unknown)}; bring it back as it was made")
     return rows
 
 
@@ -1749,8 +1753,8 @@ def share_out(make, cohort, slides, o, *into):
 
 @contextmanager
 def one_voice(o, shared):
-    """A context for a command: of several processes (o.share) the first prints, the others only by `say`. InputError where the
-    command, o.verb, is not one of those that are `shared` out."""
+    """A context for a command: of several processes (o.share) the first prints, the others only by `say`. InputError where
+    the command, o.verb, is not one of those that are `shared` out."""
     if o.verb in shared:
         o.share = join_processes()
     elif os.environ.get("WORLD_SIZE", "1") != "1":
@@ -3309,7 +3313,9 @@ def simulate_cohort(folder, patients=64, seed=0, edge_px=1800, normal_in=4, work
 # ---------------------------------------------------------------------------------------------------------------------
 def doctor(cohort, slides, o):
     """Say what is seen in each slide, without writing anything."""
-    pick_device(o.device), features_of(o), o.weights and weights_identity(o.weights, o.seed)       # as features refuses them
+    pick_device(o.device)                                                      # these three refuse what features would
+    features_of(o)
+    weights_identity(o.weights or "random", o.seed)
     found, failed, shared, given = find_slides(cohort), {}, tile_settings(cohort, o), table_mpp(cohort)
     jobs, px, rule = [name for name in slides if name in found], encoder_wants(o)["tile_px"], {**TISSUE, **shared}
     net = ResNet50(ENCODERS[o.encoder]) if o.encoder in ENCODERS else load_encoder(o.encoder, None, 0, pick_device(o.device))
@@ -3483,7 +3489,7 @@ def run(main):
         caught.append(number)
         raise KeyboardInterrupt
 
-    def dropped(what):                                                         # Python drops what is raised in a callback: again
+    def dropped(what):                                                         # what is raised in a callback: again
         if caught and isinstance(what.exc_value, KeyboardInterrupt):
             threading.Timer(.05, signal.raise_signal, caught[-1:]).start()
         else:
