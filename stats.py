@@ -15,6 +15,7 @@ Tags: [HE2RNA Methods, ...] the paper says it; [HE2RNA code] only the authors' r
 of scipy 1.17, followed so that the numbers can be checked against it; [ours] nobody says it, we chose.
 "nan" always means "no value": it is never 0, never significant, and never counted as a test.
 """
+
 import functools
 import gzip
 import io
@@ -26,34 +27,84 @@ from scipy import special
 from scipy.spatial import cKDTree
 from scipy.stats import rankdata
 
-AUTHORS_FOLDS = 5           # of the cross-validation                             [HE2RNA Methods, Training]
-AUTHORS_VALID = 0.1         # share of the other patients, for early stopping     [HE2RNA code]
-EXACT_SIGNED_RANK = 50      # pairs, at most, for the exact signed-rank test      [SciPy]
-EXACT_RANK_SUM = 8          # size of the smaller group, at most, exact rank sum  [SciPy]
-CONSTANT = 1e-13            # relative spread that is only rounding, in float64   [SciPy, where it warns]
-TIED = 1e-9                 # a null R this close below R is R: only rounding            [ours]
-GENE_BLOCK = 256            # genes at a time: 20 MB per float64 copy, n = 10,000 [ours]
-MIN_R = 3                   # samples, at least, behind an R: slides of a project in a fold                   [ours]
-NULL_TAIL = 0.99            # quantile of the null the fit must not fall short of     [ours]
-N_LISTS = 10_000            # random lists per signature                              [HE2RNA Methods, Statistics]
-LIST_BLOCK = 1000           # of them at a time                                       [ours]
-EXPRESSION_BINS = 25        # of genes of like mean expression, for matched lists     [ours]
-N_DRAWS = 1000              # of a bootstrap                                          [ours]
-INTERVAL = (0.025, 0.975)   # percentiles of the bootstrap                            [ours]
-BASELINE_RANGE = (0.05, 0.95)   # of the truth, for random predictions                [HistCode Results, Fig. 4]
-SIGNATURES = {              # the genes in at least two of the sets           [HE2RNA Methods, GSEA signatures, Table 2]
+AUTHORS_FOLDS = 5  # of the cross-validation                             [HE2RNA Methods, Training]
+
+
+AUTHORS_VALID = 0.1  # share of the other patients, for early stopping     [HE2RNA code]
+
+
+EXACT_SIGNED_RANK = 50  # pairs, at most, for the exact signed-rank test      [SciPy]
+
+
+EXACT_RANK_SUM = 8  # size of the smaller group, at most, exact rank sum  [SciPy]
+
+
+CONSTANT = 1e-13  # relative spread that is only rounding, in float64   [SciPy, where it warns]
+
+
+TIED = 1e-9  # a null R this close below R is R: only rounding            [ours]
+
+
+GENE_BLOCK = 256  # genes at a time: 20 MB per float64 copy, n = 10,000 [ours]
+
+
+MIN_R = 3  # samples, at least, behind an R: slides of a project in a fold                   [ours]
+
+
+NULL_TAIL = 0.99  # quantile of the null the fit must not fall short of     [ours]
+
+
+N_LISTS = (
+    10_000  # random lists per signature                              [HE2RNA Methods, Statistics]
+)
+
+
+LIST_BLOCK = 1000  # of them at a time                                       [ours]
+
+
+EXPRESSION_BINS = 25  # of genes of like mean expression, for matched lists     [ours]
+
+
+N_DRAWS = 1000  # of a bootstrap                                          [ours]
+
+
+INTERVAL = (0.025, 0.975)  # percentiles of the bootstrap                            [ours]
+
+
+BASELINE_RANGE = (
+    0.05,
+    0.95,
+)  # of the truth, for random predictions                [HistCode Results, Fig. 4]
+
+
+SIGNATURES = {  # the genes in at least two of the sets           [HE2RNA Methods, GSEA signatures, Table 2]
     # MSigDB v6.2: HALLMARK_ in h.all, GO_ in c5.bp, KEGG_, BIOCARTA_ and REACTOME_ in c2.cp (each also a file of its own).
     # The paper prints ADAPTATIVE three times, and breaks long names; MSigDB has ADAPTIVE.
-    "angiogenesis": ("HALLMARK_ANGIOGENESIS", "BIOCARTA_VEGF_PATHWAY", "KEGG_VEGF_SIGNALING_PATHWAY", "GO_ANGIOGENESIS"),
-    "hypoxia": ("HALLMARK_HYPOXIA", "BIOCARTA_HIF_PATHWAY", "GO_REGULATION_OF_CELLULAR_RESPONSE_TO_HYPOXIA"),
+    "angiogenesis": (
+        "HALLMARK_ANGIOGENESIS",
+        "BIOCARTA_VEGF_PATHWAY",
+        "KEGG_VEGF_SIGNALING_PATHWAY",
+        "GO_ANGIOGENESIS",
+    ),
+    "hypoxia": (
+        "HALLMARK_HYPOXIA",
+        "BIOCARTA_HIF_PATHWAY",
+        "GO_REGULATION_OF_CELLULAR_RESPONSE_TO_HYPOXIA",
+    ),
     "DNA repair": ("HALLMARK_DNA_REPAIR", "REACTOME_DNA_REPAIR", "GO_DNA_REPAIR"),
-    "cell cycle": ("BIOCARTA_CELLCYCLE_PATHWAY", "KEGG_CELL_CYCLE", "REACTOME_CELL_CYCLE", "GO_CELL_CYCLE"),
+    "cell cycle": (
+        "BIOCARTA_CELLCYCLE_PATHWAY",
+        "KEGG_CELL_CYCLE",
+        "REACTOME_CELL_CYCLE",
+        "GO_CELL_CYCLE",
+    ),
     "B cell-mediated immunity": ("GO_B_CELL_MEDIATED_IMMUNITY",),
-    "T cell-mediated immunity": ("REACTOME_ADAPTIVE_IMMUNE_SYSTEM", "GO_ADAPTIVE_IMMUNE_RESPONSE",
-                                 "GO_REGULATION_OF_ADAPTIVE_IMMUNE_RESPONSE"),
+    "T cell-mediated immunity": (
+        "REACTOME_ADAPTIVE_IMMUNE_SYSTEM",
+        "GO_ADAPTIVE_IMMUNE_RESPONSE",
+        "GO_REGULATION_OF_ADAPTIVE_IMMUNE_RESPONSE",
+    ),
 }
-
-# ----- Correlation ---------------------------------------------------------------------------
 
 
 def pearson(a, b):
@@ -78,15 +129,17 @@ def _correlate(a, b, ranked):
     assert a.shape == b.shape and a.ndim in (1, 2), (a.shape, b.shape)
     if a.ndim == 1:
         return float(_correlate(a[:, None], b[:, None], ranked)[0])
-    r = np.full(a.shape[1], np.nan)                                     # (G,)
-    for j in range(0, a.shape[1] if len(a) > 1 else 0, GENE_BLOCK):     # blocks: no second copy of a cohort in memory
-        x, y = a[:, j:j + GENE_BLOCK], b[:, j:j + GENE_BLOCK]           # (n, block)
-        with np.errstate(all="ignore"):                                 # 0/0 and inf-inf only where the answer is nan
-            varies = _varies(x) & _varies(y)                            # before ranking, which magnifies rounding
+    r = np.full(a.shape[1], np.nan)  # (G,)
+    for j in range(
+        0, a.shape[1] if len(a) > 1 else 0, GENE_BLOCK
+    ):  # blocks: no second copy of a cohort in memory
+        x, y = a[:, j : j + GENE_BLOCK], b[:, j : j + GENE_BLOCK]  # (n, block)
+        with np.errstate(all="ignore"):  # 0/0 and inf-inf only where the answer is nan
+            varies = _varies(x) & _varies(y)  # before ranking, which magnifies rounding
             if ranked:
                 x, y = rankdata(x, axis=0), rankdata(y, axis=0)
             cosine = (_unit(x) * _unit(y)).sum(0)
-        r[j:j + GENE_BLOCK] = np.where(varies, np.clip(cosine, -1, 1), np.nan)
+        r[j : j + GENE_BLOCK] = np.where(varies, np.clip(cosine, -1, 1), np.nan)
     return r
 
 
@@ -99,9 +152,11 @@ def _varies(x):
 
 def _unit(x):
     """(n, G) -> (n, G) float64: columns centred, then of length 1."""
-    x = x - x[0].astype(np.float64)     # exact for nearly equal numbers, so a large offset costs no digits
+    x = x - x[0].astype(
+        np.float64
+    )  # exact for nearly equal numbers, so a large offset costs no digits
     x -= x.mean(0)
-    x /= np.abs(x).max(0)               # squares of 1e200 or 1e-200 stay in range
+    x /= np.abs(x).max(0)  # squares of 1e200 or 1e-200 stay in range
     x /= np.sqrt((x * x).sum(0))
     return x
 
@@ -116,7 +171,7 @@ def pearson_p(r, n):
     printed thresholds are those of the t [ours: see r_threshold]. R of the mean of 5 folds is not one R.
     """
     n = np.asarray(n, np.float64)
-    half = np.where(n >= 3, n / 2 - 1, np.nan)                          # half the degrees of freedom
+    half = np.where(n >= 3, n / 2 - 1, np.nan)  # half the degrees of freedom
     return special.betainc(half, half, (1 - np.asarray(r, np.float64)) / 2)
 
 
@@ -132,18 +187,17 @@ def r_threshold(p, n):
     return 1 - 2 * special.betaincinv(half, half, np.asarray(p, np.float64))
 
 
-# ----- Multiple testing ----------------------------------------------------------------------
-
-
 def holm_sidak(p):
     """Holm–Šidák adjusted p: with all genes below alpha chosen, the chance of *any* false one is at most alpha.
 
     p (m,) in [0, 1] -> (m,), in the order given. NaN stays NaN and does not count in m. The i-th smallest becomes
     the running maximum of 1 - (1 - p_(i))^(m - i + 1). [HE2RNA Methods, Statistics and reproducibility]
     """
-    p, order, adjusted = _ascending(p)                                  # (m,)
-    with np.errstate(divide="ignore"):                                  # p = 1: log 0 = -inf, adjusted 1
-        steps = -np.expm1(np.arange(len(p), 0, -1) * np.log1p(-p))      # 1 - (1-p)^(m-i+1), digits kept for tiny p
+    p, order, adjusted = _ascending(p)  # (m,)
+    with np.errstate(divide="ignore"):  # p = 1: log 0 = -inf, adjusted 1
+        steps = -np.expm1(
+            np.arange(len(p), 0, -1) * np.log1p(-p)
+        )  # 1 - (1-p)^(m-i+1), digits kept for tiny p
     adjusted[order] = np.maximum.accumulate(steps)
     return adjusted
 
@@ -154,21 +208,22 @@ def benjamini_hochberg(p):
     p (m,) in [0, 1] -> (m,), in the order given. NaN stays NaN and does not count in m. The i-th smallest becomes
     the minimum over j >= i of p_(j) m / j. [HE2RNA Results]
     """
-    p, order, adjusted = _ascending(p)                                  # (m,)
+    p, order, adjusted = _ascending(p)  # (m,)
     steps = p * (len(p) / np.arange(1, len(p) + 1))
-    adjusted[order] = np.minimum.accumulate(steps[::-1])[::-1]          # the last step is p_(m) <= 1: no clipping
+    adjusted[order] = np.minimum.accumulate(steps[::-1])[
+        ::-1
+    ]  # the last step is p_(m) <= 1: no clipping
     return adjusted
 
 
 def _ascending(p):
     """(G,) -> the m real p sorted (m,), their places (m,), and (G,) NaN to be filled there."""
     p = np.asarray(p, np.float64)
-    assert p.ndim == 1 and not ((p < 0) | (p > 1)).any(), "p must be one list of numbers in [0, 1] or NaN"
-    order = np.argsort(p)[:np.count_nonzero(~np.isnan(p))]              # NaN sorts last
+    assert p.ndim == 1 and not ((p < 0) | (p > 1)).any(), (
+        "p must be one list of numbers in [0, 1] or NaN"
+    )
+    order = np.argsort(p)[: np.count_nonzero(~np.isnan(p))]  # NaN sorts last
     return p[order], order, np.full(p.shape, np.nan)
-
-
-# ----- Wilcoxon ------------------------------------------------------------------------------
 
 
 def wilcoxon_signed_rank(x, y):
@@ -180,18 +235,18 @@ def wilcoxon_signed_rank(x, y):
     (SciPy's own "auto" has no correction, and permutes for n <= 13 with ties.) Differences in float64.
     All pairs equal: (0, 1.0). No pairs, or a NaN: (nan, nan). [ours]
     """
-    d = np.asarray(x, np.float64) - np.asarray(y, np.float64)           # (n,)
+    d = np.asarray(x, np.float64) - np.asarray(y, np.float64)  # (n,)
     assert d.ndim == 1, d.shape
     if d.size == 0 or np.isnan(d).any():
         return math.nan, math.nan
     pairs, d = d.size, d[d != 0]
     n, size = d.size, np.abs(d)
     ranks, total = rankdata(size), n * (n + 1) / 2
-    w = min(ranks[d > 0].sum(), total - ranks[d > 0].sum())             # the lower tail, W- = total - W+
+    w = min(ranks[d > 0].sum(), total - ranks[d > 0].sum())  # the lower tail, W- = total - W+
     if n == 0:
         p = 1.0
     elif n == pairs <= EXACT_SIGNED_RANK and not _ties(size):
-        p = 2 * _signed_rank_counts(n)[:int(w) + 1].sum() / 2.0 ** n
+        p = 2 * _signed_rank_counts(n)[: int(w) + 1].sum() / 2.0**n
     else:
         variance = (n * (n + 1) * (2 * n + 1) - _ties(size) / 2) / 24
         p = _two_sided_normal(w - total / 2, variance)
@@ -213,7 +268,7 @@ def wilcoxon_rank_sum(x, y):
     u = _pairs_won(x, y)
     lower, ties = min(u, m * n - u), _ties(both)
     if m <= EXACT_RANK_SUM and not ties:
-        p = 2 * _rank_sum_counts(m, n)[:int(lower) + 1].sum() / math.comb(m + n, m)
+        p = 2 * _rank_sum_counts(m, n)[: int(lower) + 1].sum() / math.comb(m + n, m)
     else:
         variance = m * n / 12 * (m + n + 1 - ties / ((m + n) * (m + n - 1)))
         p = _two_sided_normal(lower - m * n / 2, variance)
@@ -222,26 +277,26 @@ def wilcoxon_rank_sum(x, y):
 
 def _pairs_won(x, y):
     """U of x: over all pairs, 1 for x > y and 1/2 for x = y, from the rank sum of x."""
-    return float(rankdata(np.concatenate([x, y]))[:x.size].sum() - x.size * (x.size + 1) / 2)
+    return float(rankdata(np.concatenate([x, y]))[: x.size].sum() - x.size * (x.size + 1) / 2)
 
 
 def _ties(values):
     """Sum of t^3 - t over the groups of t equal values: 0 without ties."""
     t = np.unique(values, return_counts=True)[1].astype(np.float64)
-    return float((t ** 3 - t).sum())
+    return float((t**3 - t).sum())
 
 
 def _two_sided_normal(below_mean, variance):
     """p of a lower-tail statistic (below_mean <= 0), moved half a step towards the mean; all tied: 1."""
-    step = min(below_mean + 0.5, 0.0)                                   # never past the mean
+    step = min(below_mean + 0.5, 0.0)  # never past the mean
     return 2 * special.ndtr(step / math.sqrt(variance)) if variance > 0 else 1.0
 
 
-@functools.lru_cache(maxsize=None)                                      # the same n for every gene
+@functools.lru_cache(maxsize=None)  # the same n for every gene
 def _signed_rank_counts(n):
     """(n(n+1)/2 + 1,): of all 2^n sign patterns, how many have W+ = w. Exact in float64 up to n = 52."""
     ways = np.ones(1)
-    for rank in range(1, n + 1):                                        # sign - : w stays; sign + : w moves by rank
+    for rank in range(1, n + 1):  # sign - : w stays; sign + : w moves by rank
         ways = np.pad(ways, (0, rank)) + np.pad(ways, (rank, 0))
     return ways
 
@@ -256,13 +311,10 @@ def _rank_sum_counts(m, n):
     ways = np.zeros(m * n + 1)
     ways[0] = 1
     for i in range(1, m + 1):
-        ways[n + i:] -= ways[:-(n + i)].copy()
+        ways[n + i :] -= ways[: -(n + i)].copy()
         for start in range(i):
             ways[start::i] = np.cumsum(ways[start::i])
     return ways
-
-
-# ----- ROC -----------------------------------------------------------------------------------
 
 
 def roc_auc(labels, scores):
@@ -275,7 +327,7 @@ def roc_auc(labels, scores):
     assert labels.shape == scores.shape and labels.ndim == 1, (labels.shape, scores.shape)
     positive, negative = scores[labels > 0], scores[~(labels > 0)]
     if not positive.size or not negative.size or np.isnan(labels).any():
-        return math.nan                                                 # NaN scores: their ranks are nan
+        return math.nan  # NaN scores: their ranks are nan
     return _pairs_won(positive, negative) / (positive.size * negative.size)
 
 
@@ -305,11 +357,11 @@ def pr_auc(labels, scores):
 
 def _from_the_top(labels, scores):
     """(n,), (n,) -> positives and all samples at or above each score, from the highest down: (steps + 1,), from 0."""
-    level = np.unique(-np.asarray(scores, np.float64), return_inverse=True)[1]              # ties share a level
-    return tuple(np.r_[0, np.bincount(level, v).cumsum()] for v in (np.asarray(labels) > 0, np.ones(len(level))))
-
-
-# ----- Space: tile scores against points, spots and outlines  [HE2RNA Results, virtual spatialization] ---------------
+    level = np.unique(-np.asarray(scores, np.float64), return_inverse=True)[1]  # ties share a level
+    return tuple(
+        np.r_[0, np.bincount(level, v).cumsum()]
+        for v in (np.asarray(labels) > 0, np.ones(len(level)))
+    )
 
 
 def holder(points, coords, tile):
@@ -321,13 +373,16 @@ def holder(points, coords, tile):
     far edges. So tiles whose real pitch was rounded down to whole pixels leave no gap. A pixel that two tiles share
     goes to the tile whose centre is nearer: each point has one tile. [ours]
     """
-    points, coords = np.asarray(points, np.float64).reshape(-1, 2), np.asarray(coords, np.float64).reshape(-1, 2)
+    points, coords = (
+        np.asarray(points, np.float64).reshape(-1, 2),
+        np.asarray(coords, np.float64).reshape(-1, 2),
+    )
     if not len(points) or not len(coords):
         return np.full(len(points), -1)
-    candidates = np.arange(1, min(4, len(coords)) + 1)                  # no more than 4 squares meet in a point
-    near = cKDTree(coords + tile / 2).query(points, candidates, p=np.inf)[1]        # (m, 4) nearest first
-    inner = np.floor(points)[:, None] - coords[near]                    # (m, 4, 2) pixels from the tile's top-left
-    held = ((inner >= 0) & (inner < tile)).all(2)                       # (m, 4)
+    candidates = np.arange(1, min(4, len(coords)) + 1)  # no more than 4 squares meet in a point
+    near = cKDTree(coords + tile / 2).query(points, candidates, p=np.inf)[1]  # (m, 4) nearest first
+    inner = np.floor(points)[:, None] - coords[near]  # (m, 4, 2) pixels from the tile's top-left
+    held = ((inner >= 0) & (inner < tile)).all(2)  # (m, 4)
     return np.where(held.any(1), near[np.arange(len(points)), held.argmax(1)], -1)
 
 
@@ -347,15 +402,19 @@ def shifts(coords_list, n, seed):
     """
     rng, trees, first = np.random.default_rng(seed), [], 0
     for xy in coords_list:
-        xy = np.asarray(xy, np.float64) - np.min(xy, axis=0)            # (m_s, 2)
+        xy = np.asarray(xy, np.float64) - np.min(xy, axis=0)  # (m_s, 2)
         places = np.unique(xy, axis=0)
         spacing = np.median(cKDTree(places).query(places, [2])[0]) if len(places) > 1 else 1.0
-        size = np.ptp(xy, axis=0) + spacing                             # the torus, never 0 wide
+        size = np.ptp(xy, axis=0) + spacing  # the torus, never 0 wide
         trees.append((xy, size, cKDTree(xy, boxsize=size), first))
         first += len(xy)
     for _ in range(n):
-        yield np.concatenate([tree.query((xy - rng.random(2) * size) % size)[1] + first
-                              for xy, size, tree, first in trees])
+        yield np.concatenate(
+            [
+                tree.query((xy - rng.random(2) * size) % size)[1] + first
+                for xy, size, tree, first in trees
+            ]
+        )
 
 
 def shift_p(a, b, coords_list, n=999, seed=0, tick=lambda n: None):
@@ -370,21 +429,25 @@ def shift_p(a, b, coords_list, n=999, seed=0, tick=lambda n: None):
     """
     a, b = (np.asarray(v)[:, None] if np.ndim(v) == 1 else np.asarray(v) for v in (a, b))
     m, G = b.shape
-    assert a.shape in ((m, 1), (m, G)) and sum(map(len, coords_list)) == m, (a.shape, b.shape, list(map(len, coords_list)))
+    assert a.shape in ((m, 1), (m, G)) and sum(map(len, coords_list)) == m, (
+        a.shape,
+        b.shape,
+        list(map(len, coords_list)),
+    )
     if m < 2:
         return np.full(G, np.nan), np.full(G, np.nan)
     draws = np.empty((n + 1, m), np.int32)
     draws[0], draws[1:] = np.arange(m), np.fromiter(shifts(coords_list, n, seed), (np.int32, m), n)
     r, p = np.full(G, np.nan), np.full(G, np.nan)
-    with np.errstate(all="ignore"):                                     # 0/0 only where the answer is nan
+    with np.errstate(all="ignore"):  # 0/0 only where the answer is nan
         for j in range(0, G, GENE_BLOCK):
             block = slice(j, j + GENE_BLOCK)
             scores, measured = a[:, block] if a.shape[1] == G else a, b[:, block]
-            x, y = _unit(scores), _unit(measured)                       # (m, 1 or g), (m, g)
-            null = np.array([_moved_r(x[draw], y) for draw in draws])   # (n + 1, g); the first is R
+            x, y = _unit(scores), _unit(measured)  # (m, 1 or g), (m, g)
+            null = np.array([_moved_r(x[draw], y) for draw in draws])  # (n + 1, g); the first is R
             varies = _varies(scores) & _varies(measured)
             r[block] = np.where(varies, np.clip(null[0], -1, 1), np.nan)
-            reached = ~(null < null[0] - TIED)                          # so is nan, of scores moved onto one value
+            reached = ~(null < null[0] - TIED)  # so is nan, of scores moved onto one value
             p[block] = np.where(varies, reached.mean(0), np.nan)
             tick(len(varies))
     return r, p
@@ -406,14 +469,18 @@ def inside(points, polygons):
     """
     points = np.asarray(points, np.float64).reshape(-1, 2)
     order = np.argsort(points[:, 1])
-    x, y = points[order].T                                              # (m,) by ascending y
+    x, y = points[order].T  # (m,) by ascending y
     within = np.zeros(len(points), bool)
     for rings in polygons:
         odd = np.zeros(len(points), bool)
         for ring in rings:
-            ends = np.stack([ring, np.roll(ring, -1, 0)], 1).astype(np.float64)     # (k, 2 ends, x y)
-            ends = np.where(ends[:, :1, 1:] <= ends[:, 1:, 1:], ends, ends[:, ::-1])    # upper end first, from either side
-            first, last = np.searchsorted(y, ends[:, :, 1]).T           # (k,) points with y in [upper end, lower end)
+            ends = np.stack([ring, np.roll(ring, -1, 0)], 1).astype(np.float64)  # (k, 2 ends, x y)
+            ends = np.where(
+                ends[:, :1, 1:] <= ends[:, 1:, 1:], ends, ends[:, ::-1]
+            )  # upper end first, from either side
+            first, last = np.searchsorted(
+                y, ends[:, :, 1]
+            ).T  # (k,) points with y in [upper end, lower end)
             for i in np.flatnonzero(first < last):
                 (x0, y0), (x1, y1), at = *ends[i], slice(first[i], last[i])
                 odd[at] ^= x[at] < x0 + (y[at] - y0) * ((x1 - x0) / (y1 - y0))
@@ -437,17 +504,23 @@ def read_rings(geojson):
             continue
         try:
             for rings in [shape["coordinates"]] if kind == "Polygon" else shape["coordinates"]:
-                polygons.append([np.array([(x, y) for x, y, *_ in ring], np.float64).reshape(-1, 2) for ring in rings])
-                if not all((np.abs(ring) < 1e9).all() for ring in polygons[-1]):             # no slide has as many pixels
+                polygons.append(
+                    [
+                        np.array([(x, y) for x, y, *_ in ring], np.float64).reshape(-1, 2)
+                        for ring in rings
+                    ]
+                )
+                if not all(
+                    (np.abs(ring) < 1e9).all() for ring in polygons[-1]
+                ):  # no slide has as many pixels
                     raise ValueError
-        except (KeyError, TypeError, ValueError, OverflowError):                              # of an integer of 400 digits
-            raise ValueError(f"feature {i + 1}: the coordinates of its {kind} are not rings of x, y numbers") from None
+        except (KeyError, TypeError, ValueError, OverflowError):  # of an integer of 400 digits
+            raise ValueError(
+                f"feature {i + 1}: the coordinates of its {kind} are not rings of x, y numbers"
+            ) from None
     if not any(len(ring) > 2 for rings in polygons for ring in rings):
         raise ValueError("no Polygon or MultiPolygon in it: draw an outline, export it as GeoJSON")
     return polygons
-
-
-# ----- The null of a model that has learned nothing --------------------------------------------
 
 
 def null_fit(null_r):
@@ -464,7 +537,7 @@ def null_fit(null_r):
     random features of a slide already follow expression, so this null is wider than chance. [ours]
     """
     null_r = np.asarray(null_r, np.float64)
-    null_r = null_r[~np.isnan(null_r)]                                      # (N,)
+    null_r = null_r[~np.isnan(null_r)]  # (N,)
     if null_r.size < 2 or np.ptp(null_r) == 0:
         return math.nan, math.nan
     mean = null_r.mean()
@@ -508,19 +581,24 @@ def permutation_null(prediction, truth, fold, n_permutations, rng):
     for j in range(0, truth.shape[1] if folds else 0, GENE_BLOCK):
         total, count = 0, 0
         for i, x, y, varies in _fold_blocks(prediction, truth, folds, j):
-            total = total + np.where(varies, [np.einsum("ng,ng->g", x[s[i]], y) for s in shuffles], 0)
+            total = total + np.where(
+                varies, [np.einsum("ng,ng->g", x[s[i]], y) for s in shuffles], 0
+            )
             count = count + varies
-        with np.errstate(invalid="ignore"):                                 # 0 / 0: no fold with a value
-            r[:, j:j + GENE_BLOCK] = total / count
+        with np.errstate(invalid="ignore"):  # 0 / 0: no fold with a value
+            r[:, j : j + GENE_BLOCK] = total / count
     return r
 
 
 def _fold_blocks(prediction, truth, folds, j):
     """For each fold: (its number, x, y, varies): a block of genes from j on, columns centred and of length 1."""
     for i, rows in enumerate(folds):
-        x, y = prediction[rows, j:j + GENE_BLOCK], truth[rows, j:j + GENE_BLOCK]        # (n of the fold, block)
-        with np.errstate(all="ignore"):                                     # columns that don't vary become nan
-            varies = _varies(x) & _varies(y)                                # (block,)
+        x, y = (
+            prediction[rows, j : j + GENE_BLOCK],
+            truth[rows, j : j + GENE_BLOCK],
+        )  # (n of the fold, block)
+        with np.errstate(all="ignore"):  # columns that don't vary become nan
+            varies = _varies(x) & _varies(y)  # (block,)
             x, y = _unit(x), _unit(y)
         yield i, np.where(varies, x, 0), np.where(varies, y, 0), varies
 
@@ -530,11 +608,8 @@ def recurrent(significant):
 
     at_least[c - 1] counts the genes significant in at least c of the P cancers. [HE2RNA Fig. 2b]
     """
-    cancers = np.count_nonzero(significant, axis=0)                         # (G,)
+    cancers = np.count_nonzero(significant, axis=0)  # (G,)
     return cancers, (cancers >= np.arange(1, len(significant) + 1)[:, None]).sum(1)
-
-
-# ----- Gene sets -------------------------------------------------------------------------------
 
 
 def read_gmt(*paths):
@@ -555,16 +630,22 @@ def read_gmt(*paths):
         except UnicodeDecodeError:
             raise ValueError(f"{path}: not a text file in UTF-8") from None
         found = False
-        for number, line in enumerate(io.StringIO(text, newline=None), 1):  # newline=None: \r\n and \r become \n
+        for number, line in enumerate(
+            io.StringIO(text, newline=None), 1
+        ):  # newline=None: \r\n and \r become \n
             name, *fields = (field.strip() for field in line.split("\t"))
             if not name and not any(fields):
                 continue
             if not name or not fields:
-                raise ValueError(f"{path}, line {number}: wanted a name, a description and genes between tabs, "
-                                 f"found {line.strip()[:40]!r}")
+                raise ValueError(
+                    f"{path}, line {number}: wanted a name, a description and genes between tabs, "
+                    f"found {line.strip()[:40]!r}"
+                )
             genes = tuple(dict.fromkeys(g for g in fields[1:] if g))
             if set(genes) != set(sets.get(name, genes)):
-                raise ValueError(f"{path}, line {number}: set {name!r} stands in {places[name]} too, with different genes")
+                raise ValueError(
+                    f"{path}, line {number}: set {name!r} stands in {places[name]} too, with different genes"
+                )
             found = sets.setdefault(name, genes) is not None
             places.setdefault(name, f"{path}, line {number}")
         if not found:
@@ -577,9 +658,12 @@ def combine_sets(sets, at_least=2):
 
     [HE2RNA Methods, GSEA signatures]; B cell-mediated immunity has a single set there.
     """
-    sets = [dict.fromkeys(genes) for genes in sets]                         # once each, order kept
-    return tuple(g for g in dict.fromkeys(g for genes in sets for g in genes)
-                 if sum(g in genes for genes in sets) >= min(at_least, len(sets)))
+    sets = [dict.fromkeys(genes) for genes in sets]  # once each, order kept
+    return tuple(
+        g
+        for g in dict.fromkeys(g for genes in sets for g in genes)
+        if sum(g in genes for genes in sets) >= min(at_least, len(sets))
+    )
 
 
 def fisher_enrichment(hits, gene_set, universe):
@@ -596,10 +680,17 @@ def fisher_enrichment(hits, gene_set, universe):
 
 def hypergeometric_tail(overlap, size, n_hits, n):
     """P(at least `overlap` of `size` marked genes among n_hits drawn from n without replacement)."""
-    if overlap <= max(0, size + n_hits - n):                                # the least possible
+    if overlap <= max(0, size + n_hits - n):  # the least possible
         return 1.0
-    k = np.arange(overlap, min(size, n_hits) + 1)                           # what counts as so many, or more
-    return float(min(1.0, np.exp(_log_ways(size, k) + _log_ways(n - size, n_hits - k) - _log_ways(n, n_hits)).sum()))
+    k = np.arange(overlap, min(size, n_hits) + 1)  # what counts as so many, or more
+    return float(
+        min(
+            1.0,
+            np.exp(
+                _log_ways(size, k) + _log_ways(n - size, n_hits - k) - _log_ways(n, n_hits)
+            ).sum(),
+        )
+    )
 
 
 def _log_ways(n, k):
@@ -618,16 +709,20 @@ def enrichment(hits, sets, universe):
     universe = set(universe)
     hits = universe.intersection(hits)
     members = [universe.intersection(genes) for genes in sets.values()]
-    size = np.array([len(m) for m in members], int)                         # (sets,)
+    size = np.array([len(m) for m in members], int)  # (sets,)
     overlap = np.array([len(m & hits) for m in members], int)
     expected = size * (len(hits) / max(len(universe), 1))
-    p = np.array([hypergeometric_tail(o, s, len(hits), len(universe)) if s else np.nan
-                  for o, s in zip(overlap, size)], float)                   # (sets,)
+    p = np.array(
+        [
+            hypergeometric_tail(o, s, len(hits), len(universe)) if s else np.nan
+            for o, s in zip(overlap, size)
+        ],
+        float,
+    )  # (sets,)
     fold = np.divide(overlap, expected, out=np.full(len(p), np.nan), where=expected > 0)
-    return dict(size=size, overlap=overlap, expected=expected, fold=fold, p=p, bh=benjamini_hochberg(p))
-
-
-# ----- Signatures against random lists -----------------------------------------------------------
+    return dict(
+        size=size, overlap=overlap, expected=expected, fold=fold, p=p, bh=benjamini_hochberg(p)
+    )
 
 
 def expression_bins(level, n_bins=EXPRESSION_BINS):
@@ -648,8 +743,8 @@ def random_lists(members, bins, n_lists, rng):
         deck = np.flatnonzero(bins == b)
         per_deck = len(deck) // s
         decks = np.tile(deck, (-(-n_lists // per_deck), 1))
-        rng.permuted(decks, axis=1, out=decks)                              # each row shuffled by itself
-        hands.append(decks[:, :per_deck * s].reshape(-1, s)[:n_lists])
+        rng.permuted(decks, axis=1, out=decks)  # each row shuffled by itself
+        hands.append(decks[:, : per_deck * s].reshape(-1, s)[:n_lists])
     return np.hstack(hands)
 
 
@@ -671,11 +766,13 @@ def random_list_test(r, significant, members, n_lists, rng, bins=None):
     bins = np.zeros(len(r), int) if bins is None else np.asarray(bins)
     names = "r", "share", "r_random", "share_random", "p_r", "p_share"
     out = {name: np.full((len(members), r.shape[1]), np.nan) for name in names}
-    out["size"] = np.asarray(members, int) @ ~np.isnan(r)                   # (S, P)
+    out["size"] = np.asarray(members, int) @ ~np.isnan(r)  # (S, P)
     patterns, which = np.unique(~np.isnan(r), axis=1, return_inverse=True)  # (m, patterns), (P,)
     for k, pattern in enumerate(patterns.T):
         genes, cancers = np.flatnonzero(pattern), np.flatnonzero(which == k)
-        table = np.vstack([r[np.ix_(genes, cancers)].T, significant[np.ix_(genes, cancers)].T])     # (2 cancers, genes)
+        table = np.vstack(
+            [r[np.ix_(genes, cancers)].T, significant[np.ix_(genes, cancers)].T]
+        )  # (2 cancers, genes)
         for i in range(len(members)):
             own = np.flatnonzero(np.asarray(members[i], bool)[genes])
             if len(own):
@@ -689,19 +786,21 @@ def _against_lists(table, own, bins, n_lists, rng):
     """Mean of the columns `own` of each row of table (rows, m), that of random lists, and p: three of (rows,)."""
     observed, total, reached = table[:, own].mean(1), 0, 0
     for start in range(0, n_lists, LIST_BLOCK):
-        lists = random_lists(own, bins, min(LIST_BLOCK, n_lists - start), rng)              # (block, s)
-        means = np.stack([row[lists].mean(1) for row in table])                             # (rows, block)
-        total, reached = total + means.sum(1), reached + (means >= observed[:, None] - TIED).sum(1)     # equal: reached
+        lists = random_lists(own, bins, min(LIST_BLOCK, n_lists - start), rng)  # (block, s)
+        means = np.stack([row[lists].mean(1) for row in table])  # (rows, block)
+        total, reached = (
+            total + means.sum(1),
+            reached + (means >= observed[:, None] - TIED).sum(1),
+        )  # equal: reached
     return observed, total / n_lists, (1 + reached) / (1 + n_lists)
-
-
-# ----- Intervals ---------------------------------------------------------------------------------
 
 
 def patient_draws(patients, n_draws, rng):
     """Bootstrap over patients: (n_draws, n) how often each sample's patient was drawn, with all samples. [ours]"""
     names, which = np.unique(np.asarray(patients), return_inverse=True)
-    return rng.multinomial(len(names), np.full(len(names), 1 / max(len(names), 1)), n_draws)[:, which].astype(float)
+    return rng.multinomial(len(names), np.full(len(names), 1 / max(len(names), 1)), n_draws)[
+        :, which
+    ].astype(float)
 
 
 def bootstrap_r(prediction, truth, patients, fold, n_draws, rng):
@@ -716,22 +815,24 @@ def bootstrap_r(prediction, truth, patients, fold, n_draws, rng):
     low, high = np.full((2, truth.shape[1]), np.nan)
     if len(set(patients)) < 2 or not folds:
         return low, high
-    weights = patient_draws(patients, n_draws, rng)                                         # (draws, n)
+    weights = patient_draws(patients, n_draws, rng)  # (draws, n)
     for j in range(0, truth.shape[1], GENE_BLOCK):
         total, count = 0, 0
         for i, x, y, varies in _fold_blocks(prediction, truth, folds, j):
-            r = _weighted_r(x, y, weights[:, folds[i]])                                     # (draws, block)
+            r = _weighted_r(x, y, weights[:, folds[i]])  # (draws, block)
             total, count = total + np.nan_to_num(r), count + ~np.isnan(r)
         with np.errstate(invalid="ignore"):
-            low[j:j + GENE_BLOCK], high[j:j + GENE_BLOCK] = _interval(total / count)
+            low[j : j + GENE_BLOCK], high[j : j + GENE_BLOCK] = _interval(total / count)
     return low, high
 
 
 def _weighted_r(x, y, weights):
     """R of each column with each row of weights: x, y (n, G) centred, weights (draws, n) -> (draws, G); nan if constant."""
-    n = weights.sum(1)[:, None]                                                             # (draws, 1)
-    sx, sy, xx, yy, xy = (weights @ v for v in (x, y, x * x, y * y, x * y))                 # (draws, G)
-    varies = (n * xx - sx * sx > 1e-9 * n * xx) & (n * yy - sy * sy > 1e-9 * n * yy)        # else the same slide again
+    n = weights.sum(1)[:, None]  # (draws, 1)
+    sx, sy, xx, yy, xy = (weights @ v for v in (x, y, x * x, y * y, x * y))  # (draws, G)
+    varies = (n * xx - sx * sx > 1e-9 * n * xx) & (
+        n * yy - sy * sy > 1e-9 * n * yy
+    )  # else the same slide again
     with np.errstate(all="ignore"):
         r = (n * xy - sx * sy) / np.sqrt((n * xx - sx * sx) * (n * yy - sy * sy))
     return np.where(varies, np.clip(r, -1, 1), np.nan)
@@ -747,7 +848,9 @@ def bootstrap_auc(labels, scores, patients, n_draws, rng):
     if len(set(patients)) < 2 or np.isnan(labels).any() or np.isnan(scores).any():
         return math.nan, math.nan
     positive, negative = _drawn_levels(labels, scores, patients, n_draws, rng)
-    won = (positive * (np.cumsum(negative, axis=1) - negative / 2)).sum(1)                  # (draws,) a tie is half won
+    won = (positive * (np.cumsum(negative, axis=1) - negative / 2)).sum(
+        1
+    )  # (draws,) a tie is half won
     with np.errstate(invalid="ignore"):
         low, high = _interval((won / (positive.sum(1) * negative.sum(1)))[:, None])
     return float(low[0]), float(high[0])
@@ -756,12 +859,19 @@ def bootstrap_auc(labels, scores, patients, n_draws, rng):
 def bootstrap_pr_auc(labels, scores, patients, n_draws, rng):
     """95 % interval of `pr_auc`, as `bootstrap_auc`."""
     labels, scores = np.asarray(labels, np.float64), np.asarray(scores, np.float64)
-    if len(set(patients)) < 2 or np.isnan(labels).any() or np.isnan(scores).any() or len(set((labels > 0).tolist())) < 2:
+    if (
+        len(set(patients)) < 2
+        or np.isnan(labels).any()
+        or np.isnan(scores).any()
+        or len(set((labels > 0).tolist())) < 2
+    ):
         return math.nan, math.nan
-    positive, negative = (v[:, ::-1] for v in _drawn_levels(labels, scores, patients, n_draws, rng))    # highest first
+    positive, negative = (
+        v[:, ::-1] for v in _drawn_levels(labels, scores, patients, n_draws, rng)
+    )  # highest first
     with np.errstate(invalid="ignore"):
         precision = np.cumsum(positive, axis=1) / np.cumsum(positive + negative, axis=1)
-        area = np.nansum(positive * precision, axis=1) / positive.sum(1)                    # nan without positives
+        area = np.nansum(positive * precision, axis=1) / positive.sum(1)  # nan without positives
         low, high = _interval(np.where(negative.sum(1) > 0, area, np.nan)[:, None])
     return float(low[0]), float(high[0])
 
@@ -777,10 +887,13 @@ def bootstrap_mean(values, patients, n_draws, rng):
 
 def _drawn_levels(labels, scores, patients, n_draws, rng):
     """How often positives and negatives of each distinct score, ascending, were drawn: two (n_draws, levels)."""
-    level = np.unique(scores, return_inverse=True)[1]                                       # ties share a level
+    level = np.unique(scores, return_inverse=True)[1]  # ties share a level
     weights, order = patient_draws(patients, n_draws, rng), np.argsort(level, kind="stable")
     starts = np.flatnonzero(np.diff(level[order], prepend=-1))
-    return tuple(np.add.reduceat((weights * v)[:, order], starts, axis=1) for v in (labels > 0, ~(labels > 0)))
+    return tuple(
+        np.add.reduceat((weights * v)[:, order], starts, axis=1)
+        for v in (labels > 0, ~(labels > 0))
+    )
 
 
 def _interval(draws):
@@ -788,13 +901,12 @@ def _interval(draws):
 
     As np.nanquantile, linear between draws, which sorts gene by gene.
     """
-    draws = np.sort(draws, axis=0)                                                          # NaN last
-    place = np.array(INTERVAL)[:, None] * np.maximum(np.count_nonzero(~np.isnan(draws), axis=0) - 1, 0)     # (2, G)
+    draws = np.sort(draws, axis=0)  # NaN last
+    place = np.array(INTERVAL)[:, None] * np.maximum(
+        np.count_nonzero(~np.isnan(draws), axis=0) - 1, 0
+    )  # (2, G)
     below, above = (np.take_along_axis(draws, f(place).astype(int), 0) for f in (np.floor, np.ceil))
     return below + (place % 1) * (above - below)
-
-
-# ----- Prediction against chance, gene by gene [HistCode Results, Fig. 4] ------------------------
 
 
 def random_baseline(truth, rng):
@@ -803,7 +915,7 @@ def random_baseline(truth, rng):
     A gene with a NaN has none. [HistCode Results, Fig. 4]. Their R with the truth has mean 0 and SD 1 / sqrt(n - 1); the
     paper's SD of .15 is that of n = 45, not of its 153 patients (.08).
     """
-    low, high = np.quantile(np.asarray(truth, np.float64), BASELINE_RANGE, axis=0)          # (G,), (G,)
+    low, high = np.quantile(np.asarray(truth, np.float64), BASELINE_RANGE, axis=0)  # (G,), (G,)
     return low + (high - low) * rng.random(truth.shape)
 
 
@@ -816,13 +928,20 @@ def against_baseline(prediction, truth, baseline):
     error_p, error_bh: the same of |prediction - truth| against |baseline - truth|; better: True where the prediction's
     errors are the smaller by that test's rank sums. [ours] nan (and not better) for a gene with a NaN.
     """
-    errors = np.abs(prediction - truth), np.abs(baseline - truth)                           # 2 x (n, G)
-    p, error_p = (np.array([wilcoxon_signed_rank(a, b)[1] for a, b in zip(x.T, y.T)], float)
-                  for x, y in ((prediction, baseline), errors))
+    errors = np.abs(prediction - truth), np.abs(baseline - truth)  # 2 x (n, G)
+    p, error_p = (
+        np.array([wilcoxon_signed_rank(a, b)[1] for a, b in zip(x.T, y.T)], float)
+        for x, y in ((prediction, baseline), errors)
+    )
     d = errors[0] - errors[1]
-    ranks = rankdata(np.abs(d), axis=0) - (d == 0).sum(0)                                   # of the pairs that differ
-    return dict(p=p, bh=benjamini_hochberg(p), error_p=error_p, error_bh=benjamini_hochberg(error_p),
-                better=(np.sign(d) * ranks).sum(0) < 0)
+    ranks = rankdata(np.abs(d), axis=0) - (d == 0).sum(0)  # of the pairs that differ
+    return dict(
+        p=p,
+        bh=benjamini_hochberg(p),
+        error_p=error_p,
+        error_bh=benjamini_hochberg(error_p),
+        better=(np.sign(d) * ranks).sum(0) < 0,
+    )
 
 
 def r_against_baseline(r, baseline_r):
@@ -834,9 +953,6 @@ def r_against_baseline(r, baseline_r):
     return wilcoxon_rank_sum(r[~np.isnan(r)], baseline_r[~np.isnan(baseline_r)])
 
 
-# ----- Folds ---------------------------------------------------------------------------------
-
-
 def patient_folds(patients, projects, k, seed):
     """Test fold of each sample, 0 to k-1: patients whole, projects evenly spread over the folds.
 
@@ -845,12 +961,16 @@ def patient_folds(patients, projects, k, seed):
     Both demands are the paper's [HE2RNA Methods, Training and evaluation]; how they are met is [ours]. For folds
     of one organ that agree with those of all, call this once for the whole cohort, then select. [same place]
     """
-    which, order = _lay_out(patients, projects, np.random.default_rng(seed))        # (n,), (P,)
+    which, order = _lay_out(patients, projects, np.random.default_rng(seed))  # (n,), (P,)
     if not 2 <= k <= len(order):
-        mend = f"k must be from 2 to {len(order)}" if len(order) > 1 else "at least 2 patients are needed"
+        mend = (
+            f"k must be from 2 to {len(order)}"
+            if len(order) > 1
+            else "at least 2 patients are needed"
+        )
         raise ValueError(f"{k} folds of {len(order)} patients, who are never divided: {mend}")
     fold = np.empty(len(order), int)
-    fold[order] = np.arange(len(order)) % k                             # dealt out like cards, project after project
+    fold[order] = np.arange(len(order)) % k  # dealt out like cards, project after project
     return fold[which]
 
 
@@ -861,17 +981,22 @@ def site_folds(patients, projects, sites, k, seed):
     al. 2021, doi:10.1038/s41467-021-24698-1). patients, projects, sites (n,) names -> (n,) int. Largest sites first, each to
     the fold that stays most even; then single sites move while that helps. ValueError with fewer sites than folds.
     """
-    one = np.unique(np.asarray(patients), return_index=True)[1]         # (P,) a row of each patient
+    one = np.unique(np.asarray(patients), return_index=True)[1]  # (P,) a row of each patient
     _, organ = np.unique(np.asarray(projects), return_inverse=True)
     names, site = np.unique(np.asarray(sites), return_inverse=True)
     if not 2 <= k <= len(names):
-        raise ValueError(f"{k} folds of {len(names)} sites, which are never divided: k must be from 2 to {len(names)}")
-    fold, size = np.full(len(names), -1), np.zeros((len(names), organ.max() + 1))                  # (sites, projects)
+        raise ValueError(
+            f"{k} folds of {len(names)} sites, which are never divided: k must be from 2 to {len(names)}"
+        )
+    fold, size = (
+        np.full(len(names), -1),
+        np.zeros((len(names), organ.max() + 1)),
+    )  # (sites, projects)
     np.add.at(size, (site[one], organ[one]), 1)
-    size = np.hstack([size, size.sum(1, keepdims=True)])                # and all projects together
+    size = np.hstack([size, size.sum(1, keepdims=True)])  # and all projects together
     total, counts = size.sum(0), np.zeros((k, size.shape[1]))
     # squared distance from even, relative to each project's size: what adding `new` to each fold costs
-    cost = lambda new: ((2 * counts * new + new ** 2) / total.clip(1)).sum(1)
+    cost = lambda new: ((2 * counts * new + new**2) / total.clip(1)).sum(1)
     rng = np.random.default_rng(seed)
     order = rng.permutation(len(names))
     order = order[np.argsort(-size[order, -1], kind="stable")]
@@ -883,7 +1008,9 @@ def site_folds(patients, projects, sites, k, seed):
             if before >= 0:
                 counts[before] -= size[s]
             price = cost(size[s])
-            fold[s] = before if before >= 0 and price[before] <= price.min() + 1e-9 else price.argmin()
+            fold[s] = (
+                before if before >= 0 and price[before] <= price.min() + 1e-9 else price.argmin()
+            )
             counts[fold[s]] += size[s]
             moved |= fold[s] != before
     return fold[site]
@@ -902,7 +1029,12 @@ def fold_balance(patients, projects, fold, k):
     expected = counts.sum(1, keepdims=True) * counts.sum(0) / counts.sum()
     chi2 = float((np.square(counts - expected) / np.where(expected > 0, expected, 1)).sum())
     freedom = (len(names) - 1) * (int((counts.sum(0) > 0).sum()) - 1)
-    return dict(zip(names.tolist(), counts)), chi2, freedom, float(special.chdtrc(freedom, chi2)) if freedom else 1.0
+    return (
+        dict(zip(names.tolist(), counts)),
+        chi2,
+        freedom,
+        float(special.chdtrc(freedom, chi2)) if freedom else 1.0,
+    )
 
 
 def inner_split(patients, projects, share, seed):
@@ -913,12 +1045,12 @@ def inner_split(patients, projects, share, seed):
     ValueError with fewer than 2 patients. Every (1/share)-th patient of the projects laid end to end. [ours]
     """
     rng = np.random.default_rng(seed)
-    which, order = _lay_out(patients, projects, rng)                    # (n,), (P,)
+    which, order = _lay_out(patients, projects, rng)  # (n,), (P,)
     if len(order) < 2:
         raise ValueError(f"a validation part needs at least 2 patients; there are {len(order)}")
     count = min(max(round(share * len(order)), 1), len(order) - 1)
-    start = rng.integers(len(order))                                    # else the first project would always be hit
-    chosen = (np.arange(count) * len(order) + start) // count           # (count,) evenly spaced places
+    start = rng.integers(len(order))  # else the first project would always be hit
+    chosen = (np.arange(count) * len(order) + start) // count  # (count,) evenly spaced places
     return np.isin(which, order[chosen])
 
 
@@ -933,9 +1065,9 @@ def _lay_out(patients, projects, rng):
     organs, organ = np.unique(np.asarray(projects), return_inverse=True)
     assert which.shape == organ.shape and which.ndim == 1, (which.shape, organ.shape)
     samples = np.zeros((len(names), len(organs)), int)
-    np.add.at(samples, (which, organ), 1)                               # (P, projects) samples of each patient
+    np.add.at(samples, (which, organ), 1)  # (P, projects) samples of each patient
     order = rng.permutation(len(names))
-    home = samples.argmax(1) if len(names) else order                   # (P,) argmax takes the first of equals
+    home = samples.argmax(1) if len(names) else order  # (P,) argmax takes the first of equals
     return which, order[np.argsort(home[order], kind="stable")]
 
 
@@ -948,11 +1080,13 @@ def authors_folds(patients):
     """
     names, which = np.unique(np.asarray(patients), return_inverse=True)
     if len(names) < AUTHORS_FOLDS:
-        raise ValueError(f"the authors' splits need at least {AUTHORS_FOLDS} patients; there are {len(names)}")
+        raise ValueError(
+            f"the authors' splits need at least {AUTHORS_FOLDS} patients; there are {len(names)}"
+        )
     shuffled, splits = np.arange(len(names)), []
-    np.random.RandomState(0).shuffle(shuffled)                          # the legacy generator, frozen by NumPy
-    for test in np.array_split(shuffled, AUTHORS_FOLDS):                # the first P % 5 folds hold one more
-        others = np.setdiff1d(shuffled, test)                           # ascending, as KFold gives them
+    np.random.RandomState(0).shuffle(shuffled)  # the legacy generator, frozen by NumPy
+    for test in np.array_split(shuffled, AUTHORS_FOLDS):  # the first P % 5 folds hold one more
+        others = np.setdiff1d(shuffled, test)  # ascending, as KFold gives them
         others = others[np.random.RandomState(0).permutation(len(others))]
         n_valid = math.ceil(AUTHORS_VALID * len(others))
         parts = others[n_valid:], others[:n_valid], test
