@@ -1,0 +1,648 @@
+"""test_all"""
+
+import colorsys
+import itertools
+import math
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from scipy import ndimage
+
+import histcode
+from lab.histcode.pretraining import COLLAPSED
+from lab.tests.helpers import (
+    MODELS,
+    folds_in,
+    learn,
+    pictures,
+    planted_bags,
+    read_csv,
+    relative,
+    ridge_at,
+    spoken_by_hand,
+    swap,
+    three_splits,
+    tiles_in,
+)
+
+
+def seeded(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+def test_views_have_their_shape_and_range_and_follow_the_seed():
+    tiles = (pictures(6, 40) * 255).to(torch.uint8)
+    for px in (24, 40, 64):
+        a = histcode.make_view(tiles, histcode.draw_view(6, seeded(1)), px)
+        assert (
+            a.shape == (6, 3, px, px) and a.dtype == torch.float32 and 0 <= a.min() and a.max() <= 1
+        )
+        assert torch.equal(a, histcode.make_view(tiles, histcode.draw_view(6, seeded(1)), px))
+        assert (
+            a - histcode.make_view(tiles, histcode.draw_view(6, seeded(2)), px)
+        ).abs().mean() > 0.02
+    one = histcode.make_view(tiles[:1].repeat(40, 1, 1, 1), histcode.draw_view(40, seeded()), 24)
+    assert (
+        torch.cdist(one.flatten(1), one.flatten(1)).fill_diagonal_(9).min() > 0.1
+    )  # each of one tile's views is another
+
+
+def test_the_plain_view_is_the_tile_and_floats_are_as_bytes():
+    tiles = (pictures(3, 32) * 255).to(torch.uint8)
+    got = histcode.make_view(tiles, histcode.plain_view(3), 32)
+    assert torch.allclose(got, tiles / 255, atol=1e-6)
+    view = histcode.draw_view(3, seeded())
+    assert torch.allclose(
+        histcode.make_view(tiles, view, 20), histcode.make_view(tiles / 255, view, 20), atol=1e-6
+    )
+
+
+def test_a_view_depends_on_its_own_draws_alone():
+    tiles, view = pictures(5, 32), histcode.draw_view(5, seeded(3))
+    together = histcode.make_view(tiles, view, 24)
+    for i in (0, 3):
+        alone = histcode.make_view(tiles[i : i + 1], {k: v[i : i + 1] for k, v in view.items()}, 24)
+        assert torch.allclose(alone[0], together[i], atol=1e-6)
+
+
+@pytest.mark.parametrize("px", [16, 33, 48, 90])
+def test_crops_equal_pillows_resize(px):
+    tiles, boxes = (
+        (pictures(4, 64) * 255).to(torch.uint8),
+        torch.tensor(
+            [[0, 0, 1, 1], [0.1, 0.25, 0.6, 0.5], [0.3, 0.02, 0.7, 0.93], [0.5, 0.5, 0.45, 0.5]]
+        ),
+    )
+    got = histcode.make_view(tiles, dict(histcode.plain_view(4), box=boxes), px)
+    for tile, (left, top, w, h), g in zip(tiles, boxes * 64, got):
+        box = [float(v) for v in (left, top, left + w, top + h)]
+        for c in range(3):
+            want = Image.fromarray(tile[c].float().numpy(), "F").resize(
+                (px, px), Image.Resampling.BILINEAR, box
+            )
+            assert np.abs(np.asarray(want) - g[c].numpy() * 255).max() < 0.01
+
+
+def test_turns_are_the_eight_symmetries():
+    tile = torch.arange(48.0).reshape(1, 3, 4, 4) / 48
+    views = [
+        histcode.make_view(tile, dict(histcode.plain_view(1), turns=torch.tensor([bits])), 4)[0]
+        for bits in itertools.product([False, True], repeat=3)
+    ]
+    want = [torch.rot90(t, k, (1, 2)) for t in (tile[0], tile[0].flip(2)) for k in range(4)]
+    assert sorted(int(np.argmin([(v - w).abs().max() for w in want])) for v in views) == list(
+        range(8)
+    )
+    assert all(min((v - w).abs().max() for w in want) < 1e-6 for v in views)
+
+
+def test_colour_jitter_equals_colorsys():
+    x, rng = pictures(3, 5), np.random.default_rng(0)
+    x[0, :, 0, 0], x[0, :, 0, 1], x[0, :, 1, 0] = 0, 1, 0.5  # black, white, grey
+    column = lambda v: torch.tensor(v, dtype=torch.float32).reshape(-1, 1, 1, 1)
+    for _ in range(5):
+        b, c, s = (column(rng.uniform(0.5, 1.5, 3)) for _ in range(3))
+        hue = column(rng.uniform(-0.5, 0.5, 3))
+        got = histcode.jitter(x, b, c, s, hue)
+        for n in range(3):
+            pixels = (x[n] * b[n]).clamp(0, 1).permute(1, 2, 0).double().numpy()
+            grey = pixels @ histcode.GREY
+            pixels = (c[n].item() * pixels + (1 - c[n].item()) * grey.mean()).clip(0, 1)
+            grey = pixels @ histcode.GREY
+            pixels = (s[n].item() * pixels + (1 - s[n].item()) * grey[..., None]).clip(0, 1)
+            for i, j in itertools.product(range(5), range(5)):
+                h, l, v = colorsys.rgb_to_hsv(*pixels[i, j])
+                want = colorsys.hsv_to_rgb((h + hue[n].item()) % 1, l, v)
+                assert np.abs(got[n, :, i, j].numpy() - want).max() < 2e-5
+
+
+def test_saturation_of_a_turned_hue_stays():
+    x = pictures(2, 8)
+    got = histcode.shift_hue(x, torch.tensor([0.3, -0.1]).view(2, 1, 1))
+    assert torch.allclose(got.amax(1), x.amax(1), atol=1e-6) and torch.allclose(
+        got.amin(1), x.amin(1), atol=1e-6
+    )
+    assert torch.allclose(histcode.shift_hue(x, torch.ones(2, 1, 1)), x, atol=1e-5)  # a full turn
+
+
+def test_blur_equals_scipy_away_from_the_rim():
+    x = torch.rand(3, 3, 40, 40, generator=seeded())
+    sigma = torch.tensor([0, 1.1, 2.0])
+    weights = histcode.blur_weights(sigma, 40)[:, None]
+    got = weights @ x @ weights.mT
+    assert torch.allclose(got[0], x[0], atol=1e-6) and torch.allclose(
+        weights.sum(3), torch.ones(3, 1, 40)
+    )
+    for i in (1, 2):
+        want = ndimage.gaussian_filter(
+            x[i].numpy(), (0, float(sigma[i]), float(sigma[i])), truncate=8
+        )
+        assert np.abs(want - got[i].numpy())[:, 12:-12, 12:-12].max() < 1e-5
+
+
+def test_draws_have_their_ranges_and_chances():
+    v = histcode.draw_view(20000, seeded())
+    left, top, w, h = v["box"].T
+    assert (v["box"] >= 0).all() and (left + w).max() < 1 + 1e-6 and (top + h).max() < 1 + 1e-6
+    assert (
+        (w * h).min() > 0.2 - 1e-6
+        and (w / h).min() > 0.75 - 1e-5
+        and (w / h).max() < 4 / 3 + 1e-5
+        and (w * h).mean() > 0.5
+    )
+    changed = (v["colour"] != torch.tensor([1, 1, 1, 0.0])).any(1)
+    for got, chance in (
+        (changed, 0.8),
+        (v["gray"], 0.2),
+        (v["sigma"] > 0, 0.5),
+        *((t, 0.5) for t in v["turns"].T),
+    ):
+        assert abs(got.float().mean() - chance) < 0.015
+    assert (
+        (v["colour"] - torch.tensor([1, 1, 1, 0.0])).abs().amax(0) - torch.tensor(histcode.JITTER)
+    ).abs().max() < 0.001
+    assert 0.1 <= v["sigma"][v["sigma"] > 0].min() and 1.99 < v["sigma"].max() <= 2
+
+
+def unit(n, d, seed, dtype=torch.float64):
+    return F.normalize(torch.randn(n, d, generator=seeded(seed), dtype=dtype), dim=1)
+
+
+def test_info_nce_equals_its_sum_and_does_not_overflow():
+    q, k, w = (
+        unit(7, 5, 0),
+        unit(7, 5, 1),
+        3 * torch.randn(11, 5, generator=seeded(2), dtype=torch.float64),
+    )
+    for tau, in_batch in itertools.product((0.12, 1.0), (False, True)):
+        loss = 0.0
+        for i in range(7):
+            others = [math.exp(float(q[i] @ v / v.norm()) / tau) for v in w]
+            others += [math.exp(float(q[i] @ k[j]) / tau) for j in range(7) if j != i and in_batch]
+            positive = math.exp(float(q[i] @ k[i]) / tau)
+            loss -= math.log(positive / (positive + sum(others))) / 7
+        assert histcode.info_nce(q, k, w, tau, in_batch).item() == pytest.approx(loss, rel=1e-12)
+    hard = histcode.info_nce(q.float(), -q.float(), q.float() * 1e3, 1e-4)
+    assert torch.isfinite(hard) and hard.item() == pytest.approx(2e4, rel=1e-3)
+
+
+@pytest.mark.parametrize("in_batch", [False, True])
+@pytest.mark.parametrize("tau", [0.02, 0.12, 1.0])
+def test_bank_gradient_equals_autograd_and_is_orthogonal(monkeypatch, tau, in_batch):
+    swap(monkeypatch, "histcode", "BANK_BLOCK", 64)  # several blocks, the last one short
+    q, k = unit(12, 16, 0), unit(12, 16, 1)
+    w = (
+        torch.randn(333, 16, generator=seeded(2), dtype=torch.float64)
+        * torch.logspace(-2, 2, 333, dtype=torch.float64)[:, None]
+    )
+    (wanted,) = torch.autograd.grad(histcode.info_nce(q, k, w.requires_grad_(), tau, in_batch), w)
+    got = histcode.bank_gradient(q, k, w.detach(), tau, in_batch)
+    assert ((got - wanted).norm(dim=1) <= 1e-10 * wanted.norm(dim=1) + 1e-16).all()
+    assert ((got * w).sum(1).abs() <= 1e-10 * got.norm(dim=1) * w.norm(dim=1)).all() and got.norm(
+        dim=1
+    ).min() > 0
+    short = histcode.bank_gradient(q.float(), k.float(), w.detach().float(), tau, in_batch)
+    assert relative(short, wanted) < 1e-4
+
+
+def test_bank_step_climbs_and_equals_torchs_sgd():
+    q, k, w = (
+        unit(12, 8, 0),
+        unit(12, 8, 1),
+        torch.randn(40, 8, generator=seeded(2), dtype=torch.float64),
+    )
+    ours, velocity, theirs = w.clone(), torch.zeros_like(w), w.clone().requires_grad_()
+    sgd = torch.optim.SGD([theirs], 0.3, momentum=0.9, weight_decay=1e-2, maximize=True)
+    for _ in range(5):
+        histcode.bank_step(ours, velocity, histcode.bank_gradient(q, k, ours, 0.12), 0.3, 0.9, 1e-2)
+        sgd.zero_grad()
+        histcode.info_nce(q, k, theirs, 0.12).backward()
+        sgd.step()
+    # torch subtracts the decay from the reversed gradient with the sign that shrinks, as ours does
+    assert torch.allclose(ours, theirs.detach(), rtol=1e-10)
+    losses, bank, velocity = [], w.clone(), torch.zeros_like(w)
+    for _ in range(30):
+        losses.append(histcode.info_nce(q, k, bank, 0.12).item())
+        histcode.bank_step(bank, velocity, histcode.bank_gradient(q, k, bank, 0.12), 0.1)
+    assert (np.diff(losses) > 0).all() and losses[-1] > losses[0] + 0.1
+
+
+def test_nt_xent_equals_its_sum():
+    z1, z2, tau, loss = unit(6, 4, 0), unit(6, 4, 1), 0.3, 0.0
+    z = torch.cat([z1, z2])
+    for i in range(12):
+        e = [math.exp(float(z[i] @ z[j]) / tau) if i != j else 0 for j in range(12)]
+        loss -= math.log(e[(i + 6) % 12] / sum(e)) / 12
+    assert histcode.nt_xent(z1, z2, tau).item() == pytest.approx(loss, rel=1e-12)
+    assert torch.isfinite(histcode.nt_xent(z1.float(), -z1.float(), 1e-4))
+
+
+def test_spread_tells_a_collapse():
+    z = unit(500, 32, 0)
+    assert histcode.spread(z) == pytest.approx(
+        float(z.var(0, unbiased=False).mean().sqrt() * 32**0.5), rel=1e-9
+    )
+    assert histcode.spread(z) > 0.95 and histcode.spread(z[:1].repeat(9, 1)) < 1e-6 < COLLAPSED
+
+
+def test_mixing_shuffles_within_its_pool():
+    for n, pool in ((1, 5), (50, 1), (200, 30), (200, 500)):
+        order = histcode.mix(n, pool, np.random.default_rng(0))
+        assert (
+            sorted(order) == list(range(n)) and (order <= np.arange(n) + pool - 1).all()
+        )  # only what has been read
+        assert n < 2 or (order == np.arange(n)).all() == (pool == 1)
+        assert pool < 30 or np.ptp([np.flatnonzero(order == i)[0] for i in range(10)]) > 15
+
+
+def test_an_epochs_tiles_are_drawn_from_every_slide_by_seed_and_epoch():
+    counts = np.array([5, 40, 0, 12])
+    a = histcode.choose_tiles(counts, np.full(4, 10), 0, 1)
+    assert len(set(map(tuple, a))) == len(a) and np.bincount(a[:, 0], minlength=4).tolist() == [
+        5,
+        10,
+        0,
+        10,
+    ]
+    assert (a[:, 1] < counts[a[:, 0]]).all() and (
+        np.diff(np.flatnonzero(np.diff(a[:, 0]))) > 1
+    ).all()
+    assert (a == histcode.choose_tiles(counts, np.full(4, 10), 0, 1)).all()
+    assert (
+        len(
+            {
+                histcode.choose_tiles(counts, np.full(4, 10), *key).tobytes()
+                for key in ((0, 1), (0, 2), (1, 1))
+            }
+        )
+        == 3
+    )
+
+
+@pytest.mark.parametrize("n", [50, 6])  # more samples than features, and fewer
+def test_ridge_equals_the_normal_equations(n):
+    rng = np.random.default_rng(0)
+    x, y, new = rng.normal(2, 3, (n, 8)), rng.normal(size=(n, 2)), rng.normal(2, 3, (5, 8))
+    x[:, 3] = new[:, 3] = 7  # a constant feature
+    z = np.delete((x - x.mean(0)) / np.maximum(x.std(0), 1e-9), 3, 1)
+    zn = np.delete((new - x.mean(0)) / np.maximum(x.std(0), 1e-9), 3, 1)
+    for g, penalty in zip(ridge_at(x, y, (0, 0.5, 40.0), new), (0, 0.5, 40.0)):
+        w = (
+            np.linalg.pinv(z.T @ z + penalty * np.eye(7)) @ z.T @ (y - y.mean(0))
+        )  # 0: the smallest solution
+        assert np.allclose(g, zn @ w + y.mean(0))
+
+
+def ragged(sizes, d=7, seed=0):
+    """Bags of these sizes, padded with nan: h (B, T, d), mask (B, T)."""
+    h, mask = (
+        torch.full((len(sizes), max(sizes), d), torch.nan),
+        torch.zeros(len(sizes), max(sizes), dtype=torch.bool),
+    )
+    for b, n in enumerate(sizes):
+        h[b, :n], mask[b, :n] = torch.randn(n, d, generator=seeded(seed + b)), True
+    return h, mask
+
+
+def classifier(name, d=7, seed=0):
+    torch.manual_seed(seed)
+    return histcode.POOLINGS[name](d)
+
+
+def by_loop(name, model, h):
+    """Logits of every stream for one bag h (n, d), tile by tile in float64; the authority for `POOLINGS`."""
+    p = {k: v.detach().double().numpy() for k, v in model.named_parameters()}
+    h, out = h.double().numpy(), lambda layer, x: x @ p[f"{layer}.weight"].T + p[f"{layer}.bias"]
+    if name in ("max", "mean"):
+        z = [max(x) if name == "max" else sum(x) / len(h) for x in h.T]
+        return [out("classify", np.array(z))]
+    if name in ("ABMIL", "HistCode"):
+        scores = []
+        for x in h:
+            hidden = np.tanh(p["pooling.v.weight"] @ x)
+            if name == "HistCode":
+                hidden = hidden / (1 + np.exp(-(p["pooling.u.weight"] @ x)))
+            scores.append(np.exp(p["pooling.w.weight"][0] @ hidden))
+        return [out("classify", sum(s * x for s, x in zip(scores, h)) / sum(scores))]
+    scores = [out("score", x) for x in h]
+    if name == "DSMIL":
+        best = [max(range(len(h)), key=lambda i: scores[i][c]) for c in (0, 1)]
+        vectors = []
+        for b in best:
+            weights = [
+                np.exp(out("query", x) @ out("query", h[b]) / np.sqrt(histcode.QUERIES)) for x in h
+            ]
+            vectors.append(sum(w * x for w, x in zip(weights, h)) / sum(weights))
+        return [
+            np.array([scores[best[0]][0], scores[best[1]][1]]),
+            out("classify", np.concatenate(vectors)),
+        ]
+    order, s = (
+        sorted(range(len(h)), key=lambda i: scores[i][0] - scores[i][1]),
+        np.zeros(histcode.STATE),
+    )
+    for i in order[: histcode.TOP_TILES]:
+        s = np.maximum(0, out("take", h[i]) + out("keep", s))
+    return [scores[order[0]], out("classify", s)]
+
+
+@pytest.mark.parametrize("name", histcode.POOLINGS)
+def test_poolings_equal_loops_over_tiles(name):
+    sizes = (1, 3, 12, 25)
+    model, (h, mask) = classifier(name), ragged(sizes)
+    logits, a = model(h, mask)
+    for b, n in enumerate(sizes):
+        assert np.allclose(logits[b].detach(), by_loop(name, model, h[b, :n]), atol=2e-6)
+        assert (
+            a[b, :n].sum().item() == pytest.approx(1, abs=1e-6)
+            and (a[b] >= 0).all()
+            and (a[b, n:] == 0).all()
+        )
+    logits[:, -1].square().sum().backward()  # padding of nan reaches no gradient
+    assert all(p.grad is None or p.grad.isfinite().all() for p in model.parameters())
+
+
+@pytest.mark.parametrize("name", histcode.POOLINGS)
+def test_order_of_tiles_and_padding_change_nothing(name):
+    model, (h, mask) = classifier(name, 64), ragged((1, 9, 40), 64)
+    logits, a = model(h, mask)
+    order = torch.randperm(40, generator=seeded())
+    moved, b = model(h[:, order], mask[:, order])
+    assert (moved - logits).abs().max() < 1e-6 and (b - a[:, order]).abs().max() < 1e-6
+    for filler in (torch.nan, torch.inf, 1e30):
+        longer, c = model(F.pad(h, (0, 0, 0, 13), value=filler), F.pad(mask, (0, 13)))
+        assert (
+            (longer - logits).abs().max() < 1e-6
+            and (c[:, :40] - a).abs().max() < 1e-6
+            and (c[:, 40:] == 0).all()
+        )
+
+
+def test_attention_has_the_shapes_and_parts_of_its_equations():
+    h, mask = ragged((4, 2), 5)
+    for gated, count in ((True, 2 * 5 * 3 + 3), (False, 5 * 3 + 3)):
+        model = histcode.GatedAttention(5, 3, gated)
+        z, a = model(h, mask)
+        assert (
+            z.shape == (2, 5)
+            and a.shape == (2, 4)
+            and sum(p.numel() for p in model.parameters()) == count
+        )
+        assert torch.allclose(z, torch.einsum("bt,btd->bd", a, h.nan_to_num()), atol=1e-6)
+    with torch.no_grad():  # a high logit doesn't overflow
+        model.w.weight.fill_(1e4)
+    assert model(h, mask)[1].isfinite().all()
+
+
+@pytest.mark.parametrize("name", histcode.POOLINGS)
+def test_classifiers_trained_at_once_are_those_trained_one_by_one(name):
+    (bags, y), splits = planted_bags(), three_splits()
+    at_once = learn(name, bags, y, splits, [5, 6, 7])
+    for split, seed, got in zip(splits, [5, 6, 7], at_once):
+        (alone,) = learn(name, bags, y, [split], [seed])
+        assert torch.allclose(got["losses"], alone["losses"], atol=2e-4) and torch.allclose(
+            got["tests"], alone["tests"], atol=2e-4
+        )
+        assert got["tests"].shape == (3, len(split[2]), 2) and got["epoch"] == alone["epoch"]
+        assert all(torch.allclose(v, alone["model"][k], atol=2e-3) for k, v in got["model"].items())
+
+
+def test_figures_of_a_fold_and_their_optimism():
+    y, p = (
+        np.array([1, 0, 1, 0, 1]),
+        torch.tensor(
+            [[0.9, 0.1, 0.8, 0.2, 0.7], [0.4, 0.3, 0.2, 0.6, 0.45], [0.6, 0.55, 0.9, 0.1, 0.8]]
+        ),
+    )
+    tests = torch.stack([(1 - p).log(), p.log()], 2)  # logits: (epochs, n, 2)
+    f = histcode.figures_of(y, dict(tests=tests, epoch=3))
+    assert f["accuracy"] == pytest.approx(0.8) and f["auc"] == 1 and f["pr_auc"] == 1
+    assert f["best_epoch"] == 1 and f["best_epoch_auc"] == 1 and f["best_threshold"] == 1
+    rng = np.random.default_rng(0)
+    for n in (5, 30):
+        y, p = np.r_[0, 1, rng.integers(0, 2, n - 2)], rng.integers(0, 6, n) / 6
+        assert histcode.best_cut(y, p) == pytest.approx(
+            max(((p >= c) == y).mean() for c in [*np.unique(p), 2])
+        )
+    one_class = histcode.figures_of(np.ones(5, int), dict(tests=tests, epoch=1))
+    assert (
+        np.isnan(one_class["auc"])
+        and one_class["accuracy"] == pytest.approx(0.6)
+        and one_class["best_threshold"] == 1
+    )
+
+
+def test_parts_keep_patients_whole_and_labels_spread():
+    rng = np.random.default_rng(0)
+    patients, y = [], []
+    for i in range(60):  # 20 each with tumour, normal, both
+        for label in ([1, 1], [0], [0, 1])[i % 3]:
+            patients.append(f"P{i:02d}"), y.append(label)
+    order = rng.permutation(len(y))
+    patients, y = np.array(patients)[order], np.array(y)[order]
+    part = histcode.split_patients(patients, y, 10, [0, 0])
+    assert all(len(set(part[patients == p])) == 1 for p in set(patients))
+    kinds = np.array([int(p[1:]) % 3 for p in patients])
+    assert all(
+        len(set(patients[(part == f) & (kinds == k)])) == 2 for f in range(10) for k in range(3)
+    )
+    assert (part != histcode.split_patients(patients, y, 10, [0, 1])).any()
+
+
+def test_fold_changes_worked_by_hand():
+    tumour = [8, 1, 0, 3, 0, np.nan, 2, 2.83, 2.82, 1]
+    normal = [1, 8, 2, 0, 0, 1, np.nan, 1, 1, 2.83]
+    y, label = histcode.fold_change(np.array(tumour), np.array(normal))
+    log = math.log10
+    want = [
+        log(9),
+        log(1.125),
+        0,
+        np.nan,
+        np.nan,
+        np.nan,
+        np.nan,
+        log(3.83),
+        log(3.82),
+        log(1 + 1 / 2.83),
+    ]
+    assert np.allclose(y, want, equal_nan=True)
+    assert np.array_equal(
+        label, [1, 1, 1, 1, np.nan, np.nan, np.nan, 1, 0, 1], equal_nan=True
+    )  # 2 ** 1.5 = 2.828
+    fc = np.exp(np.random.default_rng(0).normal(0, 2, (40, 5)))
+    y, label = histcode.fold_change(fc, np.ones_like(fc))
+    assert (
+        histcode.label_of(y) == label
+    ).all() and 0 < label.mean() < 1  # the label that y itself stands for
+    assert histcode.label_of(np.array([-3.0, 0, log(2), log(1 + 2**1.51), 9])).tolist() == [
+        True,
+        True,
+        False,
+        True,
+        True,
+    ]
+
+
+def test_best_penalty_is_that_of_leaving_out_each_patient_in_turn():
+    chosen = []
+    for seed in range(12):
+        rng = np.random.default_rng(seed)
+        n, d = 24, (4, 40)[seed % 2]
+        x = rng.normal(size=(n, d))
+        y = x[:, :3] * (seed // 2) + rng.normal(0, 2, (n, 3)) * [1, 5, 2]
+        x = np.c_[x * 3 + 1, np.full(n, 5.0)]  # and a constant
+        rs = []
+        for p in histcode.RIDGE:
+            z, left = (
+                np.c_[(x[:, :d] - x[:, :d].mean(0)) / x[:, :d].std(0), np.zeros(n)],
+                np.empty((n, 3)),
+            )  # scale: of all
+            for i in range(n):
+                rest = np.arange(n) != i
+                center = z[rest].mean(0)
+                zi, yi = z[rest] - center, y[rest] - y[rest].mean(0)
+                w = np.linalg.solve(zi.T @ zi + p * np.eye(d + 1), zi.T @ yi)
+                left[i] = y[rest].mean(0) + (z[i] - center) @ w
+            rs.append(
+                np.mean(
+                    [
+                        max(0, 1 - sum((a - b) ** 2) / sum((b - b.mean()) ** 2))
+                        for a, b in zip(left.T, y.T)
+                    ]
+                )
+            )
+        chosen.append(max(zip(rs, histcode.RIDGE))[1])
+        unknown = np.where(np.arange(n) == 3, np.nan, rng.normal(size=n) * 1e3)
+        assert (
+            histcode.best_penalty(x, y)
+            == chosen[-1]
+            == histcode.best_penalty(x, np.c_[y, unknown, np.ones(n)])
+        )
+    assert len(set(chosen)) > 2 and histcode.best_penalty(x, np.ones((n, 1))) == histcode.RIDGE[3]
+
+
+@pytest.mark.parametrize(
+    "n,d,twins", [(30, 80, 0), (30, 80, 3), (30, 12, 0), (9, 9, 0), (1, 4, 0), (4, 0, 0)]
+)
+@pytest.mark.parametrize("penalty", [0, 1e-6, 25.0])
+def test_kernel_solve_is_the_pseudo_inverse_singular_or_not(n, d, twins, penalty, monkeypatch):
+    rng = np.random.default_rng(0)
+    z, y = rng.normal(size=(n, d)) * np.geomspace(1, 1e-3, d), rng.normal(size=(n, 3))
+    z[:twins] = z[n - twins :]  # the same features, other values
+    z, y, slow = z - z.mean(0), y - y.mean(0), []
+    monkeypatch.setattr(
+        np.linalg, "eigh", lambda k, real=np.linalg.eigh: (slow.append(k), real(k))[1]
+    )
+    got = z.T @ histcode.kernel_solve(z @ z.T, penalty, y)
+    assert np.allclose(
+        got,
+        np.linalg.pinv(z.T @ z + penalty * np.eye(d), rcond=1e-9, hermitian=True) @ z.T @ y
+        if penalty
+        else np.linalg.pinv(z, rcond=1e-5) @ y,
+        rtol=1e-5,
+        atol=1e-7,
+    )
+    assert penalty or bool(slow) == ((n, d, twins) not in ((30, 80, 0), (9, 9, 0)))
+
+
+@pytest.mark.parametrize("n", [12, 60])
+def test_smoother_is_ridge_for_any_order(n):
+    rng = np.random.default_rng(0)
+    x, new, y = rng.normal(2, 3, (n, 30)), rng.normal(2, 3, (5, 30)), rng.normal(size=(n, 4))
+    x[:, 3] = new[:, 3] = 7
+    for penalty in (0, 25.0):
+        assert np.allclose(
+            histcode.smoother(x, new, penalty) @ y, ridge_at(x, y, (penalty,), new)[0]
+        )
+
+
+def test_squared_error_leaves_out_what_is_unknown():
+    out, y = (
+        torch.randn(3, 4, *shape, generator=seeded(), dtype=torch.float64)
+        for shape in ((2, 5), (5,))
+    )
+    y[0, 1, 2:], y[1, 0] = torch.nan, torch.nan
+    out.requires_grad_()
+    got = histcode.squared_error(out, y)
+    for m, b in itertools.product(range(3), range(4)):
+        each = [
+            (out[m, b, 1, g] - y[m, b, g]).item() ** 2 for g in range(5) if not y[m, b, g].isnan()
+        ]
+        assert got[m, b].item() == pytest.approx(np.mean(each) if each else 0)
+    got.sum().backward()
+    assert (
+        out.grad.isfinite().all()
+        and (out.grad[0, 1, 1, 2:] == 0).all()
+        and (out.grad[0, 1, 1, :2] != 0).all()
+    )
+
+
+def test_the_epoch_kept_is_the_last_one_with_the_fewest_mistakes():
+    (bags, y), rng = planted_bags(shift=1.0), np.random.default_rng(1)
+    order, differ = rng.permutation(24), 0
+    splits = [
+        (np.roll(order, 5 * i)[:14], v := np.roll(order, 5 * i)[14:], v) for i in range(4)
+    ]  # test is validation
+    for split, got in zip(splits, learn("HistCode", bags, y, splits, [1, 2, 3, 4], epochs=25)):
+        truth, losses = y[split[1]], []
+        mistakes = [int((t.numpy().argmax(1) != truth).sum()) for t in got["tests"]]
+        for t in got["tests"].double():
+            losses.append(-np.mean([t[i].log_softmax(0)[c].item() for i, c in enumerate(truth)]))
+        assert np.allclose(losses, got["losses"], atol=1e-5)
+        assert got["epoch"] == 1 + min(range(25), key=lambda e: (mistakes[e], -e))
+        differ += got["epoch"] != 1 + int(np.argmin(losses))
+        model = histcode.SlideModel("HistCode", np.zeros(6), np.ones(6), 2, (), 8)
+        model.load_state_dict(got["model"])  # and its weights are that epoch's
+        for i, t in zip(split[1], got["tests"][got["epoch"] - 1]):
+            out, _ = model(
+                torch.from_numpy(bags[i])[None], torch.ones(1, len(bags[i]), dtype=torch.bool)
+            )
+            assert torch.allclose(out[0, 0], t, atol=1e-5)
+    assert differ  # or the mistakes chose nothing
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_every_pair_is_predicted_by_the_model_that_did_not_know_its_patient(changed, name):
+    run = changed / "runs" / name
+    saved, z, folds = folds_in(run), np.load(run / "predictions.npz"), read_csv(run / "folds.csv")
+    part = {r["patient"]: int(r["part"]) for r in folds}
+    assert len(saved) == 3 and sorted(z["patient"]) == sorted(part)
+    assert [part[p] for p in z["patient"]] == z["part"].tolist()
+    tested = [who for s in saved for who in s["test_patients"]]
+    assert sorted(tested) == sorted(z["patient"])
+    assert [s["kind"] for s in saved] == [
+        "linear" if name in ("linear", "ridge") else "attention"
+    ] * 3
+    for f, s in enumerate(saved):
+        assert (
+            {p for p in part if part[p] == f}
+            == set(s["test_patients"])
+            == set(part) - set(s["learned_from"])
+        )
+        assert not set(s["test_patients"]) & {*s["train_patients"], *s["valid_patients"]}
+        assert not set(s["train_patients"]) & set(s["valid_patients"])
+        assert s["genes"] == z["genes"].tolist()
+        assert s["penalty"] in histcode.RIDGE if name == "ridge" else s.get("penalty", 0) == 0
+    expression = {r["sample"]: r for r in read_csv(changed / "expression.csv")}
+    for i, who in enumerate(z["patient"]):
+        h = tiles_in(changed, f"s{int(who[-4:])}_1")
+        assert np.allclose(z["prediction"][i], spoken_by_hand(saved[part[who]], h)[0], atol=2e-5)
+        pair = (
+            [np.float32(expression[f"{who}-{end}"][g]) for g in z["genes"]]
+            for end in ("01A", "11A")
+        )
+        y, label = histcode.fold_change(*map(np.array, pair))
+        assert np.allclose(z["truth"][i], y, equal_nan=True, atol=1e-6)
+        assert np.array_equal(z["label"][i], label, equal_nan=True)
+
+
+def test_attention_between_0_and_1_and_dice_worked_by_hand():
+    assert np.allclose(histcode.scale_to_one(np.array([0.2, 0.1, 0.5])), [0.25, 0, 1])
+    assert (histcode.scale_to_one(np.full(3, 0.3)) == 0).all()
+    a, b = np.array([1, 1, 1, 0, 0], bool), np.array([0, 1, 1, 1, 0], bool)
+    assert histcode.dice(a, b) == pytest.approx(4 / 6) and histcode.dice(a, a) == 1
+    assert histcode.dice(a, ~a) == histcode.dice(~a & a, ~a & a) == 0
