@@ -1,55 +1,75 @@
-"""lab.audit.choices"""
+"""Where a paper and its authors' code differ or are silent: the table of what is done here.
+
+Each program has its table, a list of Choice: lab/he2rna/choices.py and lab/histcode/choices.py.
+"""
 
 import argparse
 import textwrap
+from itertools import zip_longest
+from typing import NamedTuple
 
 from lab.files import few
 
+WIDTHS = (21, 26, 28, 21, 20)  # of the printed table's columns, in characters
+TITLES = ("command, name", "the paper", "the authors' code", "ours", "--code turns it to")
 
-# What an auditor is shown: choices of the method, whom each step learned from, what each choice is worth.
-# A row of CHOICES (a table in he2rna.py, one in histcode.py): command, name, paper, authors' code, ours, other side, tag.
-# A name that begins with -- is an option that has been there anyway: the table shows it, --code and audit don't take it.
+
+class Choice(NamedTuple):
+    """One decision of one command, which `--code NAME` turns to its other side."""
+
+    command: str
+    name: str  # one that begins with -- is an option: the table shows it, --code does not take it
+    paper: str  # what the paper says
+    code: str  # what the authors' released code does
+    ours: str  # what is done here
+    other: str  # the other side: "paper" or "code", or else in words
+    tag: str  # who says ours
+
+    def says(self, side):
+        """The words of a side: of "paper", of "code", or the side itself where it is in words."""
+        return {"paper": self.paper, "code": self.code}.get(side, side)
+
+
+def of_command(choices, command):
+    """The choices that --code of this command takes."""
+    rows = [Choice(*row) for row in choices]
+    return [c for c in rows if c.command == command and not c.name.startswith("--")]
+
+
 def switches(choices, command):
     """{name for --code: what is done where it is given} of one command."""
-    return {
-        name: dict(paper=paper, code=code).get(other, other)
-        for c, name, paper, code, _, other, _ in choices
-        if c == command and not name.startswith("--")
-    }
+    return {c.name: c.says(c.other) for c in of_command(choices, command)}
 
 
 def flipped(choices, command, names, follow):
-    """The choices that --code names or --follow paper|code turns to their other side, in the table's order."""
-    side = lambda paper, code: dict(paper=paper, code=code)  # the same words: the same side
-    return [
-        name
-        for c, name, paper, code, _, other, _ in choices
-        if c == command
-        and (
-            name in names
-            or follow
-            and other in side(paper, code)
-            and side(paper, code)[follow] == side(paper, code)[other]
-        )
-    ]
+    """The names that `--code names` or `--follow paper|code` turns, in the table's order.
+
+    To follow a side turns each choice whose other side says the same as it.
+    """
+    turned = []
+    for c in of_command(choices, command):
+        followed = c.other in ("paper", "code") and c.says(follow) == c.says(c.other)
+        if c.name in names or followed:
+            turned.append(c.name)
+    return turned
 
 
 def chosen_of(known):
     """A type for argparse: names of `known`, separated by commas, in its order."""
 
     def names(text):
-        asked = [t.strip() for t in text.split(",")]
-        if set(asked) - set(known):
-            raise argparse.ArgumentTypeError(
-                f"{few(sorted(set(asked) - set(known)))}: choose from {', '.join(known)}"
-            )
-        return tuple(k for k in known if k in asked)
+        asked = [word.strip() for word in text.split(",")]
+        odd = sorted(set(asked) - set(known))
+        if odd:
+            raise argparse.ArgumentTypeError(f"{few(odd)}: choose from {', '.join(known)}")
+        return tuple(name for name in known if name in asked)
 
     return names
 
 
 def add_choices(a, choices, command):
-    """The options --follow and --code of a command."""
+    """The options --follow and --code of a command; a: add_argument of its parser."""
+    known = switches(choices, command)
     a(
         "--follow",
         choices=("paper", "code"),
@@ -57,42 +77,31 @@ def add_choices(a, choices, command):
     )
     a(
         "--code",
-        type=chosen_of(switches(choices, command)),
+        type=chosen_of(known),
         action="extend",
         default=[],
         metavar="A,B",
-        help="turn these to "
-        "their other side, to see what they are worth (the verb `choices` says what each is): "
-        + ", ".join(switches(choices, command)),
+        help="turn these to their other side, to see what they are worth (the verb `choices` says "
+        f"what each is): {', '.join(known)}",
     )
 
 
 def show_choices(choices, program):
-    """Print the table: what paper and authors' code say, what is done here, what --code NAME turns it to."""
-    width, header = (
-        (21, 26, 28, 21, 20),
-        ("command, name", "the paper", "the authors' code", "ours", "--code turns it to"),
-    )
-    rows = [
-        (
-            f"{c} {name}",
-            paper,
-            code,
-            f"{ours} {tag}",
-            {"code": "the code's", "paper": "the paper's"}.get(other, other),
-        )
-        for c, name, paper, code, ours, other, tag in choices
-    ]
-    for row in (header, *rows):
-        cells = [textwrap.wrap(cell, w) for cell, w in zip(row, width)]
-        for i in range(max(map(len, cells))):
-            print(
-                " ".join(
-                    f"{cell[i] if i < len(cell) else '':{w}}" for cell, w in zip(cells, width)
-                ).rstrip()
-            )
-        print("-" * (sum(width) + len(width) - 1) if row is header else "")
-    print(
-        f"One or several: python {program} {choices[0][0]} COHORT --code NAME,..; a whole side: --follow paper|code."
-        f"\nWhat each is worth on a cohort: python {program} audit [COHORT]"
-    )
+    """Print the table, and how to turn one."""
+    show_row(TITLES)
+    print("-" * (sum(WIDTHS) + len(WIDTHS) - 1))
+    for c in (Choice(*row) for row in choices):
+        other = {"code": "the code's", "paper": "the paper's"}.get(c.other, c.other)
+        show_row((f"{c.command} {c.name}", c.paper, c.code, f"{c.ours} {c.tag}", other))
+        print()
+    verb = choices[0][0]
+    print(f"One or several: python {program} {verb} COHORT --code NAME,..")
+    print("A whole side: --follow paper|code.")
+    print(f"What each is worth on a cohort: python {program} audit [COHORT]")
+
+
+def show_row(cells):
+    """Print a row of the table, each cell wrapped in its column."""
+    columns = [textwrap.wrap(cell, width) for cell, width in zip(cells, WIDTHS)]
+    for words in zip_longest(*columns, fillvalue=""):
+        print(" ".join(f"{word:{w}}" for word, w in zip(words, WIDTHS)).rstrip())
