@@ -12,7 +12,8 @@ from PIL import Image
 
 import tiling
 from lab.files import digest, save_text
-from lab.show.maps import color_range, draw_gallery, draw_heatmap, scale_bar_um, whole_folder
+from lab.show.gallery import draw_gallery
+from lab.show.maps import color_range, draw_heatmap, scale_bar_um, whole_folder
 from lab.tests.helpers import swap
 
 

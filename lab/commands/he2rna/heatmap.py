@@ -28,7 +28,8 @@ from lab.he2rna.spatial import (
     spot_table,
 )
 from lab.progress import table
-from lab.show.maps import draw_gallery, draw_heatmap, map_ground, whole_folder
+from lab.show.gallery import draw_gallery
+from lab.show.maps import draw_heatmap, map_ground, whole_folder
 from lab.show.plots import draw_scatter, need_matplotlib
 
 

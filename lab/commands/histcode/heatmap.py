@@ -16,10 +16,12 @@ from lab.encoders import pick_device
 from lab.exchange.qupath import qupath_frame, tiles_geojson
 from lab.files import InputError, save_csv, save_json, save_text
 from lab.histcode.heads import apply_heads
+from lab.histcode.options import slides_of_run
 from lab.histcode.pairs import contributions
-from lab.histcode.runs import load_run, off_scale, read_outlines, slides_of_run
+from lab.histcode.runs import load_run, off_scale, read_outlines
 from lab.progress import table
-from lab.show.maps import draw_gallery, draw_heatmap, map_ground, whole_folder
+from lab.show.gallery import draw_gallery
+from lab.show.maps import draw_heatmap, map_ground, whole_folder
 from lab.show.plots import need_matplotlib
 
 SHIFTS = 199  # random shifts behind a p over tiles             [ours]
