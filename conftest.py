@@ -17,7 +17,8 @@ from lab.commands.histcode import main as histcode_main
 from lab.encoders import calibrate as encoders_calibrate
 from lab.files import digest, save_text
 from lab.he2rna.evaluation import evaluate, write_genes
-from lab.histcode.runs import settle_choices, settle_options
+from lab.histcode.choices import settle_choices
+from lab.histcode.settings import settle_options
 from lab.simulation.cohort import simulate_cohort
 from lab.tests.helpers import (
     GENES,

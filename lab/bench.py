@@ -40,7 +40,8 @@ from lab.he2rna.msi import compare_arms, hospital_a
 from lab.he2rna.msi_report import MSI_ARMS
 from lab.histcode.heads import train_heads
 from lab.histcode.pretraining import train_step
-from lab.histcode.runs import BANK_SIZE, MOMENTUM_ENCODER, draw_model
+from lab.histcode.settings import BANK_SIZE, MOMENTUM_ENCODER
+from lab.histcode.training import draw_model
 from lab.progress import ordered_map
 from lab.simulation.cohort import simulate_cohort
 from lab.tests.helpers import (

@@ -95,7 +95,9 @@ def train_heads(
     )
     if state_file and state_file.is_file():
         state = load_checkpoint(
-            state_file, device, keys="optimizer params best epochs lowest losses tests".split()
+            state_file,
+            device,
+            keys=["optimizer", "params", "best", "epochs", "lowest", "losses", "tests"],
         )
         optimizer.load_state_dict(state["optimizer"])
         for k, v in state["params"].items():

@@ -14,7 +14,7 @@ from lab.audit.ledger import saw
 from lab.cohort.expression import read_expression
 from lab.cohort.samples import barcode, read_samples
 from lab.files import InputError, few, number, read_rows
-from lab.histcode.runs import tissue_of
+from lab.histcode.bags import tissue_of
 from lab.progress import counted, progress, say_left_out
 
 LABEL_RATE, LABEL_EPOCHS = (
@@ -206,7 +206,7 @@ def pairs_of(cohort, o):
                 f"{cohort}/samples.csv: {key} {s[key]} is {owner[s[key]]} and {(s['patient'], kind)} (patient, "
                 "tumour 1 or normal 0): its expression can't be both's"
             )
-        if kind == 1 or kind == 0 and o.slides == "both":
+        if kind == 1 or (kind == 0 and o.slides == "both"):
             slides.setdefault(s["patient"], []).append(s["slide"])
     for i, name in enumerate(ids):  # a normal sample may have no slide
         patient, kind = owner.get(name) or barcode(name)

@@ -144,7 +144,7 @@ def train(model, data, counts, o, folder, device, rank, world):
     optimizer = torch.optim.SGD(model.parameters(), o.lr, MOMENTUM, weight_decay=WEIGHT_DECAY)
     if state_file.is_file():
         state = load_checkpoint(
-            state_file, device, model, "model optimizer keys bank velocity epoch".split()
+            state_file, device, model, ["model", "optimizer", "keys", "bank", "velocity", "epoch"]
         )
         optimizer.load_state_dict(state["optimizer"])
         if keys is not None:

@@ -34,7 +34,7 @@ from lab.commands.options import run as options_run
 from lab.fast.networks import MSI_RATE, draw_networks
 from lab.files import InputError, load_json, read_rows, save_csv, save_json, save_text
 from lab.histcode.heads import mean_and_sd, sums_of, train_heads
-from lab.histcode.runs import find_data, slides_of
+from lab.histcode.tiles import find_data, slides_of
 from lab.runs import load_checkpoint
 
 REAL_DATA = os.environ.get("REAL_DATA", "")
@@ -575,7 +575,20 @@ def pictures(n, px, seed=0):
     return torch.from_numpy(((x - x.min()) / np.ptp(x)).astype(np.float32))
 
 
-TINY = "--tile-px 36 --view-px 32 --batch 8 --tiles-per-slide 2 --device cpu --precision float32".split()
+TINY = [
+    "--tile-px",
+    "36",
+    "--view-px",
+    "32",
+    "--batch",
+    "8",
+    "--tiles-per-slide",
+    "2",
+    "--device",
+    "cpu",
+    "--precision",
+    "float32",
+]
 
 
 def pretrain(cohort, *argv):

@@ -14,7 +14,7 @@ from lab.cohort.features import load_features
 from lab.commands.histcode import main
 from lab.files import InputError
 from lab.histcode.heads import apply_heads
-from lab.histcode.runs import roles
+from lab.histcode.splits import roles
 from lab.runs import load_checkpoint
 from lab.tests.helpers import (
     diagnose,
@@ -123,7 +123,7 @@ def test_a_planted_leak_of_a_diagnosis_is_caught(tmp_path, monkeypatch):
         train, valid, test = honest(*a)
         return np.r_[train, test[:1]], valid, test
 
-    swap(monkeypatch, "lab.histcode.runs", "roles", leaky)
+    swap(monkeypatch, "lab.histcode.splits", "roles", leaky)
     assert diagnose(cohort, "--table") == 0
     top, seen = section(cohort / "runs" / "diagnosis")
     assert (
@@ -140,7 +140,21 @@ def test_an_encoder_that_learned_from_test_patients_is_named(unlabelled, tmp_pat
     """From pretrain's checkpoint over the folder of features to the reports of what uses them."""
     assert pretrain(unlabelled, "--epochs", "1", "--name", "seer") == 0
     learned = saved(unlabelled / "runs" / "seer" / "seer.pt")["patients"]
-    small = "--label project --folds 3 --epochs 1 --hidden 4 --device cpu --precision float32 --rotate".split()
+    small = [
+        "--label",
+        "project",
+        "--folds",
+        "3",
+        "--epochs",
+        "1",
+        "--hidden",
+        "4",
+        "--device",
+        "cpu",
+        "--precision",
+        "float32",
+        "--rotate",
+    ]
     assert (
         main(
             [

@@ -14,8 +14,9 @@ from PIL import Image
 
 from lab.commands.histcode.expression import GENE_COLUMNS, enrich_best, fold_r
 from lab.files import InputError, save_file
+from lab.histcode.bags import left_out_lines
 from lab.histcode.pairs import judge_genes, pair_features
-from lab.histcode.runs import left_out_lines, roles
+from lab.histcode.splits import roles
 from lab.tests.helpers import (
     MODELS,
     change_table,
@@ -409,7 +410,7 @@ def test_the_ledger_of_expression_and_stopping_on_test(changed, tmp_path, monkey
     honest = roles
     swap(
         monkeypatch,
-        "lab.histcode.runs",
+        "lab.histcode.splits",
         "roles",
         lambda *a: (lambda train, valid, test: (train, np.r_[valid, test[:1]], test))(*honest(*a)),
     )

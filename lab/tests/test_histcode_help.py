@@ -13,9 +13,21 @@ from lab.tests.helpers import read_csv, write_bag_table
 def test_diagnose_a_table_of_bags(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     write_bag_table(tmp_path / "toy.csv", header=True)
-    argv = (
-        "diagnose --bags toy.csv --repeats 2 --folds 5 --epochs 12 --lr 0.01 --device cpu".split()
-    )
+    argv = [
+        "diagnose",
+        "--bags",
+        "toy.csv",
+        "--repeats",
+        "2",
+        "--folds",
+        "5",
+        "--epochs",
+        "12",
+        "--lr",
+        "0.01",
+        "--device",
+        "cpu",
+    ]
     assert main(argv) == 0
     rows = read_csv(tmp_path / "toy-diagnosis" / "predictions.csv")
     assert (
@@ -106,5 +118,5 @@ def test_mistakes_in_a_table_of_bags_are_told(tmp_path, monkeypatch, change, wor
     rows = change(write_bag_table(tmp_path / "toy.csv"))
     (tmp_path / "toy.csv").write_text("\n".join(map(",".join, rows)) + "\n")
     with pytest.raises(InputError, match=words):
-        main("diagnose --bags toy.csv --folds 5 --epochs 1 --device cpu".split())
+        main(["diagnose", "--bags", "toy.csv", "--folds", "5", "--epochs", "1", "--device", "cpu"])
     assert os.listdir(tmp_path) == ["toy.csv"]

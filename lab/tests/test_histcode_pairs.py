@@ -15,6 +15,7 @@ import torch
 import histcode
 import stats
 from lab.files import InputError, save_csv
+from lab.histcode.options import DRIVERS
 from lab.histcode.pairs import (
     chosen_genes,
     driver_genes,
@@ -24,7 +25,6 @@ from lab.histcode.pairs import (
     pairs_of,
     shuffled_p,
 )
-from lab.histcode.runs import DRIVERS
 from lab.progress import say_left_out
 from lab.tests.helpers import change_table, real, swap
 

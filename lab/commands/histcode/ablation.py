@@ -14,8 +14,9 @@ from lab.commands.histcode.expression import POOLED
 from lab.commands.histcode.expression import run as expression
 from lab.encoders import ENCODERS, encoder_name, encoder_wants
 from lab.files import InputError, load_arrays, number, read_rows, save_csv, save_text
+from lab.histcode.options import check_ranges, pair_options
 from lab.histcode.pairs import pairs_of
-from lab.histcode.runs import VERSION, check_ranges, pair_options
+from lab.histcode.runs import VERSION
 from lab.progress import table
 from lab.runs import claim_folder
 from lab.show.plots import figure

@@ -16,7 +16,7 @@ from lab.commands.histcode.expression import ALPHA
 from lab.commands.histcode.probe import run as probe
 from lab.commands.options import natural
 from lab.files import InputError, digest, fingerprint, load_json, number, read_rows, save_json
-from lab.histcode.runs import CHOICES, TURNED
+from lab.histcode.choices import CHOICES, TURNED
 from lab.progress import clock
 from lab.runs import read_log
 from lab.simulation.cohort import simulate_cohort

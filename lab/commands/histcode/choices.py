@@ -1,7 +1,7 @@
 """lab.commands.histcode.choices"""
 
 from lab.audit.choices import show_choices
-from lab.histcode.runs import CHOICES
+from lab.histcode.choices import CHOICES
 
 
 def run(o):

@@ -15,22 +15,14 @@ from lab.cohort.features import features_of
 from lab.commands.options import add_options, report_failures
 from lab.encoders import pick_device
 from lab.files import InputError, few, save_csv, save_text
+from lab.histcode.bags import bags_of_cohort, bags_of_table, left_out_lines
+from lab.histcode.choices import CHOICES, settle_choices, turned_lines
+from lab.histcode.figures import with_interval
 from lab.histcode.heads import apply_heads
-from lab.histcode.runs import (
-    CHOICES,
-    DIAGNOSIS,
-    bags_of_cohort,
-    bags_of_table,
-    claim_run,
-    folds_of,
-    left_out_lines,
-    pooling_options,
-    settle_choices,
-    settle_training,
-    train_pooling,
-    turned_lines,
-    with_interval,
-)
+from lab.histcode.options import DIAGNOSIS, pooling_options, settle_training
+from lab.histcode.runs import claim_run
+from lab.histcode.splits import folds_of
+from lab.histcode.training import train_pooling
 from lab.progress import clock, counted, say_left_out
 from lab.progress import table as progress_table
 from lab.runs import read_log, write_log
@@ -84,10 +76,21 @@ def run(o):
     if (o.cohort is None) == (o.bags is None):
         raise InputError("give either a cohort folder or --bags FILE")
     of_slides = dict.fromkeys(
-        (
-            "external features label weights precision mpp tile_um min_tissue max_tiles colour tissue "
-            "tissue_threshold min_area"
-        ).split(),
+        [
+            "external",
+            "features",
+            "label",
+            "weights",
+            "precision",
+            "mpp",
+            "tile_um",
+            "min_tissue",
+            "max_tiles",
+            "colour",
+            "tissue",
+            "tissue_threshold",
+            "min_area",
+        ],
         None,
     ) | dict(encoder="resnet50-stage3")
     given = [f"--{k.replace('_', '-')}" for k, usual in of_slides.items() if getattr(o, k) != usual]

@@ -17,7 +17,10 @@ from lab.commands.histcode.diagnose import MAY_SEE
 from lab.commands.options import report_failures
 from lab.encoders import pick_device
 from lab.files import InputError, few, save_csv, save_file, save_text
+from lab.histcode.bags import left_out_lines, refuse, slide_features
+from lab.histcode.choices import CHOICES, settle_choices, turned_lines
 from lab.histcode.heads import apply_heads, train_heads
+from lab.histcode.options import DIAGNOSIS, check_ranges, pair_options, penalty_of, settle_training
 from lab.histcode.pairs import (
     chosen_genes,
     fit_labels,
@@ -28,26 +31,9 @@ from lab.histcode.pairs import (
     predict_pair,
     shuffled_p,
 )
-from lab.histcode.runs import (
-    CHOICES,
-    DIAGNOSIS,
-    check_folds,
-    check_ranges,
-    claim_run,
-    draw_model,
-    left_out_lines,
-    pair_options,
-    penalty_of,
-    read_sets,
-    refuse,
-    roles,
-    save_fold,
-    seed_of,
-    settle_choices,
-    settle_training,
-    slide_features,
-    turned_lines,
-)
+from lab.histcode.runs import claim_run, read_sets
+from lab.histcode.splits import check_folds, roles
+from lab.histcode.training import draw_model, save_fold, seed_of
 from lab.processes import log_path, of_all, say
 from lab.progress import clock, counted, say_left_out
 from lab.progress import table as progress_table
@@ -68,7 +54,17 @@ POOLED = {
 BEST_GENES = 50  # whose gene sets are asked for                  [HistCode Fig. 9]
 
 
-SHOWN = "PIK3CA MYC PTEN GATA3 CD3D CD3E CD3G CD247 CD19".split()  # [HistCode Fig. 8]
+SHOWN = [
+    "PIK3CA",
+    "MYC",
+    "PTEN",
+    "GATA3",
+    "CD3D",
+    "CD3E",
+    "CD3G",
+    "CD247",
+    "CD19",
+]  # [HistCode Fig. 8]
 
 
 ALPHA = 0.05  # after Benjamini-Hochberg                       [HistCode Results]
@@ -325,7 +321,7 @@ def run(o):
     jobs = [(0, f, *roles(part, f, o.folds, o.code)) for f in range(o.folds)]
     for _, f, rows, chooses, _ in jobs:  # all folds before anything is written
         train, valid, _ = roles(p["part"], f, o.folds, o.code)
-        if len(train) < 2 or o.model != "linear" and not len(valid):
+        if len(train) < 2 or (o.model != "linear" and not len(valid)):
             refuse(
                 d,
                 f"fold {f} has {len(train)} pairs to train on and {len(valid)} to choose its epoch, of "

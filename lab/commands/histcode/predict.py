@@ -9,8 +9,9 @@ from lab.commands.options import report_failures
 from lab.encoders import pick_device
 from lab.files import InputError, save_csv
 from lab.histcode.heads import apply_heads
+from lab.histcode.options import slides_of_run
 from lab.histcode.pairs import mean_prediction
-from lab.histcode.runs import load_run, off_scale, slides_of_run
+from lab.histcode.runs import load_run, off_scale
 
 
 def run(o):

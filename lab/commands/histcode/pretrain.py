@@ -14,26 +14,24 @@ from lab.cohort.samples import read_samples
 from lab.commands.options import add_options
 from lab.encoders import load_weights, pick_device, pick_precision
 from lab.files import InputError
+from lab.histcode.choices import CHOICES
 from lab.histcode.epochs import read_batches
 from lab.histcode.pretraining import MOMENTUM, WEIGHT_DECAY, train
 from lab.histcode.probe import STAGES
 from lab.histcode.processes import share_batchnorm
-from lab.histcode.runs import (
+from lab.histcode.settings import (
     BANK_PERCENT,
     BANK_RATE,
     BANK_SIZE,
     BATCH,
-    CHOICES,
     EPOCHS,
     LEARNING_RATE,
     MOMENTUM_ENCODER,
     TAU,
-    TILES_PER_SLIDE,
-    find_data,
     open_run,
     settle_options,
-    slides_of,
 )
+from lab.histcode.tiles import TILES_PER_SLIDE, find_data, slides_of
 from lab.progress import clock
 from lab.show.plots import figure
 

@@ -13,8 +13,9 @@ from lab.encoders import load_encoder, pick_device, read_encoder
 from lab.exchange.qupath import qupath_frame
 from lab.fast.encoder import encode, prepare_encoder
 from lab.files import InputError, few, load_json, save_csv
+from lab.histcode.options import check_ranges
 from lab.histcode.probe import cell_content, linear_probe, untrained
-from lab.histcode.runs import EDGES, TILES_PER_SLIDE, check_ranges, find_data
+from lab.histcode.tiles import EDGES, TILES_PER_SLIDE, find_data
 from lab.progress import counted, ordered_map, progress
 
 
