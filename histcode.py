@@ -35,7 +35,6 @@ import math
 
 import numpy as np
 import torch
-from scipy.linalg import lapack
 from torch import nn
 from torch.nn import functional as F
 
@@ -84,11 +83,6 @@ EMBEDDING = 128  # d                                        [HistCode code]
 
 
 BANK_BLOCK = 2048  # negatives whose similarities are held at a time [ours]
-
-
-RIDGE = tuple(
-    10.0 ** np.arange(0, 7)
-)  # penalties a probe chooses from, per unit variance of a feature [ours]
 
 
 ATTENTION = 256  # rows of V and U                          [HistCode code]
@@ -395,61 +389,6 @@ def learning_rate(o, epoch):
     )
 
 
-# Does it learn? The cells in a tile from its frozen features, by ridge regression  [ours]
-def divisor(mean, sd):
-    """What standardises features of this mean and SD, (D,): the SD; infinite for a constant, which becomes 0."""
-    return np.where(sd > 1e-6 * np.abs(mean) + 1e-12, sd, np.inf)
-
-
-def kernel_solve(k, penalty, y):
-    """(k + penalty I)^-1 y: k = z z' (n, n) of centred z, y (n, C) centred too. Where that is singular the pseudo-inverse:
-    eigenvalues up to 1e-10 of the largest count as 0. By Cholesky where all others are surely above, much faster. [ours]"""
-    n = len(k)
-    a = k + penalty * np.eye(n) + k.trace() / n**2  # the last: along the mean, where k, y are 0
-    factor, failed = lapack.dpotrf(a, lower=1)
-    if not failed and lapack.dpocon(factor, np.abs(a).sum(0).max(), uplo="L")[0] > n * 1e-10:
-        return lapack.dpotrs(factor, y, lower=1)[0]
-    values, vectors = np.linalg.eigh(k)
-    share = np.where(
-        values > 1e-10 * values[-1], 1 / (values.clip(0) + penalty + (values <= 0)), 0
-    )  # (n,)
-    return vectors @ (share[:, None] * (vectors.T @ y))
-
-
-def ridge(x, y, penalties):
-    """Ridge regression for each penalty: x (n, D), y (n, C) -> weights (penalties, D, C), bias (penalties, C), of which
-    x @ weights + bias is the prediction. Closed form, float64.
-
-    Features are standardised, constants get weight 0; penalty: of the squared weights, against the sum of squared errors;
-    0: of all least squares solutions the smallest. Of fewer rows than features by their kernel.
-    """
-    center, mean = x.mean(0), y.mean(0)
-    scale = divisor(center, x.std(0))
-    z, y = (x - center) / scale, y - mean
-    if len(z) < z.shape[1]:
-        weights = z.T @ np.stack([kernel_solve(k, p, y) for k in [z @ z.T] for p in penalties])
-    else:
-        values, vectors = np.linalg.eigh(z.T @ z)  # serves all penalties
-        share = [
-            np.where(values > 1e-10 * values[-1], 1 / (values.clip(0) + p + (values <= 0)), 0)[
-                :, None
-            ]
-            for p in penalties
-        ]
-        weights = np.stack(
-            [vectors @ (s * (vectors.T @ (z.T @ y))) for s in share]
-        )  # (penalties, D, C)
-    weights /= scale[:, None]
-    return weights, mean - center @ weights
-
-
-def r_squared(y, prediction):
-    """1 - squared errors / squared deviations, of each column: (..., n, C) -> (..., C); nan where y does not vary."""
-    deviations = ((y - y.mean(0)) ** 2).sum(0)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        return np.where(deviations > 0, 1 - ((y - prediction) ** 2).sum(-2) / deviations, np.nan)
-
-
 # Feature aggregation: the tiles of a slide to one vector, of which a layer makes the classes  [HistCode eqs. 5-7; Table 1]
 # Every pooling takes h (B, T, D) and mask (B, T), True for real tiles, of which each bag has one or more, and gives with
 # its result a (B, T): each tile's part in it, 0 for padding, whose content never counts.
@@ -568,6 +507,11 @@ class MILRNN(nn.Module):
         return torch.stack([pick(scores, top[:, :1])[:, 0], self.classify(s)], 1), a
 
 
+def divisor(mean, sd):
+    """What standardises features of this mean and SD, (D,): the SD; infinite for a constant, which becomes 0."""
+    return np.where(sd > 1e-6 * np.abs(mean) + 1e-12, sd, np.inf)
+
+
 class SlideModel(nn.Module):
     """(h - mean) / SD of the training tiles, constant features 0 [ours] -> fully connected layers with ReLU, none in the
     paper -> a network of POOLINGS. forward(h (B, T, D), mask (B, T)) -> outputs (B, streams, C), a (B, T)."""
@@ -674,36 +618,6 @@ def known_alike(y):
         for i, pattern in enumerate(patterns.T)
         if pattern.any()
     ]
-
-
-def best_penalty(x, y, penalties=RIDGE):
-    """The penalty with the best leave-one-out predictions: the highest R2, mean over genes; x (n, D), y (n, G).
-
-    Leave-one-out in closed form: error_i / (1 - H_ii). An R2 below 0 counts as 0: genes that can't be predicted, often most,
-    would vote for predicting nothing. Genes with unknown values don't vote. [ours]
-    """
-    y = y[:, ~np.isnan(y).any(0) & (np.ptp(np.nan_to_num(y), axis=0) > 0)]
-    if not y.shape[1]:
-        return penalties[len(penalties) // 2]
-    x, y = (x - x.mean(0)) / divisor(x.mean(0), x.std(0)), y - y.mean(0)
-    values, vectors = np.linalg.eigh(x @ x.T)  # (n,), (n, n)
-    along, r2 = vectors.T @ y, []  # (n, G)
-    for p in penalties:
-        share = values.clip(0) / (values.clip(0) + p)  # of the hat matrix, beside 1 / n of the mean
-        errors = (y - vectors @ (share[:, None] * along)) / (1 - 1 / len(y) - vectors**2 @ share)[
-            :, None
-        ]
-        r2.append((1 - (errors**2).sum(0) / (y**2).sum(0)).clip(0).mean())
-    return max(zip(r2, penalties))[1]  # of equals the larger
-
-
-def smoother(x, new, penalty):
-    """S (m, n) of which S y is `ridge`'s prediction for new (m, D) from x (n, D) and any y (n, C); by the kernel z z'."""
-    center = x.mean(0)
-    scale = divisor(center, x.std(0))
-    z = (x - center) / scale
-    near = z @ ((new - center) / scale).T  # (n, m)
-    return kernel_solve(z @ z.T, penalty, near - near.mean(0)).T + 1 / len(x)
 
 
 def scale_to_one(a):

@@ -13,6 +13,7 @@ from scipy import ndimage
 
 import histcode
 from lab.histcode.pretraining import COLLAPSED
+from lab.ridge import PENALTIES
 from lab.tests.helpers import (
     MODELS,
     folds_in,
@@ -21,7 +22,6 @@ from lab.tests.helpers import (
     planted_bags,
     read_csv,
     relative,
-    ridge_at,
     spoken_by_hand,
     swap,
     three_splits,
@@ -282,20 +282,6 @@ def test_an_epochs_tiles_are_drawn_from_every_slide_by_seed_and_epoch():
     )
 
 
-@pytest.mark.parametrize("n", [50, 6])  # more samples than features, and fewer
-def test_ridge_equals_the_normal_equations(n):
-    rng = np.random.default_rng(0)
-    x, y, new = rng.normal(2, 3, (n, 8)), rng.normal(size=(n, 2)), rng.normal(2, 3, (5, 8))
-    x[:, 3] = new[:, 3] = 7  # a constant feature
-    z = np.delete((x - x.mean(0)) / np.maximum(x.std(0), 1e-9), 3, 1)
-    zn = np.delete((new - x.mean(0)) / np.maximum(x.std(0), 1e-9), 3, 1)
-    for g, penalty in zip(ridge_at(x, y, (0, 0.5, 40.0), new), (0, 0.5, 40.0)):
-        w = (
-            np.linalg.pinv(z.T @ z + penalty * np.eye(7)) @ z.T @ (y - y.mean(0))
-        )  # 0: the smallest solution
-        assert np.allclose(g, zn @ w + y.mean(0))
-
-
 def ragged(sizes, d=7, seed=0):
     """Bags of these sizes, padded with nan: h (B, T, d), mask (B, T)."""
     h, mask = (
@@ -487,79 +473,6 @@ def test_fold_changes_worked_by_hand():
     ]
 
 
-def test_best_penalty_is_that_of_leaving_out_each_patient_in_turn():
-    chosen = []
-    for seed in range(12):
-        rng = np.random.default_rng(seed)
-        n, d = 24, (4, 40)[seed % 2]
-        x = rng.normal(size=(n, d))
-        y = x[:, :3] * (seed // 2) + rng.normal(0, 2, (n, 3)) * [1, 5, 2]
-        x = np.c_[x * 3 + 1, np.full(n, 5.0)]  # and a constant
-        rs = []
-        for p in histcode.RIDGE:
-            z, left = (
-                np.c_[(x[:, :d] - x[:, :d].mean(0)) / x[:, :d].std(0), np.zeros(n)],
-                np.empty((n, 3)),
-            )  # scale: of all
-            for i in range(n):
-                rest = np.arange(n) != i
-                center = z[rest].mean(0)
-                zi, yi = z[rest] - center, y[rest] - y[rest].mean(0)
-                w = np.linalg.solve(zi.T @ zi + p * np.eye(d + 1), zi.T @ yi)
-                left[i] = y[rest].mean(0) + (z[i] - center) @ w
-            rs.append(
-                np.mean(
-                    [
-                        max(0, 1 - sum((a - b) ** 2) / sum((b - b.mean()) ** 2))
-                        for a, b in zip(left.T, y.T)
-                    ]
-                )
-            )
-        chosen.append(max(zip(rs, histcode.RIDGE))[1])
-        unknown = np.where(np.arange(n) == 3, np.nan, rng.normal(size=n) * 1e3)
-        assert (
-            histcode.best_penalty(x, y)
-            == chosen[-1]
-            == histcode.best_penalty(x, np.c_[y, unknown, np.ones(n)])
-        )
-    assert len(set(chosen)) > 2 and histcode.best_penalty(x, np.ones((n, 1))) == histcode.RIDGE[3]
-
-
-@pytest.mark.parametrize(
-    "n,d,twins", [(30, 80, 0), (30, 80, 3), (30, 12, 0), (9, 9, 0), (1, 4, 0), (4, 0, 0)]
-)
-@pytest.mark.parametrize("penalty", [0, 1e-6, 25.0])
-def test_kernel_solve_is_the_pseudo_inverse_singular_or_not(n, d, twins, penalty, monkeypatch):
-    rng = np.random.default_rng(0)
-    z, y = rng.normal(size=(n, d)) * np.geomspace(1, 1e-3, d), rng.normal(size=(n, 3))
-    z[:twins] = z[n - twins :]  # the same features, other values
-    z, y, slow = z - z.mean(0), y - y.mean(0), []
-    monkeypatch.setattr(
-        np.linalg, "eigh", lambda k, real=np.linalg.eigh: (slow.append(k), real(k))[1]
-    )
-    got = z.T @ histcode.kernel_solve(z @ z.T, penalty, y)
-    assert np.allclose(
-        got,
-        np.linalg.pinv(z.T @ z + penalty * np.eye(d), rcond=1e-9, hermitian=True) @ z.T @ y
-        if penalty
-        else np.linalg.pinv(z, rcond=1e-5) @ y,
-        rtol=1e-5,
-        atol=1e-7,
-    )
-    assert penalty or bool(slow) == ((n, d, twins) not in ((30, 80, 0), (9, 9, 0)))
-
-
-@pytest.mark.parametrize("n", [12, 60])
-def test_smoother_is_ridge_for_any_order(n):
-    rng = np.random.default_rng(0)
-    x, new, y = rng.normal(2, 3, (n, 30)), rng.normal(2, 3, (5, 30)), rng.normal(size=(n, 4))
-    x[:, 3] = new[:, 3] = 7
-    for penalty in (0, 25.0):
-        assert np.allclose(
-            histcode.smoother(x, new, penalty) @ y, ridge_at(x, y, (penalty,), new)[0]
-        )
-
-
 def test_squared_error_leaves_out_what_is_unknown():
     out, y = (
         torch.randn(3, 4, *shape, generator=seeded(), dtype=torch.float64)
@@ -626,7 +539,7 @@ def test_every_pair_is_predicted_by_the_model_that_did_not_know_its_patient(chan
         assert not set(s["test_patients"]) & {*s["train_patients"], *s["valid_patients"]}
         assert not set(s["train_patients"]) & set(s["valid_patients"])
         assert s["genes"] == z["genes"].tolist()
-        assert s["penalty"] in histcode.RIDGE if name == "ridge" else s.get("penalty", 0) == 0
+        assert s["penalty"] in PENALTIES if name == "ridge" else s.get("penalty", 0) == 0
     expression = {r["sample"]: r for r in read_csv(changed / "expression.csv")}
     for i, who in enumerate(z["patient"]):
         h = tiles_in(changed, f"s{int(who[-4:])}_1")

@@ -16,6 +16,7 @@ from lab.cohort.samples import barcode, read_samples
 from lab.files import InputError, few, number, read_rows
 from lab.histcode.bags import tissue_of
 from lab.progress import counted, progress, say_left_out
+from lab.ridge import ridge, smoother
 
 LABEL_RATE, LABEL_EPOCHS = (
     2e-5,
@@ -42,9 +43,7 @@ def least_squares(x, y, penalty=0.0):
     """
     weights, bias = np.zeros((x.shape[1], y.shape[1])), np.full(y.shape[1], np.nan)
     for rows, genes in counted("least squares", histcode.known_alike(y), "sets of genes"):
-        (weights[:, genes],), (bias[genes],) = histcode.ridge(
-            x[rows], y[np.ix_(rows, genes)], (penalty,)
-        )
+        (weights[:, genes],), (bias[genes],) = ridge(x[rows], y[np.ix_(rows, genes)], (penalty,))
     return weights, bias
 
 
@@ -64,7 +63,7 @@ def shuffled_p(r, xs, part, penalties, y, rng):
         for f, (x, penalty) in enumerate(zip(xs, penalties)):
             test = part[rows] == f
             if test.any() and not test.all():
-                S[np.ix_(test, ~test)] = histcode.smoother(x[rows[~test]], x[rows[test]], penalty)
+                S[np.ix_(test, ~test)] = smoother(x[rows[~test]], x[rows[test]], penalty)
         step = max(1, 2048 // len(genes))  # orders at a time: a product of 2,048 columns
         for start in range(0, draws, step):
             orders = rng.permuted(

@@ -12,6 +12,7 @@ import tiling
 from lab.cohort.places import read_places
 from lab.encoders import load_weights
 from lab.histcode.epochs import read_batches
+from lab.ridge import PENALTIES, r_squared, ridge
 
 STAGES = 3  # "the first four main layers (the output ... is 1024)"  [HistCode Methods]
 
@@ -19,7 +20,7 @@ STAGES = 3  # "the first four main layers (the output ... is 1024)"  [HistCode M
 PROBE_FOLDS = 5  #                                          [ours]
 
 
-def linear_probe(x, y, groups, folds=PROBE_FOLDS, seed=0, penalties=histcode.RIDGE):
+def linear_probe(x, y, groups, folds=PROBE_FOLDS, seed=0, penalties=PENALTIES):
     """R2 (C,) of y (n, C) from features x (n, D) by ridge, every row predicted by a fit to other groups (patients).
 
     The penalty of each column is the best on a fifth of the groups of each training part, fitted to the others. The held-out
@@ -31,13 +32,13 @@ def linear_probe(x, y, groups, folds=PROBE_FOLDS, seed=0, penalties=histcode.RID
     for f in np.unique(fold):
         rest = np.flatnonzero(fold != f)
         inner = stats.inner_split(groups[rest], alike[rest], 0.2, [seed, f])
-        weights, bias = histcode.ridge(x[rest[~inner]], y[rest[~inner]], penalties)
+        weights, bias = ridge(x[rest[~inner]], y[rest[~inner]], penalties)
         tried = x[rest[inner]] @ weights + bias[:, None]  # (penalties, m, C)
-        best = np.nan_to_num(histcode.r_squared(y[rest[inner]], tried), nan=0).argmax(0)  # (C,)
-        weights, bias = histcode.ridge(x[rest], y[rest], penalties)
+        best = np.nan_to_num(r_squared(y[rest[inner]], tried), nan=0).argmax(0)  # (C,)
+        weights, bias = ridge(x[rest], y[rest], penalties)
         each = np.arange(y.shape[1])
         prediction[fold == f] = x[fold == f] @ weights[best, :, each].T + bias[best, each]
-    return histcode.r_squared(y, prediction)
+    return r_squared(y, prediction)
 
 
 def cell_content(cohort, name, coords, tile, mpp, origin=(0, 0)):

@@ -35,6 +35,7 @@ from lab.fast.networks import MSI_RATE, draw_networks
 from lab.files import InputError, load_json, read_rows, save_csv, save_json, save_text
 from lab.histcode.heads import mean_and_sd, sums_of, train_heads
 from lab.histcode.tiles import find_data, slides_of
+from lab.ridge import ridge
 from lab.runs import load_checkpoint
 
 REAL_DATA = os.environ.get("REAL_DATA", "")
@@ -608,7 +609,7 @@ def saved(path):
 
 
 def ridge_at(x, y, penalties, new):
-    weights, bias = histcode.ridge(x, y, penalties)
+    weights, bias = ridge(x, y, penalties)
     return new @ weights + bias[:, None]
 
 

@@ -37,6 +37,7 @@ from lab.histcode.training import draw_model, save_fold, seed_of
 from lab.processes import log_path, of_all, say
 from lab.progress import clock, counted, say_left_out
 from lab.progress import table as progress_table
+from lab.ridge import best_penalty
 from lab.runs import load_checkpoint, read_log, write_log
 from lab.show.plots import BLUE, ORANGE, figure, need_matplotlib
 from lab.simulation.cohort import planted_programmes
@@ -144,7 +145,7 @@ def train_expression(p, d, y, label, jobs, o, folder, device):
                 x[i] = pair_features(h := bag_of(i), apply(h)[1][0].numpy())
             if o.ridge is None:
                 saw(ledger, "penalty", p["patients"][both])
-            penalty = histcode.best_penalty(x[both], y[both]) if o.ridge is None else o.ridge
+            penalty = best_penalty(x[both], y[both]) if o.ridge is None else o.ridge
             saw(ledger, "least squares", p["patients"][both])  # it has no epoch to choose
             weights, bias = least_squares(x[both], y[both], penalty)
             saw(ledger, "labels: weights of the layer", p["patients"][train])
