@@ -8,7 +8,7 @@ import he2rna
 import stats
 from lab.audit.choices import switches
 from lab.files import save_csv, save_text
-from lab.he2rna.report import CHOICES
+from lab.he2rna.choices import CHOICES
 from lab.progress import table
 from lab.runs import read_log
 from lab.show.plots import figure

@@ -10,7 +10,6 @@ import torch
 
 import he2rna
 import stats
-from lab.audit.choices import flipped
 from lab.audit.ledger import encoder_saw, saw
 from lab.cohort.expression import read_expression
 from lab.cohort.features import features_of
@@ -24,7 +23,6 @@ from lab.files import InputError, digest, few, save_csv, save_file, save_text
 from lab.he2rna.bags import load_bags
 from lab.he2rna.evaluation import evaluate, untrained_r, write_genes
 from lab.he2rna.report import (
-    CHOICES,
     SUMMARY_HEADER,
     best_genes,
     certificate,
@@ -483,53 +481,6 @@ def cross_validate(folder, config, o, data, bags, splits, first_model, start):
         + ", ".join(f"{data['genes'][j]} ({name}, R {r:.2f})" for name, j, r in best_genes(results))
     )
     print(f"report: {folder / 'report.md'}   ({clock(time.time() - start)})")
-
-
-def settle_choices(o):
-    """o.code: the choices that --follow, --code and --colour turn; the options that they stand for are set."""
-    asked = {*o.code, *(["colour"] if o.colour == "stretch" else [])}
-    o.code = flipped(CHOICES, "train", asked, o.follow)
-    if "colour" in o.code and o.features and "colour" not in asked:
-        print(
-            "--follow code: without colour, for features made elsewhere keep the colours they were made from"
-        )
-        o.code.remove("colour")
-    for name, wrong, why in (
-        (
-            "colour",
-            o.features,
-            f"--features {o.features} were made elsewhere; leave --features out",
-        ),
-        (
-            "colour",
-            o.colour not in (None, "stretch"),
-            f"it is --colour stretch, not --colour {o.colour}",
-        ),
-        ("folds", o.folds != FOLDS, f"the authors' are {FOLDS} folds; leave --folds {o.folds} out"),
-        ("folds", o.folds_by == "site", "the authors' go by patient; leave --folds-by site out"),
-        (
-            "folds",
-            o.valid not in (None, 0, stats.AUTHORS_VALID),
-            f"theirs set {stats.AUTHORS_VALID} of the training "
-            f"patients aside; leave --valid {o.valid} out",
-        ),
-        (
-            "epochs",
-            o.valid,
-            "all training patients learn, none is left to choose an epoch; leave --valid "
-            f"{o.valid} out",
-        ),
-    ):
-        if name in o.code and wrong:
-            raise InputError(f"--code {name}: {why}")
-    o.colour = "stretch" if "colour" in o.code else o.colour
-    o.valid = (
-        0
-        if "epochs" in o.code
-        else stats.AUTHORS_VALID
-        if "folds" in o.code and o.valid is None
-        else o.valid
-    )
 
 
 def load_run(path):

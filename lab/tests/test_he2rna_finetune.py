@@ -13,7 +13,7 @@ import stats
 from lab.audit.choices import switches
 from lab.commands.he2rna import main
 from lab.files import InputError
-from lab.he2rna.report import CHOICES
+from lab.he2rna.choices import CHOICES
 from lab.tests.helpers import read_csv, train, write_cohort
 
 

@@ -14,7 +14,7 @@ import stats
 from lab.audit.choices import flipped, switches
 from lab.commands.he2rna import main
 from lab.he2rna.evaluation import evaluate, separate, write_genes
-from lab.he2rna.report import CHOICES
+from lab.he2rna.choices import CHOICES
 
 
 def test_choices_are_one_table_and_wrong_names_list_the_right_ones(tmp_path, capsys):

@@ -17,10 +17,10 @@ from lab.commands.he2rna.msi import run as msi
 from lab.commands.he2rna.train import run as train
 from lab.encoders import encoder_wants
 from lab.files import InputError, number, read_rows
+from lab.he2rna.choices import CHOICES, settle_choices
 from lab.he2rna.evaluation import code_of, separate
 from lab.he2rna.gene_sets import read_results
-from lab.he2rna.report import CHOICES
-from lab.he2rna.runs import DEMO_VALID, EPOCHS, cohort_options, settle_choices
+from lab.he2rna.runs import DEMO_VALID, EPOCHS, cohort_options
 from lab.progress import clock
 from lab.runs import load_checkpoint, read_log
 from lab.simulation.cohort import simulate_cohort

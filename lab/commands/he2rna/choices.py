@@ -1,7 +1,7 @@
 """lab.commands.he2rna.choices"""
 
 from lab.audit.choices import show_choices
-from lab.he2rna.report import CHOICES
+from lab.he2rna.choices import CHOICES
 
 
 def run(o):

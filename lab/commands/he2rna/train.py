@@ -16,7 +16,7 @@ from lab.encoders import pick_device
 from lab.fast.topk import HE2RNA
 from lab.files import InputError, save_file
 from lab.he2rna.bags import in_memory
-from lab.he2rna.report import CHOICES
+from lab.he2rna.choices import CHOICES, settle_choices
 from lab.he2rna.runs import (
     DEMO_VALID,
     EPOCHS,
@@ -26,7 +26,6 @@ from lab.he2rna.runs import (
     cross_validate,
     open_run,
     prepare,
-    settle_choices,
     split_folds,
 )
 from lab.processes import by_first
