@@ -44,14 +44,6 @@ def read_results(folder):
     }
 
 
-def read_sets(paths):  # same in histcode.py
-    """{set: genes} of .gmt files. InputError on what can't be read."""
-    try:
-        return stats.read_gmt(*paths)
-    except (ValueError, OSError) as e:
-        raise InputError(f"--gmt: {e}") from None
-
-
 def pick_signatures(asked, sets):
     """{name: (genes, line on what is missing)}: the paper's six and housekeeping genes, or 'NAME=SET,SET', or a set's
     name."""

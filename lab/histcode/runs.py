@@ -102,14 +102,6 @@ def off_scale(h):
     return f"its prediction is not finite: features up to {np.abs(h).max():.3g} are of another scale than the run's"
 
 
-def read_sets(paths):  # same in he2rna.py
-    """{set: genes} of .gmt files. InputError on what can't be read."""
-    try:
-        return stats.read_gmt(*paths)
-    except (ValueError, OSError) as e:
-        raise InputError(f"--gmt: {e}") from None
-
-
 def read_outlines(folder, slide, origin, kind=None):  # same in he2rna.py
     """Polygons of regions/<slide>.geojson, of one class or all, as stats.inside takes them; None where there are none."""
     path, shapes = read_regions(folder, slide, kind)

@@ -16,12 +16,13 @@ from lab.cohort.samples import barcode
 from lab.commands.histcode import main
 from lab.commands.histcode.audit import UNSEEN
 from lab.files import InputError
+from lab.gene_sets import read_sets
 from lab.histcode.bags import bags_of_table, tissue_of
 from lab.histcode.choices import CHOICES, TURNED
 from lab.histcode.heads import apply_heads
 from lab.histcode.options import layers
 from lab.histcode.pairs import contributions
-from lab.histcode.runs import load_run, read_sets
+from lab.histcode.runs import load_run
 from lab.tests.helpers import maps_of, read_csv, real, spoken_by_hand, swap, tiles_in
 
 

@@ -1,6 +1,5 @@
 """lab.commands.he2rna.enrich"""
 
-import math
 import re
 from pathlib import Path
 
@@ -9,12 +8,12 @@ import numpy as np
 import he2rna
 import stats
 from lab.cohort.expression import as_symbols, read_gene_table
-from lab.files import InputError, save_csv, save_text
+from lab.files import InputError, save_text
+from lab.gene_sets import enrich, read_sets
 from lab.he2rna.evaluation import code_of, separate
-from lab.he2rna.gene_sets import read_results, read_sets
+from lab.he2rna.gene_sets import read_results
 from lab.he2rna.runs import gene_set_options
-from lab.progress import table
-from lab.show.plots import BLUE, ORANGE, figure, need_matplotlib
+from lab.show.plots import need_matplotlib
 
 
 def run(o):
@@ -68,75 +67,14 @@ def run(o):
     for name, (hit, tested) in groups.items():
         universe = [n for n, t in zip(names, tested) if t and n]
         hits = [n for n, h in zip(names, hit & tested) if h and n]
-        e = stats.enrichment(hits, sets, universe)
-        order = np.lexsort((-np.nan_to_num(e["fold"]), np.nan_to_num(e["p"], nan=2)))
-        keys, inside, file = list(sets), set(hits), re.sub(r"[^\w.-]", "_", name)
-        save_csv(
-            folder / f"{file}.csv",
-            ("set", "genes tested", "hits", "expected", "fold", "p", "p_bh", "hit genes"),
-            (
-                (
-                    keys[i],
-                    e["size"][i],
-                    e["overlap"][i],
-                    f"{e['expected'][i]:.4g}",
-                    *(
-                        "" if np.isnan(v) else f"{v:.4g}"
-                        for v in (e["fold"][i], e["p"][i], e["bh"][i])
-                    ),
-                    " ".join(g for g in sets[keys[i]] if g in inside),
-                )
-                for i in order
-            ),
-        )
-        best, found = (
-            [i for i in order[:15] if e["overlap"][i]],
-            int((e["bh"] < he2rna.ALPHA).sum()),
-        )
         coding = (
             f", {sum(h in known_coding for h in hits):,} of them protein-coding"
             if known_coding is not None
             else ""
         )
-        line = (
-            f"{name}: {len(hits):,} hits of {len(universe):,} tested genes{coding}; {found} of "
-            f"{(~np.isnan(e['p'])).sum():,} sets with a tested gene at BH < {he2rna.ALPHA}"
-        )
-        for i in best[:1]:
-            line += (
-                f"; first: {keys[i]} ({e['overlap'][i]} of {e['size'][i]}, p (BH) {e['bh'][i]:.2g})"
-            )
-        print(line)
-        text += [
-            f"## {name}",
-            "",
-            line + ".",
-            "",
-            table(
-                ("set", "hits", "tested", "expected", "p", "p (BH)"),
-                [
-                    (
-                        keys[i],
-                        e["overlap"][i],
-                        e["size"][i],
-                        f"{e['expected'][i]:.1f}",
-                        f"{e['p'][i]:.2g}",
-                        f"{e['bh'][i]:.2g}",
-                    )
-                    for i in best
-                ],
-            ),
-            "",
-        ]
-        if best:
-            with figure(folder / f"{file}.png", figsize=(8, 0.7 + 0.28 * len(best))) as ax:
-                ax.barh(range(len(best)), -np.log10(np.maximum(e["bh"][best], 1e-300)), color=BLUE)
-                ax.axvline(-math.log10(he2rna.ALPHA), color=ORANGE, lw=1)
-                labels = [f"{keys[i][:60]} ({e['overlap'][i]}/{e['size'][i]})" for i in best]
-                ax.set_yticks(range(len(best)), labels, fontsize=7)
-                ax.invert_yaxis()
-                ax.set_xlabel("−log$_{10}$ p, Benjamini–Hochberg; line: .05")
-            text += [f"![{name}]({file}.png)", ""]
+        line = f"{name}: {len(hits):,} hits of {len(universe):,} tested genes{coding}"
+        file = re.sub(r"[^\w.-]", "_", name)
+        text += [f"## {name}", "", *enrich(folder, file, line, hits, sets, universe)]
     save_text(folder / "report.md", text)
     print((f"{note}\n" if note else "") + f"report: {folder / 'report.md'}")
     return 0

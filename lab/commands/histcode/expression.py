@@ -17,6 +17,7 @@ from lab.commands.histcode.diagnose import MAY_SEE
 from lab.commands.options import report_failures
 from lab.encoders import pick_device
 from lab.files import InputError, few, save_csv, save_file, save_text
+from lab.gene_sets import read_sets
 from lab.histcode.bags import left_out_lines, refuse, slide_features
 from lab.histcode.choices import CHOICES, settle_choices, turned_lines
 from lab.histcode.heads import apply_heads, train_heads
@@ -31,7 +32,7 @@ from lab.histcode.pairs import (
     predict_pair,
     shuffled_p,
 )
-from lab.histcode.runs import claim_run, read_sets
+from lab.histcode.runs import claim_run
 from lab.histcode.splits import check_folds, roles
 from lab.histcode.training import draw_model, save_fold, seed_of
 from lab.processes import log_path, of_all, say

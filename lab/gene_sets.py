@@ -1,0 +1,87 @@
+"""Gene sets of .gmt files, and which of them are enriched among some genes.
+
+[HE2RNA Fig. 2c-e; HistCode Fig. 9]
+"""
+
+import numpy as np
+
+import stats
+from lab.files import InputError, save_csv
+from lab.progress import table
+from lab.show.plots import BLUE, ORANGE, figure
+
+ALPHA = 0.05  # after Benjamini-Hochberg over the sets [HE2RNA Methods; HistCode Results]
+SHOWN = 10  # sets in picture and report [HistCode Fig. 9: "the top 10 enriched signaling pathways"]
+COLUMNS = ("set", "genes tested", "hits", "expected", "fold", "p", "p_bh", "hit genes")
+
+
+def read_sets(paths):
+    """{set: genes} of .gmt files."""
+    try:
+        return stats.read_gmt(*paths)
+    except (ValueError, OSError) as e:
+        raise InputError(f"--gmt: {e}") from None
+
+
+def enrich(folder, name, what, hits, sets, universe, shown=SHOWN):
+    """Test every set for the hits among the tested genes -> lines of a report; the first is printed.
+
+    Writes FOLDER/NAME.csv with all sets and NAME.png with the best. what: hits and universe in words;
+    hits, universe: names of genes; sets: {name: genes}.
+    """
+    found = stats.enrichment(hits, sets, universe)
+    names = list(sets)
+    order = np.lexsort((-np.nan_to_num(found["fold"]), found["p"]))  # without p: last
+    write_table(folder / f"{name}.csv", sets, set(hits), found, order)
+    best = [i for i in order[:shown] if found["overlap"][i]]
+    tested = (found["size"] > 0).sum()
+    significant = (found["bh"] < ALPHA).sum()
+    line = f"{what}; {significant:,} of {tested:,} sets with a tested gene at BH < {ALPHA}"
+    for i in best[:1]:
+        hit, size, bh = found["overlap"][i], found["size"][i], found["bh"][i]
+        line += f"; first: {names[i]} ({hit} of {size}, p (BH) {bh:.2g})"
+    print(line)
+    if not best:
+        return [f"{line}.", ""]
+    draw(folder / f"{name}.png", names, found, best)
+    return [f"{line}.", "", short_table(names, found, best), "", f"![Gene sets]({name}.png)", ""]
+
+
+def write_table(path, sets, hits, found, order):
+    """A row a set, the smallest p first; a set without a tested gene has no p."""
+    rows = []
+    names = list(sets)
+    for i in order:
+        figures = [found[key][i] for key in ("fold", "p", "bh")]
+        rows.append(
+            (
+                names[i],
+                found["size"][i],
+                found["overlap"][i],
+                f"{found['expected'][i]:.4g}",
+                *("" if np.isnan(v) else f"{v:.4g}" for v in figures),
+                " ".join(gene for gene in sets[names[i]] if gene in hits),
+            )
+        )
+    save_csv(path, COLUMNS, rows)
+
+
+def short_table(names, found, best):
+    """The best sets, for a report."""
+    rows = []
+    for i in best:
+        expected, p, bh = (found[key][i] for key in ("expected", "p", "bh"))
+        row = (names[i], found["overlap"][i], found["size"][i], f"{expected:.1f}", f"{p:.2g}")
+        rows.append((*row, f"{bh:.2g}"))
+    return table(("set", "hits", "tested", "expected", "p", "p (BH)"), rows)
+
+
+def draw(path, names, found, best):
+    """Bars of -log10 p of the best sets, with the line that a significant one crosses."""
+    labels = [f"{names[i][:60]} ({found['overlap'][i]}/{found['size'][i]})" for i in best]
+    with figure(path, figsize=(8, 0.7 + 0.28 * len(best))) as ax:
+        ax.barh(range(len(best)), -np.log10(np.maximum(found["bh"][best], 1e-300)), color=BLUE)
+        ax.axvline(-np.log10(ALPHA), color=ORANGE, lw=1)
+        ax.set_yticks(range(len(best)), labels, fontsize=7)
+        ax.invert_yaxis()
+        ax.set_xlabel("−log$_{10}$ p, Benjamini–Hochberg; line: .05")
