@@ -245,7 +245,7 @@ def jpeg_tiles(level):
 
 
 def trace(mask):
-    """Outlines of a mask (h, w): [[ring, hole, ...] of each piece], rings closed, (k, 2) x, y in px.
+    """Outlines of a mask (h, w): [[ring, hole, ...] of each piece], a closed ring (k, 2) of x, y.
 
     The level .5 between pixel centres, so corners are cut by half a pixel.
     """
