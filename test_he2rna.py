@@ -93,5 +93,4 @@ def test_cancers_are_never_pooled_but_for_the_papers_merges():
 def test_r_sign_is_the_papers(tmp_path):
     """.64 at n = 44 is the t's first Šidák step over 30,839 genes; .20 at n = 1,046 is not (.143)."""
     for n, want in ((44, 0.637), (1046, 0.143)):
-        e = dict(r=np.zeros(30839), fits=dict(t=(0.0, n)))
-        assert he2rna.r_sign(e, "t") == pytest.approx(want, abs=6e-4)
+        assert he2rna.r_sign(30839, n) == pytest.approx(want, abs=6e-4)

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 import he2rna
-import stats
+from he2rna import evaluate  # noqa: F401
 from lab.fast.topk import HE2RNA
 from lab.files import load_arrays, load_json, save_file
 from lab.he2rna.training import predict_slides
@@ -17,51 +17,13 @@ from lab.progress import progress
 MIN_NULL = 2000  # their R, at least: few genes get more outputs [ours]
 
 
-def evaluate(prediction, y, fold, projects, k, untrained=None, null="t"):
-    """Per cancer: a dict with its slides, R of each fold (k, G), R their mean (G,), and one-sided p under each null.
-
-    t: one R of n slides, nothing correlated, n those of the folds that gave an R. permutation: slides change places within
-    their fold; over all orders a fold's R has mean 0 and variance 1 / (n_f - 1) exactly, so their mean scatters as one R
-    of 1 + 1 / variance slides: nothing needs to be drawn. untrained: stats.null_fit of the R of untrained models, given as
-    {cancer: (null R of each gene, G)}. `null` names the one whose p, corrected over the genes, decides: hs, bh. [HE2RNA
-    Methods, Statistics: the untrained model, Holm-Šidák; Benjamini-Hochberg beside it; the other two nulls are ours]
-    """
-    results = {}
-    for name, group in he2rna.cancers(projects).items():
-        r = he2rna.fold_r(prediction, y, fold, group, k)  # (k, G)
-        size = np.array([(group & (fold == f)).sum() for f in range(k)])[:, None] * ~np.isnan(
-            r
-        )  # slides behind each R
-        variance = he2rna.mean_of_values(
-            np.where(size > 0, 1 / np.maximum(size - 1, 1), np.nan)
-        ) / np.maximum((size > 0).sum(0), 1)
-        mean, n, m = he2rna.mean_of_values(r), size.sum(0), 1 + 1 / variance  # (G,), (G,), (G,)
-        p = dict(t=stats.pearson_p(mean, n), permutation=stats.pearson_p(mean, m))
-        fits = dict(t=(0.0, n.max(initial=0)), permutation=(0.0, np.nan_to_num(m).max(initial=0)))
-        if untrained is not None:
-            fits["untrained"] = stats.null_fit(untrained[name])
-            p["untrained"] = stats.null_p(mean, *fits["untrained"])
-        results[name] = dict(
-            slides=int(group.sum()),
-            folds=r,
-            r=mean,
-            n=n,
-            all_p=p,
-            fits=fits,
-            null=null,
-            p=p[null],
-            hs=stats.holm_sidak(p[null]),
-            bh=stats.benjamini_hochberg(p[null]),
-        )
-    return results
-
-
 def separate(names, code=()):
-    """Cancers that count, each slide once: a merged cancer stands for its subtypes [HE2RNA Table 1: 28 cancers], or they
-    for it where `merged` is flipped."""
-    merged = [m for m in he2rna.MERGED if m in names]
-    others = merged if "merged" in code else {p for m in merged for p in he2rna.MERGED[m]}
-    return [n for n in names if n not in others]
+    return he2rna.separate(names, merged="merged" not in code)
+
+
+def judged_in(fold, config):
+    """(fold of each slide, number of folds) within which R is computed: one where `pooled` is flipped."""
+    return (np.zeros_like(fold), 1) if "pooled" in config["code"] else (fold, config["folds"])
 
 
 def code_of(folder):
@@ -77,7 +39,7 @@ def untrained_r(config, data, bags, o, device, folder):
     against a gene, so that there is a null to fit. [HE2RNA Methods, Statistics and reproducibility]
     """
     y, fold, groups = data["y"], data["fold"], he2rna.cancers(data["projects"])
-    within, k = he2rna.judged_in(fold, config)
+    within, k = judged_in(fold, config)
     M, G = o.null_models, y.shape[1]
     copies = -(-MIN_NULL // (M * G))
     saved = load_arrays(folder / "null.npz") or {}

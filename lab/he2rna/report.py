@@ -8,7 +8,7 @@ from lab.audit.choices import switches
 from lab.audit.ledger import ledger_lines
 from lab.files import save_csv, save_text
 from lab.he2rna.choices import CHOICES
-from lab.he2rna.evaluation import separate
+from lab.he2rna.evaluation import judged_in, separate
 from lab.progress import clock, table
 from lab.show.plots import BLUE, ORANGE, figure
 from lab.simulation.cohort import planted_programmes
@@ -57,7 +57,7 @@ def plot_r(results, path, code=()):
                 drawn["cmedians"].set_color(BLUE)
                 drawn["bodies"][0].set_facecolor(BLUE)
             label = f"R for significance (Holm–Šidák, {e['null']} null)" if i == 0 else None
-            ax.plot(i, he2rna.r_sign(e, e["null"]), "k^", ms=6, label=label)
+            ax.plot(i, e["r_sign"][e["null"]], "k^", ms=6, label=label)
             ax.annotate(
                 f"{(e['hs'] < he2rna.ALPHA).sum():,}",
                 (i, 1.02),
@@ -110,7 +110,7 @@ def plot_null(results, untrained, permuted, path):
                 )
             ax.set(xlim=(-1, 1), ylim=(0, 1.6 * ax.get_ylim()[1]), yticks=[], xlabel="R")
             ax.set_title(
-                f"{name}: {e['slides']} slides, R_sign {he2rna.r_sign(e, 'untrained'):.2f}",
+                f"{name}: {e['slides']} slides, R_sign {e['r_sign']['untrained']:.2f}",
                 fontsize=9,
             )
             ax.legend(fontsize=6)
@@ -189,7 +189,7 @@ def nulls_table(results):
                 name,
                 null,
                 f"{n:.0f}",
-                f"{he2rna.r_sign(e, null):.3f}",
+                f"{e['r_sign'][null]:.3f}",
                 *(
                     int((f(p) < he2rna.ALPHA).sum())
                     for f in (stats.holm_sidak, stats.benjamini_hochberg)
@@ -227,7 +227,7 @@ def write_report(folder, cohort, config, data, results, prediction, notes, ledge
         data.get("coding"),
         config["code"],
     )
-    names, (within, k) = separate(results, code), he2rna.judged_in(fold, config)
+    names, (within, k) = separate(results, code), judged_in(fold, config)
     groups, truth = he2rna.cancers(data["projects"]), planted(cohort, genes, results)
     leaks, seen = ledger_lines(ledgers, tested_in(data, config["folds"]), MAY_SEE, data["encoder"])
     plot_r(results, folder / "r_distribution.png", code)

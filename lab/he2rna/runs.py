@@ -21,7 +21,7 @@ from lab.exchange.clam import source_name
 from lab.fast.topk import DROPOUT, HE2RNA, HIDDEN, KS_SUPERTILES
 from lab.files import InputError, digest, few, save_csv, save_file, save_text
 from lab.he2rna.bags import load_bags
-from lab.he2rna.evaluation import evaluate, untrained_r, write_genes
+from lab.he2rna.evaluation import evaluate, judged_in, untrained_r, write_genes
 from lab.he2rna.report import (
     SUMMARY_HEADER,
     best_genes,
@@ -431,7 +431,7 @@ def cross_validate(folder, config, o, data, bags, splits, first_model, start):
         if len(test_rows):
             prediction[test_rows] = predict_slides(model, bags, test_rows, o.batch, tick)
     untrained = untrained_r(config, data, bags, o, next(model.parameters()).device, folder)
-    within, k = he2rna.judged_in(data["fold"], config)
+    within, k = judged_in(data["fold"], config)
     results = evaluate(prediction, y, within, data["projects"], k, untrained, o.null)
     save_file(
         folder / "predictions.npz",

@@ -6,7 +6,7 @@ import torch
 import he2rna
 import stats
 from lab.files import InputError, whole_arrays
-from lab.he2rna.evaluation import evaluate
+from lab.he2rna.evaluation import evaluate, judged_in
 from lab.he2rna.report import interval
 from lab.progress import progress
 from lab.show.plots import BEST_TILES
@@ -114,7 +114,7 @@ def group_r(run, genes):
             "them again"
         )
     mean = [z[k][:, genes].mean(1, keepdims=True) for k in ("prediction", "truth")]  # (S, 1)
-    fold, k = he2rna.judged_in(z["fold"], run["config"])
+    fold, k = judged_in(z["fold"], run["config"])
     results = evaluate(*mean, fold, z["project"], k)
     groups, rng = he2rna.cancers(z["project"]), np.random.default_rng(run["config"]["seed"])
     return [

@@ -13,7 +13,7 @@ import he2rna
 import stats
 from lab.audit.choices import flipped, switches
 from lab.commands.he2rna import main
-from lab.he2rna.evaluation import evaluate, separate, write_genes
+from lab.he2rna.evaluation import evaluate, judged_in, separate, write_genes
 from lab.he2rna.choices import CHOICES
 
 
@@ -54,7 +54,7 @@ def test_pooled_and_merged_have_two_sides():
     y, fold = rng.normal(size=(40, 3)).astype(np.float32), np.arange(40) % 4
     prediction, projects = y + 5 * fold[:, None], np.repeat(["LUAD", "LUSC"], 20)
     for code, want in (((), 1), (("pooled",), None)):
-        within, k = he2rna.judged_in(fold, dict(folds=4, code=code))
+        within, k = judged_in(fold, dict(folds=4, code=code))
         r = evaluate(prediction, y, within, projects, k)["LUNG"]["r"]
         assert r == pytest.approx(
             [want or scipy.stats.pearsonr(prediction[:, g], y[:, g])[0] for g in range(3)]
