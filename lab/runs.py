@@ -21,6 +21,14 @@ from lab.locks import hold, sweep
 from lab.processes import by_first, of_all
 
 
+PACKAGES = ("numpy", "scipy", "torch", "openslide-python", "openslide-bin", "Pillow")
+
+
+def versions():
+    """{package: version} of what results may depend on, as pip tells them; torch.__version__ says more or less."""
+    return {package: importlib.metadata.version(package) for package in PACKAGES}
+
+
 def claim_folder(folder, config, results, share=(0, 1), **more):
     """Hold a run's folder and write its config.json -> its settings. Refused where the folder has results of others; `more`
     may change."""
@@ -48,13 +56,12 @@ def claimed(folder, config, results, more):
             + "choose another --name, or " * (config.get("command") != "audit")
             + "delete it to begin again"
         )
-    packages = ("numpy", "scipy", "torch", "openslide-python", "openslide-bin", "Pillow")
     config.update(
         id=digest(config),
         **more,
         threads=torch.get_num_threads(),
         python=platform.python_version(),
-        **{p: importlib.metadata.version(p) for p in packages},
+        **versions(),
     )
     save_json(folder / "config.json", config)
     return config

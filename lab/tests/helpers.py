@@ -38,6 +38,7 @@ from lab.histcode.tiles import find_data, slides_of
 from lab.ridge import ridge
 from lab.runs import load_checkpoint
 
+ROOT = Path(__file__).parents[2]  # where the programs lie
 REAL_DATA = os.environ.get("REAL_DATA", "")
 
 
@@ -878,18 +879,23 @@ def maps_of(cohort, run, *argv):
     return histcode_main(["heatmap", str(cohort / "runs" / run), *argv, "--device", "cpu"])
 
 
+def our_modules():
+    """The modules of this program and its tests that are loaded now."""
+    names = ("lab", "tiling", "stats", "he2rna", "histcode", "conftest")
+    for name, module in list(sys.modules.items()):
+        top = name.split(".")[0]
+        if top in names or top.startswith("test_"):
+            yield module
+
+
 def swap(monkeypatch, module, name, value):
-    """Replace a name in the module that defines it and in all that imported it."""
-    old = getattr(importlib.import_module(module), name)
-    for there in list(sys.modules.values()):
-        if getattr(there, "__name__", "").split(".")[0] in (
-            "lab",
-            "tiling",
-            "stats",
-            "he2rna",
-            "histcode",
-            "conftest",
-        ):
-            for key, bound in list(vars(there).items()):
-                if bound is old and (callable(old) or key == name):
-                    monkeypatch.setattr(there, key, value)
+    """Replace a name in the module that defines it and in every module that imported it."""
+    home = importlib.import_module(module)
+    if not hasattr(home, name):
+        homes = [m.__name__ for m in our_modules() if name in vars(m)]
+        pytest.fail(f"swap: {module} has no {name}; it stands in {homes or 'no module'}")
+    old = getattr(home, name)
+    for there in our_modules():
+        for key, bound in list(vars(there).items()):
+            if bound is old and (key == name or callable(old)):
+                monkeypatch.setattr(there, key, value)

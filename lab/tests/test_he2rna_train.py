@@ -9,15 +9,12 @@ import shutil
 
 import h5py
 import numpy as np
-import openslide
 import pytest
 import scipy.cluster
 import scipy.signal
 import scipy.stats
 import torch
 
-import lab.commands.he2rna as commands_he2rna
-import lab.commands.histcode as commands_histcode
 import tiling
 from lab.audit.ledger import what_saw_whom
 from lab.cohort.features import load_features
@@ -29,6 +26,7 @@ from lab.files import InputError, load_arrays, save_file
 from lab.he2rna.bags import in_memory as bags_in_memory
 from lab.he2rna.runs import folds_of, load_run, model_of, split_folds
 from lab.he2rna.training import predict_slides
+from lab.runs import versions
 from lab.tests.helpers import (
     MODELS,
     direct,
@@ -87,8 +85,7 @@ def test_training_finds_what_was_planted_and_only_that(tmp_path, capsys):
     report = (run / "report.md").read_text()
     assert (
         "seed: 0" in report
-        and torch.__version__ in report
-        and openslide.__version__ in report
+        and all(f"{package}: {version}" in report for package, version in versions().items())
         and (run / "scatter.png").stat().st_size > 10000
     )
     saved = torch.load(run / "fold0.pt", weights_only=True)
@@ -348,10 +345,10 @@ def numbers_of(run):
 @pytest.mark.parametrize(
     "command, module, name",
     [
-        ("train", commands_he2rna, "BLOCK_SCORES"),
-        ("msi", commands_he2rna, "MSI_BLOCK"),
-        ("expression", commands_histcode, "GENES_AT_ONCE"),
-        ("diagnose", commands_histcode, "BAGS_AT_ONCE"),
+        ("train", "lab.fast.topk", "BLOCK_SCORES"),
+        ("msi", "lab.fast.networks", "MSI_BLOCK"),
+        ("expression", "lab.commands.histcode.expression", "GENES_AT_ONCE"),
+        ("diagnose", "lab.histcode.training", "BAGS_AT_ONCE"),
         ("pretrain", None, None),
     ],
 )
@@ -417,15 +414,8 @@ def test_the_seed_decides_and_blocks_do_not(
         and (usual == numbers("again")).all()
     )
     for i, block in enumerate((1, 2**40) if name else ()):
-        monkeypatch.setattr(
-            module,
-            name,
-            dict(cpu=block)
-            if name == "MSI_BLOCK"
-            else min(block, 16)
-            if name == "GENES_AT_ONCE"
-            else block,
-        )
+        sizes = {"MSI_BLOCK": dict(cpu=block), "GENES_AT_ONCE": min(block, 16)}
+        swap(monkeypatch, module, name, sizes.get(name, block))
         assert np.abs(numbers(f"block{i}") - usual).max() <= (0 if command == "msi" else 2e-6)
 
 

@@ -3,16 +3,11 @@
 import json
 import re
 import shutil
-from pathlib import Path
 
 import numpy as np
 import pytest
 
-import lab.commands.he2rna as commands_he2rna
-import lab.commands.histcode as commands_histcode
-from lab.audit.compare import COUNTS, over_seeds
 from lab.commands.histcode import main
-from lab.commands.histcode.audit import UNSEEN
 from lab.commands.histcode.expression import run as expression_expression
 from lab.files import InputError
 from lab.tests.helpers import TINY, read_csv, swap, write_pairs
@@ -166,40 +161,3 @@ def test_audit_of_pretraining_probes_the_same_tiles(unlabelled, tmp_path, monkey
     (run / "log.jsonl").write_bytes(log)
     a, b = (json.loads((home / "tiles" / "settings.json").read_text()) for home in (cohort, other))
     assert b == {**a, "tissue_threshold": 8.0} and (other / "slides").is_symlink()
-
-
-def disagreements(program, folder=Path(__file__).parent):
-    """Rows of README's table of a program's choices: what paper and code say, what is done here, what the committed audit found."""
-    values = {}
-    for r in read_csv(folder / f"audit_{program.__name__}.csv"):
-        values.setdefault((r["command"], r["choice"]), {}).setdefault(r["measure"], []).append(
-            float(r["change"])
-        )
-    effect = lambda key: "; ".join(
-        f"{m} {over_seeds(v, 1 if m in COUNTS else 3, '+')}" for m, v in values[key].items()
-    )
-    return [
-        f"| `{command} {name}` | {paper} | {code} | {ours} | {effect((command, name)) if (command, name) in values else 'not measured'} |"
-        for command, name, paper, code, ours, _, _ in program.CHOICES
-    ]
-
-
-@pytest.mark.parametrize("program", [commands_he2rna, commands_histcode])
-def test_readmes_disagreements_are_the_choices_with_the_effects_of_the_committed_audit(program):
-    lines = Path(__file__).with_name("README.md").read_text().splitlines()
-    rows = disagreements(program)
-    assert [r for r in rows if r not in lines] == []
-    unseen = (
-        {("train", "merged")}
-        if program is commands_he2rna
-        else {(c, name) for c in UNSEEN for name in UNSEEN[c]}
-    )  # says each audit
-    assert {
-        (c, name) for (c, name, *_), r in zip(program.CHOICES, rows) if "not measured" in r
-    } == unseen | {(c, name) for c, name, *_ in program.CHOICES if name.startswith("--")}
-    default = {
-        r["measure"]: r
-        for r in read_csv(Path(__file__).with_name(f"audit_{program.__name__}.csv"))
-        if r["choice"] == "default"
-    }
-    assert default and all(float(r["change"]) == 0 for r in default.values())

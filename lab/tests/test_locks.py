@@ -5,15 +5,13 @@ import os
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import numpy as np
 import pytest
 
-import tiling
 from lab.files import InputError, save_json
 from lab.locks import HELD, hold, release, started, this_process
-from lab.tests.helpers import train, write_cohort
+from lab.tests.helpers import ROOT, train, write_cohort
 
 
 def test_a_lock_is_believed_stale_only_where_that_is_sure(tmp_path, capsys):
@@ -77,13 +75,13 @@ def test_of_two_that_take_over_a_stale_lock_one_gets_it(tmp_path):
             [
                 sys.executable,
                 "-c",
-                "import sys\nfrom lab import claims as tiling\nsys.stdin.readline()\n" + ask,
+                "import sys\nfrom lab import locks as tiling\nsys.stdin.readline()\n" + ask,
                 str(tmp_path),
             ],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
-            cwd=Path(tiling.__file__).parent,
+            cwd=ROOT,
         )
         for _ in range(2)
     ]

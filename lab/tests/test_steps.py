@@ -33,6 +33,7 @@ from lab.files import InputError, read_rows, save_json
 from lab.locks import this_process
 from lab.tests.helpers import (
     H_E,
+    ROOT,
     STAIN_PAIRS,
     WHOLE_TILES,
     degrees_between,
@@ -148,8 +149,8 @@ def test_a_slide_that_fails_does_not_stop_the_others(two_slides, capsys):
 
 LOCKED = """
 import sys, time
-from lab import claims as tiling
-tiling.hold(sys.argv[1])
+from lab.locks import hold
+hold(sys.argv[1])
 print("held", flush=True)
 time.sleep(60)
 """
@@ -164,7 +165,7 @@ def test_a_second_run_in_a_folder_says_who_is_at_work_and_a_killed_ones_lock_is_
         [sys.executable, "-c", LOCKED, str(folder)],
         stdout=subprocess.PIPE,
         text=True,
-        cwd=Path(tiling.__file__).parent,
+        cwd=ROOT,
     )
     assert process.stdout.readline() == "held\n"
     with pytest.raises(
