@@ -31,6 +31,7 @@ and normal expression, fc fold change, y = log10(fc + 1).
 Tags: [HistCode ...] the paper, [HistCode code] and [AdCo code] only the authors' released code, [ours] our choice.
 """
 
+import copy
 import math
 
 import numpy as np
@@ -85,42 +86,18 @@ EMBEDDING = 128  # d                                        [HistCode code]
 BANK_BLOCK = 2048  # negatives whose similarities are held at a time [ours]
 
 
-ATTENTION = 256  # rows of V and U                          [HistCode code]
-
-
-QUERIES = 128  # of DSMIL's queries                       [DSMIL code]
-
-
-TOP_TILES = 10  # of MIL-RNN's                             [Campanella et al. 2019]
-
-
-STATE = 128  # of its recurrent network                 [Campanella et al. 2019]
-
-
-LOG2_FC = 1.5  # |log2 fc| above it: label 1              [HistCode Methods, Differential expression analysis]
-
-
-ENDS = 100  # l highest and l lowest tiles             [HistCode Methods, Differential expression prediction]
-
-
-SHARED = (
-    "pretrain",
-    "diagnose",
-    "expression",
-    "ablation",
-)  # commands that several processes share out   [ours]
-
-
-POOLINGS = {  # Table 1's rows: name -> network from D features to C outputs
-    "MIL-RNN": lambda D, C=2, hidden=ATTENTION: MILRNN(D, C),
-    "ABMIL": lambda D, C=2, hidden=ATTENTION: PooledClassifier(
-        GatedAttention(D, hidden, gated=False), D, C
-    ),
-    "DSMIL": lambda D, C=2, hidden=ATTENTION: DSMIL(D, C),
-    "max": lambda D, C=2, hidden=ATTENTION: PooledClassifier(MaxPooling(), D, C),
-    "mean": lambda D, C=2, hidden=ATTENTION: PooledClassifier(MeanPooling(), D, C),
-    "HistCode": lambda D, C=2, hidden=ATTENTION: PooledClassifier(GatedAttention(D, hidden), D, C),
-}
+ATTENTION = 256  # rows of V and U  [HistCode code]
+QUERIES = 128  # numbers of DSMIL's queries  [DSMIL code]
+STATE = 128  # numbers of MIL-RNN's state  [Campanella et al. 2019]
+TOP_TILES = 10  # that it takes  [Campanella et al. 2019]
+PARTS = 10  # of the patients: 80/10/10  [HistCode Results, Tumor diagnosis]
+HEAD_EPOCHS = 50  # of a network on frozen features, a slide a step  [HistCode code]
+HEAD_RATE, HEAD_DECAY = 1e-4, 1e-5  # of its Adam  [HistCode code]
+LOG2_FC = 1.5  # |log2 fc| above it is label 1  [HistCode Methods, Differential expression analysis]
+ENDS = 100  # l highest and l lowest tiles  [HistCode Methods, Differential expression prediction]
+RANK = 1e-5  # singular values up to this share of the largest count as 0  [ours]
+LABEL_EPOCHS = 100  # of the layer that learns labels  [ours]
+LABEL_RATE = 2e-5  # of its Adam: thousands of weights step at once  [ours]
 
 
 # Two views of a tile: batched torch operations on the device  [AdCo code: the augmentations of MoCo v2]
@@ -389,57 +366,61 @@ def learning_rate(o, epoch):
     )
 
 
-# Feature aggregation: the tiles of a slide to one vector, of which a layer makes the classes  [HistCode eqs. 5-7; Table 1]
-# Every pooling takes h (B, T, D) and mask (B, T), True for real tiles, of which each bag has one or more, and gives with
-# its result a (B, T): each tile's part in it, 0 for padding, whose content never counts.
-class GatedAttention(nn.Module):
-    """z = sum_i a_i h_i with a = softmax_i(w . (tanh(V h_i) * sigm(U h_i))). [HistCode eqs. 5-6; Ilse et al. 2018, eqs. 8-9]
+# ---- Feature aggregation: the tiles of a slide to one vector  [HistCode eqs. 5-6, Table 1] -------
+# Every pooling takes h (B, T, D) and mask (B, T), True for real tiles, of which each slide has one
+# or more. Beside its result it gives a (B, T), the part of each tile in it. Padding has no part,
+# whatever it holds.
 
-    forward(h (B, T, D), mask (B, T)) -> z (B, D), a (B, T). gated False: w . tanh(V h_i) alone, ABMIL's first form (eq. 8
-    there). No biases, as eq. 6 is printed; the released codes of both papers have them.
+
+class GatedAttention(nn.Module):
+    """z = sum_i a_i h_i, with a = softmax_i(w . (tanh(V h_i) * sigm(U h_i))). [HistCode eqs. 5-6]
+
+    forward(h (B, T, D), mask (B, T)) -> z (B, D), a (B, T). V and U have `hidden` rows (ATTENTION).
+    gated=False gives w . tanh(V h_i), the first form of ABMIL. [Ilse et al. 2018, eq. 8]
+    No biases, as eq. 6 is printed; the released code of both papers has them. [ours]
     """
 
     def __init__(self, n_features, hidden=ATTENTION, gated=True):
         super().__init__()
-        self.v, self.w = nn.Linear(n_features, hidden, bias=False), nn.Linear(hidden, 1, bias=False)
+        self.v = nn.Linear(n_features, hidden, bias=False)
+        self.w = nn.Linear(hidden, 1, bias=False)
         self.u = nn.Linear(n_features, hidden, bias=False) if gated else None
 
     def forward(self, h, mask):
-        h = h.masked_fill(~mask[:, :, None], 0)  # whatever it held: 0 x nan is nan
+        h = h.masked_fill(~mask[:, :, None], 0)  # 0 times nan would be nan
         hidden = torch.tanh(self.v(h))  # (B, T, hidden)
         if self.u is not None:
             hidden = hidden * torch.sigmoid(self.u(h))
-        a = self.w(hidden)[:, :, 0].masked_fill(~mask, -torch.inf).softmax(1)  # (B, T)
+        scores = self.w(hidden)[:, :, 0]
+        a = scores.masked_fill(~mask, -torch.inf).softmax(1)  # (B, T)
         return (a[:, None] @ h)[:, 0], a
 
 
-class MeanPooling(nn.Module):
-    """z (B, D): mean over the real tiles; a: 1 / their number."""
+def mean_pooling(h, mask):
+    """z (B, D): the mean of the real tiles; a: one over their number."""
+    a = mask / mask.sum(1, keepdim=True)
+    h = h.masked_fill(~mask[:, :, None], 0)
+    return (a[:, :, None] * h).sum(1), a
 
-    def forward(self, h, mask):
-        a = mask / mask.sum(1, keepdim=True)
-        return (a[:, :, None] * h.masked_fill(~mask[:, :, None], 0)).sum(1), a
 
-
-class MaxPooling(nn.Module):
-    """z (B, D): the highest value of each feature; a: the share of the features that a tile gives."""
-
-    def forward(self, h, mask):
-        z, which = h.masked_fill(~mask[:, :, None], -torch.inf).max(1)  # (B, D), (B, D)
-        return z, torch.zeros_like(h[:, :, 0]).scatter_add(
-            1, which, torch.full_like(z, 1 / z.shape[1])
-        )
+def max_pooling(h, mask):
+    """z (B, D): the highest value of each feature; a: the share of the features a tile gives."""
+    z, which = h.masked_fill(~mask[:, :, None], -torch.inf).max(1)  # (B, D), (B, D)
+    share = torch.full_like(z, 1 / z.shape[1])
+    return z, torch.zeros_like(h[:, :, 0]).scatter_add(1, which, share)
 
 
 class PooledClassifier(nn.Module):
-    """One vector for the slide, one fully connected layer; softmax and cross-entropy are the loss's. [HistCode eq. 7]
+    """One vector for the slide and one fully connected layer. [HistCode eq. 7, its softmax apart]
 
-    All of them: forward(h, mask) -> outputs (B, streams, C), a (B, T). Each stream learns the label; the last one answers.
+    This and the two below: forward(h, mask) -> outputs (B, streams, C), a (B, T). Each stream
+    learns the label, and the last one answers.
     """
 
     def __init__(self, pooling, n_features, outputs=2):
         super().__init__()
-        self.pooling, self.classify = pooling, nn.Linear(n_features, outputs)
+        self.pooling = pooling
+        self.classify = nn.Linear(n_features, outputs)
 
     def forward(self, h, mask):
         z, a = self.pooling(h, mask)
@@ -447,186 +428,398 @@ class PooledClassifier(nn.Module):
 
 
 class DSMIL(nn.Module):
-    """Two streams: the best instance of each class, and attention to it. [Li et al. 2021, eqs. 2-6, arXiv:2011.08939]
+    """Two streams: the best tile of each class, and attention to it. [Li et al. 2021, eqs. 2-6]
 
-    Instance stream: the highest score of each class over the tiles; the tile that has it is critical. Bag stream: for
-    each class, softmax over tiles of <q_i, q_critical> / sqrt(queries) weighs the features; one filter over all classes'
-    vectors gives the logits. a: the weights of the last class. As in the authors' code each stream has a loss of its own
-    and the bag stream answers; the paper writes the mean of both scores. One layer for the queries, values as they are:
-    their code's defaults are a little deeper.
+    First stream: the highest score of each class over the tiles; the tile that has it is critical.
+    Second: for each class, the softmax over the tiles of <q_i, q_critical> / sqrt(queries) weighs
+    the features; one layer over the vectors of all classes answers. a: of the last class.
+    Each stream has its own loss and the second answers, as in their code; the paper averages their
+    scores. One layer makes the queries and the values stay as they are; their code is deeper. [ours]
     """
 
     def __init__(self, n_features, outputs=2, queries=QUERIES):
         super().__init__()
-        self.score, self.query = nn.Linear(n_features, outputs), nn.Linear(n_features, queries)
+        self.score = nn.Linear(n_features, outputs)
+        self.query = nn.Linear(n_features, queries)
         self.classify = nn.Linear(outputs * n_features, outputs)
 
     def forward(self, h, mask):
         h = h.masked_fill(~mask[:, :, None], 0)
-        instance, critical = (
-            self.score(h).masked_fill(~mask[:, :, None], -torch.inf).max(1)
-        )  # (B, C), (B, C)
-        q = self.query(h)  # (B, T, Q)
-        best = q.gather(1, critical[:, :, None].expand(-1, -1, q.shape[2]))  # (B, C, Q)
-        logits = best @ q.mT / q.shape[2] ** 0.5  # (B, C, T)
-        a = logits.masked_fill(~mask[:, None], -torch.inf).softmax(2)
-        return torch.stack([instance, self.classify((a @ h).flatten(1))], 1), a[:, -1]
+        scores = self.score(h).masked_fill(~mask[:, :, None], -torch.inf)  # (B, T, C)
+        highest, critical = scores.max(1)  # (B, C), (B, C)
+        q = self.query(h)  # (B, T, queries)
+        likeness = tiles_at(q, critical) @ q.mT / q.shape[2] ** 0.5  # (B, C, T)
+        a = likeness.masked_fill(~mask[:, None], -torch.inf).softmax(2)
+        answer = self.classify((a @ h).flatten(1))  # (B, C)
+        return torch.stack([highest, answer], 1), a[:, -1]
 
 
 class MILRNN(nn.Module):
-    """The most suspicious tiles of a max-pooling classifier, one after the other into a recurrent network.
-    [Campanella et al. 2019, doi 10.1038/s41591-019-0508-1, Methods: MIL classifier, RNN-based slide integration]
+    """The most suspicious tiles, one after another into a recurrent network.
 
-    First stream: the tile with the highest score of the last class stands for the slide. Second: its TOP_TILES highest
-    tiles, best first, s <- ReLU(W h_i + V s) from s = 0, then the classes from s. a: equal shares of those tiles. They
-    train the first, then the second on its tiles; here both learn together, the choice of tiles has no gradient. [ours]
+    [Campanella et al. 2019, Methods: MIL classifier, RNN-based slide integration]
+    First stream: the tile with the highest score of the last class stands for the slide. Second:
+    its `top` highest tiles, best first, s <- ReLU(W h_i + V s) from s = 0, then the classes from s.
+    a: equal shares of those tiles. They train one, then the other; here both learn together, and
+    the choice of the tiles has no gradient. [ours]
     """
 
     def __init__(self, n_features, outputs=2, state=STATE, top=TOP_TILES):
         super().__init__()
-        self.score, self.top = nn.Linear(n_features, outputs), top
-        self.take, self.keep = nn.Linear(n_features, state), nn.Linear(state, state)
+        self.top = top
+        self.score = nn.Linear(n_features, outputs)
+        self.take = nn.Linear(n_features, state)
+        self.keep = nn.Linear(state, state)
         self.classify = nn.Linear(state, outputs)
 
     def forward(self, h, mask):
-        scores = self.score(h.masked_fill(~mask[:, :, None], 0))  # (B, T, C)
-        suspicion = (scores[:, :, -1] - scores[:, :, :-1].logsumexp(2)).masked_fill(
-            ~mask, -torch.inf
-        )
-        top = suspicion.topk(min(self.top, h.shape[1]), dim=1).indices  # (B, k)
-        real = mask.gather(1, top)  # (B, k) False: the bag has fewer tiles
-        pick = lambda values, at: values.gather(1, at[:, :, None].expand(-1, -1, values.shape[2]))
-        taken, s = (
-            self.take(pick(h, top).masked_fill(~real[:, :, None], 0)),
-            torch.zeros_like(h[:, 0, :1]),
-        )
-        s = s.expand(-1, taken.shape[2])
+        h = h.masked_fill(~mask[:, :, None], 0)
+        scores = self.score(h)  # (B, T, C)
+        suspicion = scores[:, :, -1] - scores[:, :, :-1].logsumexp(2)
+        suspicion = suspicion.masked_fill(~mask, -torch.inf)
+        top = suspicion.topk(min(self.top, h.shape[1]), dim=1).indices  # (B, k), best first
+        real = mask.gather(1, top)  # (B, k), False where the slide has fewer tiles
+        taken = self.take(tiles_at(h, top))  # (B, k, state)
+        s = torch.zeros_like(taken[:, 0])
         for i in range(top.shape[1]):
-            s = torch.where(real[:, i, None], F.relu(taken[:, i] + self.keep(s)), s)  # (B, state)
+            s = torch.where(real[:, i, None], F.relu(taken[:, i] + self.keep(s)), s)
+        best = tiles_at(scores, top[:, :1])[:, 0]  # (B, C)
         a = torch.zeros_like(suspicion).scatter(1, top, real / real.sum(1, keepdim=True))
-        return torch.stack([pick(scores, top[:, :1])[:, 0], self.classify(s)], 1), a
+        return torch.stack([best, self.classify(s)], 1), a
 
 
-def divisor(mean, sd):
-    """What standardises features of this mean and SD, (D,): the SD; infinite for a constant, which becomes 0."""
-    return np.where(sd > 1e-6 * np.abs(mean) + 1e-12, sd, np.inf)
+def tiles_at(values, which):
+    """values (B, T, n) of the tiles `which` (B, k) -> (B, k, n)"""
+    return values.gather(1, which[:, :, None].expand(-1, -1, values.shape[2]))
+
+
+POOLINGS = ("MIL-RNN", "ABMIL", "DSMIL", "max", "mean", "HistCode")  # [HistCode Table 1]
+
+
+def table_1_network(row, n_features, outputs=2, hidden=ATTENTION):
+    """The network of one of POOLINGS, from the features of the tiles to the slide's outputs."""
+    match row:
+        case "MIL-RNN":
+            return MILRNN(n_features, outputs)
+        case "DSMIL":
+            return DSMIL(n_features, outputs)
+        case "ABMIL":
+            pooling = GatedAttention(n_features, hidden, gated=False)
+        case "HistCode":
+            pooling = GatedAttention(n_features, hidden)
+        case "max":
+            pooling = max_pooling
+        case "mean":
+            pooling = mean_pooling
+        case _:
+            raise ValueError(f"no pooling {row!r}: it is one of {', '.join(POOLINGS)}")
+    return PooledClassifier(pooling, n_features, outputs)
 
 
 class SlideModel(nn.Module):
-    """(h - mean) / SD of the training tiles, constant features 0 [ours] -> fully connected layers with ReLU, none in the
-    paper -> a network of POOLINGS. forward(h (B, T, D), mask (B, T)) -> outputs (B, streams, C), a (B, T)."""
+    """Standardised features, layers of `embed` with ReLU (the paper has none), one of POOLINGS.
+
+    mean, sd (D,): of the tiles of the training slides. [ours]
+    forward(h (B, T, D), mask (B, T)) -> outputs (B, streams, C), a (B, T)
+    """
 
     def __init__(self, pooling, mean, sd, outputs=2, embed=(), hidden=ATTENTION):
         super().__init__()
         self.register_buffer("mean", torch.from_numpy(np.float32(mean)))
         self.register_buffer("scale", torch.from_numpy(np.float32(1 / divisor(mean, sd))))
-        widths = [len(mean), *embed]
-        self.layers = nn.Sequential(
-            *(layer for a, b in zip(widths, widths[1:]) for layer in (nn.Linear(a, b), nn.ReLU()))
-        )
-        self.head = POOLINGS[pooling](widths[-1], outputs, hidden)
+        self.layers = nn.Sequential()
+        width = len(mean)
+        for wide in embed:
+            self.layers.extend([nn.Linear(width, wide), nn.ReLU()])
+            width = wide
+        self.head = table_1_network(pooling, width, outputs, hidden)
 
     def forward(self, h, mask):
         return self.head(self.layers((h.float() - self.mean) * self.scale), mask)
 
 
-# Training on frozen features  [HistCode Methods: "only the parameters of the gated-attention pooling and downstream linear
-# layers were updated"]. Each network has its own weights; either each its own bags in its own order, or all the same.
-# M networks of one kind (folds, repeats, genes) learn as one with a leading model dimension (vmap). [ours]
-def cross_entropy(out, y):
-    """Of every stream, their mean: out (M, b, streams, C), y (M, b) classes -> (M, b). [HistCode eq. 7]"""
-    y = y[:, :, None, None].expand(*out.shape[:3], 1)
-    return -out.log_softmax(3).gather(3, y).mean((2, 3))
+def divisor(mean, sd):
+    """(D,) by which centred features are divided: their SD; infinity for constants, which become 0."""
+    return np.where(sd > 1e-6 * np.abs(mean) + 1e-12, sd, np.inf)
 
 
-def squared_error(out, y):
-    """Mean over the genes, unknown ones left out: out (M, b, 1, G), y (M, b, G) with nan -> (M, b). [HistCode eq. 8]"""
+# ---- Learning from slides on frozen features  [HistCode eq. 7; Methods, Tumor diagnosis] ---------
+
+
+def cross_entropy(outputs, y):
+    """Mean over the streams: outputs (..., streams, C), classes y (...) -> (...). [HistCode eq. 7]"""
+    y = y[..., None, None].expand(*outputs.shape[:-1], 1)
+    return -outputs.log_softmax(-1).gather(-1, y).mean((-2, -1))
+
+
+def mistakes(outputs, y):
+    """1 where the stream that answers is wrong, else 0: outputs (..., streams, C), y (...) -> (...)"""
+    return (outputs[..., -1, :].argmax(-1) != y).float()
+
+
+def squared_error(outputs, y):
+    """Mean over the known genes: outputs (..., 1, G), y (..., G) with nan -> (...). [HistCode eq. 8]"""
     known = ~y.isnan()
-    return ((out[:, :, -1] - y.nan_to_num()) ** 2 * known).sum(2) / known.sum(2).clamp(min=1)
+    errors = (outputs[..., -1, :] - y.nan_to_num()) ** 2 * known
+    return errors.sum(-1) / known.sum(-1).clamp(min=1)
 
 
-# Tumour diagnosis: folds and figures  [HistCode Results, Tumor diagnosis; Table 1, Figs. 2, 3]
-def split_patients(patients, strata, parts, seed):
-    """Parts 0 to k - 1, patients whole, dealt out evenly by the set of strata (labels) their samples have: (n,).
+def padded(bags):
+    """Slides of different length, each (T_i, D), as one batch: h (B, T, D), mask (B, T)."""
+    h = np.zeros((len(bags), max(map(len, bags)), bags[0].shape[1]), bags[0].dtype)
+    mask = np.zeros(h.shape[:2], bool)
+    for i, bag in enumerate(bags):
+        h[i, : len(bag)] = bag
+        mask[i, : len(bag)] = True
+    return torch.from_numpy(h), torch.from_numpy(mask)
 
-    Part f tests model f, part f + 1 chooses its epoch, the others train: 80/10/10 with ten [HistCode Results].
+
+@torch.no_grad()
+def predict_slides(model, bags, rows, batch=1):
+    """What the last stream answers for some slides: (n, 1, C)"""
+    outputs = []
+    for i in range(0, len(rows), batch):
+        h, mask = padded([bags[row] for row in rows[i : i + batch]])
+        outputs.append(model(h, mask)[0][:, -1:])
+    return torch.cat(outputs)
+
+
+def train_slide_epochs(model, bags, y, train, valid, *, loss=cross_entropy, judge=mistakes,
+                       epochs=HEAD_EPOCHS, batch=1, lr=HEAD_RATE, weight_decay=HEAD_DECAY,
+                       seed=0, state=None):  # fmt: skip
+    """Train one SlideModel: a generator of its state after every epoch. [HistCode Methods]
+
+    bags[i] (T_i, D) frozen features of slide i, y (n,) its class or (n, G) its fold changes;
+    train, valid: slides. Regressions take squared_error as loss and judge.
+    Yields a dict: epoch, loss (of the validation slides), best_epoch, fewest, best (weights of that
+    epoch), model, optimizer. Kept is the last epoch with the lowest mean of judge(outputs, y) over
+    the validation slides: of few slides the cross-entropy tells how sure a network is rather than
+    how right, so mistakes choose. [ours] Handed back as `state`, training goes on from there.
     """
-    of = {}
-    for who, stratum in zip(patients, strata):
-        of.setdefault(who, set()).add(str(stratum))
-    return stats.patient_folds(
-        patients, ["".join(sorted(of[who])) for who in patients], parts, seed
-    )
+    optimizer = torch.optim.Adam(model.parameters(), lr, weight_decay=weight_decay)
+    if state is None:
+        state = {"epoch": 0, "best_epoch": 0, "fewest": math.inf}
+    else:
+        model.load_state_dict(state["model"])
+        optimizer.load_state_dict(state["optimizer"])
+    while state["epoch"] < epochs:
+        epoch = state["epoch"] + 1
+        order = np.random.default_rng([seed, epoch]).permutation(train)
+        for i in range(0, len(order), batch):
+            rows = order[i : i + batch]
+            outputs, _ = model(*padded([bags[row] for row in rows]))
+            optimizer.zero_grad()
+            loss(outputs, y[rows]).mean().backward()
+            optimizer.step()
+        answers = predict_slides(model, bags, valid, batch)
+        wrong = judge(answers, y[valid]).mean().item()
+        if wrong <= state["fewest"]:
+            state.update(fewest=wrong, best_epoch=epoch, best=copy.deepcopy(model.state_dict()))
+        state.update(epoch=epoch, loss=loss(answers, y[valid]).mean().item())
+        state.update(model=model.state_dict(), optimizer=optimizer.state_dict())
+        yield state
 
 
-def probabilities(saved):
-    """Of the positive class, of the test samples after every epoch: (epochs, n)."""
-    return saved["tests"].double().softmax(2)[:, :, 1].numpy()
+def split_patients(patients, strata, parts, seed):
+    """(n,) part of each slide, 0 to parts - 1: patients whole, spread by the labels they have."""
+    labels = {}
+    for patient, stratum in zip(patients, strata, strict=True):
+        labels.setdefault(patient, set()).add(str(stratum))
+    kinds = ["".join(sorted(labels[patient])) for patient in patients]
+    return stats.patient_folds(patients, kinds, parts, seed)
 
 
-def best_cut(y, p):
-    """Highest accuracy that any threshold on p gives: what choosing it on the test samples claims."""
-    fpr, tpr = stats.roc_curve(y, p) if 0 < y.mean() < 1 else (np.zeros(1), np.ones(1))
-    return float((tpr * y.mean() + (1 - fpr) * (1 - y.mean())).max())
+def roles(part, f, parts=PARTS, stop_on_test=False):
+    """Slides that train model f, choose its epoch, and test it: 80/10/10. [HistCode Results]
+
+    Part f tests and the next one chooses; five models test half of the patients, as the paper's,
+    ten test all. stop_on_test: the test part chooses. [HistCode code, of expression]
+    """
+    after = (f + 1) % parts
+    train = (part != f) & (part != after)
+    valid = part == (f if stop_on_test else after)
+    return np.flatnonzero(train), np.flatnonzero(valid), np.flatnonzero(part == f)
 
 
-def figures_of(y, saved):
-    """Figures of one test fold, y (n,): those at the epoch kept, and the two optimistic ones."""
-    every, chosen = probabilities(saved), saved["epoch"] - 1  # (epochs, n)
-    accuracy, aucs = ((every > 0.5) == y).mean(1), [stats.roc_auc(y, p) for p in every]
-    return dict(
-        accuracy=accuracy[chosen],
-        auc=aucs[chosen],
-        pr_auc=stats.pr_auc(y, every[chosen]),
-        best_epoch=accuracy.max(),
-        best_epoch_auc=max(aucs),
-        best_threshold=best_cut(y, every[chosen]),
-    )
+def diagnosis_figures(y, p):
+    """Of the probability p (n,) of class 1: what Table 1 and Figs. 2 and 3 show, by name."""
+    accuracy = ((p > 0.5) == y).mean()
+    return {"accuracy": accuracy, "auc": stats.roc_auc(y, p), "pr_auc": stats.pr_auc(y, p)}
 
 
-# Differential expression  [HistCode Methods, Differential expression analysis; Differential expression prediction; eq. 8]
+# ---- Differential expression  [HistCode Methods, Differential expression analysis, prediction] ---
+
+
 def fold_change(tumour, normal):
-    """Expression a >= 0 of tumour and matched normal (n, G) -> y = log10(fc + 1) (n, G), and its label |log2 fc| > 1.5 as
-    0, 1, both nan where unknown. [HistCode Methods, Differential expression analysis]
+    """y = log10(fc + 1), and the label |log2 fc| > 1.5 as 0 or 1, both (n, G), nan where unknown.
 
-    Nothing in the tumour: fc 0, y 0, label 1. Nothing in the normal tissue: fc is infinite: no y, label 1. Nothing in
-    both, or either missing: neither. [ours; the paper does not say]
+    tumour, normal (n, G): expression a >= 0 of matched samples. Nothing in the tumour: fc 0, y 0,
+    label 1. Nothing in the normal tissue: fc is infinite, so there is no y, and the label is 1.
+    Nothing in both, or either missing: neither. [ours; the paper does not say]
     """
     with np.errstate(divide="ignore", invalid="ignore"):
         fc = np.asarray(tumour, np.float64) / np.asarray(normal, np.float64)
-        label = np.where(np.isnan(fc), np.nan, np.abs(np.log2(fc)) > LOG2_FC)
-        return np.where(np.isfinite(fc), np.log10(fc + 1), np.nan), label
+        changed = np.abs(np.log2(fc)) > LOG2_FC
+        y = np.log10(fc + 1)
+    return np.where(np.isfinite(fc), y, np.nan), np.where(np.isnan(fc), np.nan, changed)
 
 
 def label_of(y):
-    """The label (n, G) that predicted log10(fc + 1) stands for; what no fc can give counts as the nearest that can."""
+    """The label that y = log10(fc + 1) stands for; a y that no fc can give counts as the nearest."""
     return np.abs(np.log2(np.maximum(10.0**y - 1, 1e-12))) > LOG2_FC
 
 
 def ends_of(a, most=ENDS):
-    """(highest, lowest) tiles by attention a (T,): l each, at most half of the tiles so that none is in both; of equal ones
-    the first are the higher. T >= 2. [HistCode Methods: "l takes 100"; halves: ours]"""
-    order, n = np.argsort(-a, kind="stable"), min(most, len(a) // 2)
-    return order[:n], order[len(order) - n :]
+    """The l highest and the l lowest tiles by attention a (T,), T >= 2; of equals the first is higher.
+
+    "l takes 100" [HistCode Methods], but at most half of the tiles, so that none is in both. [ours]
+    """
+    order = np.argsort(-a, kind="stable")
+    n = min(most, len(a) // 2)
+    return order[:n], order[len(a) - n :]
+
+
+def end_features(h, a, most=ENDS):
+    """(2D,) the mean of the highest and the mean of the lowest tiles of h (T, D), side by side.
+
+    2 x 1,024 numbers; the paper's "1024 input nodes" do not fit that. [HistCode Methods]
+    """
+    means = [np.asarray(h[np.sort(rows)], np.float64).mean(0) for rows in ends_of(a, most)]
+    return np.concatenate(means)
 
 
 def known_alike(y):
-    """[(rows, columns)] of y (n, G): the genes known (not nan) of just the same samples, together."""
+    """[(rows, genes)] of y (n, G): the genes that are known (not nan) of just the same rows."""
     patterns, which = np.unique(~np.isnan(y), axis=1, return_inverse=True)
-    return [
-        (np.flatnonzero(pattern), np.flatnonzero(which.ravel() == i))
-        for i, pattern in enumerate(patterns.T)
-        if pattern.any()
-    ]
+    blocks = []
+    for i, pattern in enumerate(patterns.T):
+        if pattern.any():
+            blocks.append((np.flatnonzero(pattern), np.flatnonzero(which.ravel() == i)))
+    return blocks
+
+
+def least_squares(x, y):
+    """A linear layer for each gene, all as one matrix, by least squares. [HistCode eq. 8]
+
+    x (n, 2D), y (n, G) with nan -> weights (2D, G), bias (G,); x @ weights + bias predicts y. Of
+    all solutions the smallest in standardised features, which descent from 0 also finds. [ours]
+    """
+    weights = np.zeros((x.shape[1], y.shape[1]))
+    bias = np.full(y.shape[1], np.nan)
+    for rows, genes in known_alike(y):
+        mean = x[rows].mean(0)
+        scale = divisor(mean, x[rows].std(0))
+        target = y[np.ix_(rows, genes)]
+        z = (x[rows] - mean) / scale
+        solution = np.linalg.lstsq(z, target - target.mean(0), rcond=RANK)[0]  # (2D, block)
+        weights[:, genes] = solution / scale[:, None]
+        bias[genes] = target.mean(0) - mean @ weights[:, genes]
+    return weights, bias
+
+
+def train_label_epochs(x, label, train, valid, *, epochs=LABEL_EPOCHS, lr=LABEL_RATE):
+    """The same layer with two outputs a gene and a softmax: a generator of each epoch's state.
+
+    x (n, D) standardised, label (n, G) 0, 1 or nan, both tensors. Yields a dict: loss (of the
+    validation rows), weights (D, G) and bias (G,) of the difference of the two outputs, which is
+    the log odds of label 1. [HistCode Results: "replaced the output layer by two nodes"]
+    The first state is untrained: weights 0, bias the log odds in the training rows. Then Adam on
+    all training rows at once. [ours]
+    """
+    known = ~label.isnan()
+    target = label.nan_to_num()
+    n = known[train].sum(0).clamp(min=1)  # (G,)
+    share = target[train].sum(0) / n
+    weights = torch.zeros(x.shape[1], label.shape[1], device=x.device, requires_grad=True)
+    bias = torch.logit(share.clamp(1 / (2 * n), 1 - 1 / (2 * n))).requires_grad_()
+    optimizer = torch.optim.Adam([weights, bias], lr)
+
+    def loss(rows):
+        odds = x[rows] @ weights + bias
+        each = F.binary_cross_entropy_with_logits(odds, target[rows], reduction="none")
+        return (each * known[rows]).sum() / known[rows].sum().clamp(min=1)
+
+    for epoch in range(epochs + 1):
+        if epoch:
+            optimizer.zero_grad()
+            loss(train).backward()
+            optimizer.step()
+        with torch.no_grad():
+            error = loss(valid).item()
+        yield {"epoch": epoch, "loss": error, "weights": weights.detach(), "bias": bias.detach()}
+
+
+def judge_genes(prediction, y, rng):
+    """How well each gene is predicted: a dict of (G,) arrays. prediction, y (n, G), nan unknown.
+
+    n patients, r, rho; p, bh: two-sided, of the t of r; baseline: R of random predictions; of the
+    prediction against those, location_p as the paper words it, error_p of the absolute errors, and
+    better, 1 where its errors are the smaller [stats.against_baseline].
+    [HistCode Results, Differential gene expression prediction, Fig. 4]
+    """
+    out = {"n": (~np.isnan(y)).sum(0)}
+    for name in ("r", "rho", "baseline", "location_p", "error_p", "better"):
+        out[name] = np.full(y.shape[1], np.nan)
+    for rows, genes in known_alike(y):
+        if len(rows) < stats.MIN_R:
+            continue
+        block = np.ix_(rows, genes)
+        random = stats.random_baseline(y[block], rng)
+        against = stats.against_baseline(prediction[block], y[block], random)
+        out["r"][genes] = stats.pearson(prediction[block], y[block])
+        out["rho"][genes] = stats.spearman(prediction[block], y[block])
+        out["baseline"][genes] = stats.pearson(random, y[block])
+        out["location_p"][genes] = against["p"]
+        out["error_p"][genes] = against["error_p"]
+        out["better"][genes] = against["better"]
+    out["p"] = np.minimum(1, 2 * stats.pearson_p(out["r"], out["n"]))
+    for p, corrected in (("p", "bh"), ("location_p", "location_bh"), ("error_p", "error_bh")):
+        out[corrected] = stats.benjamini_hochberg(out[p])
+    return out
+
+
+def judge_labels(guess, label):
+    """Accuracy of each gene's label (n, G), share of label 1, and what the commoner label reaches.
+
+    The paper shows the accuracies alone (Fig. 5): of a rare label always guessing 0 looks good.
+    """
+    known = ~np.isnan(label)
+    with np.errstate(invalid="ignore"):
+        positive = np.where(known, label, 0).sum(0) / known.sum(0)
+        accuracy = ((guess == label) & known).sum(0) / known.sum(0)
+    majority = np.maximum(positive, 1 - positive)
+    return {"accuracy": accuracy, "positive": positive, "majority": majority}
+
+
+def by_accuracy(r, fc, width=0.1):
+    """[(lower end, mean fold changes fc of its genes)] of each bin of R. [HistCode Fig. 7]"""
+    r = np.where(np.isnan(fc), np.nan, r)
+    number = np.floor(r / width)  # (G,)
+    return [(b * width, fc[number == b]) for b in np.unique(number[~np.isnan(number)])]
+
+
+# ---- Where on the slide  [HistCode Results, Interpretability and spatial localization] -----------
+
+
+def end_contributions(h, a, weights, most=ENDS):
+    """What each tile adds to a gene's prediction, (T,): with the bias they sum to it. [ours]
+
+    h (T, D), a (T,) attention, weights (2D,) of the gene. nan: the tile is in neither end.
+    """
+    out = np.full(len(h), np.nan)
+    for rows, w in zip(ends_of(a, most), np.split(weights, 2), strict=True):
+        out[rows] = np.asarray(h[rows], np.float64) @ w / len(rows)
+    return out
 
 
 def scale_to_one(a):
-    """Attention (T,) -> 0 for the lowest tile, 1 for the highest. [HistCode Results: "normalization of attention scores"]"""
-    return (a - a.min()) / np.ptp(a) if np.ptp(a) else np.zeros_like(a)
+    """Attention (T,) from 0, the lowest tile, to 1: "normalization of attention scores"."""
+    width = np.ptp(a)
+    return (a - a.min()) / width if width else np.zeros_like(a)
 
 
 def dice(a, b):
-    """2 |A and B| / (|A| + |B|) of two masks."""
+    """2 |A and B| / (|A| + |B|) of two masks: a map against a pathologist's outline. [ours]"""
     return 2 * (a & b).sum() / max(a.sum() + b.sum(), 1)
 
 

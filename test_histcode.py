@@ -12,6 +12,7 @@ from PIL import Image
 from scipy import ndimage
 
 import histcode
+from lab.histcode.figures import best_cut, figures_of
 from lab.histcode.pretraining import COLLAPSED
 from lab.ridge import PENALTIES
 from lab.tests.helpers import (
@@ -295,7 +296,7 @@ def ragged(sizes, d=7, seed=0):
 
 def classifier(name, d=7, seed=0):
     torch.manual_seed(seed)
-    return histcode.POOLINGS[name](d)
+    return histcode.table_1_network(name, d)
 
 
 def by_loop(name, model, h):
@@ -404,16 +405,16 @@ def test_figures_of_a_fold_and_their_optimism():
         ),
     )
     tests = torch.stack([(1 - p).log(), p.log()], 2)  # logits: (epochs, n, 2)
-    f = histcode.figures_of(y, dict(tests=tests, epoch=3))
+    f = figures_of(y, dict(tests=tests, epoch=3))
     assert f["accuracy"] == pytest.approx(0.8) and f["auc"] == 1 and f["pr_auc"] == 1
     assert f["best_epoch"] == 1 and f["best_epoch_auc"] == 1 and f["best_threshold"] == 1
     rng = np.random.default_rng(0)
     for n in (5, 30):
         y, p = np.r_[0, 1, rng.integers(0, 2, n - 2)], rng.integers(0, 6, n) / 6
-        assert histcode.best_cut(y, p) == pytest.approx(
+        assert best_cut(y, p) == pytest.approx(
             max(((p >= c) == y).mean() for c in [*np.unique(p), 2])
         )
-    one_class = histcode.figures_of(np.ones(5, int), dict(tests=tests, epoch=1))
+    one_class = figures_of(np.ones(5, int), dict(tests=tests, epoch=1))
     assert (
         np.isnan(one_class["auc"])
         and one_class["accuracy"] == pytest.approx(0.6)

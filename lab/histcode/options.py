@@ -161,7 +161,7 @@ def slides_of_run(p):
     p.add_argument("slide", nargs="+", help="slide files, names of the run's slides, or all")
     p.add_argument(
         "--pooling",
-        choices=tuple(histcode.POOLINGS),
+        choices=histcode.POOLINGS,
         help="of a run of diagnose --table (default HistCode)",
     )
     p.add_argument(

@@ -9,6 +9,7 @@ import torch
 import histcode
 from lab.audit.ledger import saw
 from lab.files import save_file
+from lab.histcode.figures import figures_of
 from lab.histcode.heads import mean_and_sd, train_heads
 from lab.histcode.runs import VERSION
 from lab.processes import by_first, log_path, of_all, say
@@ -110,7 +111,7 @@ def train_pooling(pooling, d, jobs, o, folder, device):
                 classes=list(d["classes"]),
                 saw=ledger,
             )
-            p = histcode.figures_of(d["y"][rows[2]], own)
+            p = figures_of(d["y"][rows[2]], own)
             entry = dict(
                 pooling=pooling,
                 repeat=r,

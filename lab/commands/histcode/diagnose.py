@@ -17,7 +17,7 @@ from lab.encoders import pick_device
 from lab.files import InputError, few, save_csv, save_text
 from lab.histcode.bags import bags_of_cohort, bags_of_table, left_out_lines
 from lab.histcode.choices import CHOICES, settle_choices, turned_lines
-from lab.histcode.figures import with_interval
+from lab.histcode.figures import figures_of, probabilities, with_interval
 from lab.histcode.heads import apply_heads
 from lab.histcode.options import DIAGNOSIS, pooling_options, settle_training
 from lab.histcode.runs import claim_run
@@ -147,7 +147,7 @@ def run(o):
         return 0
     write_log(folder, read_log(folder))
     own = {
-        (pooling, *job[:2]): histcode.probabilities(s := trained[pooling][job[:2]])[s["epoch"] - 1]
+        (pooling, *job[:2]): probabilities(s := trained[pooling][job[:2]])[s["epoch"] - 1]
         for pooling in poolings
         for job in jobs
     }
@@ -209,7 +209,7 @@ def write_diagnosis(folder, config, d, jobs, trained, own, o):
         progress_table,
     )
     figures = {
-        pooling: {job[:2]: histcode.figures_of(y[job[4]], saved[job[:2]]) for job in jobs}
+        pooling: {job[:2]: figures_of(y[job[4]], saved[job[:2]]) for job in jobs}
         for pooling, saved in trained.items()
     }
     mean_sd, first = {}, [job for job in jobs if job[0] == 0]
@@ -256,7 +256,7 @@ def write_diagnosis(folder, config, d, jobs, trained, own, o):
             pooling,
             *(
                 f"{v:.3f} ({low:.3f} to {high:.3f})"
-                for _, v, low, high in with_interval(*pair, d["patients"][tested], o.seed)
+                for v, low, high in with_interval(*pair, d["patients"][tested], o.seed)
             ),
         )
         for pooling, pair in pooled.items()
@@ -403,7 +403,7 @@ def judge_external(folder, other, trained, encoder, o, device):
                 pooling,
                 *(
                     f"{v:.3f} ({low:.3f} to {high:.3f})"
-                    for _, v, low, high in with_interval(other["y"], p, other["patients"], o.seed)
+                    for v, low, high in with_interval(other["y"], p, other["patients"], o.seed)
                 ),
             )
         )
@@ -466,7 +466,7 @@ def options(parser):
     )
     a(
         "--pooling",
-        choices=tuple(histcode.POOLINGS),
+        choices=histcode.POOLINGS,
         default="HistCode",
         help="HistCode: gated attention (default, the paper's)",
     )
