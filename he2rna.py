@@ -34,7 +34,9 @@ Tags: [HE2RNA ...] the paper says it; [HE2RNA code] only the authors' released c
 
 import copy
 import math
+from collections.abc import Callable
 from itertools import pairwise
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -65,6 +67,16 @@ MERGED = {  # cancers of several projects             [HE2RNA Table 1]
 }
 ALPHA = 0.05  # after correction over all genes       [HE2RNA Methods, Statistics]
 BEST_TILES = 100  # whose T cells are compared        [HE2RNA Results, virtual spatialization]
+
+# MSI from few patients
+MSI_HIDDEN = (1024, 256)  # A's layers, which the autoencoders mirror [HE2RNA Methods, MSI status]
+MSI_CLASSIFIER = (256, 128)  # B's layers; on a 256-d code 128 alone [HE2RNA Methods, MSI status]
+MSI_EPOCHS = 50  # [HE2RNA Methods, MSI status]
+MSI_BATCH = 10  # slides an iteration of the classifiers [HE2RNA code]
+MSI_GENE_BATCH = 32  # of A's networks [HE2RNA code]; of the autoencoders [ours]
+MSI_RATE = 1e-3  # of Adam [HE2RNA code]
+MSI_FOLDS = 3  # in A and in B [HE2RNA Methods, MSI status]
+MSI_REPEATS = 10  # of the cross-validation in B [HE2RNA Results, MSI status prediction]
 
 
 # ----- Expression  [HE2RNA Methods, Cleaning; Preprocessing] -------------------------------------
@@ -660,21 +672,237 @@ def representations(models, features):
 
 
 # ----- Hospital A, hospital B  [HE2RNA Results, MSI status prediction; Methods, MSI status; Fig. 5
+# A learns a representation of slides from their expression, B learns MSI-H from few patients. M
+# classifiers stand behind each arm, one for each test fold of each repeat in B; N patients.
+
+
+def hospital_a(high, share, rng):
+    """Which patients are hospital A's: (N,) bool, a share of them, and of MSI-H the same share.
+
+    high (N,) bool. From the same rng a larger share holds the smaller one, so that shares are
+    compared on one draw. [ours: the paper's draw ignores MSI, and can leave a fold without MSI-H]
+    """
+    place = np.empty(len(high))
+    for kind in (True, False):
+        members = rng.permutation(np.flatnonzero(high == kind))
+        place[members] = (np.arange(len(members)) + 0.5) / len(members)
+    order = np.lexsort((~high, place))  # of equals MSI-H first: the count is always the same
+    in_a = np.zeros(len(high), bool)
+    in_a[order[: int(share * len(high))]] = True
+    return in_a
 
 
 def standardise(x, rows):
-    """x (n, D) less the mean, over the SD, of some of its rows; a column that is constant there is
-    only shifted.
-    """
-    sd = np.where(np.ptp(x[rows], axis=0) > 0, x[rows].std(0, dtype=np.float64), 1)
+    """x (S, D) less the mean of some rows, over their SD; a constant column is only shifted."""
+    sd = x[rows].std(0, dtype=np.float64)
+    sd[np.ptp(x[rows], axis=0) == 0] = 1
     return ((x - x[rows].mean(0, dtype=np.float64)) / sd).astype(np.float32)
 
 
 def above_floor(y):
-    """`expressed` of a log table y (n, G): above 0, or above the lowest value of log2(small + a),
-    in half of the samples.
-    """
+    """`expressed` of a log table y (S, G), whose floor is 0, or below it in log2(small + a)."""
     return np.median(y, axis=0) > min(0, y.min())
+
+
+class Recipe(NamedTuple):
+    """The shape of some networks, and how they are trained."""
+
+    kind: int  # 0: A's networks, 1: autoencoders, 2: classifiers; each kind draws its own seeds
+    sizes: tuple  # of the input and of each layer
+    activations: tuple  # of each layer
+    epochs: int
+    batch: int
+
+
+class Lesson(NamedTuple):
+    """What one network learns: target (S, K) from x (S, D), on some rows."""
+
+    x: np.ndarray
+    target: np.ndarray | None  # None: the scaled x itself, for an autoencoder
+    rows: np.ndarray
+    known: np.ndarray  # rows whose mean and SD scale x: those that train, no test patient's [ours]
+    seed: int
+
+    def arrays(self):
+        """(x, target) as the network sees them."""
+        x = standardise(self.x, self.known)
+        return x, x if self.target is None else self.target
+
+
+def draw_network(sizes, activations, seed):
+    """Dense layers, drawn uniformly within 1 / sqrt(inputs), as torch does. [ours]"""
+    draw = torch.Generator().manual_seed(seed)
+    model = nn.Sequential()
+    for (n_in, n_out), activation in zip(pairwise(sizes), activations, strict=True):
+        bound = n_in**-0.5
+        layer = nn.Linear(n_in, n_out)
+        layer.weight.data = torch.empty(n_in, n_out).uniform_(-bound, bound, generator=draw).T
+        layer.bias.data.uniform_(-bound, bound, generator=draw)
+        model.extend([layer, activation()])
+    return model
+
+
+def fit(model, x, target, epochs, batch, seed):
+    """Train by Adam: x (n, D), target (n, K); cross-entropy after a sigmoid, else squared error."""
+    loss_of = nn.functional.mse_loss
+    if isinstance(model[-1], nn.Sigmoid):
+        loss_of = nn.functional.binary_cross_entropy
+    optimizer = torch.optim.Adam(model.parameters(), MSI_RATE)
+    rng = np.random.default_rng(seed)
+    for _ in range(epochs):
+        order = torch.from_numpy(rng.permutation(len(x)))
+        for rows in order.split(batch):
+            loss = loss_of(model(x[rows]), target[rows])
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+
+
+def train_networks(recipe, lessons):
+    """Train one network after another. Yields, of each, (second layer, last layer) of all slides.
+
+    lab.fast.networks.train_networks is its exact twin, which trains many at once.
+    """
+    for lesson in lessons:
+        x, target = map(torch.from_numpy, lesson.arrays())
+        model = draw_network(recipe.sizes, recipe.activations, lesson.seed)
+        fit(model, x[lesson.rows], target[lesson.rows], recipe.epochs, recipe.batch, lesson.seed)
+        with torch.no_grad():
+            yield model[:4](x).numpy(), model(x).numpy()
+
+
+class Hospitals(NamedTuple):
+    """One division of the slides into hospitals A and B, and the folds within each."""
+
+    x: np.ndarray  # (S, D) mean feature of each slide
+    y: np.ndarray  # (S, G) log expression, learned from in A
+    high: np.ndarray  # (S,) MSI-H, learned from in B
+    trains_a: list  # rows that each network of A learns from, its folds'
+    trains_b: list  # rows that each of B's M classifiers learns from
+    seed: list
+    train: Callable = train_networks
+
+    def teach(self, recipe, inputs, targets, trains):
+        """Train a network for each of the trains, with a seed of its own."""
+        rng = np.random.default_rng([*self.seed, recipe.kind])
+        seeds = rng.integers(2**62, size=len(trains)).tolist()
+        lessons = []
+        for x, target, rows, seed in zip(inputs, targets, trains, seeds, strict=True):
+            lessons.append(Lesson(x, target, rows, known=rows, seed=seed))
+        return self.train(recipe, lessons)
+
+
+def learn_expression(h):
+    """Hospital A, 2048-1024-256-G: z-scored log expression [HE2RNA code] from the mean feature."""
+    recipe = Recipe(
+        kind=0,
+        sizes=(h.x.shape[1], *MSI_HIDDEN, h.y.shape[1]),
+        activations=(nn.Sigmoid, nn.Sigmoid, nn.Identity),
+        epochs=MSI_EPOCHS,
+        batch=MSI_GENE_BATCH,
+    )
+    targets = [standardise(h.y, rows) for rows in h.trains_a]
+    return h.teach(recipe, [h.x] * len(targets), targets, h.trains_a)
+
+
+def learn_autoencoder(h, trains):
+    """2048-1024-256-1024-2048: "three hidden dense layers ... with ReLU and linear activations"."""
+    recipe = Recipe(
+        kind=1,
+        sizes=(h.x.shape[1], *MSI_HIDDEN, MSI_HIDDEN[0], h.x.shape[1]),
+        activations=(nn.ReLU, nn.ReLU, nn.ReLU, nn.Identity),
+        epochs=MSI_EPOCHS,
+        batch=MSI_GENE_BATCH,
+    )
+    return h.teach(recipe, [h.x] * len(trains), [None] * len(trains), trains)
+
+
+def classify(h, codes, hidden):
+    """Hospital B: MSI-H or not from a code of all slides for each network, every layer a sigmoid.
+
+    -> scores (members, M, S): one network for each test fold, or several of other first weights.
+    """
+    recipe = Recipe(
+        kind=2,
+        sizes=(codes[0].shape[1], *hidden, 1),
+        activations=(nn.Sigmoid,) * (len(hidden) + 1),
+        epochs=MSI_EPOCHS,
+        batch=MSI_BATCH,
+    )
+    M = len(h.trains_b)
+    trains = h.trains_b * (len(codes) // M)
+    label = h.high[:, None].astype(np.float32)
+    outputs = h.teach(recipe, codes, [label] * len(codes), trains)
+    return np.stack([score[:, 0] for _, score in outputs]).reshape(-1, M, len(label))
+
+
+def classify_mean(h, networks):
+    """B's classifiers on the mean of A's representations, "averaging the three inferences"."""
+    code = np.mean([code for code, _ in networks], 0)
+    return classify(h, [code] * len(h.trains_b), MSI_CLASSIFIER[1:])
+
+
+def transcriptome_arm(h):
+    """The representation that A learns from expression."""
+    return classify_mean(h, learn_expression(h))
+
+
+def direct_arm(h):
+    """The mean feature itself."""
+    return classify(h, [h.x] * len(h.trains_b), MSI_CLASSIFIER)
+
+
+def ensemble_arm(h):
+    """As many direct networks as stand behind A's representation, `direct` the first. [ours]"""
+    return classify(h, [h.x] * len(h.trains_b) * len(h.trains_a), MSI_CLASSIFIER)
+
+
+def autoencoder_a_arm(h):
+    """The representation of autoencoders of A's slides."""
+    return classify_mean(h, learn_autoencoder(h, h.trains_a))
+
+
+def autoencoder_b_arm(h):
+    """The representation of an autoencoder of the slides that the classifier learns from."""
+    networks = learn_autoencoder(h, h.trains_b)
+    return classify(h, [code for code, _ in networks], MSI_CLASSIFIER[1:])
+
+
+MSI_ARMS = {
+    "transcriptome": transcriptome_arm,
+    "direct": direct_arm,
+    "ensemble": ensemble_arm,
+    "autoencoder-a": autoencoder_a_arm,
+    "autoencoder-b": autoencoder_b_arm,
+}
+
+
+def folds_in_b(patients, high, seed, folds=MSI_FOLDS, repeats=MSI_REPEATS):
+    """(M, N) bool: the test patients of each fold of each repeat, MSI-H in all of them. [ours]"""
+    tests = []
+    for repeat in range(repeats):
+        fold = stats.patient_folds(patients, high.astype(str), folds, [*seed, repeat])
+        tests += [fold == f for f in range(folds)]
+    return np.array(tests)
+
+
+def fold_aucs(scores, patient, high, tests):
+    """AUC over each test fold's patients, (M,). [HE2RNA Methods, Statistics]
+
+    scores (members, M, n) of B's n slides, of which a patient's score is the mean [ours]; patient
+    (n,) of each slide, as 0..N-1; high (N,) MSI-H; tests (M, N).
+    """
+    slides = np.bincount(patient)
+    aucs = []
+    for score, test in zip(scores.mean(0), tests, strict=True):
+        mean = np.bincount(patient, score) / slides  # (N,)
+        aucs.append(stats.roc_auc(high[test], mean[test]))
+    return np.array(aucs)
+
+
+def arms_p(aucs, others):
+    """Two-tailed Wilcoxon test of two arms' AUC, paired over the splits. [HE2RNA Fig. 5c]"""
+    return stats.wilcoxon_signed_rank(aucs, others)[1]
 
 
 if __name__ == "__main__":
