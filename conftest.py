@@ -12,11 +12,11 @@ from PIL import Image
 
 import lab.commands.histcode as commands_histcode
 import tiling
+from he2rna import evaluate
 from lab.commands.he2rna import main as he2rna_main
 from lab.commands.histcode import main as histcode_main
-from lab.encoders import calibrate as encoders_calibrate
 from lab.files import digest, save_text
-from lab.he2rna.evaluation import evaluate, write_genes
+from lab.he2rna.evaluation import write_genes
 from lab.histcode.choices import settle_choices
 from lab.histcode.settings import settle_options
 from lab.simulation.cohort import simulate_cohort
@@ -33,6 +33,7 @@ from lab.tests.helpers import (
     write_pairs,
     write_pyramid,
 )
+from lab.weights import calibrate as encoders_calibrate
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -52,7 +53,7 @@ def quick():
         return copy.deepcopy(known[key])
 
     with pytest.MonkeyPatch.context() as patch:
-        swap(patch, "lab.encoders", "calibrate", once)
+        swap(patch, "lab.weights", "calibrate", once)
         patch.setattr(
             Figure,
             "savefig",

@@ -12,6 +12,7 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from fractions import Fraction
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +22,7 @@ import scipy.stats
 import torch
 import torch.nn.functional as F
 
+import he2rna
 import histcode
 import lab.he2rna.msi
 import stats
@@ -28,13 +30,12 @@ import tiling
 from lab.cohort.make import make_tiles
 from lab.cohort.slides import open_slide
 from lab.cohort.steps import tiles_of
-from lab.commands.he2rna.finetune import KS_TILES
-from lab.encoders import load_weights, pick_device, pick_precision
-from lab.fast.encoder import encode, prepare_encoder
-from lab.fast.topk import HE2RNA, KS_SUPERTILES
+from lab.devices import pick_device, pick_precision
+from lab.encoders import prepare_encoder
+from lab.fast.encoder import encode
+from lab.fast.topk import top_k_head
 from lab.files import save_file
 from lab.he2rna.bags import from_disk
-from lab.he2rna.evaluation import evaluate as evaluation_evaluate
 from lab.he2rna.evaluation import write_genes
 from lab.he2rna.msi import compare_arms, hospital_a
 from lab.he2rna.msi_report import MSI_ARMS
@@ -56,6 +57,7 @@ from lab.tests.helpers import (
     stained,
     tile_cloud,
 )
+from lab.weights import load_weights
 
 
 # Benchmarks: the direct way stands here, ours beside it, measured in turn in one run
@@ -151,9 +153,9 @@ def bench_topk():
     """Whole steps (hidden layers, loss, backward, Adam) and evaluation, at full scale and on super-tiles, against the direct way."""
     genes, device = 30839, pick_device()
     synchronize = torch.cuda.synchronize if device.type == "cuda" else lambda: None
-    for B, T, ks in ((16, 100, KS_SUPERTILES), (1, 8000, KS_TILES)):
+    for B, T, ks in ((16, 100, he2rna.KS_SUPERTILES), (1, 8000, he2rna.KS_TILES)):
         torch.manual_seed(0)
-        model = HE2RNA(2048, genes, ks=ks).to(device)
+        model = he2rna.HE2RNA(2048, genes, ks=ks, head=top_k_head).to(device)
         optimizer = torch.optim.Adam(
             model.parameters(), lr=0
         )  # all of Adam's work, and the same step each time
@@ -162,7 +164,7 @@ def bench_topk():
 
         def step(predict, k, precision="float32"):
             torch.manual_seed(1)  # the same dropout
-            model.precision = precision
+            model.head = partial(top_k_head, precision=precision)
             model.train().zero_grad()
             loss = (predict(x, mask, k) - y).square().mean()
             loss.backward()
@@ -224,19 +226,17 @@ def bench_memory():
                 lambda f: np.save(f, rng.random((8000, 2048), np.float32).astype(np.float16)),
             )
         torch.manual_seed(0)
-        model = HE2RNA(2048, 30839, ks=KS_TILES).to(device).train()
+        model = he2rna.HE2RNA(2048, 30839, ks=he2rna.KS_TILES, head=top_k_head).to(device).train()
         optimizer, bags = torch.optim.Adam(model.parameters()), from_disk(tmp, "resnet50", slides)
         for k in (10, 200, 2000, 5000):
             start = time.perf_counter()
-            for _, x, mask in bags(torch.arange(4).split(4)):
-                loss = model(x.to(device).float(), mask.to(device), k).square().mean()
-                optimizer.zero_grad()
-                loss.backward()
-                optimizer.step()
-                print(
-                    f"  k {k:5d}: loss {loss.item():.4f}, {time.perf_counter() - start:.1f} s",
-                    flush=True,
-                )
+            x, mask = bags(range(4))
+            loss = model(x.to(device).float(), mask.to(device), k).square().mean()
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            took = time.perf_counter() - start
+            print(f"  k {k:5d}: loss {loss.item():.4f}, {took:.1f} s", flush=True)
         peak_gib = (
             torch.cuda.max_memory_allocated() / 2**30
             if device.type == "cuda"
@@ -261,7 +261,7 @@ def bench_table():
     untrained = {p: rng.normal(0, 0.05, (3, genes)).astype(np.float32) for p in set(projects)}
     path = Path(os.environ.get("TMPDIR", "/tmp")) / f"genes-{os.getpid()}.csv"
     start, before = time.perf_counter(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    results = evaluation_evaluate(prediction, y, fold, projects, 5, untrained, "untrained")
+    results = he2rna.evaluate(prediction, y, fold, projects, 5, untrained, "untrained")
     judged = time.perf_counter() - start
     write_genes(path, [f"G{i}" for i in range(genes)], results)
     print(

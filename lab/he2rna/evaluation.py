@@ -1,135 +1,124 @@
-"""lab.he2rna.evaluation"""
+"""What a run's predictions are worth: the null of its untrained models, and genes.csv.
+
+The statistics themselves are he2rna.evaluate and what stands around it.
+"""
 
 import csv
 import io
+from functools import partial
 from pathlib import Path
 
 import numpy as np
-import torch
 
 import he2rna
-from he2rna import evaluate  # noqa: F401
-from lab.fast.topk import HE2RNA
+import stats
 from lab.files import load_arrays, load_json, save_file
-from lab.he2rna.training import predict_slides
-from lab.progress import progress
+from lab.he2rna.bags import read_ahead
 
-MIN_NULL = 2000  # their R, at least: few genes get more outputs [ours]
-
-
-def separate(names, code=()):
-    return he2rna.separate(names, merged="merged" not in code)
-
-
-def judged_in(fold, config):
-    """(fold of each slide, number of folds) within which R is computed: one where `pooled` is flipped."""
-    return (np.zeros_like(fold), 1) if "pooled" in config["code"] else (fold, config["folds"])
+MIN_NULL = 2000  # R behind the untrained null, at least: few genes get more outputs     [ours]
 
 
 def code_of(folder):
-    """The flipped choices of a run."""
+    """The choices that a run turned to their other side."""
     return (load_json(Path(folder) / "config.json") or {}).get("code", [])
 
 
-@torch.inference_mode()
-def untrained_r(config, data, bags, o, device, folder):
-    """{cancer: (M copies, G)} R of M models of the same architecture that learned nothing; kept in null.npz of the run.
+def judged_in(fold, config):
+    """Within which folds R is computed: those of the run, or one of all slides (`pooled`).
 
-    Each predicts every held-out slide, a new one for each fold, as trained ones do. Few genes: more outputs, each judged
-    against a gene, so that there is a null to fit. [HE2RNA Methods, Statistics and reproducibility]
+    -> (fold of each slide, number of folds). [HE2RNA Results, prediction of gene expression]
     """
-    y, fold, groups = data["y"], data["fold"], he2rna.cancers(data["projects"])
-    within, k = judged_in(fold, config)
-    M, G = o.null_models, y.shape[1]
-    copies = -(-MIN_NULL // (M * G))
-    saved = load_arrays(folder / "null.npz") or {}
-    if saved.pop("models", None) == M and saved.keys() == groups.keys():
+    if "pooled" in config["code"]:
+        return np.zeros_like(fold), 1
+    return fold, config["folds"]
+
+
+def untrained_null(folder, config, data, bags, o, draw_model):
+    """R of untrained models by cancer, {cancer: (M c, G)}; kept in null.npz of the run.
+
+    draw_model(c, m, f) -> a new model m for fold f, with c outputs for each gene, so that there is
+    a null to fit where the genes are few. [ours]
+    """
+    path = folder / "null.npz"
+    y, fold, projects = data.y, data.fold, data.projects
+    saved = load_arrays(path) or {}
+    if saved.pop("models", None) == o.null_models and set(saved) == set(he2rna.cancers(projects)):
         return saved
-    r, tick = (
-        {name: [] for name in groups},
-        progress("untrained models", M * config["folds"], "folds"),
+    judged, n_folds = judged_in(fold, config)
+    copies = -(-MIN_NULL // (o.null_models * y.shape[1]))
+    null = {}
+    for m in range(o.null_models):
+        r = he2rna.untrained_r(
+            partial(draw_model, copies, m),
+            bags,
+            y,
+            fold,
+            projects,
+            n_folds,
+            judged,
+            batch=o.batch,
+            ahead=read_ahead("untrained models"),
+        )
+        for name, rows in r.items():
+            null.setdefault(name, []).append(rows.astype(np.float32))
+    null = {name: np.concatenate(rows) for name, rows in null.items()}
+    save_file(path, lambda f: np.savez(f, models=o.null_models, **null))
+    return null
+
+
+def save_predictions(folder, data, prediction):
+    """predictions.npz: every test slide's prediction beside the truth."""
+    columns = {name: data[name + "s"] for name in ("slide", "patient", "project")}
+    save_file(
+        folder / "predictions.npz",
+        lambda f: np.savez_compressed(
+            f,
+            prediction=prediction,
+            truth=data.y,
+            genes=np.array(data.genes),
+            fold=data.fold,
+            **columns,
+        ),
     )
-    for m in range(M):
-        prediction = np.zeros((len(y), G * copies), np.float32)
-        for f in range(config["folds"]):
-            torch.manual_seed(int(np.random.default_rng([o.seed, f, 1 + m]).integers(2**62)))
-            model = HE2RNA(
-                config["n_features"],
-                G * copies,
-                config["hidden"],
-                config["ks"],
-                code=config["code"],
-                pad_to=config["pad_to"],
-            ).to(device)
-            if {"padding", "relu", "pooled"} & set(config["code"]) and "bias" not in config["code"]:
-                # a shift of a fold's scores changes no R within it, but where zeros or other folds have a say
-                model.layers[-1].bias.copy_(torch.from_numpy(np.tile(y[fold != f].mean(0), copies)))
-            rows = np.flatnonzero(fold == f)
-            if len(rows):
-                prediction[rows] = predict_slides(model, bags, rows, o.batch)
-            tick()
-        for name, group in groups.items():
-            for c in range(copies):
-                r[name].append(
-                    he2rna.mean_of_values(
-                        he2rna.fold_r(prediction[:, c * G : (c + 1) * G], y, within, group, k)
-                    )
-                )
-    r = {name: np.array(rows, np.float32) for name, rows in r.items()}
-    save_file(folder / "null.npz", lambda f: np.savez(f, models=M, **r))
-    return r
 
 
 def write_genes(path, genes, results):
-    """genes.csv: a row per cancer and gene, best first, with p under each null; hs and bh correct the one that decides.
+    """genes.csv: a row for each cancer and gene, best first, with p under each null.
 
-    An empty R means no value (the gene or its prediction is constant).
+    hs and bh correct the null that decides. An empty cell has no value: the gene, or its
+    prediction, is constant.
     """
     one = next(iter(results.values()))
-    nulls, k = sorted(one["all_p"]), len(one["folds"])
-    header = [
-        "gene",
-        "project",
-        "n",
-        "R",
-        *(f"p_{null}" for null in nulls),
-        "p_holm_sidak",
-        "p_bh",
-        "significant_hs",
-        "significant_bh",
-        *(f"R_fold{f}" for f in range(k)),
-    ]
+    nulls = sorted(one["all_p"])
+    header = ["gene", "project", "n", "R", *(f"p_{null}" for null in nulls)]
+    header += ["p_holm_sidak", "p_bh", "significant_hs", "significant_bh"]
+    header += [f"R_fold{f}" for f in range(len(one["folds"]))]
+    names = [quoted([gene]) for gene in genes]
 
-    def quoted(cells):
-        text = io.StringIO()
-        csv.writer(text, lineterminator="\n").writerow(cells)
-        return text.getvalue()[:-1]
-
-    def write(f):
-        names = [quoted([g]) for g in genes]
-        row = (
-            "%d,%.6g" + ",%.6g" * len(nulls) + ",%.6g,%.6g,%d,%d" + ",%.6g" * k + "\n"
-        )  # one formatting per row: fast
-        f.write((quoted(header) + "\n").encode())
+    def write(file):
+        file.write(f"{quoted(header)}\n".encode())
         for name, e in results.items():
-            order, project = np.lexsort((-np.nan_to_num(e["r"], nan=-2), e["p"])), quoted([name])
-            columns = (
-                e["n"],
-                e["r"],
-                *(e["all_p"][null] for null in nulls),
-                e["hs"],
-                e["bh"],
-                e["hs"] < he2rna.ALPHA,
-                e["bh"] < he2rna.ALPHA,
-                *e["folds"],
-            )
-            cells = zip(*(c[order].tolist() for c in columns))
-            f.write(
-                "".join(
-                    f"{names[j]},{project},"
-                    + (row % c).replace("nan", "")  # no value: an empty cell
-                    for j, c in zip(order.tolist(), cells)
-                ).encode()
-            )
+            rows = rows_of_cancer(quoted([name]), names, e, nulls)
+            file.write("".join(rows).encode())
 
     save_file(path, write)
+
+
+def quoted(cells):
+    """A line of a csv table, without its end."""
+    text = io.StringIO()
+    csv.writer(text, lineterminator="").writerow(cells)
+    return text.getvalue()
+
+
+def rows_of_cancer(project, names, e, nulls):
+    """The lines of one cancer, each by one formatting: there are 30,839 for each of 28 cancers."""
+    order = np.lexsort((-np.nan_to_num(e["r"], nan=-2), e["p"]))
+    p = [e["all_p"][null] for null in nulls]
+    significant = [e["hs"] < he2rna.ALPHA, e["bh"] < he2rna.ALPHA]
+    columns = [e["n"], e["r"], *p, e["hs"], e["bh"], *significant, *e["folds"]]
+    form = "%d,%.6g" + ",%.6g" * len(nulls) + ",%.6g,%.6g,%d,%d" + ",%.6g" * len(e["folds"])
+    cells = zip(*(column[order].tolist() for column in columns), strict=True)
+    for gene, values in zip(order.tolist(), cells, strict=True):
+        numbers = (form % values).replace("nan", "")
+        yield f"{names[gene]},{project},{numbers}\n"

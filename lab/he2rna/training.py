@@ -1,139 +1,323 @@
-"""lab.he2rna.training"""
+"""A run of HE2RNA: every fold trained, resumed where it stopped, its test slides predicted, judged.
+
+The learning itself is he2rna.train_epochs. Here stands what a long run needs around it: the state
+saved after each epoch, the log, a line on the terminal, the folds shared by several processes.
+"""
 
 import json
 import time
+from functools import partial
+from pathlib import Path
 
 import numpy as np
 import torch
 
 import he2rna
-import stats
+import tiling
 from lab.audit.ledger import saw
+from lab.fast.topk import top_k_head
 from lab.files import InputError, few, save_file
-from lab.processes import log_path, say
-from lab.progress import clock, progress, seldom
-from lab.runs import load_checkpoint, mark_of
+from lab.he2rna.bags import read_ahead
+from lab.he2rna.evaluation import (
+    judged_in,
+    save_predictions,
+    untrained_null,
+    write_genes,
+)
+from lab.he2rna.report import (
+    SUMMARY_HEADER,
+    best_genes,
+    summary,
+    write_report,
+)
+from lab.processes import by_first, log_path, of_all, say
+from lab.progress import clock, seldom
+from lab.runs import load_checkpoint, mark_of, read_log, write_log
 
-BATCH_SLIDES = 16  # slides per iteration, super-tiles        [HE2RNA code]
+VERSION = 3  # of a run's files; another is refused                                        [ours]
+STATE = ("epoch", "best_epoch", "best_score", "best", "model", "optimizer", "seconds")
+SETTINGS = ("hidden", "n_features", "ks", "dropout", "features", "code", "pad_to")  # in fold*.pt
 
 
-# Training  [HE2RNA Methods, Training and evaluation]
-@torch.inference_mode()
-def predict_slides(model, bags, rows, batch=BATCH_SLIDES, tick=lambda n: None):
-    """Predictions (len(rows), G) float32 numpy of the slides `rows`, in evaluation mode; bags: in_memory or from_disk."""
-    model.eval()
-    device, parts = next(model.parameters()).device, []
-    for part, x, mask in bags(torch.as_tensor(rows).split(batch)):
-        parts.append(model(x.to(device).float(), mask.to(device)).cpu().numpy())
-        tick(len(part))
-    return np.concatenate(parts)
+def model_of_choices(
+    n_features,
+    n_genes,
+    hidden=he2rna.HIDDEN,
+    ks=he2rna.KS_SUPERTILES,
+    dropout=he2rna.DROPOUT,
+    code=(),
+    pad_to=tiling.N_SUPERTILES,
+    precision="float32",
+):
+    """The network with the choices that --code turns: padding, k and relu are arguments of it.
 
-
-def train_fold(model, bags, y, projects, names, train, valid, o, fold, folder):
-    """Train one fold and leave `model` with the weights of its best epoch. Returns a dict on how it went.
-
-    bags: in_memory or from_disk; y (S, G) float32 targets; names (S,); train, valid: rows. The state is saved after each
-    epoch, and every draw of an epoch comes from (seed, fold, epoch): a run that was interrupted ends as one that was not.
+    pad_to: rows to which the authors' code pads a bag; precision: in which tiles are chosen.
     """
-    device, state_file = next(model.parameters()).device, folder / f"fold{fold}.state.pt"
-    mark, part_of_log = mark_of(state_file), log_path(folder, o.share)
-    optimizer = torch.optim.Adam(
-        model.parameters(), lr=o.lr, fused=True
-    )  # one pass over memory, not seven
-    state = dict(epoch=0, best_score=-np.inf, best_epoch=0, best=None, seconds=0.0, saw={})
-    if state_file.is_file():
-        state = load_checkpoint(state_file, device, model, [*state, "model", "optimizer"])
-        optimizer.load_state_dict(state["optimizer"])
-    by_r = (
-        max(np.unique(projects[valid], return_counts=True)[1], default=0) >= stats.MIN_R
-    )  # else too few slides for an R
-    start, first, before, due = time.time(), state["epoch"], state["seconds"], seldom()
-    later = len(range(fold, o.folds, o.share[1])) - 1  # folds after this one, of this process
-    for epoch in range(first + 1, o.epochs + 1):
-        if epoch - 1 - state["best_epoch"] >= o.patience and state["best"] is not None:
-            break
-        draw = int(np.random.default_rng([o.seed, fold, epoch]).integers(2**62))
-        torch.manual_seed(draw)  # dropout, k
-        order, loss_sum, began = (
-            torch.from_numpy(np.random.default_rng(draw).permutation(train)),
-            0.0,
-            time.time(),
-        )
-        tick = progress(f"fold{fold} epoch {epoch}", len(train) + len(valid), "slides", end=False)
-        saw(state["saw"], "weights of the network", order)
-        model.train()
-        for rows, x, mask in bags(order.split(o.batch)):
-            prediction = model(x.to(device).float(), mask.to(device))  # (B, G)
-            loss = (prediction - torch.from_numpy(y[rows]).to(device)).square().mean()
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            loss_sum += loss.item() * len(rows)
-            tick(len(rows))
-            if not np.isfinite(loss_sum):
-                break
-        if not np.isfinite(loss_sum) or not all(v.isfinite().all() for v in model.parameters()):
-            raise InputError(
-                f"fold {fold} epoch {epoch}: loss or weights are not finite any more, at the slides "
-                f"{few(names[rows.numpy()].tolist())}; {state_file} keeps epoch {epoch - 1}; a lower --lr "
-                "may help"
-            )
-        rate = len(train) / (time.time() - began)
-        r, valid_loss, score = None, None, epoch  # nobody to choose by: the last epoch is the best
-        if len(valid):
-            saw(state["saw"], "choice of the epoch", valid)
-            p = predict_slides(model, bags, valid, o.batch, tick)
-            r, valid_loss = (
-                he2rna.mean_r(p, y[valid], projects[valid]),
-                float(np.square(p - y[valid]).mean()),
-            )
-            score = -valid_loss if not by_r else -1.0 if r is None else r
-        if score > state["best_score"]:
-            state.update(
-                best_score=score,
-                best_epoch=epoch,
-                best={k: v.clone() for k, v in model.state_dict().items()},
-            )
-        state.update(
-            run=mark,
-            epoch=epoch,
-            model=model.state_dict(),
-            optimizer=optimizer.state_dict(),
-            seconds=before + time.time() - start,
-        )
-        entry = dict(
-            fold=fold,
-            epoch=epoch,
-            loss=loss_sum / len(train),
-            valid_loss=valid_loss,
-            valid_r=r,
-            best_epoch=state["best_epoch"],
-            slides_per_s=round(rate, 1),
-        )
-        with open(part_of_log, "a") as f:
-            f.write(json.dumps(entry) + "\n")
-        save_file(state_file, lambda f: torch.save(state, f))
-        if not due(epoch == o.epochs or epoch - state["best_epoch"] >= o.patience):
-            continue
-        left = (time.time() - start) / (epoch - first) * (o.epochs - epoch + o.epochs * later)
-        show = lambda v, f: "  -  " if v is None else f"{v:{f}}"
-        say(
-            f"fold{fold} epoch {epoch:3d}/{o.epochs}  loss {entry['loss']:.4f}  "
-            f"valid loss {show(valid_loss, '.4f')}  valid R {show(r, '.3f')}  best epoch {state['best_epoch']:3d}  {rate:6.1f} slides/s  "
-            f"at most {clock(left)} left"
-        )
+    pool = he2rna.top_k_mean
+    head = partial(top_k_head, precision=precision)
+    if "padding" in code:
+        pool = partial(he2rna.padded_top_k_mean, rows=pad_to)
+        head = None  # the fast one has no padding
+    return he2rna.HE2RNA(
+        n_features,
+        n_genes,
+        hidden,
+        ks,
+        dropout,
+        pool=pool,
+        head=head,
+        one_k_per_gene="k" in code,
+        relu="relu" in code,
+    )
+
+
+def cross_validate(folder, config, o, data, bags, splits, first_model, start):
+    """Train every fold that is not there yet, predict its test slides, judge, write the report.
+
+    first_model(fold, training rows) -> the model that training starts from; start: when the command
+    began. Of several processes each trains its folds, and the first does the rest.
+    """
+    rank, world = o.share
+    by_first(lambda: keep_saved_epochs(folder, len(splits)))
+    for fold in range(rank, len(splits), world):
+        if not fold_path(folder, fold).is_file():
+            model = first_model(fold, splits[fold][0])
+            note = train_fold(model, bags, data, splits[fold], o, fold, folder)
+            save_fold(folder, fold, model, note, config, data)
+        state_path(folder, fold).unlink(missing_ok=True)
+    of_all(None)
+    if rank:
+        return
+    if world > 1:
+        keep_saved_epochs(folder, len(splits))
+    prediction, saved, device = predict_test_slides(folder, o, data, bags, splits, first_model)
+    judge(folder, config, o, data, bags, prediction, saved, device, start)
+
+
+def fold_path(folder, fold):
+    return folder / f"fold{fold}.pt"
+
+
+def state_path(folder, fold):
+    """Where training stands in a fold that is not finished."""
+    return folder / f"fold{fold}.state.pt"
+
+
+# ----- One fold ------------------------------------------------------------------------------------
+
+
+def train_fold(model, bags, data, rows, o, fold, folder):
+    """Train one fold, saving where it stands after each epoch. Leaves `model` at its best epoch.
+
+    rows: (train, valid, test). Returns what the report says of the fold.
+    """
+    train, valid, _ = rows
+    saw(data.ledgers[fold], "weights of the network", data.patients[train])
+    if len(valid):
+        saw(data.ledgers[fold], "choice of the epoch", data.patients[valid])
+    path = state_path(folder, fold)
+    state = None
+    if path.is_file():
+        state = load_checkpoint(path, next(model.parameters()).device, model, STATE)
+    due = seldom()
+    epochs = he2rna.train_epochs(
+        model,
+        bags,
+        data.y,
+        data.projects,
+        train,
+        valid,
+        epochs=o.epochs,
+        patience=o.patience,
+        batch=o.batch,
+        lr=o.lr,
+        seed=(o.seed, fold),
+        state=state,
+        ahead=read_ahead(f"fold{fold}"),
+    )
+    try:
+        for state in timed(epochs, state["seconds"] if state else 0):
+            log_epoch(log_path(folder, o.share), fold, state)
+            save_state(path, state)
+            if due(is_last(state, o)):
+                say_epoch(o, fold, state)
+    except he2rna.NotFinite as e:
+        raise InputError(
+            f"fold {fold} epoch {e.epoch}: loss or weights are not finite any more, at the slides "
+            f"{few(data.slides[e.rows].tolist())}; {path} keeps epoch {e.epoch - 1}; a lower "
+            "--lr may help"
+        ) from None
     model.load_state_dict(state["best"])
-    by = (
-        "R"
-        if by_r
-        else f"loss ({len(valid)} validation slides are too few for R)"
-        if len(valid)
-        else "none: the last"
+    return {
+        "best_epoch": state["best_epoch"],
+        "epochs": state["epoch"],
+        "seconds": state["seconds"],
+        "by": chosen_by(data.projects[valid]),
+    }
+
+
+def timed(epochs, before):
+    """The epochs as they come, with the seconds that the fold took, those before a break too."""
+    began = time.time() - before
+    for state in epochs:
+        state["seconds"] = time.time() - began
+        yield state
+
+
+def is_last(state, o):
+    """Whether the fold ends with this epoch."""
+    waited = state["epoch"] - state["best_epoch"]
+    return state["epoch"] == o.epochs or waited >= o.patience
+
+
+def chosen_by(projects):
+    """What the report says the best epoch was chosen by. projects: of the validation slides."""
+    if not len(projects):
+        return "none: the last"
+    if he2rna.chosen_by_r(projects):
+        return "R"
+    return f"loss ({len(projects)} validation slides are too few for R)"
+
+
+def save_state(path, state):
+    marked = {**state, "run": mark_of(path)}
+    save_file(path, lambda f: torch.save(marked, f))
+
+
+def log_epoch(path, fold, state):
+    """A line of log.jsonl."""
+    entry = {
+        "fold": fold,
+        "epoch": state["epoch"],
+        "loss": state["loss"],
+        "valid_loss": state["valid_loss"],
+        "valid_r": state["r"],
+        "best_epoch": state["best_epoch"],
+    }
+    with open(path, "a") as f:
+        f.write(json.dumps(entry) + "\n")
+
+
+def say_epoch(o, fold, state):
+    """A line on the terminal: what the epoch brought, and how long the process takes at most."""
+    epoch, best = state["epoch"], state["best_epoch"]
+    folds_after = len(range(fold, o.folds, o.share[1])) - 1
+    left = state["seconds"] / epoch * (o.epochs - epoch + o.epochs * folds_after)
+    said = f"fold{fold} epoch {epoch:3d}/{o.epochs}  loss {state['loss']:.4f}"
+    if state["r"] is not None:
+        said += f"  valid R {state['r']:.3f}"
+    say(f"{said}  best epoch {best:3d}  at most {clock(left)} left")
+
+
+def save_fold(folder, fold, model, note, config, data):
+    """fold*.pt: the weights, and all that using them wants to know."""
+    path = fold_path(folder, fold)
+    saved = {
+        "version": VERSION,
+        "run": mark_of(path),
+        "model": model.state_dict(),
+        "note": note,
+        "genes": data.genes,
+        "test_patients": data.tested[fold],
+        "saw": data.ledgers[fold],
+        **{k: config[k] for k in SETTINGS},
+    }
+    save_file(path, lambda f: torch.save(saved, f))
+
+
+def keep_saved_epochs(folder, n_folds):
+    """Of the log keep, fold by fold, the epochs that are saved: the others run again."""
+    last = {}
+    for fold in range(n_folds):
+        state = state_path(folder, fold)
+        last[fold] = 0
+        if fold_path(folder, fold).is_file():
+            last[fold] = np.inf
+        elif state.is_file():
+            last[fold] = load_checkpoint(state, "cpu", keys=("epoch",))["epoch"]
+    entries = []
+    for entry in read_log(folder):
+        epoch = entry.get("epoch")
+        if isinstance(epoch, int) and epoch <= last.get(entry.get("fold"), -1):
+            entries.append(entry)
+    write_log(folder, sorted(entries, key=lambda entry: (entry["fold"], entry["epoch"])))
+
+
+# ----- All folds --------------------------------------------------------------------------------------
+
+
+def predict_test_slides(folder, o, data, bags, splits, first_model):
+    """Each slide by the model that did not see it.
+
+    -> (prediction (S, G), the folds' checkpoints, the device)
+    """
+    prediction = np.zeros(data.y.shape, np.float32)
+    saved = []
+    for fold, (train, _, test) in enumerate(splits):
+        model = first_model(fold, train)
+        device = next(model.parameters()).device
+        saved.append(load_checkpoint(fold_path(folder, fold), device, model))
+        if len(test):
+            ahead = read_ahead(f"test slides of fold{fold}")
+            prediction[test] = he2rna.predict(model, bags, test, o.batch, ahead)
+    return prediction, saved, device
+
+
+def untrained_model(config, data, o, device, copies, number, fold):
+    """Model `number` that learned nothing, for one fold: `copies` outputs for each gene.
+
+    A shift of all scores of a fold changes no R within it, so the last bias stays as drawn; but
+    where zeros or other folds have a say it starts at the training mean, as in training. [ours]
+    """
+    draw = np.random.default_rng([o.seed, fold, 1 + number]).integers(2**62)
+    torch.manual_seed(int(draw))
+    model = model_of_choices(
+        config["n_features"],
+        data.y.shape[1] * copies,
+        config["hidden"],
+        config["ks"],
+        code=config["code"],
+        pad_to=config["pad_to"],
     )
-    return dict(
-        best_epoch=state["best_epoch"],
-        epochs=state["epoch"],
-        seconds=state["seconds"],
-        by=by,
-        saw=state["saw"],
+    if {"padding", "relu", "pooled"} & set(config["code"]) and "bias" not in config["code"]:
+        mean = data.y[data.fold != fold].mean(0)
+        model.start_at(np.tile(mean, copies))
+    return model.to(device)
+
+
+def judge(folder, config, o, data, bags, prediction, saved, device, start):
+    """Test significance, write all files of the run, and say the table of cancers."""
+    y, projects = data.y, data.projects
+    fold, n_folds = judged_in(data.fold, config)
+    models = partial(untrained_model, config, data, o, device)
+    untrained = untrained_null(folder, config, data, bags, o, models)
+    results = he2rna.evaluate(prediction, y, fold, projects, n_folds, untrained, o.null)
+    save_predictions(folder, data, prediction)
+    write_genes(folder / "genes.csv", data.genes, results)
+    write_report(
+        folder,
+        Path(config["cohort"]),
+        config,
+        data,
+        results,
+        prediction,
+        [one["note"] for one in saved],
+        ledgers_of(saved, data),
+        time.time() - start,
     )
+    print()
+    for row in [SUMMARY_HEADER, *summary(results)]:
+        print("{:>12} {:>7} {:>7} {:>9} {:>9} {:>15} {:>15}".format(*row))
+    best = [f"{data.genes[g]} ({name}, R {r:.2f})" for name, g, r in best_genes(results)]
+    print(f"\nbest: {', '.join(best)}")
+    print(f"report: {folder / 'report.md'}   ({clock(time.time() - start)})")
+
+
+def ledgers_of(saved, data):
+    """Whom each step of each fold learned from, the untrained null's test slides among them."""
+    ledgers = []
+    for fold, one in enumerate(saved):
+        ledger = dict(one["saw"])
+        saw(ledger, "untrained null", data.patients[data.fold == fold])
+        ledgers.append(ledger)
+    return ledgers

@@ -6,12 +6,11 @@ import numpy as np
 import pytest
 import torch
 
+import he2rna
 import stats
 from lab.cohort.features import load_features
-from lab.fast.topk import HE2RNA
 from lab.files import InputError
-from lab.he2rna.bags import from_disk, in_memory, load_bags
-from lab.he2rna.training import predict_slides
+from lab.he2rna.bags import from_disk, in_memory, load_bags, read_ahead
 from lab.tests.helpers import read_csv, same, train, write_cohort
 
 
@@ -35,9 +34,9 @@ def test_the_three_nulls_of_a_run(tmp_path, capsys):
     noise = saved["X"][:, 3:]  # genes that follow nothing
     assert abs(noise.mean()) < 0.1 and noise.std() == pytest.approx(1 / math.sqrt(20 - 3), rel=0.35)
     torch.manual_seed(int(np.random.default_rng([0, 1, 1]).integers(2**62)))  # one of them, again
-    model, at = HE2RNA(8, 1000, (32, 16), (1, 5, 20)), (z["fold"] == 1) & (z["project"] == "X")
+    model, at = he2rna.HE2RNA(8, 1000, (32, 16), (1, 5, 20)), (z["fold"] == 1) & (z["project"] == "X")
     x, mask = load_bags(tmp_path, "h5", z["slide"][at].tolist())
-    p = predict_slides(model, in_memory(x, mask), np.arange(at.sum()))[:, :40]
+    p = he2rna.predict(model, in_memory(x, mask), np.arange(at.sum()))[:, :40]
     folds = [saved["X"][0] * 3]  # mean of the three folds: the other two are between -1 and 1
     one = stats.pearson(p, z["truth"][at])
     assert (np.abs(folds[0] - one) <= 2 + 1e-4).all() and np.corrcoef(saved["X"][0], one)[
@@ -54,7 +53,8 @@ def test_the_fast_head_trains_on_batches_read_ahead(tmp_path):
     write_cohort(tmp_path, np.random.default_rng(2), patients=7)
     slides = [f"s{p:02d}_0" for p in range(7)]
     bags, seen = from_disk(tmp_path, tmp_path / "h5", slides), []
-    for rows, x, mask in bags(torch.tensor([5, 0, 6, 3, 2]).split(2)):
+    parts = torch.tensor([5, 0, 6, 3, 2]).split(2)
+    for rows, (x, mask) in zip(parts, read_ahead("test")(bags, parts), strict=True):
         for r, bag, m in zip(rows.tolist(), x, mask):
             features = load_features(tmp_path, tmp_path / "h5", slides[r])[0]
             assert (
@@ -66,4 +66,4 @@ def test_the_fast_head_trains_on_batches_read_ahead(tmp_path):
     assert seen == [5, 0, 6, 3, 2]
     (tmp_path / "h5" / "s03_0.h5").unlink()
     with pytest.raises(InputError, match="s03_0.h5"):
-        list(bags(torch.tensor([5, 3]).split(2)))
+        list(read_ahead("test")(bags, torch.tensor([5, 3]).split(2)))

@@ -11,10 +11,11 @@ import scipy.stats
 
 import he2rna
 import stats
+from he2rna import evaluate, separate
 from lab.audit.choices import flipped, switches
 from lab.commands.he2rna import main
-from lab.he2rna.evaluation import evaluate, judged_in, separate, write_genes
 from lab.he2rna.choices import CHOICES
+from lab.he2rna.evaluation import judged_in, write_genes
 
 
 def test_choices_are_one_table_and_wrong_names_list_the_right_ones(tmp_path, capsys):
@@ -60,12 +61,12 @@ def test_pooled_and_merged_have_two_sides():
             [want or scipy.stats.pearsonr(prediction[:, g], y[:, g])[0] for g in range(3)]
         ) and (want or r.max() < 0.6)
     names = ["LUNG", "LUAD", "LUSC", "LIHC"]
-    assert separate(names) == ["LUNG", "LIHC"] and separate(names, ("merged",)) == [
+    assert separate(names) == ["LUNG", "LIHC"] and separate(names, merged=False) == [
         "LUAD",
         "LUSC",
         "LIHC",
     ]
-    assert separate(["LUAD", "LIHC"], ("merged",)) == separate(["LUAD", "LIHC"]) == ["LUAD", "LIHC"]
+    assert separate(["LUAD", "LIHC"], merged=False) == separate(["LUAD", "LIHC"]) == ["LUAD", "LIHC"]
 
 
 def test_evaluation_equals_scipy_and_a_constant_gene_has_no_value(tmp_path):

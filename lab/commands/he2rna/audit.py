@@ -18,7 +18,7 @@ from lab.commands.he2rna.train import run as train
 from lab.encoders import encoder_wants
 from lab.files import InputError, number, read_rows
 from lab.he2rna.choices import CHOICES, settle_choices
-from lab.he2rna.evaluation import code_of, separate
+from lab.he2rna.evaluation import code_of
 from lab.he2rna.gene_sets import read_results
 from lab.he2rna.runs import DEMO_VALID, EPOCHS, cohort_options
 from lab.progress import clock
@@ -118,7 +118,7 @@ def run(o):
         run.models = folder / f"default-seed{seed}" if name in SAME_MODELS else None
         status = train(run)
         results, saved = read_results(folder / run.name)[1], (folder / run.name).glob("fold*.pt")
-        results = [results[c] for c in separate(results, code_of(folder / run.name))]
+        results = [results[c] for c in he2rna.separate(results, "merged" not in code_of(folder / run.name))]
         r = he2rna.mean_of_values(np.array([he2rna.mean_of_values(e["r"]) for e in results]))
         seconds = (
             None

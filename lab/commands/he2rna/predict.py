@@ -1,76 +1,83 @@
-"""lab.commands.he2rna.predict"""
+"""python he2rna.py predict RUN SLIDE...: the expression of slides that have none.
+
+The mean of the run's models; of a slide of the run's patients, of those that did not learn from the
+patient. Features are made where they are missing, as the run's were: minutes a slide on a CPU; the
+prediction itself takes a second. Writes RUN/predict/SLIDE.csv: gene, log10(1 + FPKM-UQ), FPKM-UQ.
+"""
+
+from functools import partial
 
 import numpy as np
 import torch
 
+import he2rna
 from lab.application import each_slide, held_out
 from lab.cohort.features import load_features
 from lab.commands.options import add_options, report_failures
-from lab.encoders import pick_device
+from lab.devices import pick_device
 from lab.files import InputError, save_csv, save_file
 from lab.he2rna.bags import in_memory
-from lab.he2rna.runs import bag_of, load_run, model_of, slides_of_run
-from lab.he2rna.training import predict_slides
+from lab.he2rna.options import slide_options
+from lab.he2rna.runs import bag_of, load_run, model_of
 
-
-@torch.inference_mode()
-def run(o):
-    """Predict the expression of slides that have none: the mean of the run's models, as a csv for each slide."""
-    run, device, failed, done = load_run(o.run), pick_device(o.device), {}, 0
-    models, folder = (
-        [model_of(saved, device).eval() for saved in run["folds"]],
-        run["folder"] / "predict",
-    )
-    for _, home, into, source, name in each_slide(run, o, failed):
-        try:
-            features, coords = load_features(into, source, name)
-            use, (bag, _) = (
-                held_out(run, name, home, o.all_models),
-                bag_of(features, coords, run["config"]),
-            )
-            x = torch.from_numpy(bag)[None]
-            bags = in_memory(x, torch.ones(x.shape[:2], dtype=torch.bool))
-            p = np.mean([predict_slides(models[f], bags, [0])[0] for f in use], axis=0).astype(
-                float
-            )  # (G,)
-            if not p.max() < 300:  # 10 ** p must be a number, too; nan is not
-                raise InputError(
-                    f"its prediction is not finite: features up to {np.abs(features).max():.3g} are of another "
-                    "scale than the run's"
-                )
-        except InputError as e:
-            failed[name] = str(e)
-            continue
-        save_csv(
-            folder / f"{name}.csv",
-            ("gene", "log10_1p_fpkm_uq", "fpkm_uq"),
-            ((g, f"{v:.6g}", f"{max(0, 10.0**v - 1):.6g}") for g, v in zip(run["genes"], p)),
-        )
-        if o.representation:
-            mean = torch.from_numpy(np.asarray(features, np.float32).mean(0)).to(
-                device
-            )  # one super-tile
-            last = np.stack([models[f].representation(mean).cpu().numpy() for f in use])  # (M, H)
-            save_file(
-                folder / f"{name}.representation.npz",
-                lambda f: np.savez(f, each=last, mean=last.mean(0), folds=use),
-            )
-        print(
-            f"{name}: {len(features):,} tiles, models of folds {', '.join(map(str, use))}"
-            + ("" if len(use) == len(models) else " (the others learned from its patient)")
-            + f" -> {folder / name}.csv"
-        )
-        done += 1
-    return report_failures(failed, done + len(failed), folder)
+LARGEST = 300  # log10 of what is still a number [ours]
 
 
 def options(parser):
-    slides_of_run(parser)
     a = parser.add_argument
+    slide_options(a)
     a(
         "--representation",
         action="store_true",
         help="write the last hidden layer of the mean tile too: what transfers to other labels",
     )
-
     add_options(parser, of_run=True)
+
+
+def run(o):
+    run = load_run(o.run)
+    device = pick_device(o.device)
+    models = [model_of(saved, device) for saved in run["folds"]]
+    folder = run["folder"] / "predict"
+    done, failed = 0, {}
+    for _, home, into, source, name in each_slide(run, o, failed):
+        try:
+            use = held_out(run, name, home, o.all_models)
+            features, coords = load_features(into, source, name)
+            asked = [models[f] for f in use]
+            bag, _ = bag_of(features, coords, run["config"])
+            p = predict_slide(asked, bag)
+        except InputError as e:
+            failed[name] = str(e)
+            continue
+        save_prediction(folder / f"{name}.csv", run["genes"], p)
+        if o.representation:
+            each = he2rna.representations(asked, features)
+            save = partial(np.savez, each=each, mean=each.mean(0), folds=use)
+            save_file(folder / f"{name}.representation.npz", save)
+        others = "" if len(use) == len(models) else " (the others learned from its patient)"
+        who = f"models of folds {', '.join(map(str, use))}{others}"
+        print(f"{name}: {len(features):,} tiles, {who} -> {folder / name}.csv")
+        done += 1
+    return report_failures(failed, done + len(failed), folder)
+
+
+def predict_slide(models, bag):
+    """Mean prediction of a slide, bag (T, D) -> (G,) float64."""
+    x = torch.from_numpy(bag)[None]
+    bags = in_memory(x, torch.ones(x.shape[:2], dtype=torch.bool))
+    each = [he2rna.predict(model, bags, [0])[0] for model in models]
+    p = np.mean(each, axis=0).astype(float)
+    if not p.max() < LARGEST:  # nan is not, either
+        raise InputError(
+            f"its prediction is not finite: features up to {np.abs(bag).max():.3g} are of another "
+            "scale than the run's"
+        )
+    return p
+
+
+def save_prediction(path, genes, p):
+    """SLIDE.csv. FPKM-UQ is not negative; its logarithm, as predicted, may be."""
+    linear = np.maximum(0, 10.0**p - 1)
+    rows = [(gene, f"{v:.6g}", f"{a:.6g}") for gene, v, a in zip(genes, p, linear)]
+    save_csv(path, ("gene", "log10_1p_fpkm_uq", "fpkm_uq"), rows)
