@@ -1,683 +1,814 @@
-"""From a whole-slide image to tile features and super-tiles.
+"""From a whole-slide image to the features of its tiles and super-tiles.
 
-What both papers do before they learn anything from RNA: find the tissue (Otsu), cut it into square tiles of a fixed
-size in micrometres, bring their stains to a common colour (HistCode; a switch), describe each tile with a ResNet50, and
-average neighbouring tiles into 100 super-tiles (k-means on location). The file reads in that order; the commands stand at
-its end.
+This is what both papers do before they learn anything from RNA. The file reads in that order:
 
-  HE2RNA    Schmauch et al., "A deep learning model to predict RNA-Seq expression of tumours from whole slide images",
-            Nature Communications 11:3877 (2020), doi:10.1038/s41467-020-17678-4 (preprint bioRxiv 760173)
+    a slide -> a small picture of it -> where the tissue is (Otsu) -> square tiles of a fixed size
+    in micrometres -> their colours, brought to a common reference if wanted (Macenko) -> features
+    of each tile (ResNet50) -> 100 super-tiles, means over neighbouring tiles (k-means)
+
+  HE2RNA    Schmauch et al., "A deep learning model to predict RNA-Seq expression of tumours from
+            whole slide images", Nature Communications 11:3877 (2020)
   HistCode  the self-supervised contrastive framework for differential gene expression (2022)
 
-    python tiling.py doctor COHORT        what is seen in each slide: mpp and its source, level, threshold, tiles, memory
-    python tiling.py features COHORT      tiles/<slide>.npz and .png, features/resnet50/<slide>.npy (what is missing)
-    python tiling.py features COHORT --encoder FILE     the same with HistCode's encoder, in features/<name of FILE>
-    python tiling.py supertiles COHORT    supertiles/resnet50/<slide>.npz
-    python tiling.py export COHORT [SLIDE...] --h5 --geojson --csv      export/<encoder>/: for CLAM, QuPath, AnnData
-    python tiling.py simulate FOLDER      a simulated cohort with known truth
+Every function takes arrays and numbers (or an OpenSlide object) and returns arrays. The whole path:
 
-COHORT is a folder with slides/ (anything OpenSlide reads, or .png/.jpg) and, if there is one, samples.csv. A step makes
-what is missing and skips what is there; what was made with other settings is made anew, and that is said. Slides that
-fail are listed in failed.csv, the others go on. A folder belongs to one run at a time (its file `lock` says to which); to
-share the slides out, start each process with its own RANK of WORLD_SIZE, as torchrun and a cluster's array jobs do.
+    slide = openslide.open_slide("a.svs")
+    mpp = float(slide.properties["openslide.mpp-x"])
+    rgb, scanned = thumbnail(slide, mpp)
+    tile = TILE_UM / mpp
+    coords = tile_grid(tissue_mask(rgb, scanned), slide.dimensions, tile, max_tiles=MAX_TILES)
+    pixels = read_tiles(slide, coords, tile)
+    network = ResNet50()
+    network.load_state_dict(torch.load("resnet50-0676ba61.pth"))   # torchvision's ImageNet weights
+    features = encode(network, pixels)
+    means, mask, cluster = supertiles(features, coords)
 
-What comes in: features made elsewhere (--features DIR, of every command that learns or predicts) as CLAM's or TRIDENT's
-<slide>.h5 or as .pt tensors; encoders as TorchScript files, with what they want in <file>.json beside; cells and outlines as
-QuPath exports them, points/<slide>.csv, .tsv or .geojson and regions/<slide>.geojson. What goes out: export, and the
-tiles.geojson of each heatmap. Every coordinate we keep is a level-0 pixel of OpenSlide's frame; QuPath's begins at the
-bounds of what was scanned, and what comes from there or goes there is moved. No ICC profile is applied.
+`python tiling.py VERB` does the same for a folder of slides; `python tiling.py --help` says how.
 
-Glossary: n tiles, D features, k super-tiles, d downsample of a level; mpp µm per pixel at level 0; H, W pixels.
-Tags: [HE2RNA ...] and [HistCode ...] the papers, [... code] only the authors' released code, [ours] our choice.
+Coordinates are pixels of level 0 in OpenSlide's frame, x before y. No ICC profile is applied.
+
+Glossary: n tiles, D features of a tile, k super-tiles, B tiles of a batch, c coordinates of a
+point; W, H width and height of a slide (level-0 pixels), w, h of a smaller picture; d downsample of
+a level; mpp: µm per pixel of level 0; tile: edge of a tile in level-0 pixels; px: edge of a tile as
+it is read; od: optical density; m stained pixels.
+Tags: [HE2RNA ...] and [HistCode ...] the papers, [... code] only the authors' code, [ours] neither.
 """
 
 import numpy as np
 import openslide
 import torch
 from PIL import Image
-from scipy import ndimage, sparse
-from scipy.spatial import cKDTree
+from scipy import ndimage
+from scipy.spatial.distance import cdist
 from torch import nn
 
-TILE_PX = 224  # edge of a tile as the network sees it   [HE2RNA Methods, Preprocessing]
-
-
-N_SUPERTILES = 100  # k-means clusters per slide              [HE2RNA Methods, Preprocessing]
-
-
-MIN_TISSUE = (
-    0.5  # share of a tile that must be tissue; the paper says "containing tissue"    [ours]
-)
-
-
-THUMBNAIL_UM = (
-    8.0  # µm per pixel of the picture on which tissue is found                       [ours]
-)
-
-
-SMOOTH_PX = 2.0  # Gaussian sigma there: 16 µm, so that nuclei and stroma are one tissue      [ours]
-
-
-OD_OFFSET = 8.0  # grey levels added before the logarithm: noise of black pixels is no stain  [ours]
-
-
-GLASS_SD = (
-    2.5  # grey levels over 40 µm: empty glass is flat (0.3 to 0.8 on real slides), the  [ours]
-)
-
-
-GLASS_SHARE = (
-    0.05  #   palest tissue is not (6 to 29); less of the brightest tenth flat: no glass  [ours]
-)
-
-
-NO_GLASS = (
-    245.0  # brightness of the light where a picture shows no glass to measure it          [ours]
-)
-
-
-BLACK_LEVEL = (
-    50  # brightest channel below it: scanner border, black pen                      [ours]
-)
-
-
-STAIN_FLOOR = (
-    0.03  # the Otsu threshold stays in this range of stain (optical density), so that [ours]
-)
-
-
-STAIN_CEILING = 0.08  #   an empty slide gives no tissue and pale stroma is not lost to dark nuclei
-
-
-MEDIAN_PX, CLOSE_PX = (
-    7,
-    4,
-)  # of the saturation, then of the mask; pixels of the thumbnail          [HistCode code]
-
-
-GLASS_MM = (
-    100,
-    200,
-)  # short and long edge of a picture, at most; whole mounts are 102 x 152 mm   [ours]
-
-
-IMAGENET_MEAN = (
-    0.485,
-    0.456,
-    0.406,
-)  # of RGB in 0..1: torchvision's normalisation, which its weights need; [ours]
-
-
-IMAGENET_STD = (
-    0.229,
-    0.224,
-    0.225,
-)  #   the authors' Keras weights want BGR minus a mean [HE2RNA code]      [ours]
-
-
-LIGHT = (
-    240.0  # intensity without dye      } as published with the common implementations of   [ours]
-)
-
-
-MIN_OD = 0.15  # density of each channel    } Macenko 2009 (natural logarithm, one grey level
-
-
-EXTREMES = (
-    1,
-    99,
-)  # percentiles of the angle   } added), whose reference the next two are: haematoxylin
-
-
-REFERENCE = (
-    (0.5626, 0.7201, 0.4062),
-    (0.2159, 0.8012, 0.5581),
-)  # and eosin in R, G, B, their densest 99th
-
-
-REFERENCE_TOP = (
-    1.9705,
-    1.0308,
-)  #                     percentile; Macenko's own numbers are in log10
-
-
-STAINED = (
-    0.01  # share of pixels above MIN_OD below which a tile or slide keeps its colours     [ours]
-)
-
-
-MIN_ANGLE = (
-    8.0  # degrees between two stains: 14 to 38 on real slides; one, with noise of 2 grey [ours]
-)
-#                               levels, spreads over at most 6
-
-
-STAIN_TILES = (
-    64  # tiles that tell a slide's stains, every 4th pixel of every 4th row             [ours]
-)
-
-
-KMEANS_DRAWS = (
-    5  # candidates for each starting centre; scikit-learn takes 2 + log k          [ours]
-)
-
-
+# Tiles
+TILE_UM = 112.0  # edge of a tile, µm; HistCode has 128             [HE2RNA Methods, Preprocessing]
+TILE_PX = 224  # the same as the network sees it; HistCode has 256  [HE2RNA Methods, Preprocessing]
+MAX_TILES = 8000  # tiles of a slide, a random sample               [HE2RNA Methods, Preprocessing]
+N_SUPERTILES = 100  # clusters of tiles of a slide                  [HE2RNA Methods, Preprocessing]
+MIN_TISSUE = 0.5  # share of a tile; the paper says "containing tissue"                      [ours]
 RUN_TILES = 16  # neighbouring tiles read in one go: each JPEG block is decoded once         [ours]
 
+# The picture on which tissue is found
+THUMBNAIL_UM = 8.0  # µm per pixel                                                           [ours]
+STRIP_PIXELS = 2**24  # read at once, so that a slide without smaller levels fits memory     [ours]
+GLASS_MM = (100, 200)  # short and long edge of a slide at most; whole mounts are 102 x 152  [ours]
 
-STRIP_PIXELS = (
-    2**24
-)  # pixels read at once for a thumbnail, so that a one-level slide fits memory [ours]
+# Tissue by stain
+SMOOTH_PX = 2.0  # Gaussian sigma: 16 µm, so that nuclei and stroma are one tissue           [ours]
+BLACK_LEVEL = 50  # a brightest channel below it is scanner border or black pen              [ours]
+OD_OFFSET = 8.0  # grey levels added before the logarithm: noise of black is no stain        [ours]
+GLASS_SD = 2.5  # grey levels over 40 µm: glass has 0.3 to 0.8, the palest tissue 6 to 29    [ours]
+GLASS_SHARE = 0.05  # of the brightest tenth; where less of it is flat, no glass is seen     [ours]
+NO_GLASS = 245.0  # the light where no glass is seen                                         [ours]
+STAIN_FLOOR = 0.03  # od; Otsu's threshold is kept above it: an empty slide has no tissue    [ours]
+STAIN_CEILING = 0.08  # od; and below it: pale stroma is not lost to dark nuclei             [ours]
+
+# Tissue by saturation
+MEDIAN_PX = 7  # of the saturation                                                  [HistCode code]
+CLOSE_PX = 4  # of the mask                                                         [HistCode code]
+
+# Macenko's normalisation. The numbers are those of its common implementations, which take the
+# natural logarithm and add one grey level; Macenko's own reference is in log10.
+LIGHT = 240.0  # intensity without dye                                                       [ours]
+MIN_OD = 0.15  # of each channel of a stained pixel                                          [ours]
+EXTREMES = (1, 99)  # percentiles of the angle between the stains                            [ours]
+REFERENCE = (  # haematoxylin and eosin in R, G, B                                           [ours]
+    (0.5626, 0.7201, 0.4062),
+    (0.2159, 0.8012, 0.5581),
+)
+REFERENCE_TOP = (1.9705, 1.0308)  # 99th percentiles of their concentrations                 [ours]
+STAINED = 0.01  # a tile or slide with a smaller share of stained pixels keeps its colours   [ours]
+MIN_ANGLE = 8.0  # degrees between two stains: 14 to 38 on real slides; noise gives up to 6  [ours]
+STAIN_TILES = 64  # tiles that tell a slide's stains                                         [ours]
+STAIN_STEP = 4  # of them every 4th pixel of every 4th row                                   [ours]
+
+# Features: torchvision's normalisation of RGB in 0..1, which its weights need. The authors' Keras
+# weights want BGR minus a mean [HE2RNA code].
+IMAGENET_MEAN = (0.485, 0.456, 0.406)  #                                                     [ours]
+IMAGENET_STD = (0.229, 0.224, 0.225)  #                                                      [ours]
+
+# k-means
+KMEANS_DRAWS = 5  # candidates for each starting centre; scikit-learn takes 2 + log k        [ours]
+KMEANS_ITERATIONS = 300  # at most, as scikit-learn                                          [ours]
+KMEANS_STILL = 1e-4  # of the variance: centres that move less stand still, as scikit-learn  [ours]
 
 
-# Colour: Macenko et al., "A method for normalizing histology slides for quantitative analysis", ISBI 2009
-# [HistCode Methods, Image processing: "we applied color normalization on tiles"; the method is our choice]
-DENSITY = -np.log((np.arange(256, dtype=np.float32) + 1) / LIGHT)  # of each grey level  (256,)
+# ----- A slide -----------------------------------------------------------------------------------
 
 
 def slide_bounds(slide):
-    """(x, y, w, h) of what was scanned, level-0 pixels: all of a slide, but for those whose file says that it lies somewhere
-    in a larger frame (MIRAX, Leica, Ventana: OpenSlide's bounds)."""
+    """(x, y, width, height) of the part that was scanned, level-0 pixels.
+
+    It is the whole slide, but for files that lie in a larger frame (MIRAX, Leica, Ventana).
+    """
     try:
         return tuple(
-            int(slide.properties[f"openslide.bounds-{k}"]) for k in ("x", "y", "width", "height")
+            int(slide.properties[f"openslide.bounds-{name}"])
+            for name in ("x", "y", "width", "height")
         )
     except (KeyError, ValueError):
         return 0, 0, *slide.dimensions
 
 
 def best_level(slide, downsample):
-    """(level, its downsample): the smallest picture that still has all the detail wanted, so it is only ever reduced."""
-    ds = slide.level_downsamples
-    level = max(
-        (i for i in range(len(ds)) if ds[i] <= downsample * 1.01), key=lambda i: ds[i], default=0
-    )
-    return level, ds[level]
+    """(level, its downsample): the smallest picture that is no coarser than `downsample`.
+
+    What is read from it is only ever reduced. Level 0 where none is fine enough.
+    """
+    best = 0
+    for level, d in enumerate(slide.level_downsamples):
+        if slide.level_downsamples[best] < d <= downsample * 1.01:
+            best = level
+    return best, slide.level_downsamples[best]
 
 
 def read_rgba(slide, level, x, y, w, h):
-    """w x h pixels of a level from its pixel (x, y), RGBA."""
+    """A picture of w x h pixels of a level, from its pixel (x, y). Transparent: never scanned."""
     d = slide.level_downsamples[level]
     try:
-        return slide.read_region((round(x * d), round(y * d)), level, (w, h))
-    except openslide.OpenSlideError as e:
-        raise ValueError(f"the slide can't be read to its end ({e})") from None
+        corner = round(x * d), round(y * d)
+        return slide.read_region(corner, level, (w, h))
+    except openslide.OpenSlideError as error:
+        raise ValueError(f"the slide can't be read to its end ({error})") from None
 
 
 def thumbnail(slide, mpp, um=THUMBNAIL_UM):
-    """The whole slide at `um` µm per pixel: (rgb (h, w, 3) uint8 on white, opaque (h, w) bool: scanned, within its bounds).
-
-    Read in strips, so that a slide with only level 0 needs little memory; exact box average.
-    """
-    (W, H), edges = slide.dimensions, sorted(round(edge * mpp / 1000) for edge in slide.dimensions)
-    if edges[0] > GLASS_MM[0] or edges[1] > GLASS_MM[1]:  # would ask for any memory, any time
-        raise ValueError(
-            f"{W:,} x {H:,} pixels of {mpp:g} µm are {edges[0]:,} x {edges[1]:,} mm, more than a glass slide "
-            "has: the file is broken, or its mpp is wrong"
-        )
+    """The whole slide at `um` µm per pixel -> rgb (h, w, 3) uint8 on white, scanned (h, w) bool."""
+    check_size(slide, mpp)
+    W, H = slide.dimensions
     scale = max(1.0, um / mpp)
-    w, h = max(1, round(W / scale)), max(1, round(H / scale))
+    w = max(1, round(W / scale))
+    h = max(1, round(H / scale))
+    rgba = read_reduced(slide, scale, w, h)
+    opaque = rgba[:, :, 3] >= 128
+    left, top, width, height = slide_bounds(slide)
+    x = (np.arange(w) + 0.5) * W / w  # centres of the columns, level-0 pixels
+    y = (np.arange(h) + 0.5) * H / h
+    inside_x = (x >= left) & (x < left + width)
+    inside_y = (y >= top) & (y < top + height)
+    scanned = opaque & inside_y[:, None] & inside_x
+    rgb = rgba[:, :, :3].copy()
+    rgb[~scanned] = 255
+    return rgb, scanned
+
+
+def check_size(slide, mpp):
+    """ValueError where a slide is larger than glass: it would take any memory and any time."""
+    W, H = slide.dimensions
+    edges = np.multiply(slide.dimensions, mpp / 1000)  # mm
+    short, long = sorted(edges.round())
+    if short > GLASS_MM[0] or long > GLASS_MM[1]:
+        raise ValueError(
+            f"{W:,} x {H:,} pixels of {mpp:g} µm are {short:,.0f} x {long:,.0f} mm, more than a "
+            "glass slide has: the file is broken, or its mpp is wrong"
+        )
+
+
+def read_reduced(slide, scale, w, h):
+    """The whole slide as (h, w, 4) uint8, each pixel the exact mean of its box; read in strips."""
     level, _ = best_level(slide, scale)
-    lw, lh = slide.level_dimensions[level]
-    rows = max(1, int(STRIP_PIXELS / (lw * lh / h)))
+    level_w, level_h = slide.level_dimensions[level]
+    rows = max(1, int(STRIP_PIXELS / (level_w * level_h / h)))
     out = np.empty((h, w, 4), np.uint8)
-    for r in range(0, h, rows):
-        top, bottom = r * lh / h, min(h, r + rows) * lh / h  # level rows of this strip
-        first = int(top)
-        strip = read_rgba(slide, level, 0, first, lw, min(lh, int(np.ceil(bottom))) - first)
-        box = (0, top - first, lw, min(bottom - first, strip.height))
-        out[r : r + rows] = strip.resize((w, min(h, r + rows) - r), Image.Resampling.BOX, box)
-    x, y, bw, bh = slide_bounds(slide)
-    column, row = (np.arange(w) + 0.5) * W / w, (np.arange(h) + 0.5) * H / h  # level-0 pixels
-    scanned = ((row >= y) & (row < y + bh))[:, None] & (column >= x) & (column < x + bw)
-    opaque = scanned & (out[:, :, 3] >= 128)  # (h, w)
-    return np.where(opaque[:, :, None], out[:, :, :3], 255).astype(np.uint8), opaque
+    for first in range(0, h, rows):
+        last = min(h, first + rows)
+        top = first * level_h / h  # rows of the level
+        bottom = last * level_h / h
+        y = int(top)
+        y_end = min(level_h, int(np.ceil(bottom)))
+        strip = read_rgba(slide, level, 0, y, level_w, y_end - y)
+        end = min(bottom - y, strip.height)
+        box = (0, top - y, level_w, end)
+        small = strip.resize((w, last - first), Image.Resampling.BOX, box)
+        out[first:last] = small
+    return out
 
 
-# Tissue: Otsu  [HE2RNA Methods, Preprocessing: "used the Otsu algorithm to select only those containing tissue"]
+# ----- Otsu --------------------------------------------------------------------------------------
+# [HE2RNA Methods, Preprocessing: "used the Otsu algorithm to select only those containing tissue"]
+
+
 def otsu_threshold(values):
-    """Threshold that maximises the variance between the two classes `<= t` and `> t`. Otsu 1979.
+    """The threshold t that maximises the variance between the classes `<= t` and `> t`. Otsu 1979.
 
-    values: any shape, integer grey levels 0..255 or floats; histogram of 256 bins. Returns a float in the units of the
-    values (a bin's centre; of equally good thresholds the lowest). Values all equal: that value.
+    values: any shape, uint8 or floats. A float in their units: the centre of one of 256 bins, of
+    equally good ones the lowest. Where all values are equal, that value.
     """
     values = np.ravel(values)
-    assert values.size > 0
-    if values.dtype == np.uint8:
-        counts, centers = np.bincount(values, minlength=256).astype(float), np.arange(256.0)
-    elif values.min() == values.max():
+    if values.min() == values.max():
         return float(values[0])
+    if values.dtype == np.uint8:
+        counts = np.bincount(values, minlength=256)
+        centers = np.arange(256.0)
     else:
         counts, edges = np.histogram(values.astype(float), bins=256)
-        counts, centers = counts.astype(float), (edges[:-1] + edges[1:]) / 2
-    w0 = np.cumsum(counts)  # pixels at or below the bin  (256,)
-    w1 = w0[-1] - w0
-    s0 = np.cumsum(counts * centers)
+        centers = (edges[:-1] + edges[1:]) / 2
+    counts = counts.astype(float)
+    n_low = np.cumsum(counts)  # values up to each bin  (256,)
+    n_high = n_low[-1] - n_low
+    sum_low = np.cumsum(counts * centers)
+    sum_high = sum_low[-1] - sum_low
     with np.errstate(divide="ignore", invalid="ignore"):
-        between = w0 * w1 * (s0 / w0 - (s0[-1] - s0) / w1) ** 2
-    between[(w0 == 0) | (w1 == 0)] = -1
-    if between.max() < 0:
-        return float(centers[counts.argmax()])
-    return float(centers[between.argmax()])
+        distance = sum_low / n_low - sum_high / n_high
+    between = n_low * n_high * distance**2
+    both = (n_low > 0) & (n_high > 0)
+    best = np.where(both, between, -1).argmax()
+    return float(centers[best])
 
 
-def stain_map(rgb, valid=None):
-    """How much dye each pixel holds: (h, w) float32 optical density; 0 where ink, black border or not `valid`.
+# ----- Tissue ------------------------------------------------------------------------------------
 
-    rgb (h, w, 3) uint8 at about 8 µm per pixel. Optical density of each channel against the colour of the glass (the bright
-    flat part; a crop from within the tissue has none), largest minus smallest channel: uneven or grey light dims all
-    channels alike and cancels, a tint is divided out, haematoxylin and eosin remain.
-    Otsu's threshold is of this stain, for the papers name Otsu but not the image it is of. [ours]
+
+def tissue_mask(rgb, scanned=None):
+    """Where a thumbnail shows tissue: (h, w, 3) uint8 at about 8 µm per pixel -> (h, w) bool.
+
+    scanned (h, w) bool: what may be tissue. Background (white, grey, tinted, unevenly lit), pen,
+    black borders and holes are not tissue.
+
+    Needs: find_tissue, stain_map, glass_colour, pen_mask, stain_threshold, otsu_threshold,
+    drop_pieces, BLACK_LEVEL, GLASS_SD, GLASS_SHARE, NO_GLASS, OD_OFFSET, SMOOTH_PX, STAIN_FLOOR,
+    STAIN_CEILING.
     """
-    x = ndimage.uniform_filter(rgb.astype(np.float32), (3, 3, 0))  # sensor and JPEG noise
-    ok = x.max(2) >= BLACK_LEVEL  # (h, w)
-    ok &= True if valid is None else valid
-    if not ok.any():
+    if scanned is None:
+        scanned = np.ones(rgb.shape[:2], bool)
+    return find_tissue(rgb, scanned)[0]
+
+
+def find_tissue(rgb, scanned, tissue="stain", threshold="otsu", least=0):
+    """tissue_mask with its choices -> mask (h, w) bool, the threshold at which it was cut.
+
+    tissue: what is cut, "stain" (optical density [ours]) or "saturation" (0..255 [HistCode code]),
+    which takes pen and black borders for tissue. threshold: "otsu", or a level of saturation
+    [HistCode Methods: "The threshold 8 was used to detect tissue"; no Otsu fits that, and CLAM,
+    whose code theirs is, has one or the other]. least: pixels of the smallest piece that is kept.
+    """
+    if tissue == "stain":
+        level = stain_map(rgb, scanned)  # (h, w)
+        threshold = stain_threshold(level[scanned])
+        mask = level > threshold
+    else:
+        level = saturation_map(rgb)
+        if threshold == "otsu":
+            threshold = otsu_threshold(level[scanned] if scanned.any() else level)
+        mask = close_gaps(level > threshold)
+    return drop_pieces(mask & scanned, least), float(threshold)
+
+
+def stain_map(rgb, scanned=None):
+    """How much dye each pixel holds: (h, w) float32 optical density; 0 on ink and black borders.
+
+    It is the largest minus the smallest channel's density against the glass. Uneven or grey light
+    dims all channels alike and cancels, a tint is divided out, haematoxylin and eosin remain.
+    The papers name Otsu's algorithm, but not the picture whose threshold it finds. [ours]
+    """
+    x = rgb.astype(np.float32)
+    x = ndimage.uniform_filter(x, (3, 3, 0))  # against the noise of sensor and JPEG
+    valid = x.max(2) >= BLACK_LEVEL  # (h, w)
+    if scanned is not None:
+        valid &= scanned
+    if not valid.any():
         return np.zeros(rgb.shape[:2], np.float32)
-    green = x[:, :, 1]  # where both dyes are darkest
-    bright = ok & (green >= np.percentile(green[ok], 90))
-    spread = (
-        ndimage.uniform_filter(green**2, 5) - ndimage.uniform_filter(green, 5) ** 2
-    )  # variance (h, w)
-    glass = bright & (spread < GLASS_SD**2)
-    white = (
-        np.median(x[glass], axis=0)
-        if glass.sum() >= GLASS_SHARE * bright.sum()
-        else np.full(3, NO_GLASS)
-    )  # (3,)
+    white = glass_colour(x, valid)  # (3,)
     od = -np.log10((x + OD_OFFSET) / (white + OD_OFFSET))  # (h, w, 3)
-    ok &= ~ndimage.binary_dilation(pen_mask(x), iterations=3)  # ink bleeds into its rim
-    stain = np.where(ok, od.max(2) - od.min(2), 0)
-    return ndimage.gaussian_filter(stain, SMOOTH_PX).astype(np.float32) * ok
+    ink = ndimage.binary_dilation(pen_mask(x), iterations=3)  # it bleeds into its rim
+    valid &= ~ink
+    stain = np.where(valid, np.ptp(od, 2), 0)
+    smooth = ndimage.gaussian_filter(stain, SMOOTH_PX)
+    return smooth.astype(np.float32) * valid
+
+
+def glass_colour(x, valid):
+    """The colour (3,) of the bright flat part of a picture; of a crop within tissue, NO_GLASS."""
+    green = x[:, :, 1]  # where both dyes are darkest
+    bright = valid & (green >= np.percentile(green[valid], 90))
+    mean = ndimage.uniform_filter(green, 5)
+    mean_of_squares = ndimage.uniform_filter(green**2, 5)
+    flat = mean_of_squares - mean**2 < GLASS_SD**2
+    glass = bright & flat
+    if glass.sum() < GLASS_SHARE * bright.sum():
+        return np.full(3, NO_GLASS)
+    return np.median(x[glass], axis=0)
 
 
 def pen_mask(rgb):
-    """Marker ink: hues H&E does not have (green, cyan), and blues and reds purer than any dye. (h, w) bool [ours]"""
-    r, g, b = np.moveaxis(np.asarray(rgb, np.float32), 2, 0)
-    top, chroma = np.max((r, g, b), 0), np.ptp((r, g, b), 0)
-    c = np.maximum(chroma, 1e-6)
-    hue = 60 * np.where(
-        top == r, ((g - b) / c) % 6, np.where(top == g, (b - r) / c + 2, (r - g) / c + 4)
-    )  # degrees
-    pure = chroma / np.maximum(top, 1)  # HSV saturation 0..1
-    green = (hue > 65) & (hue < 215) & (pure > 0.25)
-    return (
-        green
-        | ((hue >= 215) & (hue < 262) & (pure > 0.7))
-        | (((hue > 345) | (hue < 20)) & (pure > 0.75))
-    ) & (chroma > 25)
+    """Marker ink: hues that no dye of H&E has, and blues and reds purer than any. (h, w) [ours]"""
+    rgb = np.asarray(rgb, np.float32)
+    r, g, b = np.moveaxis(rgb, 2, 0)
+    top = rgb.max(2)
+    chroma = np.ptp(rgb, 2)
+    divisor = np.maximum(chroma, 1e-6)
+    red_sector = ((g - b) / divisor) % 6
+    green_sector = (b - r) / divisor + 2
+    blue_sector = (r - g) / divisor + 4
+    sector = np.where(top == g, green_sector, blue_sector)
+    sector = np.where(top == r, red_sector, sector)
+    hue = 60 * sector  # degrees
+    purity = chroma / np.maximum(top, 1)  # saturation of HSV, 0..1
+    green = (hue > 65) & (hue < 215) & (purity > 0.25)
+    blue = (hue >= 215) & (hue < 262) & (purity > 0.7)
+    red = ((hue > 345) | (hue < 20)) & (purity > 0.75)
+    return (green | blue | red) & (chroma > 25)
 
 
-def tissue_threshold(stain):
-    """Otsu on the square root of the stain, squared again, kept in [STAIN_FLOOR, STAIN_CEILING].
+def stain_threshold(stain):
+    """Otsu's threshold of the square root of the stain, squared, within floor and ceiling.
 
-    Stain is skewed: plain Otsu cuts between pale stroma and dark nuclei, its root between glass and tissue. [ours]
+    Stain is skewed: plain Otsu would cut between pale stroma and dark nuclei, its root cuts
+    between glass and tissue. [ours]
     """
-    return (
-        float(np.clip(otsu_threshold(np.sqrt(stain)) ** 2, STAIN_FLOOR, STAIN_CEILING))
-        if stain.size
-        else STAIN_CEILING
-    )
+    if stain.size == 0:
+        return STAIN_CEILING
+    threshold = otsu_threshold(np.sqrt(stain)) ** 2
+    return float(np.clip(threshold, STAIN_FLOOR, STAIN_CEILING))
 
 
 def saturation_map(rgb):
-    """HSV saturation 0..255 of each pixel, (h, w, 3) -> (h, w) uint8, after a median over MEDIAN_PX. [HistCode code]"""
+    """Saturation of HSV, 0..255, after a median: (h, w, 3) -> (h, w) uint8. [HistCode code]"""
     top = rgb.max(2).astype(float)
-    saturation = 255 * (top - rgb.min(2)) / np.maximum(top, 1)
-    return ndimage.median_filter(
-        np.floor(saturation + 0.5).astype(np.uint8), MEDIAN_PX, mode="nearest"
-    )
+    chroma = top - rgb.min(2)
+    saturation = 255 * chroma / np.maximum(top, 1)
+    rounded = np.floor(saturation + 0.5).astype(np.uint8)
+    return ndimage.median_filter(rounded, MEDIAN_PX, mode="nearest")
+
+
+def close_gaps(mask):
+    """Morphological closing that leaves the rim of the picture as it is. [HistCode code]"""
+    square = np.ones((CLOSE_PX, CLOSE_PX), bool)
+    grown = ndimage.binary_dilation(mask, square)
+    return ndimage.binary_erosion(grown, square, border_value=1)
 
 
 def drop_pieces(mask, least):
-    """A mask without its connected pieces (corners connect) of fewer than `least` pixels."""
-    pieces, _ = ndimage.label(mask, np.ones((3, 3)))
-    return mask & (np.bincount(pieces.ravel()) >= least)[pieces]
+    """A mask without its pieces of fewer than `least` pixels; pixels hang together by corners."""
+    with_corners = np.ones((3, 3))
+    pieces, _ = ndimage.label(mask, with_corners)
+    large = np.bincount(pieces.ravel()) >= least
+    return mask & large[pieces]
 
 
-def find_tissue(rgb, valid, tissue="stain", threshold="otsu", least=0):
-    """(tissue (h, w) bool, the threshold it was cut at) of a thumbnail; rgb and valid as tissue_mask.
-
-    tissue: what is cut, "stain" (optical density) or "saturation" (0..255), which takes pen and black borders for tissue;
-    threshold: "otsu" or a fixed level of saturation [HistCode Methods, "the threshold 8 was used to detect tissue", which
-    fits no Otsu: CLAM, whose code theirs is, has one or the other]; least: pixels of the smallest piece kept.
-    """
-    if tissue == "stain":
-        level = stain_map(rgb, valid)  # (h, w)
-        threshold = tissue_threshold(level[valid])
-        mask = level > threshold
-    else:
-        level, square = saturation_map(rgb), np.ones((CLOSE_PX, CLOSE_PX), bool)
-        if threshold == "otsu":
-            threshold = otsu_threshold(level[valid] if valid.any() else level)
-        mask = ndimage.binary_dilation(level > threshold, square)
-        mask = ndimage.binary_erosion(
-            mask, square, border_value=1
-        )  # a closing that leaves the rim as it is
-    return drop_pieces(mask & valid, least), float(threshold)
+# ----- Tiles -------------------------------------------------------------------------------------
 
 
-def tissue_mask(rgb, valid=None):
-    """(h, w) bool, True on tissue, of a thumbnail (h, w, 3) uint8 at about 8 µm per pixel; `valid` (h, w) bool marks
-    what was scanned. Background (white, grey, tinted, unevenly lit), pen, black borders and holes are not tissue."""
-    return find_tissue(rgb, np.ones(rgb.shape[:2], bool) if valid is None else valid)[0]
-
-
-# Tiles
 def tile_grid(mask, size, tile, min_tissue=MIN_TISSUE, max_tiles=None, seed=0):
-    """Non-overlapping tiles of a regular grid of which at least `min_tissue` is tissue.
+    """The tiles of a regular grid that hold enough tissue -> (n, 2) int32, top left corners.
 
-    mask (h, w) bool over the whole slide; size (W, H) level-0 pixels; tile: edge in level-0 pixels, a real number, so
-    that the grid keeps its pitch in µm. More than max_tiles: a random sample by `seed`. Returns (n, 2) int32, the
-    level-0 top-left x, y, row by row. [HE2RNA Methods, Preprocessing]
+    mask (h, w) over the whole slide; size (W, H); tile: a real number, so that the grid keeps its
+    pitch in µm. Row by row; of more than max_tiles a random sample. [HE2RNA Methods, Preprocessing]
+
+    Needs: tissue_share, sample, MIN_TISSUE.
     """
-    (W, H), (h, w) = size, mask.shape
-    nx, ny = int(W / tile + 1e-6), int(H / tile + 1e-6)
-    if nx == 0 or ny == 0:
+    W, H = size
+    columns = int(W / tile + 1e-6)
+    rows = int(H / tile + 1e-6)
+    if columns == 0 or rows == 0:
         return np.zeros((0, 2), np.int32)
-    area = np.pad(
-        mask.astype(float).cumsum(0).cumsum(1), ((1, 0), (1, 0))
-    )  # summed-area table   (h + 1, w + 1)
-    y, x = np.meshgrid(
-        np.arange(ny + 1) * tile * h / H, np.arange(nx + 1) * tile * w / W, indexing="ij"
-    )
-    s = ndimage.map_coordinates(
-        area, [np.minimum(y, h), np.minimum(x, w)], order=1
-    )  # exact between pixels
-    share = (s[1:, 1:] - s[1:, :-1] - s[:-1, 1:] + s[:-1, :-1]) / (
-        tile * h / H * tile * w / W
-    )  # (ny, nx)
-    iy, ix = np.nonzero((share >= min_tissue - 1e-9) & (share > 1e-9))
-    coords = np.stack([ix * tile, iy * tile], 1).astype(np.int32)  # floor: the tile stays inside
-    if max_tiles and len(coords) > max_tiles:
-        coords = coords[np.sort(np.random.default_rng(seed).permutation(len(coords))[:max_tiles])]
+    share = tissue_share(mask, size, tile, rows, columns)
+    enough = (share >= min_tissue - 1e-9) & (share > 1e-9)
+    row, column = np.nonzero(enough)
+    corners = np.stack([column, row], 1) * tile
+    coords = corners.astype(np.int32)  # rounded down, so that a tile stays inside the slide
+    if max_tiles is not None:
+        coords = sample(coords, max_tiles, seed)
     return coords
 
 
+def tissue_share(mask, size, tile, rows, columns):
+    """The share of tissue in each tile of a grid (rows, columns), by a summed-area table."""
+    (W, H), (h, w) = size, mask.shape
+    area = np.zeros((h + 1, w + 1))  # tissue above and to the left of a pixel's corner
+    area[1:, 1:] = mask.cumsum(0).cumsum(1)
+    y = np.arange(rows + 1) * tile * h / H  # the grid's lines, in pixels of the mask
+    x = np.arange(columns + 1) * tile * w / W
+    y = np.minimum(y, h)
+    x = np.minimum(x, w)
+    lines = np.meshgrid(y, x, indexing="ij")
+    s = ndimage.map_coordinates(area, lines, order=1)  # exact between pixels
+    below = np.diff(s, axis=0)  # (rows, columns + 1)
+    inside = np.diff(below, axis=1)
+    tile_area = tile * h / H * tile * w / W
+    return inside / tile_area
+
+
+def sample(rows, most, seed):
+    """At most so many rows of an array, drawn at random, in their order."""
+    if len(rows) <= most:
+        return rows
+    order = np.random.default_rng(seed).permutation(len(rows))
+    return rows[np.sort(order[:most])]
+
+
+def read_tiles(slide, coords, tile, px=TILE_PX):
+    """The pixels of tiles: coords (n, 2) -> (n, px, px, 3) uint8. What was not scanned is white."""
+    n = len(coords)
+    out = np.empty((n, px, px, 3), np.uint8)
+    for first, last in tile_runs(coords, tile):
+        side_by_side = coords[first:last]
+        out[first:last] = read_run(slide, side_by_side, tile, px)
+    return out
+
+
 def tile_runs(coords, tile):
-    """[(first, last + 1)] rows of the list that lie side by side, at most RUN_TILES together."""
-    runs, start = [], 0
+    """[(first, last + 1)]: the rows of tiles that lie side by side, RUN_TILES together at most."""
+    runs = []
+    start = 0
     for i in range(1, len(coords) + 1):
-        side_by_side = (
-            i < len(coords)
-            and coords[i][1] == coords[i - 1][1]
-            and coords[i][0] - coords[i - 1][0] <= tile + 1
-        )
-        if not side_by_side or i - start == RUN_TILES:
+        together = i < len(coords) and i - start < RUN_TILES
+        if together:
+            right, down = coords[i] - coords[i - 1]
+            together = down == 0 and right <= tile + 1
+        if not together:
             runs.append((start, i))
             start = i
     return runs
 
 
-def read_tiles(slide, coords, tile, px=TILE_PX):
-    """Tiles lying side by side, (n, px, px, 3) uint8: read once, each cut out and resampled once (Lanczos, antialiased).
+def read_run(slide, coords, tile, px):
+    """Tiles side by side, read in one go; each is cut out and resampled once (Lanczos).
 
-    coords (n, 2) level-0 top-left of one run of tile_runs; tile: edge in level-0 pixels. What was never scanned is white.
-    A tile's pixels depend on that tile alone, not on its neighbours in the run (but for OpenSlide's rounding to whole
-    level-0 pixels where a downsample is no whole number).
+    A tile's pixels depend on that tile alone and not on its neighbours, but for OpenSlide's
+    rounding to whole level-0 pixels where a downsample is no whole number.
     """
     level, d = best_level(slide, tile / px)
-    x0, y0 = int(coords[0][0] / d), int(coords[0][1] / d)
-    w, h = (
-        int(np.ceil((coords[-1][0] + tile) / d)) - x0,
-        int(np.ceil((coords[0][1] + tile) / d)) - y0,
-    )
-    region = read_rgba(slide, level, x0, y0, w, h)
-    if region.getextrema()[3][0] < 255:
-        region = Image.alpha_composite(Image.new("RGBA", region.size, "white"), region)
-    region, out = region.convert("RGB"), np.empty((len(coords), px, px, 3), np.uint8)
-    for i, (x, y) in enumerate(coords):
-        left, top = x / d - x0, y / d - y0
-        cut = region.crop(
-            (int(left), int(top), int(np.ceil(left + tile / d)), int(np.ceil(top + tile / d)))
-        )
-        left, top = left - int(left), top - int(top)
-        box = (left, top, min(left + tile / d, cut.width), min(top + tile / d, cut.height))
-        out[i] = cut.resize((px, px), Image.Resampling.LANCZOS, box)
-    return out
+    edge = tile / d  # in pixels of the level
+    left, top = coords[0]
+    right, bottom = coords[-1] + tile
+    x0 = int(left / d)
+    y0 = int(top / d)
+    w = int(np.ceil(right / d)) - x0
+    h = int(np.ceil(bottom / d)) - y0
+    rgba = read_rgba(slide, level, x0, y0, w, h)
+    region = on_white(rgba)
+    corners = coords / d - (x0, y0)
+    tiles = [cut_out(region, x, y, edge, px) for x, y in corners]
+    return np.stack(tiles)
+
+
+def on_white(picture):
+    """A picture with transparency -> RGB, white where it is transparent."""
+    least_alpha, _ = picture.getextrema()[3]
+    if least_alpha < 255:
+        white = Image.new("RGBA", picture.size, "white")
+        picture = Image.alpha_composite(white, picture)
+    return picture.convert("RGB")
+
+
+def cut_out(region, left, top, edge, px):
+    """A square of a picture, at any real numbers -> (px, px, 3) uint8; nothing beyond is seen."""
+    x0 = int(left)
+    y0 = int(top)
+    x1 = int(np.ceil(left + edge))
+    y1 = int(np.ceil(top + edge))
+    piece = region.crop((x0, y0, x1, y1))
+    left -= x0
+    top -= y0
+    right = min(left + edge, piece.width)
+    bottom = min(top + edge, piece.height)
+    box = (left, top, right, bottom)
+    small = piece.resize((px, px), Image.Resampling.LANCZOS, box)
+    return np.asarray(small)
+
+
+# ----- Colour ------------------------------------------------------------------------------------
+# [HistCode Methods, Image processing: "we applied color normalization on tiles"]; the method is our
+# choice: Macenko et al., "A method for normalizing histology slides for quantitative analysis",
+# ISBI 2009. HE2RNA's paper is silent; its authors' code has `stretch`.
+
+GREY_LEVELS = np.arange(256, dtype=np.float32)
+DENSITY = -np.log((GREY_LEVELS + 1) / LIGHT)  # of each grey level  (256,)
 
 
 def optical_density(rgb):
-    """-ln((I + 1) / LIGHT): how much light the dye took, for any shape of uint8; float32. The 1 keeps black finite."""
-    return DENSITY[rgb]
+    """-ln((I + 1) / LIGHT), how much light the dye took; any shape of uint8 -> float32.
+
+    The 1 keeps black finite.
+    """
+    return DENSITY.take(rgb)
+
+
+def stained_pixels(od):
+    """Which pixels are dense in each channel: (..., 3) -> (...) bool.
+
+    In each, as in the common implementations: dense in the mean of the channels lets in so much
+    pale noise that eosin's red falls to zero or below on real slides.
+    """
+    r, g, b = np.moveaxis(od >= MIN_OD, -1, 0)
+    return r & g & b
 
 
 def macenko_stains(od):
-    """Densities of pixels (n, 3) -> unit vectors of haematoxylin and eosin (2, 3) and their 99th percentiles (2,).
+    """Densities of pixels (n, 3) -> stains (2, 3), their 99th percentiles (2,); or None.
 
-    The stains are the two extreme directions in the plane that holds most of the density. None where fewer than STAINED
-    of the pixels are dense, or the two stains lie within MIN_ANGLE: one stain, or one colour, tells no plane. [ours]
-    Dense in each channel, as in the common implementations: dense in their mean lets in so much pale noise that eosin's
-    red falls to zero or below on real slides. The plane holds the origin, no dye; theirs is centred (under 3 degrees).
-    The percentiles are of the dense pixels, so that they do not depend on how much glass is around. [ours]
+    The stains, haematoxylin and eosin, are unit vectors: the two extreme directions in the plane
+    that holds most of the density. The plane holds the origin, which is no dye; the common
+    implementations centre it, which turns it by under 3 degrees. The percentiles are of the
+    stained pixels, so that they do not depend on how much glass is around. None where too few
+    pixels are stained, or where one stain or one colour tells no plane. [ours]
     """
-    dense = od[(od >= MIN_OD).all(1)].astype(np.float64)  # (m, 3)
+    dense = od[stained_pixels(od)].astype(np.float64)  # (m, 3)
     if len(dense) < max(1, STAINED * len(od)):
         return None
-    _, directions = np.linalg.eigh(dense.T @ dense)  # their singular vectors, rising
-    plane = directions[:, [2, 1]]  # (3, 2)
-    plane = plane * np.where(plane.sum(0) < 0, -1, 1)  # eigh's signs are arbitrary
-    angle = np.arctan2(*(dense @ plane).T[::-1])  # (m,)
-    ends = np.percentile(angle, EXTREMES)
+    _, axes = np.linalg.eigh(dense.T @ dense)  # least first
+    plane = axes[:, [2, 1]]  # (3, 2)
+    sign = np.where(plane.sum(0) < 0, -1, 1)  # eigh's are arbitrary
+    plane = plane * sign
+    along, across = (dense @ plane).T
+    angles = np.arctan2(across, along)  # (m,)
+    ends = np.percentile(angles, EXTREMES)
     if np.degrees(ends[1] - ends[0]) < MIN_ANGLE:
         return None
-    stains = np.stack([np.cos(ends), np.sin(ends)], 1) @ plane.T  # (2, 3)
-    stains = stains[np.argsort(-stains[:, 0])]  # haematoxylin takes more of the red
-    return stains, np.percentile(dense @ np.linalg.pinv(stains), EXTREMES[1], axis=0)
+    directions = np.stack([np.cos(ends), np.sin(ends)])  # (2, 2)
+    stains = directions.T @ plane.T  # (2, 3)
+    red = stains[:, 0]
+    stains = stains[np.argsort(-red)]  # haematoxylin takes more of it
+    concentrations = dense @ np.linalg.pinv(stains)  # (m, 2)
+    top = np.percentile(concentrations, EXTREMES[1], axis=0)
+    return stains, top
 
 
 def macenko(tiles, found):
-    """Tiles (n, h, w, 3) uint8 in the reference's colours, and which of them were changed (n,) bool.
+    """Tiles (n, h, w, 3) uint8 in the reference's colours, and which were changed (n,) bool.
 
-    found: (stains, 99th percentiles) of macenko_stains, or None: nothing is changed. A tile with fewer than STAINED dense
-    pixels stays as it is. Concentrations by least squares, scaled to the reference's percentiles, in the reference's
-    stains: all linear in the density, so one (3, 3) matrix.
+    found: what macenko_stains says of the slide. Nothing is changed where it is None, nor a tile
+    with too few stained pixels. Concentrations by least squares, scaled to the reference's
+    percentiles, laid on in the reference's stains: all linear, so one (3, 3) matrix.
     """
     changed = np.zeros(len(tiles), bool)
     if found is None:
         return tiles, changed
     stains, top = found
-    matrix = -(np.linalg.pinv(stains) * (REFERENCE_TOP / top)) @ REFERENCE  # (3, 2) @ (2, 3)
-    dark, matrix, out = (
-        np.searchsorted(-DENSITY, -MIN_OD, side="right"),
-        matrix.astype(np.float32),
-        tiles.copy(),
-    )
-    for i, tile in enumerate(tiles):  # one by one: a tile fits the cache
-        brightest = np.maximum(np.maximum(tile[:, :, 0], tile[:, :, 1]), tile[:, :, 2])
-        changed[i] = (brightest < dark).mean() >= STAINED
+    concentrations = np.linalg.pinv(stains)  # of a density  (3, 2)
+    scaled = concentrations * (REFERENCE_TOP / top)
+    matrix = -scaled @ REFERENCE  # (3, 3)
+    matrix = matrix.astype(np.float32)
+    out = tiles.copy()
+    for i, tile in enumerate(tiles):
+        od = optical_density(tile.reshape(-1, 3))  # (h w, 3)
+        changed[i] = stained_pixels(od).mean() >= STAINED
         if changed[i]:
-            light = np.exp(DENSITY.take(tile.reshape(-1, 3)) @ matrix)  # (h w, 3)
-            out[i] = np.minimum(light * LIGHT + 0.5, 255).reshape(tile.shape)
+            light = np.exp(od @ matrix) * LIGHT
+            rounded = np.minimum(light + 0.5, 255)
+            out[i] = rounded.reshape(tile.shape)
     return out, changed
 
 
-def stretch(tiles):
-    """Tiles (n, h, w, 3) uint8, each channel of each tile shifted to begin at 0, then stretched to end at 255; a channel of
-    one value becomes 0. How dark a tile was is lost, and glass in it or not decides what is white. [HE2RNA code]
-    """
-    low, high = (
-        f((1, 2), keepdims=True).astype(np.float32) for f in (tiles.min, tiles.max)
-    )  # (n, 1, 1, 3)
-    return ((tiles - low) * (255 / np.maximum(high - low, 1)) + 0.5).astype(np.uint8)
-
-
 def slide_stains(slide, coords, tile, px, seed):
-    """The stains of a slide from a random sample of its tiles; result as macenko_stains, arguments as read_tiles.
+    """The stains of a slide, as macenko_stains, from a random sample of its tiles.
 
-    Of the slide, not of each tile: slides are stained as a whole, and a tile's extremes are those of its tissue. On eight
-    real slides a tile's own stains lie up to 5 degrees from its slide's (medians) and its percentiles 3 to 26 %: on its
-    own, stroma without nuclei would be painted with haematoxylin. 64 tiles come within 1 degree and 8 %. [ours]
+    Of the slide and not of each tile: slides are stained as a whole, and a tile's extremes are
+    those of its tissue. On eight real slides a tile's own stains lie up to 5 degrees from its
+    slide's (medians), its percentiles 3 to 26 % off: stroma without nuclei would be painted with
+    haematoxylin. 64 tiles come within 1 degree and 8 %. [ours]
     """
-    pick = np.sort(np.random.default_rng(seed).permutation(len(coords))[:STAIN_TILES])
-    pixels = [
-        read_tiles(slide, coords[i : i + 1], tile, px)[0, ::4, ::4].reshape(-1, 3) for i in pick
-    ]
-    return macenko_stains(optical_density(np.concatenate(pixels)))
+    pixels = []
+    for corner in sample(coords, STAIN_TILES, seed):
+        rgb = read_tiles(slide, corner[None], tile, px)[0]
+        few = rgb[::STAIN_STEP, ::STAIN_STEP]
+        pixels.append(few.reshape(-1, 3))
+    pixels = np.concatenate(pixels)
+    return macenko_stains(optical_density(pixels))
 
 
-# Features: ResNet50  [HE2RNA Methods, Preprocessing: "2,048 features ... with a 50-layer ResNet pretrained on ImageNet"]
+def stretch(tiles):
+    """Each channel of each tile (n, h, w, 3) uint8 from its lowest to its highest value as 0..255.
+
+    A channel of one value becomes 0. How dark a tile was is lost, and whether there is glass in it
+    decides what is white. [HE2RNA code]
+    """
+    tiles = tiles.astype(np.float32)
+    low = tiles.min((1, 2), keepdims=True)  # (n, 1, 1, 3)
+    high = tiles.max((1, 2), keepdims=True)
+    scale = 255 / np.maximum(high - low, 1)
+    stretched = (tiles - low) * scale
+    return (stretched + 0.5).astype(np.uint8)
+
+
+# ----- Features ----------------------------------------------------------------------------------
+# [HE2RNA Methods, Preprocessing: "2,048 features from those tiles with a 50-layer ResNet pretrained
+# on the ImageNet dataset"]; [HistCode Methods, Adversarial contrastive learning: "We used only the
+# first four main layers (the output of the last layer is 1024)"]
+
+
 class Bottleneck(nn.Module):
-    """1x1, 3x3 (with the stride), 1x1 convolutions around a shortcut. He et al. 2015; stride as in torchvision."""
+    """Convolutions 1x1, 3x3 (with the stride) and 1x1 around a shortcut. He et al. 2015."""
 
     def __init__(self, n_in, width, stride):
         super().__init__()
         n_out = 4 * width
-        self.conv1, self.bn1 = nn.Conv2d(n_in, width, 1, bias=False), nn.BatchNorm2d(width)
-        self.conv2, self.bn2 = (
-            nn.Conv2d(width, width, 3, stride, 1, bias=False),
-            nn.BatchNorm2d(width),
-        )
-        self.conv3, self.bn3 = nn.Conv2d(width, n_out, 1, bias=False), nn.BatchNorm2d(n_out)
+        self.conv1 = nn.Conv2d(n_in, width, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(width)
+        self.conv2 = nn.Conv2d(width, width, 3, stride, 1, bias=False)
+        self.bn2 = nn.BatchNorm2d(width)
+        self.conv3 = nn.Conv2d(width, n_out, 1, bias=False)
+        self.bn3 = nn.BatchNorm2d(n_out)
         self.downsample = None
         if stride > 1 or n_in != n_out:
-            self.downsample = nn.Sequential(
-                nn.Conv2d(n_in, n_out, 1, stride, bias=False), nn.BatchNorm2d(n_out)
-            )
+            shortcut = nn.Conv2d(n_in, n_out, 1, stride, bias=False)
+            self.downsample = nn.Sequential(shortcut, nn.BatchNorm2d(n_out))
 
     def forward(self, x):  # (B, n_in, h, w)
         y = self.bn1(self.conv1(x)).relu_()
         y = self.bn2(self.conv2(y)).relu_()
         y = self.bn3(self.conv3(y))
-        return y.add_(x if self.downsample is None else self.downsample(x)).relu_()
+        shortcut = x if self.downsample is None else self.downsample(x)
+        return y.add_(shortcut).relu_()  # (B, 4 width, h / stride, w / stride)
 
 
 class ResNet50(nn.Module):
-    """ResNet50 up to its pooled features: (B, 3, 224, 224) normalised RGB -> (B, 2048); stages=3 -> (B, 1024).
+    """ResNet50 up to its pooled features: normalised RGB (B, 3, px, px) -> (B, 2048).
 
-    The state_dict has torchvision's names: 320 entries, 25,557,032 parameters with the classifier `fc`, which is kept
-    so that published weights load as they are; features are what goes into it. stages=3 has neither layer4 nor fc.
+    With stages=3, which has neither layer4 nor fc, (B, 1024). The state_dict has torchvision's
+    names: 320 entries, 25,557,032 parameters. The classifier `fc` is kept so that published
+    weights load as they are; features are what goes into it.
+
+    Needs: Bottleneck, start_as_torchvision.
     """
 
     def __init__(self, stages=4):
         super().__init__()
-        self.conv1, self.bn1 = nn.Conv2d(3, 64, 7, 2, 3, bias=False), nn.BatchNorm2d(64)
-        self.maxpool, n_in = nn.MaxPool2d(3, 2, 1), 64
-        for i, (blocks, width) in enumerate(list(zip((3, 4, 6, 3), (64, 128, 256, 512)))[:stages]):
-            layer = [Bottleneck(n_in, width, 2 if i else 1)]
-            layer += [Bottleneck(4 * width, width, 1) for _ in range(blocks - 1)]
-            n_in = 4 * width
-            setattr(self, f"layer{i + 1}", nn.Sequential(*layer))
-        self.n_features, self.stages = n_in, stages
+        self.stages = stages
+        self.conv1 = nn.Conv2d(3, 64, 7, 2, 3, bias=False)
+        self.bn1 = nn.BatchNorm2d(64)
+        self.maxpool = nn.MaxPool2d(3, 2, 1)
+        self.n_features = 64
+        self.layer1 = self.stage(3, 64, stride=1)
+        self.layer2 = self.stage(4, 128, stride=2)
+        self.layer3 = self.stage(6, 256, stride=2)
         if stages == 4:
-            self.fc = nn.Linear(n_in, 1000)
-        for m in self.modules():
-            if isinstance(m, nn.Conv2d):
-                nn.init.kaiming_normal_(
-                    m.weight, mode="fan_out", nonlinearity="relu"
-                )  # as torchvision
+            self.layer4 = self.stage(3, 512, stride=2)
+            self.fc = nn.Linear(self.n_features, 1000)
+        self.apply(start_as_torchvision)
 
-    def forward(self, x):  # (B, 3, H, W)
-        x = self.maxpool(self.bn1(self.conv1(x)).relu_())  # (B, 64, H/4, W/4)
-        x = x.to(self.layer1[0].conv1.weight.dtype)  # bfloat16 where prepare_encoder chose it
-        for i in range(self.stages):
-            x = getattr(self, f"layer{i + 1}")(x)
-        return x.mean((2, 3), dtype=torch.float32)  # (B, D), summed in float32
+    def stage(self, n_blocks, width, stride):
+        blocks = [Bottleneck(self.n_features, width, stride)]
+        self.n_features = 4 * width
+        for _ in range(n_blocks - 1):
+            blocks.append(Bottleneck(self.n_features, width, stride=1))
+        return nn.Sequential(*blocks)
+
+    def forward(self, x):  # (B, 3, px, px)
+        x = self.bn1(self.conv1(x)).relu_()
+        x = self.maxpool(x)  # (B, 64, px / 4, px / 4)
+        x = self.layer1(x)
+        x = self.layer2(x)
+        x = self.layer3(x)  # (B, 1024, px / 16, px / 16)
+        if self.stages == 4:
+            x = self.layer4(x)  # (B, 2048, px / 32, px / 32)
+        return x.mean((2, 3), dtype=torch.float32)  # (B, D)
+
+
+def start_as_torchvision(module):
+    if isinstance(module, nn.Conv2d):
+        nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
 
 def normalise(tiles, mean=IMAGENET_MEAN, std=IMAGENET_STD):
-    """(b, px, px, 3) uint8 -> (b, 3, px, px) float32 as ImageNet weights want it; in memory the channels stay last."""
-    mean, std = (torch.tensor(v, device=tiles.device).view(1, 3, 1, 1) for v in (mean, std))
-    return (tiles.permute(0, 3, 1, 2).float() / 255 - mean) / std
+    """(B, px, px, 3) uint8 -> (B, 3, px, px) float32 as the weights want it.
 
-
-# Super-tiles: k-means on location  [HE2RNA Methods, Preprocessing]
-def plus_plus(points, k, rng):
-    """k-means++ start, greedy: each next centre is the best of a few draws in proportion to the squared distance to the
-    nearest centre so far. Arthur & Vassilvitskii 2007. points (n, d) -> (k, d), or all different points if fewer."""
-    columns, picks = np.ascontiguousarray(points.T), [rng.integers(len(points))]
-    d2 = sum((x - x[picks[0]]) ** 2 for x in columns)  # (n,)
-    for _ in range(k - 1):
-        chance = np.cumsum(d2)
-        if chance[-1] == 0:  # every point is a centre
-            break
-        draws = np.searchsorted(chance, rng.random(KMEANS_DRAWS) * chance[-1], side="right").clip(
-            max=len(points) - 1
-        )
-        trial = np.minimum(sum((x - x[draws, None]) ** 2 for x in columns), d2)  # (draws, n)
-        best = trial.sum(1).argmin()
-        d2 = trial[best]
-        picks.append(draws[best])
-    return points[picks]
-
-
-def lloyd(points, centers):
-    """Lloyd's iterations until the centres stand still: points (n, d), centers (k, d) -> (centers, labels (n,)).
-
-    A point is asked for its nearest centre again only when it could have another: when its distance to its own, grown by
-    that centre's move, may exceed the distance to the second, shrunk by the others' largest move (Hamerly 2010).
+    In memory the channels stay last.
     """
-    k, columns, labels = (
-        len(centers),
-        np.ascontiguousarray(points.T),
-        np.zeros(len(points), np.int64),
-    )
-    own, second, ask = np.zeros(len(points)), np.zeros(len(points)), np.arange(len(points))
-    still = 1e-4 * points.var(0).mean()  # of all squared moves, as scikit-learn
-    for _ in range(300):
-        distance, nearest = cKDTree(centers, balanced_tree=False, compact_nodes=False).query(
-            points[ask], 2
-        )
-        labels[ask], own[ask], second[ask] = nearest[:, 0], distance[:, 0], distance[:, 1]
-        size = np.bincount(labels, minlength=k)
-        for empty in np.flatnonzero(size == 0):  # give it the point farthest from its own
-            far = np.where(size[labels] > 1, own, -1).argmax()
-            size[labels[far]] -= 1
-            labels[far], size[empty], own[far], second[far] = empty, 1, 0, own[far]
-        new = np.stack([np.bincount(labels, x, k) for x in columns], 1) / size[:, None]
-        move = np.sqrt(((new - centers) ** 2).sum(1))  # (k,)
-        others = np.where(
-            np.arange(k) == move.argmax(), np.partition(np.append(move, 0), -2)[-2], move.max()
-        )
-        centers, own, second = new, own + move[labels], second - others[labels]
-        if (move**2).sum() <= still:
-            break
-        ask = np.flatnonzero(own >= second)
-    return centers, labels
+    mean = torch.tensor(mean, device=tiles.device)
+    std = torch.tensor(std, device=tiles.device)
+    x = tiles.permute(0, 3, 1, 2)
+    x = x.float() / 255
+    x = x - mean[:, None, None]
+    return x / std[:, None, None]
+
+
+@torch.inference_mode()
+def encode(network, tiles, batch=32):
+    """Features of tiles: (n, px, px, 3) uint8 -> (n, D) float32.
+
+    lab/fast/encoder.py is its fast twin.
+    """
+    network.eval()
+    device = next(network.parameters()).device
+    features = []
+    for pixels in torch.from_numpy(tiles).split(batch):  # (B, px, px, 3)
+        x = normalise(pixels.to(device))
+        features.append(network(x).cpu())
+    return torch.cat(features).numpy()
+
+
+# ----- Super-tiles -------------------------------------------------------------------------------
+# [HE2RNA Methods, Preprocessing: "we used the k-means algorithm to create 100 clusters
+# (super-tiles) of tiles on the basis of tile location on the slide, and we averaged the features of
+# the tiles within each cluster"]
 
 
 def kmeans(points, k, seed):
-    """k-means. points (n, d) -> (centers (k', d) float64, labels (n,) int), k' = min(k, number of different points).
+    """k-means: points (n, c) -> centers (k, c) float64, labels (n,) int; one result for a seed.
 
-    No cluster is empty, each centre is the mean of its points; one result per seed.
-    Many points: the start is found on a random quarter of them, which saves most of the iterations. [ours]
+    No cluster is empty and each centre is the mean of its points. Where fewer than k points
+    differ, each of them is a cluster.
+
+    Needs: plus_plus, lloyd, fill_empty, cluster_means, squared_distances, KMEANS_DRAWS,
+    KMEANS_ITERATIONS, KMEANS_STILL.
     """
-    points, rng = np.asarray(points, np.float64), np.random.default_rng(seed)
-    assert points.ndim == 2 and len(points) > 0 and k > 0 and np.isfinite(points).all()
-    few = points[np.sort(rng.permutation(len(points))[: len(points) // 4])]
-    start = plus_plus(few, k, rng) if len(few) >= 10 * k else points[:0]
-    if len(start) == k:
-        return lloyd(points, lloyd(few, start)[0])
+    points = np.asarray(points, np.float64)
+    rng = np.random.default_rng(seed)
+    rng.permutation(len(points))  # not used: an earlier version drew it, and its seeds stay valid
     return lloyd(points, plus_plus(points, k, rng))
 
 
-def supertiles(features, coords, k=N_SUPERTILES, seed=0):
-    """Average the features of the tiles in each of k clusters of tile locations.
+def plus_plus(points, k, rng):
+    """Starting centres of k-means++, greedy: points (n, c) -> (k, c). Arthur & Vassilvitskii 2007.
 
-    features (n, D), coords (n, 2), or None where nobody knows them: then k runs of neighbouring rows, as even as can be,
-    since CLAM lists tiles column by column [ours]. Returns means (k, D) float32, mask (k,) bool (False: no such cluster,
-    the row is 0), cluster of each tile (n,) int32. Fewer tiles than k: each is its own. [HE2RNA Methods, Preprocessing]
-    The authors pad with rows of zeros and no mask [HE2RNA code]; a model then takes them for tissue.
+    Each next centre is the best of a few points, drawn in proportion to their squared distance
+    from the nearest centre so far.
     """
-    n = len(features)
-    assert coords is None or len(coords) == n
-    means, mask = np.zeros((k, features.shape[1]), np.float32), np.zeros(k, bool)
+    n = len(points)
+    pick = rng.integers(n)
+    centers = [points[pick]]
+    nearest = squared_distances(points, centers)[:, 0]  # (n,)
+    while len(centers) < k and nearest.max() > 0:  # at 0 every point is a centre
+        chance = np.cumsum(nearest)
+        places = rng.random(KMEANS_DRAWS) * chance[-1]
+        draws = np.searchsorted(chance, places, side="right")
+        trial = points[np.minimum(draws, n - 1)]
+        after = squared_distances(points, trial)  # (n, draws)
+        after = np.minimum(after, nearest[:, None])
+        best = after.sum(0).argmin()
+        nearest = after[:, best]
+        centers.append(trial[best])
+    return np.stack(centers)
+
+
+def lloyd(points, centers):
+    """Lloyd's iterations until the centres stand still -> centers (k, c), labels (n,)."""
+    still = KMEANS_STILL * points.var(0).mean()
+    for _ in range(KMEANS_ITERATIONS):
+        distances = squared_distances(points, centers)  # (n, k)
+        labels = distances.argmin(1)
+        labels = fill_empty(labels, distances)
+        before = centers
+        centers = cluster_means(points, labels)
+        moved = np.square(centers - before).sum()
+        if moved <= still:
+            break
+    return centers, labels
+
+
+def squared_distances(points, centers):
+    """(n, c), (k, c) -> (n, k)"""
+    return cdist(points, centers, "sqeuclidean")
+
+
+def cluster_means(points, labels):
+    """The mean of the points of each label: (n, c), (n,) -> (k, c)."""
+    k = labels.max() + 1
+    means = []
+    for j in range(k):
+        members = points[labels == j]
+        means.append(members.mean(0))
+    return np.stack(means)
+
+
+def fill_empty(labels, distances):
+    """Labels (n,) with no empty cluster: each gets the point that is farthest from its own centre.
+
+    A cluster of one point keeps it.
+    """
+    n, k = distances.shape
+    own = distances[np.arange(n), labels]
+    size = np.bincount(labels, minlength=k)
+    for empty in np.flatnonzero(size == 0):
+        movable = size[labels] > 1
+        far = np.where(movable, own, -1).argmax()
+        size[labels[far]] -= 1
+        size[empty] = 1
+        labels[far] = empty
+        own[far] = 0
+    return labels
+
+
+def supertiles(features, coords, k=N_SUPERTILES, seed=0):
+    """Mean features of the tiles of each cluster: features (n, D), coords (n, 2)
+    -> means (k, D) float32, mask (k,) bool, cluster of each tile (n,) int32.
+
+    Fewer tiles than k are each their own super-tile; mask is False and means are 0 where there is
+    no more. The authors pad with zeros and have no mask [HE2RNA code]: a model then takes them
+    for tissue. coords None, where nobody knows them: k even runs of neighbouring rows, since CLAM
+    lists tiles column by column. [ours]
+
+    Needs: kmeans and what it needs, plus_plus, lloyd, fill_empty, cluster_means,
+    squared_distances, KMEANS_DRAWS, KMEANS_ITERATIONS, KMEANS_STILL; N_SUPERTILES.
+    """
+    n, D = features.shape
+    means = np.zeros((k, D), np.float32)
+    mask = np.zeros(k, bool)
     if n == 0:
         return means, mask, np.zeros(0, np.int32)
-    labels = np.arange(n) * min(k, n) // n if coords is None else kmeans(coords, k, seed)[1]
-    size = np.bincount(labels, minlength=k)
-    member = sparse.csr_matrix((1 / size[labels], (labels, np.arange(n))), (k, n), dtype=np.float32)
-    means[:] = member @ np.asarray(features, np.float32)  # (k, n) @ (n, D)
-    return means, size > 0, labels.astype(np.int32)
-
-
-def nearest(points, n):
-    """For each pixel of an (n, n) map: the nearest point's number and distance (px); borders between points."""
-    seed = np.zeros((n, n), np.int32)
-    seed[points[:, 1].astype(int), points[:, 0].astype(int)] = 1 + np.arange(len(points))
-    distance, (row, col) = ndimage.distance_transform_edt(seed == 0, return_indices=True)
-    label = seed[row, col] - 1
-    return label, distance, (label != np.roll(label, 1, 0)) | (label != np.roll(label, 1, 1))
+    if coords is None:
+        cluster = np.arange(n) * min(k, n) // n
+    else:
+        _, cluster = kmeans(coords, k, seed)
+    found = cluster.max() + 1
+    features = np.asarray(features, np.float32)
+    means[:found] = cluster_means(features, cluster)
+    mask[:found] = True
+    return means, mask, cluster.astype(np.int32)
 
 
 if __name__ == "__main__":

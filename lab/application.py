@@ -9,11 +9,12 @@ from lab.cohort.make import make_features
 from lab.cohort.samples import read_samples
 from lab.cohort.slides import find_slides
 from lab.cohort.steps import made_as, tiles_of
-from lab.encoders import ENCODERS, weights_identity
+from lab.encoders import ENCODERS
 from lab.exchange.clam import FOREIGN, say_twice, source_name
 from lab.files import TISSUE, InputError, few, fingerprint, load_json, read_rows
 from lab.processes import by_first, share_out
 from lab.progress import counted, progress
+from lab.weights import weights_identity
 
 
 # A run's models on slides: features as those it learned from. run: a dict of folder, config, rows (of folds.csv), cohort,

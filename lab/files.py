@@ -31,6 +31,12 @@ class InputError(ValueError):
         super().__init__(one_line(text))
 
 
+def reason(error):
+    """The first line of what another program's exception says, or its class where it says nothing."""
+    text = str(error).strip() or type(error).__name__
+    return text.splitlines()[0]
+
+
 # Files: atomic, and keyed by the settings that made them
 def save_file(path, write):
     """Write a file beside its place with write(open file) and rename it: it is whole or not there. [ours]"""
@@ -121,12 +127,17 @@ def whole_arrays(path, **wanted):
     return arrays
 
 
+def unpacked(path):
+    """The bytes of a file, unpacked where they are gzip's."""
+    data = Path(path).read_bytes()
+    return gzip.decompress(data) if data[:2] == b"\x1f\x8b" else data
+
+
 def read_rows(path):
     """(header, rows) of a table, comma- or tab-separated, plain or .gz; blank lines left out. InputError when it can't be
     read."""
     try:
-        data = Path(path).read_bytes()
-        data = gzip.decompress(data) if data[:2] == b"\x1f\x8b" else data
+        data = unpacked(path)
         try:
             text = data.decode("utf-8-sig")
         except UnicodeDecodeError:

@@ -20,25 +20,25 @@ from lab.cohort.steps import (
     tile_settings,
     tiles_of,
 )
+from lab.devices import pick_device, pick_precision
 from lab.encoders import (
     COLOURS,
     ENCODERS,
     encoder_name,
     encoder_wants,
     features_folder,
-    is_script,
     load_encoder,
-    pick_device,
-    pick_precision,
+    prepare_encoder,
     read_encoder,
-    weights_identity,
 )
 from lab.exchange.clam import features_made_by, say_twice, source_name
-from lab.fast.encoder import encode, prepare_encoder
+from lab.fast.encoder import encode
 from lab.files import InputError, few, fingerprint, load_arrays, save_file, save_json
 from lab.locks import hold, release
 from lab.progress import counted, ordered_map, progress, say_left_out
 from lab.runs import say_anew
+from lab.torchscript import is_script
+from lab.weights import weights_identity
 
 
 def make_tiles(cohort, slides, o, into=None):

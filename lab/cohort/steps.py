@@ -9,9 +9,20 @@ from scipy import ndimage
 
 import tiling
 from lab.cohort.samples import read_samples
-from lab.cohort.slides import open_slide, slide_mpp
-from lab.encoders import COLOURS, RANGES, encoder_wants
+from lab.cohort.slides import MPP_RANGE, open_slide, slide_mpp
+from lab.encoders import COLOURS, encoder_wants
 from lab.files import TISSUE, InputError, load_json, whole_arrays, within
+
+RANGES = dict(
+    tile_um=(1.0, 1e4),
+    min_tissue=(0.0, 1.0),
+    max_tiles=(1, 10**9),
+    mpp=MPP_RANGE,
+    min_area=(0.0, 1e9),
+    tissue_threshold=(0.0, 255.0),
+    seed=(0, 2**63 - 1),
+    k=(1, 10**4),
+)  # whole where the ends are  [ours]
 
 # Constants
 TILE_UM = 112.0  # edge of a tile, µm                      [HE2RNA Methods, Preprocessing]

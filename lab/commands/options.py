@@ -9,8 +9,8 @@ import threading
 from functools import partial
 
 import tiling
-from lab.cohort.steps import MAX_TILES, TILE_UM
-from lab.encoders import COLOURS, RANGES
+from lab.cohort.steps import MAX_TILES, RANGES, TILE_UM
+from lab.encoders import COLOURS
 from lab.files import TISSUE, InputError, one_line, save_csv, say_error
 from lab.locks import release
 from lab.processes import one_voice

@@ -9,10 +9,11 @@ from torch import nn
 import histcode
 import stats
 import tiling
+from lab import space
 from lab.cohort.places import read_places
-from lab.encoders import load_weights
 from lab.histcode.epochs import read_batches
 from lab.ridge import PENALTIES, r_squared, ridge
+from lab.weights import load_weights
 
 STAGES = 3  # "the first four main layers (the output ... is 1024)"  [HistCode Methods]
 
@@ -52,10 +53,10 @@ def cell_content(cohort, name, coords, tile, mpp, origin=(0, 0)):
         kinds = {c: xy for c, xy in cells.items() if c != "all cells"} or (
             cells if len(cells["all cells"]) else {}
         )
-        return {c: stats.count_points(xy, coords, tile).astype(float) for c, xy in kinds.items()}
+        return {c: space.count_points(xy, coords, tile).astype(float) for c, xy in kinds.items()}
     if spots is None:
         return None
-    which = stats.holder(spots[0], coords, tile)  # (m,) tile of each spot, -1 for none
+    which = space.holder(spots[0], coords, tile)  # (m,) tile of each spot, -1 for none
     held = which >= 0
     n = np.bincount(which[held], minlength=len(coords))
     with np.errstate(invalid="ignore", divide="ignore"):

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import numpy as np
 
-from lab.encoders import weights_identity
 from lab.files import InputError
 from lab.histcode.choices import TURNED, settle_choices
 from lab.histcode.options import check_ranges
@@ -14,6 +13,7 @@ from lab.histcode.pretraining import MOMENTUM, WEIGHT_DECAY
 from lab.histcode.runs import VERSION
 from lab.histcode.tiles import EDGES, TILES_PER_SLIDE
 from lab.runs import claim_folder
+from lab.weights import weights_identity
 
 # Keys come from a slow copy; eq. 1 does not say from which network. With one network the shortest
 # way down is to move all embeddings away from the bank at once: collapse within 30 steps.

@@ -16,7 +16,7 @@ from lab.cohort.make import make_tiles
 from lab.cohort.steps import tiles_of
 from lab.commands.he2rna import main as he2rna_main
 from lab.commands.histcode import main as histcode_main
-from lab.encoders import load_encoder, load_weights, read_encoder, weights_identity
+from lab.encoders import load_encoder, read_encoder
 from lab.exchange.clam import FEW_ROWS, read_foreign
 from lab.files import InputError, load_arrays, save_text
 from lab.he2rna.spatial import group_r
@@ -33,6 +33,7 @@ from lab.tests.helpers import (
     train,
     write_cohort,
 )
+from lab.weights import load_weights, weights_identity
 
 
 def test_weights_file_loads_and_wrong_ones_are_refused(tmp_path):
@@ -57,7 +58,7 @@ def test_weights_file_loads_and_wrong_ones_are_refused(tmp_path):
 
 
 def test_imagenet_weights_without_network(monkeypatch, tmp_path):
-    swap(monkeypatch, "lab.encoders", "IMAGENET_URL", "http://127.0.0.1:9/resnet50-0676ba61.pth")
+    swap(monkeypatch, "lab.weights", "IMAGENET_URL", "http://127.0.0.1:9/resnet50-0676ba61.pth")
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
     with pytest.raises(
         InputError, match="127.0.0.1:9.*put it at .*resnet50-0676ba61.pth.*--weights FILE"

@@ -7,7 +7,8 @@ import torch
 import torch.nn.functional as F
 from scipy import ndimage
 
-from lab.fast.encoder import encode, fold_batchnorm, prepare_encoder, rebatch
+from lab.encoders import prepare_encoder
+from lab.fast.encoder import encode, fold_batchnorm, rebatch
 from lab.tests.helpers import random_resnet, relative
 
 

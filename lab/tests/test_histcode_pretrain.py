@@ -14,7 +14,6 @@ from PIL import Image
 
 import histcode
 import tiling
-from lab.encoders import load_weights
 from lab.files import InputError
 from lab.histcode.epochs import read_batches
 from lab.histcode.pretraining import first_bank, save_encoder
@@ -29,6 +28,7 @@ from lab.tests.helpers import (
     saved,
     swap,
 )
+from lab.weights import load_weights
 
 
 def test_pretraining_stops_where_the_loss_is_lost_and_keeps_the_epoch_before(

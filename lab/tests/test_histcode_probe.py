@@ -79,7 +79,7 @@ def test_probe_prints_a_row_for_each_encoder(unlabelled, tmp_path, monkeypatch, 
                 m.momentum = None
         return net.eval()
 
-    swap(monkeypatch, "lab.encoders", "calibrate", quick)
+    swap(monkeypatch, "lab.weights", "calibrate", quick)
     assert probe("random", str(path), "--csv", str(tmp_path / "t.csv")) == 0
     out = capsys.readouterr().out
     assert "36 px" in out and [r["encoder"] for r in read_csv(tmp_path / "t.csv")] == [

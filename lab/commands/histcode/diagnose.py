@@ -13,7 +13,7 @@ from lab.audit.choices import add_choices
 from lab.audit.ledger import encoder_saw, ledger_lines, saw
 from lab.cohort.features import features_of
 from lab.commands.options import add_options, report_failures
-from lab.encoders import pick_device
+from lab.devices import pick_device
 from lab.files import InputError, few, save_csv, save_text
 from lab.histcode.bags import bags_of_cohort, bags_of_table, left_out_lines
 from lab.histcode.choices import CHOICES, settle_choices, turned_lines

@@ -13,15 +13,15 @@ import stats
 from lab.audit.choices import add_choices
 from lab.audit.ledger import encoder_saw, ledger_lines, saw
 from lab.cohort.features import features_of
-from lab.commands.histcode.diagnose import MAY_SEE
+from lab.commands.histcode.options import pair_options, penalty_of
 from lab.commands.options import report_failures
-from lab.encoders import pick_device
+from lab.devices import pick_device
 from lab.files import InputError, few, save_csv, save_file, save_text
 from lab.gene_sets import read_sets
 from lab.histcode.bags import left_out_lines, refuse, slide_features
 from lab.histcode.choices import CHOICES, settle_choices, turned_lines
 from lab.histcode.heads import apply_heads, train_heads
-from lab.histcode.options import DIAGNOSIS, check_ranges, pair_options, penalty_of, settle_training
+from lab.histcode.options import DIAGNOSIS, check_ranges, settle_training
 from lab.histcode.pairs import (
     chosen_genes,
     fit_labels,
@@ -33,7 +33,7 @@ from lab.histcode.pairs import (
     shuffled_p,
 )
 from lab.histcode.runs import claim_run
-from lab.histcode.splits import check_folds, roles
+from lab.histcode.splits import MAY_SEE, check_folds, roles
 from lab.histcode.training import draw_model, save_fold, seed_of
 from lab.processes import log_path, of_all, say
 from lab.progress import clock, counted, say_left_out
@@ -749,4 +749,4 @@ def options(parser):
         metavar="FILE",
         help=f"gene sets to look for the {BEST_GENES} best genes in (Fig. 9)",
     )
-    pair_options(p, a, "resnet50-stage3")
+    pair_options(p, "resnet50-stage3")

@@ -6,7 +6,7 @@ import histcode
 from lab.application import each_slide, held_out
 from lab.cohort.features import load_features
 from lab.commands.options import report_failures
-from lab.encoders import pick_device
+from lab.devices import pick_device
 from lab.files import InputError, save_csv
 from lab.histcode.heads import apply_heads
 from lab.histcode.options import slides_of_run

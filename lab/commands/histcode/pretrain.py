@@ -12,7 +12,7 @@ import histcode
 from lab.audit.choices import add_choices
 from lab.cohort.samples import read_samples
 from lab.commands.options import add_options
-from lab.encoders import load_weights, pick_device, pick_precision
+from lab.devices import pick_device, pick_precision
 from lab.files import InputError
 from lab.histcode.choices import CHOICES
 from lab.histcode.epochs import read_batches
@@ -34,6 +34,7 @@ from lab.histcode.settings import (
 from lab.histcode.tiles import TILES_PER_SLIDE, find_data, slides_of
 from lab.progress import clock
 from lab.show.plots import figure
+from lab.weights import load_weights
 
 TILE_PX = 256  # edge of a tile as it is read             [HistCode Methods, Image processing]
 

@@ -9,9 +9,10 @@ from lab.cohort.samples import read_samples
 from lab.cohort.slides import open_slide
 from lab.commands.histcode.pretrain import TILE_PX
 from lab.commands.options import add_options
-from lab.encoders import load_encoder, pick_device, read_encoder
+from lab.devices import pick_device
+from lab.encoders import load_encoder, prepare_encoder, read_encoder
 from lab.exchange.qupath import qupath_frame
-from lab.fast.encoder import encode, prepare_encoder
+from lab.fast.encoder import encode
 from lab.files import InputError, few, load_json, save_csv
 from lab.histcode.options import check_ranges
 from lab.histcode.probe import cell_content, linear_probe, untrained

@@ -8,9 +8,11 @@ import tiling
 from lab.cohort.features import features_of
 from lab.cohort.slides import find_slides, has_profile, open_slide, orientation
 from lab.cohort.steps import find_tiles, table_mpp, tile_settings
-from lab.encoders import ENCODERS, encoder_wants, load_encoder, pick_device, weights_identity
+from lab.devices import pick_device
+from lab.encoders import ENCODERS, encoder_wants, load_encoder
 from lab.files import TISSUE
 from lab.progress import counted, ordered_map
+from lab.weights import weights_identity
 
 
 # Commands
