@@ -1,4 +1,4 @@
-"""lab.he2rna.gene_sets"""
+"""What signatures and enrich read of a finished run, and the signatures that they ask about."""
 
 import difflib
 from pathlib import Path
@@ -6,70 +6,72 @@ from pathlib import Path
 import numpy as np
 
 import stats
-from lab.files import InputError, few, number, read_rows
+from lab.files import InputError, number, read_rows
+
+COLUMNS = ("gene", "project", "R", "significant_hs", "significant_bh")
 
 
-# Signatures and enrichment  [HE2RNA Results; Methods, GSEA signatures, Statistics and reproducibility; Fig. 2c-e, 3]
 def read_results(folder):
-    """genes.csv of a run: (genes, {cancer: dict of r (G,), hs and bh (G,) bool}); a gene without R is nan and False."""
-    path, tables = Path(folder) / "genes.csv", {}
+    """genes.csv of a run: (genes, {cancer: {"r": (G,), "hs": (G,) bool, "bh": (G,) bool}}).
+
+    A gene without R is nan there, and not significant.
+    """
+    path = Path(folder) / "genes.csv"
     if not path.is_file():
-        raise InputError(
-            f"{path} is missing: give the folder of a finished run, such as COHORT/runs/he2rna"
-        )
+        raise InputError(f"{path} is missing: give a finished run, such as COHORT/runs/he2rna")
     header, rows = read_rows(path)
-    if not {"gene", "project", "R", "significant_hs", "significant_bh"} <= set(header) or not rows:
-        raise InputError(f"{path}: not the genes.csv of a run; it has the columns {few(header)}")
-    odd = next((row for row in rows if len(row) != len(header)), None)
-    gene, project, r, hs, bh = (
-        header.index(c) for c in ("gene", "project", "R", "significant_hs", "significant_bh")
-    )
-    for row in rows if odd is None else ():
-        tables.setdefault(row[project], {})[row[gene]] = (
-            number(row[r]),
-            row[hs] == "1",
-            row[bh] == "1",
-        )
+    tables = {}
+    try:
+        places = [header.index(column) for column in COLUMNS]
+        for row in rows:
+            gene, cancer, r, hs, bh = (row[place] for place in places)
+            tables.setdefault(cancer, {})[gene] = number(r), hs == "1", bh == "1"
+    except (ValueError, IndexError):
+        tables = {}
     if len({frozenset(table) for table in tables.values()}) != 1:
-        why = (
-            "its cancers have different genes"
-            if odd is None
-            else f"{','.join(odd)[:40]!r} is no row of it"
-        )
-        raise InputError(f"{path}: not whole, {why}: run the command that made it again")
+        raise InputError(f"{path}: not a whole genes.csv: run the command that made it again")
     genes = sorted(next(iter(tables.values())))
-    return genes, {
-        name: dict(zip(("r", "hs", "bh"), map(np.array, zip(*(table[g] for g in genes)))))
-        for name, table in tables.items()
-    }
+    results = {}
+    for cancer, table in tables.items():
+        columns = zip(*(table[gene] for gene in genes))
+        results[cancer] = dict(zip(("r", "hs", "bh"), map(np.array, columns)))
+    return genes, results
 
 
 def pick_signatures(asked, sets):
-    """{name: (genes, line on what is missing)}: the paper's six and housekeeping genes, or 'NAME=SET,SET', or a set's
-    name."""
-    wanted = {}
-    for text in asked or [*stats.SIGNATURES, *(n for n in sets if "HOUSEKEEPING" in n.upper())]:
-        name, _, parts = text.partition("=")
-        sources = (
-            [p.strip() for p in parts.split(",") if p.strip()]
-            or stats.SIGNATURES.get(name.strip())
-            or [name.strip()]
-        )
-        there = [p for p in sources if p in sets]
+    """{name: (genes, what is missing)} of the signatures asked for, by default the paper's.
+
+    asked: 'NAME=SET,SET', the name of one of the paper's, or of a set. sets: {name: genes}. A gene
+    must stand in two of several sets. [HE2RNA Methods, GSEA signatures]
+    """
+    housekeeping = [name for name in sets if "HOUSEKEEPING" in name.upper()]
+    picked = {}
+    for text in asked or [*stats.SIGNATURES, *housekeeping]:
+        name, sources = sources_of(text)
+        there = [source for source in sources if source in sets]
+        missing = [source for source in sources if source not in sets]
         if asked and not there:
-            near = difflib.get_close_matches(sources[0].upper(), list(sets), 3)
-            nearest = f"; nearest: {', '.join(near)}" if near else ""
-            raise InputError(
-                f"--signature {text}: the .gmt files have no set {', '.join(sources)}{nearest}; built in: "
-                + ", ".join(stats.SIGNATURES)
-            )
-        missing = [p for p in sources if p not in sets]
-        enough = len(there) >= min(2, len(sources))  # a gene must stand in two of several sets
-        line = f"without {', '.join(missing)}, in none of the .gmt files" + (
-            "" if enough else ": two sets are needed"
-        )
-        wanted[name.strip()] = (
-            stats.combine_sets([sets[p] for p in there]) if enough else (),
-            line if missing else "",
-        )
-    return wanted
+            raise InputError(no_such_set(text, sources, sets))
+        remark = f"without {', '.join(missing)}, in none of the .gmt files" if missing else ""
+        genes = ()
+        if len(there) >= min(2, len(sources)):
+            genes = stats.combine_sets([sets[source] for source in there])
+        else:
+            remark += ": two sets are needed"
+        picked[name] = genes, remark
+    return picked
+
+
+def sources_of(text):
+    """(name, its sets) of what --signature says."""
+    name, _, given = text.partition("=")
+    name = name.strip()
+    sources = [source.strip() for source in given.split(",") if source.strip()]
+    return name, sources or stats.SIGNATURES.get(name) or [name]
+
+
+def no_such_set(text, sources, sets):
+    near = difflib.get_close_matches(sources[0].upper(), list(sets), 3)
+    nearest = f"; nearest: {', '.join(near)}" if near else ""
+    known = ", ".join(stats.SIGNATURES)
+    return f"--signature {text}: no set {', '.join(sources)}{nearest}; built in: {known}"

@@ -25,7 +25,8 @@ from lab.commands.he2rna import main as he2rna_main
 from lab.commands.histcode import main as histcode_main
 from lab.files import InputError, load_arrays, save_file
 from lab.he2rna.bags import in_memory as bags_in_memory
-from lab.he2rna.runs import folds_of, load_run, model_of, split_folds
+from lab.he2rna.folds import folds_of, split_folds
+from lab.he2rna.runs import load_run, model_of
 from lab.runs import versions
 from lab.tests.helpers import (
     MODELS,
@@ -251,7 +252,7 @@ def test_the_ledger_says_what_saw_test_patients_and_catches_a_planted_leak(tmp_p
         name = step.split()[0]
         swap(
             monkeypatch,
-            "lab.he2rna.runs",
+            "lab.he2rna.folds",
             "split_folds",
             lambda *a: [leak(*split) for split in honest(*a)],
         )

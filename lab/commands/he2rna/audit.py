@@ -20,7 +20,7 @@ from lab.files import InputError, number, read_rows
 from lab.he2rna.choices import CHOICES, settle_choices
 from lab.he2rna.evaluation import code_of
 from lab.he2rna.gene_sets import read_results
-from lab.he2rna.runs import DEMO_VALID, EPOCHS, cohort_options
+from lab.he2rna.options import DEMO_VALID, cohort_options
 from lab.progress import clock
 from lab.runs import load_checkpoint, read_log
 from lab.simulation.cohort import simulate_cohort
@@ -58,7 +58,7 @@ def run(o):
     if o.seeds < 1:
         raise InputError(f"--seeds {o.seeds}: must be at least 1")
     start, demo, folder = time.time(), o.cohort is None, Path(o.cohort or "demo") / "runs" / "audit"
-    o.epochs = (AUDIT_EPOCHS if demo else EPOCHS) if o.epochs is None else o.epochs
+    o.epochs = (AUDIT_EPOCHS if demo else he2rna.EPOCHS) if o.epochs is None else o.epochs
     if o.colour == "stretch":
         raise InputError("--colour stretch: the choice colour turns it; leave it out")
     if demo and not (folder.parents[1] / "samples.csv").is_file():
@@ -118,7 +118,9 @@ def run(o):
         run.models = folder / f"default-seed{seed}" if name in SAME_MODELS else None
         status = train(run)
         results, saved = read_results(folder / run.name)[1], (folder / run.name).glob("fold*.pt")
-        results = [results[c] for c in he2rna.separate(results, "merged" not in code_of(folder / run.name))]
+        results = [
+            results[c] for c in he2rna.separate(results, "merged" not in code_of(folder / run.name))
+        ]
         r = he2rna.mean_of_values(np.array([he2rna.mean_of_values(e["r"]) for e in results]))
         seconds = (
             None

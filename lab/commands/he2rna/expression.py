@@ -15,7 +15,7 @@ from lab.exchange.gdc import (
     ungzipped,
 )
 from lab.files import InputError, few, save_csv
-from lab.he2rna.runs import check_new
+from lab.he2rna.options import check_new
 from lab.progress import progress, say_left_out
 
 

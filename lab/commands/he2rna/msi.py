@@ -9,13 +9,14 @@ import numpy as np
 
 from lab.audit.choices import add_choices, chosen_of, flipped
 from lab.commands.options import add_options, report_failures
-from lab.encoders import pick_device
+from lab.devices import pick_device
 from lab.files import InputError, digest, number, read_rows, save_csv
 from lab.he2rna.choices import CHOICES
 from lab.he2rna.msi import compare_arms, hospital_a
 from lab.he2rna.msi_report import MSI_ARMS, write_msi_report
 from lab.he2rna.msi_study import MSI_SHARES, read_study, shares_of
-from lab.he2rna.runs import TYPES, VERSION, fractions
+from lab.he2rna.options import TYPES, fractions
+from lab.he2rna.training import VERSION
 from lab.processes import of_all
 from lab.progress import clock, seldom
 from lab.runs import claim_folder

@@ -7,7 +7,7 @@ from lab.cohort.samples import SAMPLE_TYPES
 from lab.cohort.slides import can_be_named, find_slides
 from lab.exchange.gdc import FROZEN, SLIDE_BARCODE, print_counts, read_sheet
 from lab.files import InputError, save_csv
-from lab.he2rna.runs import check_new
+from lab.he2rna.options import check_new
 from lab.progress import say_left_out
 
 

@@ -1,0 +1,112 @@
+"""What a cohort gives HE2RNA to learn from: slides with expression, their folds, their bags."""
+
+from dataclasses import dataclass, field
+
+import numpy as np
+
+import he2rna
+from lab.audit.ledger import encoder_saw, saw
+from lab.cohort.expression import as_symbols, read_expression, read_gene_table
+from lab.cohort.features import features_of
+from lab.cohort.make import make_supertiles
+from lab.cohort.samples import join, read_samples, select
+from lab.commands.options import report_failures
+from lab.exchange.clam import source_name
+from lab.files import InputError
+from lab.he2rna.bags import load_bags
+from lab.he2rna.folds import authors_validation, check_folds, folds_of
+from lab.processes import share_out
+from lab.progress import say_left_out
+
+
+@dataclass
+class CohortData:
+    """The slides that a run learns from and is judged on, and what is known of them."""
+
+    slides: np.ndarray  # (S,) names
+    patients: np.ndarray  # (S,)
+    projects: np.ndarray  # (S,)
+    fold: np.ndarray  # (S,) the fold that tests the slide
+    y: np.ndarray  # (S, G) float32, log10(1 + FPKM-UQ)
+    genes: list
+    left_out: dict  # {what: names}
+    failed: dict  # {slide: why}
+    ledgers: list  # of each fold: {step: the patients it learned from}
+    encoder: list | None  # patients whose tiles the encoder learned from; None: not known
+    validates: dict = field(default_factory=dict)  # {slide: folds whose epoch it must choose}
+    tested: list | None = None  # test patients of each fold, where they are not those of `fold`
+    genes_in_table: int | None = None
+    coding: np.ndarray | None = None  # (G,) bool, protein-coding genes
+    coding_note: str = ""
+
+    def __post_init__(self):
+        if self.tested is None:
+            folds = range(len(self.ledgers))
+            self.tested = [sorted({*self.patients[self.fold == f].tolist()}) for f in folds]
+
+
+def rows_of(samples, fold, y):
+    """The columns of CohortData that samples.csv, the folds and the expression table give."""
+    columns = {c + "s": np.array([s[c] for s in samples]) for c in ("slide", "patient", "project")}
+    return dict(columns, fold=fold, y=y.astype(np.float32))
+
+
+def read_cohort(cohort, o):
+    """All that training needs, checked in the order of its cost: tables, folds, then slides.
+
+    -> (CohortData, x (S, T, D), mask (S, T)). Folds are of all projects, then one is selected, so
+    that those of one organ agree with those of all. [HE2RNA Methods, Training and evaluation]
+    """
+    samples, wrong_type = select(read_samples(cohort), o.types, None)
+    key, ids, genes, a = read_expression(cohort)
+    samples, rows, unmatched = join(samples, key, ids, cohort / "expression")
+    left_out = say_left_out({**wrong_type, **unmatched})
+    fold = folds_of(samples, o)
+    validates = authors_validation(samples) if "folds" in o.code and o.valid else {}
+
+    chosen = [s["slide"] for s in select(samples, "all", o.project)[0]]
+    failed = share_out(make_supertiles, cohort, chosen, o)
+    keep = np.isin([s["slide"] for s in samples], list(set(chosen) - set(failed)))
+    if not keep.any():
+        report_failures(failed, len(chosen))
+        raise InputError(f"{cohort}: no slide is left to train on")
+    samples = [s for s, kept in zip(samples, keep) if kept]
+    rows, fold = rows[keep], fold[keep]
+    check_folds(cohort, samples, fold, o, failed)
+
+    expressed = np.ones(len(genes), bool)
+    seen = {}
+    if "genes" not in o.code:
+        expressed = he2rna.expressed(a[np.unique(rows)])  # over samples, not slides
+        saw(seen, "gene filter", [s["patient"] for s in samples])
+    if not expressed.any():
+        raise InputError(f"{cohort}: no gene has a positive median over the samples")
+    data = CohortData(
+        **rows_of(samples, fold, he2rna.log_expression(a[rows][:, expressed])),
+        genes=[g for g, kept in zip(genes, expressed) if kept],
+        left_out=left_out,
+        failed=failed,
+        ledgers=[dict(seen) for _ in range(o.folds)],
+        encoder=encoder_saw(cohort, features_of(o)),
+        validates=validates,
+        genes_in_table=len(genes),
+    )
+    return data, *load_bags(cohort, source_name(o), data.slides.tolist())
+
+
+def read_coding(path):
+    """--gene-table: ({id: symbol}, names of protein-coding genes); None without the option."""
+    if path is None:
+        return None
+    symbols, coding = read_gene_table(path)
+    if coding is None:
+        why = "it has no column biotype to count protein-coding genes by"
+        raise InputError(f"--gene-table {path}: {why}")
+    return symbols, coding
+
+
+def mark_coding(data, symbols, coding):
+    """Say in `data` which of its genes are protein-coding."""
+    names, data.coding_note = as_symbols(data.genes, symbols)
+    ids = [g.split(".")[0] for g in data.genes]  # without the version
+    data.coding = np.isin(names, list(coding)) | np.isin(ids, list(coding))

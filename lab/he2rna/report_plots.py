@@ -1,0 +1,64 @@
+"""The pictures of a run's report: R by cancer, and the best genes.
+
+`results` is what evaluate gives: {cancer: a dict of r (G,), hs (G,), n, fits ...}.
+"""
+
+import numpy as np
+
+import he2rna
+import stats
+from lab.show.plots import BLUE, ORANGE, figure
+
+
+def with_value(r):
+    return r[~np.isnan(r)]
+
+
+def draw_r(path, results, merged):
+    """R of all genes by cancer, and how many are significant in several. [HE2RNA Fig. 2a-b]"""
+    _, at_least = stats.recurrent(he2rna.significant_genes(results, merged=merged))
+    size = (max(8, 4 + 0.8 * len(results)), 4)
+    shares = (max(2, 0.4 * len(results)), 1)
+    with figure(path, 1, 2, figsize=size, width_ratios=shares) as (left, right):
+        draw_cancers(left, results)
+        cancers = range(1, len(at_least) + 1)
+        right.bar(cancers, np.maximum(at_least, 0.5), color=BLUE)
+        right.set(xlabel="in at least so many cancers", ylabel="significant genes")
+        right.set(yscale="log", ylim=(0.5, None), xticks=cancers)
+
+
+def draw_cancers(ax, results):
+    """A violin for each cancer, its number of significant genes, and the R that they need."""
+    label = "R for significance (Holm–Šidák, {} null)"
+    for i, e in enumerate(results.values()):
+        r = with_value(e["r"])
+        if len(r) > 1 and np.ptp(r) > 0:
+            drawn = ax.violinplot(r, [i], widths=0.8, showextrema=False, showmedians=True)
+            drawn["cmedians"].set_color(BLUE)
+            drawn["bodies"][0].set_facecolor(BLUE)
+        ax.plot(i, e["r_sign"][e["null"]], "k^", ms=6, label=label.format(e["null"]))
+        label = "_"  # stands once in the legend
+        found = f"{(e['hs'] < he2rna.ALPHA).sum():,}"
+        ax.annotate(found, (i, 1.02), ha="center", color=ORANGE, annotation_clip=False)
+    ax.axhline(0, color="grey", lw=0.5)
+    names = [f"{name}\nn = {e['slides']}" for name, e in results.items()]
+    ax.set_xticks(range(len(results)), names, fontsize=8)
+    ax.set(ylabel="R over slides, mean of the folds", ylim=(-1, 1.12))
+    ax.set_title("Prediction of each gene; number: significant genes", fontsize=10)
+    ax.legend(loc="lower right", fontsize=8)
+
+
+def draw_scatter(path, best, data, prediction):
+    """Predicted against true expression of six genes; a colour is a fold, unseen by its model.
+
+    best: (cancer, number of the gene, R) of each.
+    """
+    groups = he2rna.cancers(data.projects)
+    with figure(path, 2, 3, figsize=(9, 6)) as axes:
+        for ax, (name, gene, r) in zip(axes.flat, best):
+            rows = groups[name]
+            ax.scatter(data.y[rows, gene], prediction[rows, gene], c=data.fold[rows], s=14)
+            ax.set_title(f"{data.genes[gene]} in {name}: R = {r:.2f}", fontsize=9)
+            ax.set(xlabel="true log10(1 + FPKM-UQ)", ylabel="predicted")
+        for ax in axes.flat[len(best) :]:
+            ax.axis("off")
