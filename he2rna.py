@@ -108,9 +108,11 @@ def pad_bags(slides):
     mask is True for real tiles. The rest of x is zeros, which the mask keeps out of everything.
     [ours]
     """
+    B = len(slides)
     T = max(len(tiles) for tiles in slides)
-    x = np.zeros((len(slides), T, slides[0].shape[1]), np.result_type(*slides))
-    mask = np.zeros((len(slides), T), bool)
+    D = slides[0].shape[1]
+    x = np.zeros((B, T, D), np.result_type(*slides))
+    mask = np.zeros((B, T), bool)
     for i, tiles in enumerate(slides):
         x[i, : len(tiles)] = tiles
         mask[i, : len(tiles)] = True
@@ -141,9 +143,11 @@ def top_k_mean(scores, mask, k):
     [ours]
     """
     k = min(k, scores.shape[1])
-    top = scores.masked_fill(~mask[:, :, None], -torch.inf).topk(k, dim=1).values  # (B, k, G)
+    real = scores.masked_fill(~mask[:, :, None], -torch.inf)
+    top = real.topk(k, dim=1).values  # (B, k, G)
+    top = top.masked_fill(top == -torch.inf, 0)
     kept = mask.sum(1).clamp(max=k)  # (B,)
-    return top.masked_fill(top == -torch.inf, 0).sum(1) / kept[:, None]
+    return top.sum(1) / kept[:, None]
 
 
 def padded_top_k_mean(scores, mask, k, rows):
@@ -154,10 +158,12 @@ def padded_top_k_mean(scores, mask, k, rows):
     """
     missing = max(0, min(rows - scores.shape[1], k))  # of more than k zeros none is kept
     scores = pad(scores * mask[:, :, None], (0, 0, 0, missing))
-    top = scores.topk(min(k, scores.shape[1]), dim=1).values  # (B, k, G), falling
-    rank = torch.arange(top.shape[1], device=mask.device)
+    k = min(k, scores.shape[1])
+    top = scores.topk(k, dim=1).values  # (B, k, G), falling
+    rank = torch.arange(k, device=mask.device)
     counts = rank < mask.sum(1, keepdim=True)  # (B, k)
-    return (top * counts[:, :, None]).sum(1) / counts.sum(1, keepdim=True)
+    total = (top * counts[:, :, None]).sum(1)  # (B, G)
+    return total / counts.sum(1, keepdim=True)
 
 
 class HE2RNA(nn.Module):
@@ -226,22 +232,26 @@ class HE2RNA(nn.Module):
         elif self.one_k_per_gene:
             return self.pool_with_a_k_per_gene(self.tile_scores(x), mask)
         else:
-            ks = (self.ks[int(torch.randint(len(self.ks), ()))],)
+            drawn = int(torch.randint(len(self.ks), ()))
+            ks = (self.ks[drawn],)
         if self.head is not None:
             prediction = self.head(self.representation(x), mask, self.layers[-1], ks)
         else:
             scores = self.tile_scores(x)  # (B, T, G)
-            prediction = torch.stack([self.pool(scores, mask, k) for k in ks]).mean(0)
+            each = [self.pool(scores, mask, k) for k in ks]  # (B, G) of every k
+            prediction = torch.stack(each).mean(0)
         if self.relu and not self.training:
             prediction = prediction.relu()
         return prediction
 
     def pool_with_a_k_per_gene(self, scores, mask):
         """scores (B, T, G) -> (B, G): the other reading of the paper's sentence."""
-        drawn = torch.randint(len(self.ks), scores.shape[2:]).to(scores.device)  # (G,)
+        drawn = torch.randint(len(self.ks), scores.shape[2:])  # (G,)
+        drawn = drawn.to(scores.device)
         prediction = torch.empty_like(scores[:, 0])  # (B, G)
         for i, k in enumerate(self.ks):
-            prediction[:, drawn == i] = self.pool(scores[:, :, drawn == i], mask, k)
+            genes = drawn == i
+            prediction[:, genes] = self.pool(scores[:, :, genes], mask, k)
         return prediction
 
 
@@ -253,7 +263,8 @@ def rank_weights(T, ks):
     weighted mean of per-tile predictions". [HE2RNA Methods, Model architecture]
     """
     k = torch.tensor(ks).clamp(max=T)[:, None]
-    return ((torch.arange(T) < k) / k).mean(0)
+    counts = torch.arange(T) < k  # (of ks, T)
+    return (counts / k).mean(0)
 
 
 # ----- Training  [HE2RNA Methods, Training and evaluation] ---------------------------------------
@@ -278,7 +289,12 @@ def split(fold, f, patients, projects, share=VALID_SHARE, seed=0):
     """
     test = np.flatnonzero(fold == f)
     rest = np.flatnonzero(fold != f)
-    valid = stats.inner_split(patients[rest], projects[rest], share, [seed, f])
+    valid = stats.inner_split(
+        patients[rest],
+        projects[rest],
+        share,
+        [seed, f],
+    )
     return rest[~valid], rest[valid], test
 
 
@@ -309,9 +325,7 @@ def train_epochs(
     that an epoch draws comes from them and its number: a state that is handed back as `state` ends
     as if nothing had happened. ahead(bags, parts): as map, but it may read ahead. Raises NotFinite.
     """
-    optimizer = torch.optim.Adam(
-        model.parameters(), lr, fused=True
-    )  # fused: one pass, same numbers
+    optimizer = torch.optim.Adam(model.parameters(), lr, fused=True)
     if state is None:
         state = {"epoch": 0, "best_epoch": 0, "best_score": -math.inf, "best": None}
     else:
@@ -319,10 +333,9 @@ def train_epochs(
         optimizer.load_state_dict(state["optimizer"])
     while state["epoch"] < epochs and state["epoch"] - state["best_epoch"] < patience:
         epoch = state["epoch"] + 1
-        draw = int(np.random.default_rng([*np.atleast_1d(seed), epoch]).integers(2**62))
-        torch.manual_seed(draw)  # for k and dropout
-        order = torch.from_numpy(np.random.default_rng(draw).permutation(train))
-        loss = learn(model, optimizer, bags, y, order.split(batch), epoch, ahead)
+        order = torch.from_numpy(draw_epoch(train, seed, epoch))
+        parts = order.split(batch)
+        loss = learn(model, optimizer, bags, y, parts, epoch, ahead)
         r, valid_loss, score = None, None, epoch
         if len(valid):
             prediction = predict(model, bags, valid, batch, ahead)
@@ -335,26 +348,37 @@ def train_epochs(
         yield state
 
 
+def draw_epoch(rows, seed, epoch):
+    """Seed torch, for k and dropout, and shuffle the rows: one number decides all of an epoch."""
+    numbers = [*np.atleast_1d(seed), epoch]
+    draw = int(np.random.default_rng(numbers).integers(2**62))
+    torch.manual_seed(draw)
+    return np.random.default_rng(draw).permutation(rows)
+
+
 def learn(model, optimizer, bags, y, parts, epoch, ahead=map):
     """One epoch over the rows of `parts`: the mean squared error goes down. Returns its mean over
     the slides.
     """
     device = next(model.parameters()).device
     total = 0.0
+    slides = 0
     model.train()
     for rows, (x, mask) in zip(parts, ahead(bags, parts), strict=True):
+        x, mask = x.to(device).float(), mask.to(device)
         target = torch.as_tensor(y[rows]).to(device)
-        prediction = model(x.to(device).float(), mask.to(device))  # (B, G)
-        loss = (prediction - target).square().mean()
+        loss = (model(x, mask) - target).square().mean()
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
         total += loss.item() * len(rows)
+        slides += len(rows)
         if not math.isfinite(total):
             raise NotFinite(epoch, rows)
-    if not all(weight.isfinite().all() for weight in model.parameters()):
-        raise NotFinite(epoch, rows)
-    return total / sum(len(rows) for rows in parts)
+    for weight in model.parameters():
+        if not weight.isfinite().all():
+            raise NotFinite(epoch, rows)
+    return total / slides
 
 
 @torch.inference_mode()
@@ -365,7 +389,8 @@ def predict(model, bags, rows, batch=BATCH_SLIDES, ahead=map):
     predictions = []
     model.eval()
     for x, mask in ahead(bags, parts):
-        predictions.append(model(x.to(device).float(), mask.to(device)).cpu())
+        x, mask = x.to(device).float(), mask.to(device)
+        predictions.append(model(x, mask).cpu())
     return torch.cat(predictions).numpy()
 
 
@@ -373,21 +398,22 @@ def cross_predict(model_of, bags, fold, batch=BATCH_SLIDES, ahead=map):
     """Each slide is predicted by the model that did not see it: model_of(f) of its fold (S,).
     Returns (S, G).
     """
-    prediction = None
+    order, predictions = [], []
     for f in np.unique(fold):
         test = np.flatnonzero(fold == f)
-        of_fold = predict(model_of(int(f)), bags, test, batch, ahead)
-        if prediction is None:
-            prediction = np.zeros((len(fold), of_fold.shape[1]), np.float32)
-        prediction[test] = of_fold
-    return prediction
+        order.append(test)
+        model = model_of(int(f))
+        predictions.append(predict(model, bags, test, batch, ahead))
+    back = np.argsort(np.concatenate(order))
+    return np.concatenate(predictions)[back]
 
 
 def chosen_by_r(projects):
     """Whether the validation slides suffice to choose the epoch by R: one project must have enough
     for an R. [ours]
     """
-    return max(np.unique(projects, return_counts=True)[1], default=0) >= stats.MIN_R
+    _, slides = np.unique(projects, return_counts=True)
+    return max(slides, default=0) >= stats.MIN_R
 
 
 def validate(prediction, y, projects):
@@ -474,7 +500,8 @@ def fold_r(prediction, y, fold, group, n_folds=FOLDS):
 def mean_of_values(r):
     """Mean over the first axis of what has a value; nan where nothing has."""
     n = (~np.isnan(r)).sum(0)
-    return np.where(n > 0, np.nansum(r, 0) / np.maximum(n, 1), np.nan)
+    mean = np.nansum(r, 0) / np.maximum(n, 1)
+    return np.where(n > 0, mean, np.nan)
 
 
 # ----- Significance  [HE2RNA Methods, Statistics and reproducibility] ----------------------------
@@ -487,13 +514,17 @@ def untrained_r(draw_model, bags, y, fold, projects, n_folds=FOLDS, judged=None,
     judged against each of them give the null its shape [ours]. judged: folds within which R is
     computed, if not those of the models. [HE2RNA Methods, Statistics and reproducibility]
     """
-    judged = fold if judged is None else judged
+    if judged is None:
+        judged = fold
     prediction = cross_predict(draw_model, bags, fold, **more)  # (S, c G)
-    blocks = np.split(prediction, prediction.shape[1] // y.shape[1], axis=1)
+    c = prediction.shape[1] // y.shape[1]
     null = {}
     for name, group in cancers(projects).items():
-        each = [fold_r(block, y, judged, group, n_folds) for block in blocks]
-        null[name] = np.array([mean_of_values(r) for r in each])
+        rows = []
+        for block in np.split(prediction, c, axis=1):  # (S, G)
+            folds = fold_r(block, y, judged, group, n_folds)
+            rows.append(mean_of_values(folds))
+        null[name] = np.array(rows)
     return null
 
 
@@ -506,7 +537,8 @@ def slides_of_permutation_null(n):
     `stats.permutation_null` draws, and agrees. [ours]
     """
     has_r = n > 0
-    variance = mean_of_values(np.where(has_r, 1 / np.maximum(n - 1, 1), np.nan))
+    of_fold = 1 / np.maximum(n - 1, 1)
+    variance = mean_of_values(np.where(has_r, of_fold, np.nan))
     variance = variance / np.maximum(has_r.sum(0), 1)  # of the mean of the folds
     return 1 + 1 / variance
 
@@ -517,7 +549,8 @@ def r_sign(n_genes, n, mean=0.0):
     The null scatters around `mean` as one R of n slides does. 30,839 genes, n = 44: .637, the
     paper's .64 for DLBC.
     """
-    first_step = -math.expm1(math.log1p(-ALPHA) / max(n_genes, 1))
+    tests = max(n_genes, 1)
+    first_step = -math.expm1(math.log1p(-ALPHA) / tests)  # 1 - (1 - ALPHA) ** (1 / tests)
     return float(stats.null_threshold(first_step, mean, n))
 
 
@@ -538,15 +571,23 @@ def evaluate(prediction, y, fold, projects, n_folds=FOLDS, untrained=None, null=
     results = {}
     for name, group in cancers(projects).items():
         folds = fold_r(prediction, y, fold, group, n_folds)  # (F, G)
-        slides = np.array([(group & (fold == f)).sum() for f in range(n_folds)])
-        behind = np.where(np.isnan(folds), 0, slides[:, None])  # (F, G)
+        tested = np.bincount(fold[group], minlength=n_folds)  # (F,) slides
+        behind = np.where(np.isnan(folds), 0, tested[:, None])  # (F, G)
         r = mean_of_values(folds)  # (G,)
-        n = behind.sum(0)
-        nulls = {"t": (0.0, n), "permutation": (0.0, slides_of_permutation_null(behind))}
+        n = behind.sum(0)  # (G,)
+        nulls = {
+            "t": (0.0, n),
+            "permutation": (0.0, slides_of_permutation_null(behind)),
+        }
         if untrained is not None:
             nulls["untrained"] = stats.null_fit(untrained[name])
-        results[name] = {"slides": int(group.sum()), "folds": folds, "r": r, "n": n}
-        results[name].update(judge(r, nulls, null))
+        results[name] = {
+            "slides": int(group.sum()),
+            "folds": folds,
+            "r": r,
+            "n": n,
+            **judge(r, nulls, null),
+        }
     return results
 
 
@@ -557,19 +598,19 @@ def judge(r, nulls, null):
     n_genes = int((~np.isnan(r)).sum())
     all_p, fits, least = {}, {}, {}
     for name, (mean, n) in nulls.items():
+        most = float(np.nan_to_num(n).max(initial=0))  # n differs where a fold has no R
         all_p[name] = stats.null_p(r, mean, n)
-        fits[name] = mean, float(np.nan_to_num(n).max(initial=0))  # of all genes, the largest n
-        least[name] = r_sign(n_genes, fits[name][1], mean)
+        fits[name] = mean, most
+        least[name] = r_sign(n_genes, most, mean)
     p = all_p[null]
-    hs, bh = stats.holm_sidak(p), stats.benjamini_hochberg(p)
     return {
         "all_p": all_p,
         "fits": fits,
         "r_sign": least,
         "null": null,
         "p": p,
-        "hs": hs,
-        "bh": bh,
+        "hs": stats.holm_sidak(p),
+        "bh": stats.benjamini_hochberg(p),
     }
 
 
@@ -577,8 +618,10 @@ def significant_genes(results, correction="hs", merged=True):
     """(P, G) bool over the cancers that count. `stats.recurrent` of it counts cancers per gene
     [HE2RNA Fig. 2b].
     """
-    names = separate(results, merged)
-    return np.array([results[name][correction] < ALPHA for name in names])
+    rows = []
+    for name in separate(results, merged):
+        rows.append(results[name][correction] < ALPHA)
+    return np.array(rows)
 
 
 # ----- Pathways  [HE2RNA Results; Methods, GSEA signatures, Statistics; Figs. 2c-e, 3] -----------
@@ -592,9 +635,12 @@ def well_predicted(r, significant, at_least=1, min_r=None):
     2d-e). The universe is all genes with an R. `stats.enrichment` takes their names. [HE2RNA
     Methods, Statistics and reproducibility]
     """
-    hit = significant if min_r is None else np.nan_to_num(r, nan=-2) > min_r
+    hit = significant
+    if min_r is not None:
+        hit = np.nan_to_num(r, nan=-2) > min_r
     count, _ = stats.recurrent(hit)
-    return count >= at_least, ~np.isnan(r).all(0)
+    universe = ~np.isnan(r).all(0)
+    return count >= at_least, universe
 
 
 def signature_test(r, significant, members, rng, level=None, n_lists=stats.N_LISTS):
@@ -605,8 +651,17 @@ def signature_test(r, significant, members, rng, level=None, n_lists=stats.N_LIS
     mean R and share of significant genes, of the signature and of the lists, and p.
     `stats.combine_sets` gives a pathway's genes, those in at least two of its sets.
     """
-    bins = None if level is None else stats.expression_bins(level)
-    return stats.random_list_test(r.T, significant.T, members, n_lists, rng, bins)
+    bins = None
+    if level is not None:
+        bins = stats.expression_bins(level)
+    return stats.random_list_test(
+        r.T,
+        significant.T,
+        members,
+        n_lists,
+        rng,
+        bins,
+    )
 
 
 # ----- Where on the slide  [HE2RNA Results, virtual spatialization; Methods, Visual spatialization
@@ -622,8 +677,11 @@ def score_tiles(models, features, block=4096):
     for first in range(0, len(features), block):
         x = np.asarray(features[first : first + block], np.float32)
         x = torch.from_numpy(x).to(device)
-        total = sum(model.eval().tile_scores(x) for model in models)
-        scores.append((total / len(models)).cpu().numpy())
+        total = 0
+        for model in models:
+            total = total + model.eval().tile_scores(x)
+        mean = total / len(models)
+        scores.append(mean.cpu().numpy())
     return np.concatenate(scores)
 
 
@@ -634,8 +692,9 @@ def provenance(scores, ks=KS_SUPERTILES):
     weights @ scores is the prediction. [HE2RNA Methods, Model architecture]
     """
     order = np.argsort(-scores, kind="stable")
+    ranked = rank_weights(len(scores), ks)
     weights = np.empty(len(scores))
-    weights[order] = rank_weights(len(scores), ks).double().numpy()
+    weights[order] = ranked.double().numpy()
     return weights
 
 
@@ -652,7 +711,8 @@ def against_cells(scores, cells):
     all. [HE2RNA Fig. 4c-e]
     """
     best = best_tiles(scores)
-    return stats.pearson(scores, cells), np.median(cells[best]), np.median(cells)
+    r = stats.pearson(scores, cells)
+    return r, np.median(cells[best]), np.median(cells)
 
 
 # ----- Transcriptomic representation  [HE2RNA Methods, MSI status; Fig. 1, Fig. S1] --------------
@@ -663,11 +723,12 @@ def representations(models, features):
     """A slide in the last hidden layer of each model: the mean of its tiles (T, D), as one
     super-tile -> (M, H).
     """
-    mean = torch.from_numpy(np.asarray(features, np.float32).mean(0))
+    mean = np.asarray(features, np.float32).mean(0)  # (D,)
+    x = torch.from_numpy(mean).to(next(models[0].parameters()).device)
     each = []
     for model in models:
-        device = next(model.parameters()).device
-        each.append(model.eval().representation(mean.to(device)).cpu().numpy())
+        h = model.eval().representation(x)  # (H,)
+        each.append(h.cpu().numpy())
     return np.stack(each)
 
 
