@@ -46,27 +46,30 @@ from torch.nn.functional import pad
 import stats
 
 # The model
-KS_SUPERTILES = (1, 2, 5, 10, 20, 50, 100)  # of 100       [HE2RNA Methods, Model architecture]
-KS_TILES = (10, 20, 50, 100, 200, 500, 1000, 2000, 5000)  # of 8,000    [HE2RNA Methods, same]
-HIDDEN = (1024, 1024)  # neurons of the hidden layers                   [HE2RNA code]
-DROPOUT = 0.25  # between consecutive layers                            [HE2RNA code]
+KS_SUPERTILES = (1, 2, 5, 10, 20, 50, 100)  # of 100 [HE2RNA Methods, Model architecture]
+KS_TILES = (10, 20, 50, 100, 200, 500, 1000, 2000, 5000)  # [HE2RNA Methods, Model architecture]
+HIDDEN = (1024, 1024)  # neurons of the hidden layers [HE2RNA code]
+DROPOUT = 0.25  # between consecutive layers [HE2RNA code]
 
-# Training on super-tiles, and fine-tuning on all tiles of one cancer
-FOLDS = 5  # of the cross-validation                  [HE2RNA Methods, Training and evaluation]
-VALID_SHARE = 0.1  # of the training patients, who choose the epoch     [HE2RNA code]
-EPOCHS, FINE_EPOCHS = 200, 50  # at most              [HE2RNA Methods, Training and evaluation]
-PATIENCE, FINE_PATIENCE = 50, 30  # epochs without a better one         [HE2RNA code]
-BATCH_SLIDES, FINE_BATCH = 16, 4  # slides of an iteration              [HE2RNA code]
-LEARNING_RATE = 3e-4  # of Adam                                         [HE2RNA code]
+# Training on super-tiles of all cancers, and fine-tuning on all tiles of one
+FOLDS = 5  # of the cross-validation [HE2RNA Methods, Training and evaluation]
+VALID_SHARE = 0.1  # of a fold's training patients, who choose its epoch [HE2RNA code]
+EPOCHS = 200  # at most [HE2RNA Methods, Training and evaluation]
+FINE_EPOCHS = 50  # at most [HE2RNA Methods, Training and evaluation]
+PATIENCE = 50  # epochs without a better one [HE2RNA code]
+FINE_PATIENCE = 30  # epochs without a better one [HE2RNA code]
+BATCH_SLIDES = 16  # of an iteration [HE2RNA code]
+FINE_BATCH = 4  # slides of an iteration [HE2RNA code]
+LEARNING_RATE = 3e-4  # of Adam [HE2RNA code]
 
 # Evaluation
-MERGED = {  # cancers of several projects             [HE2RNA Table 1]
+MERGED = {  # cancers of several projects [HE2RNA Table 1]
     "LUNG": ("LUAD", "LUSC"),
     "KIDN": ("KICH", "KIRC", "KIRP"),
     "UTER": ("UCS", "UCEC"),
 }
-ALPHA = 0.05  # after correction over all genes       [HE2RNA Methods, Statistics]
-BEST_TILES = 100  # whose T cells are compared        [HE2RNA Results, virtual spatialization]
+ALPHA = 0.05  # after correction over all genes [HE2RNA Methods, Statistics and reproducibility]
+BEST_TILES = 100  # whose T cells are counted apart [HE2RNA Results, virtual spatialization]
 
 # MSI from few patients
 MSI_HIDDEN = (1024, 256)  # A's layers, which the autoencoders mirror [HE2RNA Methods, MSI status]
@@ -92,8 +95,9 @@ def expressed(a):
 
 
 def log_expression(a):
-    """a -> log10(1 + a). Without it a few strong genes rule the squared error. [HE2RNA Methods,
-    Preprocessing]
+    """a -> log10(1 + a), so that a few strong genes don't rule the squared error.
+
+    [HE2RNA Methods, Preprocessing]
     """
     return np.log10(1 + a)
 
@@ -102,11 +106,10 @@ def log_expression(a):
 
 
 def pad_bags(slides):
-    """Slides of different sizes as one block: B arrays (T_i, D) -> x (B, T, D), mask (B, T); T is
-    the largest.
+    """Slides of different sizes in one block: B arrays (T_i, D) -> x (B, T, D), mask (B, T).
 
-    mask is True for real tiles. The rest of x is zeros, which the mask keeps out of everything.
-    [ours]
+    T is the largest T_i, and mask is True for real tiles. The rest of x is zeros, which the mask
+    keeps out of everything. [ours]
     """
     B = len(slides)
     T = max(len(tiles) for tiles in slides)
@@ -120,9 +123,7 @@ def pad_bags(slides):
 
 
 def bags_of(slides):
-    """The function bags(rows) -> x, mask that training asks for its batches, over slides held in
-    memory.
-    """
+    """The function bags(rows) -> x, mask that `train_epochs` asks, of slides held in memory."""
 
     def bags(rows):
         return pad_bags([slides[row] for row in rows])
@@ -134,13 +135,11 @@ def bags_of(slides):
 
 
 def top_k_mean(scores, mask, k):
-    """Mean of the k highest tile scores of each gene: the slide's prediction. [HE2RNA Methods,
-    Model architecture]
+    """The slide's prediction of each gene: the mean of the k highest scores of its tiles.
 
-    scores (B, T, G) of any sign; mask (B, T) True for real tiles, at least one a slide; k >= 1 ->
-    (B, G). A slide with fewer than k tiles uses all it has. The authors' code gives padding a score
-    of 0, which outranks real negative tiles (`padded_top_k_mean`). Here padding never counts.
-    [ours]
+    scores (B, T, G) of any sign; mask (B, T), True for real tiles, at least one a slide; k >= 1
+    -> (B, G). A slide of fewer than k tiles uses all it has. [HE2RNA Methods, Model architecture]
+    Padding never counts. In the authors' code it does (`padded_top_k_mean`). [ours]
     """
     k = min(k, scores.shape[1])
     real = scores.masked_fill(~mask[:, :, None], -torch.inf)
@@ -151,10 +150,10 @@ def top_k_mean(scores, mask, k):
 
 
 def padded_top_k_mean(scores, mask, k, rows):
-    """`top_k_mean` as the authors' code does it, where padding competes. [HE2RNA code]
+    """`top_k_mean` as in the authors' code, where padding competes. [HE2RNA code]
 
-    Bags are padded to `rows` rows, whose scores are 0. The k highest are taken, and the first
-    min(k, T_i) of them averaged: three tiles of -1, -2, -3 and five padded rows give 0 for every k.
+    Bags are padded to `rows` rows, whose scores are 0. Of the k highest scores the first
+    min(k, T_i) are averaged: tiles of -1, -2, -3 and five padded rows give 0 for every k.
     """
     missing = max(0, min(rows - scores.shape[1], k))  # of more than k zeros none is kept
     scores = pad(scores * mask[:, :, None], (0, 0, 0, missing))
@@ -167,13 +166,15 @@ def padded_top_k_mean(scores, mask, k, rows):
 
 
 class HE2RNA(nn.Module):
-    """A perceptron on every tile, then the mean of the k best tiles of each gene.
+    """A perceptron on every tile, then for each gene the mean of its k best tiles.
 
     The paper's "1D convolutions of kernel size 1" are the same linear layer on every tile. ReLU
-    follows each hidden layer, and dropout lies between consecutive layers. [HE2RNA Methods, Model
-    architecture] pool(scores, mask, k): how tiles become a slide. head(h, mask, layer, ks): a
-    faster equal of the last layer and `top_k_mean` (lab/fast/topk.py). one_k_per_gene: draw a k for
-    each gene. relu: no negative predictions after training [HE2RNA code].
+    follows each hidden layer, with dropout. [HE2RNA Methods, Model architecture]
+
+    pool(scores, mask, k)       makes a slide of its tiles
+    head(h, mask, layer, ks)    does so at once from the last hidden layer: lab/fast/topk.py
+    one_k_per_gene              in training draws a k for each gene
+    relu                        leaves no negative prediction in evaluation [HE2RNA code]
     """
 
     def __init__(
@@ -200,9 +201,7 @@ class HE2RNA(nn.Module):
         self.relu = relu
 
     def start_at(self, mean):
-        """Start the last bias at the training mean of each gene (G,). Returns the model. [HE2RNA
-        code]
-        """
+        """Let the last bias start at the training mean of each gene (G,). [HE2RNA code]"""
         with torch.no_grad():
             self.layers[-1].bias.copy_(torch.as_tensor(mean))
         return self
@@ -218,12 +217,11 @@ class HE2RNA(nn.Module):
         return self.layers[-1](self.representation(x))
 
     def forward(self, x, mask, k=None):
-        """x (B, T, D), mask (B, T) -> the prediction of each slide (B, G) in log10(1 + FPKM-UQ).
+        """x (B, T, D), mask (B, T) -> the prediction of each slide (B, G), log10(1 + FPKM-UQ).
 
-        With k, that k. In training, one k an iteration, drawn for all slides and genes; "selects a
-        number k at every iteration and for every gene" can be read as a k per gene, too [HE2RNA
-        code: one]. In evaluation, the mean over all k of the list [HE2RNA Methods, Model
-        architecture].
+        In evaluation: the mean over all k of the list. In training: one k an iteration, drawn for
+        all slides and genes. The paper's "selects a number k at every iteration and for every gene"
+        can also mean a k for each gene. [HE2RNA Methods, Model architecture; HE2RNA code: one k]
         """
         if k is not None:
             ks = (k,)
@@ -245,7 +243,7 @@ class HE2RNA(nn.Module):
         return prediction
 
     def pool_with_a_k_per_gene(self, scores, mask):
-        """scores (B, T, G) -> (B, G): the other reading of the paper's sentence."""
+        """scores (B, T, G) -> (B, G), the other reading of that sentence."""
         drawn = torch.randint(len(self.ks), scores.shape[2:])  # (G,)
         drawn = drawn.to(scores.device)
         prediction = torch.empty_like(scores[:, 0])  # (B, G)
@@ -256,11 +254,10 @@ class HE2RNA(nn.Module):
 
 
 def rank_weights(T, ks):
-    """Weight of the tile of rank 1..T in the prediction in evaluation: the mean over ks of [rank <=
-    k] / k. (T,)
+    """Weight of the tile of rank 1..T in a prediction in evaluation: (T,).
 
-    A k beyond T is T. The weights sum to 1 and fall with the rank: "equivalent to calculating a
-    weighted mean of per-tile predictions". [HE2RNA Methods, Model architecture]
+    It is the mean over ks of [rank <= k] / k, where a k beyond T is T: "a weighted mean of per-tile
+    predictions", with weights that fall and sum to 1. [HE2RNA Methods, Model architecture]
     """
     k = torch.tensor(ks).clamp(max=T)[:, None]
     counts = torch.arange(T) < k  # (of ks, T)
@@ -271,9 +268,7 @@ def rank_weights(T, ks):
 
 
 class NotFinite(ValueError):
-    """The loss, or a weight, is not a finite number any more. `rows` are the slides of the last
-    iteration.
-    """
+    """The loss or a weight is no finite number any more; rows: slides of the last iteration."""
 
     def __init__(self, epoch, rows):
         self.epoch = epoch
@@ -282,10 +277,10 @@ class NotFinite(ValueError):
 
 
 def split(fold, f, patients, projects, share=VALID_SHARE, seed=0):
-    """The rows of fold f: those to train on, those that choose the epoch, and the test slides.
+    """The rows that fold f trains on, those that choose its epoch, and its test slides.
 
-    fold, patients, projects (S,). Both parts are of whole patients, spread over the projects.
-    (72/8/20 [HE2RNA code].)
+    fold, patients, projects (S,). Patients stay whole, and each part has its share of each project.
+    72, 8 and 20 of 100 patients [HE2RNA code].
     """
     test = np.flatnonzero(fold == f)
     rest = np.flatnonzero(fold != f)
@@ -314,16 +309,19 @@ def train_epochs(
     state=None,
     ahead=map,
 ):
-    """Train one fold: a generator of its state after every epoch. [HE2RNA Methods, Training and
-    evaluation]
+    """Train one fold: a generator of its state after every epoch.
 
-    bags(rows) -> x (B, T, D), mask (B, T); y (S, G) float32, log10(1 + FPKM-UQ); projects (S,);
-    train, valid: rows. Yields a dict: epoch, loss, valid_loss and r of the validation slides (None
-    without them), best_epoch, best (its weights), model, optimizer (their state, live: save or copy
-    it). Ends after `epochs`, or when `patience` epochs were not better than the best [HE2RNA code];
-    without validation slides the last is the best. seed: a number or several, as (0, fold). All
-    that an epoch draws comes from them and its number: a state that is handed back as `state` ends
-    as if nothing had happened. ahead(bags, parts): as map, but it may read ahead. Raises NotFinite.
+    bags(rows) -> x (B, T, D), mask (B, T). y (S, G) float32, log10(1 + FPKM-UQ). projects (S,).
+    train, valid: rows. [HE2RNA Methods, Training and evaluation]
+
+    Yields a dict: epoch; loss; valid_loss and r of the validation slides, None without them;
+    best_epoch and best, its weights; model and optimizer, their states, which the next epoch
+    changes: copy or save them. Ends after `epochs`, or after `patience` epochs without a better
+    one [HE2RNA code]. Without validation slides the last epoch is the best.
+
+    All draws of an epoch come from `seed`, a number or several as (0, fold), and from the epoch. So
+    a saved state that is handed back as `state` ends as if nothing had happened. ahead(bags, parts)
+    is a map that may read ahead of the training. A loss that is not finite raises NotFinite.
     """
     optimizer = torch.optim.Adam(model.parameters(), lr, fused=True)
     if state is None:
@@ -349,7 +347,7 @@ def train_epochs(
 
 
 def draw_epoch(rows, seed, epoch):
-    """Seed torch, for k and dropout, and shuffle the rows: one number decides all of an epoch."""
+    """Seed torch, for k and dropout, and shuffle the rows. One number decides both."""
     numbers = [*np.atleast_1d(seed), epoch]
     draw = int(np.random.default_rng(numbers).integers(2**62))
     torch.manual_seed(draw)
@@ -357,9 +355,7 @@ def draw_epoch(rows, seed, epoch):
 
 
 def learn(model, optimizer, bags, y, parts, epoch, ahead=map):
-    """One epoch over the rows of `parts`: the mean squared error goes down. Returns its mean over
-    the slides.
-    """
+    """One epoch: a step down the mean squared error for each part of the rows. -> mean loss."""
     device = next(model.parameters()).device
     total = 0.0
     slides = 0
@@ -383,7 +379,7 @@ def learn(model, optimizer, bags, y, parts, epoch, ahead=map):
 
 @torch.inference_mode()
 def predict(model, bags, rows, batch=BATCH_SLIDES, ahead=map):
-    """Predictions of the slides `rows`, in evaluation mode: (len(rows), G) float32 numpy."""
+    """The predictions of the slides `rows`, in evaluation: (len(rows), G) float32, numpy."""
     device = next(model.parameters()).device
     parts = torch.as_tensor(rows).split(batch)
     predictions = []
@@ -395,8 +391,9 @@ def predict(model, bags, rows, batch=BATCH_SLIDES, ahead=map):
 
 
 def cross_predict(model_of, bags, fold, batch=BATCH_SLIDES, ahead=map):
-    """Each slide is predicted by the model that did not see it: model_of(f) of its fold (S,).
-    Returns (S, G).
+    """Each slide's prediction by the model that did not see it: (S, G).
+
+    model_of(f) -> the model of fold f; fold (S,) the test fold of each slide.
     """
     order, predictions = [], []
     for f in np.unique(fold):
@@ -409,16 +406,13 @@ def cross_predict(model_of, bags, fold, batch=BATCH_SLIDES, ahead=map):
 
 
 def chosen_by_r(projects):
-    """Whether the validation slides suffice to choose the epoch by R: one project must have enough
-    for an R. [ours]
-    """
+    """Whether one project has enough validation slides for an R, to choose the epoch by. [ours]"""
     _, slides = np.unique(projects, return_counts=True)
     return max(slides, default=0) >= stats.MIN_R
 
 
 def validate(prediction, y, projects):
-    """R, the loss, and the score by which the best epoch is chosen: R, or with too few slides minus
-    the loss. [ours]
+    """-> R, loss, and the score of an epoch: its R, or with too few slides minus its loss. [ours]
 
     prediction, y (n, G) and projects (n,) of the validation slides.
     """
@@ -430,10 +424,9 @@ def validate(prediction, y, projects):
 
 
 def mean_r(prediction, y, projects):
-    """R per gene within each project, its mean over genes, then over projects. None where no gene
-    has an R.
+    """R of each gene within each project, its mean over the genes, then over the projects.
 
-    The paper does not say how it stopped. [HE2RNA code]
+    None where no gene has an R. The paper does not say how training was stopped. [HE2RNA code]
     """
     each = []
     for project in np.unique(projects):
@@ -455,11 +448,11 @@ def short(project):
 
 
 def cancers(projects):
-    """The groups of slides within which R is computed, never over several: {name: (S,) bool}.
+    """The groups of slides within which R is computed: {name: (S,) bool}.
 
-    Recognising the organ would already give a good R over pooled cancers. [HE2RNA Methods, Training
-    and evaluation] The paper's merged cancers come first, where at least two of their projects are
-    there, then every project.
+    It is never computed over several: recognising the organ would pass for a good prediction.
+    [HE2RNA Methods, Training and evaluation] First the paper's merged cancers, where at least two
+    of their projects are there, then every project.
     """
     names = np.array([short(project) for project in projects])
     groups = {}
@@ -472,10 +465,9 @@ def cancers(projects):
 
 
 def separate(names, merged=True):
-    """The cancers that count, so that each slide counts once: merged ones instead of their
-    projects. [HE2RNA Table 1]
+    """The cancers that count, so that each slide counts once. [HE2RNA Table 1]
 
-    merged=False: the projects instead.
+    A merged cancer stands for its projects; with merged=False they stand for it.
     """
     there = [name for name in names if name in MERGED]
     parts = [part for name in there for part in MERGED[name]]
@@ -484,8 +476,7 @@ def separate(names, merged=True):
 
 
 def fold_r(prediction, y, fold, group, n_folds=FOLDS):
-    """R of each gene over the test slides of one group, fold by fold: (F, G), nan where there is no
-    value.
+    """R of each gene over one group's test slides of each fold: (F, G), nan without a value.
 
     prediction, y (S, G); fold (S,); group (S,) bool.
     """
@@ -498,7 +489,7 @@ def fold_r(prediction, y, fold, group, n_folds=FOLDS):
 
 
 def mean_of_values(r):
-    """Mean over the first axis of what has a value; nan where nothing has."""
+    """The mean over the first axis of what has a value; nan where nothing has."""
     n = (~np.isnan(r)).sum(0)
     mean = np.nansum(r, 0) / np.maximum(n, 1)
     return np.where(n > 0, mean, np.nan)
@@ -510,9 +501,9 @@ def mean_of_values(r):
 def untrained_r(draw_model, bags, y, fold, projects, n_folds=FOLDS, judged=None, **more):
     """R of models of the same architecture that learned nothing: {cancer: (c, G)}.
 
-    draw_model(f) -> the model of fold f. It has c times G outputs: with few genes, more outputs
-    judged against each of them give the null its shape [ours]. judged: folds within which R is
-    computed, if not those of the models. [HE2RNA Methods, Statistics and reproducibility]
+    draw_model(f) -> the model of fold f, with c G outputs. Where genes are few, c outputs are
+    judged against each of them, so that there is a null to fit [ours]. judged (S,): the folds
+    within which R is computed, if not `fold`. [HE2RNA Methods, Statistics and reproducibility]
     """
     if judged is None:
         judged = fold
@@ -529,12 +520,11 @@ def untrained_r(draw_model, bags, y, fold, projects, n_folds=FOLDS, judged=None,
 
 
 def slides_of_permutation_null(n):
-    """Of how many slides one R scatters as the mean of the folds' R does, if slides change places
-    within folds.
+    """Of how many slides one R scatters as the mean of the folds' R, if slides change places.
 
-    n (F, G): slides behind each R, 0 where there is none -> (G,). Over all orders of its slides a
-    fold's R has mean 0 and variance 1 / (n - 1) exactly, so nothing needs to be drawn;
-    `stats.permutation_null` draws, and agrees. [ours]
+    n (F, G): the slides behind each R, 0 where there is none -> (G,). They change places within
+    their fold. Over all orders its R has mean 0 and variance 1 / (n - 1) exactly, so nothing needs
+    to be drawn; `stats.permutation_null` draws, and agrees. [ours]
     """
     has_r = n > 0
     of_fold = 1 / np.maximum(n - 1, 1)
@@ -546,8 +536,8 @@ def slides_of_permutation_null(n):
 def r_sign(n_genes, n, mean=0.0):
     """The smallest significant R: its p is the first Šidák step over the genes. [HE2RNA Fig. 2a]
 
-    The null scatters around `mean` as one R of n slides does. 30,839 genes, n = 44: .637, the
-    paper's .64 for DLBC.
+    The null scatters around `mean` as one R of n slides does. For 30,839 genes and n = 44 it is
+    .637, the paper's .64 of DLBC.
     """
     tests = max(n_genes, 1)
     first_step = -math.expm1(math.log1p(-ALPHA) / tests)  # 1 - (1 - ALPHA) ** (1 / tests)
@@ -555,18 +545,18 @@ def r_sign(n_genes, n, mean=0.0):
 
 
 def evaluate(prediction, y, fold, projects, n_folds=FOLDS, untrained=None, null="t"):
-    """R of every gene in every cancer and whether it is significant: {cancer: dict}.
+    """R of every gene in every cancer, and whether it is significant: {cancer: dict}.
 
-    prediction, y (S, G); fold, projects (S,); untrained: {cancer: (M, G)}, from `untrained_r`.
-    Three nulls, one-sided: t            one R of n slides, n those of the folds that gave an R
-    [ours; the paper's thresholds are its] permutation  slides change places within their fold
-    [ours] untrained    models that learned nothing, fitted by `stats.null_fit` [HE2RNA Methods,
-    Statistics and reproducibility] `null` names the one whose p decides. Holm-Šidák and
-    Benjamini-Hochberg correct it over the genes of the cancer.
+    prediction, y (S, G); fold, projects (S,); untrained: {cancer: (M, G)} of `untrained_r`. p is
+    one-sided under three nulls, of which `null` names the one that decides:
 
-    Of each cancer: slides; folds (F, G) R of each; r (G,) their mean; n (G,); all_p {null: (G,)};
-    fits {null: (mean, n)}; r_sign {null: R}; null; p, hs, bh (G,) of the null that decides, before
-    and after correction.
+    untrained    models that learned nothing   [HE2RNA Methods, Statistics and reproducibility]
+    t            one R of the n slides of the folds that gave an R; the paper's R_sign is its [ours]
+    permutation  slides change places within their fold                                       [ours]
+
+    Of each cancer: slides, their number; folds (F, G) R of each; r (G,) their mean; n (G,);
+    all_p {null: (G,)}; fits {null: (mean, n)}; r_sign {null: R}; null; and of the null that decides
+    p, hs, bh (G,): as it is, and after Holm-Šidák and Benjamini-Hochberg over the cancer's genes.
     """
     results = {}
     for name, group in cancers(projects).items():
@@ -592,9 +582,7 @@ def evaluate(prediction, y, fold, projects, n_folds=FOLDS, untrained=None, null=
 
 
 def judge(r, nulls, null):
-    """p of each gene's R under each null, {null: (mean, n)}, corrected under one of them; see
-    `evaluate`.
-    """
+    """p of R (G,) under each null {name: (mean, n)}, and corrected under one: see `evaluate`."""
     n_genes = int((~np.isnan(r)).sum())
     all_p, fits, least = {}, {}, {}
     for name, (mean, n) in nulls.items():
@@ -615,8 +603,9 @@ def judge(r, nulls, null):
 
 
 def significant_genes(results, correction="hs", merged=True):
-    """(P, G) bool over the cancers that count. `stats.recurrent` of it counts cancers per gene
-    [HE2RNA Fig. 2b].
+    """(P, G) bool, over the cancers that count.
+
+    `stats.recurrent` says of it in how many cancers a gene is significant. [HE2RNA Fig. 2b]
     """
     rows = []
     for name in separate(results, merged):
@@ -628,12 +617,12 @@ def significant_genes(results, correction="hs", merged=True):
 
 
 def well_predicted(r, significant, at_least=1, min_r=None):
-    """Hits and universe of Fisher's exact tests: two (G,) bool. r, significant (P, G) of P cancers.
+    """The hits and the universe of Fisher's exact tests: two (G,) bool.
 
-    Hits are significant in at least so many of the cancers: 12 of 28 in Fig. 2c. Where very many
-    genes are significant, the paper takes those with R above .4 instead (min_r; BRCA and LIHC, Fig.
-    2d-e). The universe is all genes with an R. `stats.enrichment` takes their names. [HE2RNA
-    Methods, Statistics and reproducibility]
+    r, significant (P, G) of P cancers. Hits are significant in at least so many of them, 12 of 28
+    in Fig. 2c. Where very many genes are significant, hits have an R above min_r instead, .4 for
+    BRCA and LIHC in Fig. 2d-e. The universe is the genes that have an R. `stats.enrichment` takes
+    the names of both. [HE2RNA Methods, Statistics and reproducibility]
     """
     hit = significant
     if min_r is not None:
@@ -644,12 +633,12 @@ def well_predicted(r, significant, at_least=1, min_r=None):
 
 
 def signature_test(r, significant, members, rng, level=None, n_lists=stats.N_LISTS):
-    """Are a pathway's genes better predicted than random lists of as many genes? [HE2RNA Fig. 3]
+    """Are a pathway's genes better predicted than random lists of as many? [HE2RNA Fig. 3]
 
-    r, significant (P, G); members (signatures, G) bool. level (G,): the lists have genes of like
-    mean expression [ours]; without it, any genes. Returns the dict of `stats.random_list_test`:
-    mean R and share of significant genes, of the signature and of the lists, and p.
-    `stats.combine_sets` gives a pathway's genes, those in at least two of its sets.
+    r, significant (P, G); members (signatures, G) bool; level (G,): lists of like mean expression
+    [ours], else of any genes. -> the dict of `stats.random_list_test`: mean R and share of
+    significant genes of the signature and of the lists, and p. `stats.combine_sets` gives a
+    pathway's genes, those in at least two of its sets. [HE2RNA Methods, GSEA signatures]
     """
     bins = None
     if level is not None:
@@ -664,14 +653,12 @@ def signature_test(r, significant, members, rng, level=None, n_lists=stats.N_LIS
     )
 
 
-# ----- Where on the slide  [HE2RNA Results, virtual spatialization; Methods, Visual spatialization
+# ----- Where on the slide  [HE2RNA Results, virtual spatialization; Fig. 4] -----------------------
 
 
 @torch.inference_mode()
 def score_tiles(models, features, block=4096):
-    """The score of every tile for every gene, mean of the models: features (T, D) -> (T, G),
-    log10(1 + FPKM-UQ).
-    """
+    """Every tile's score for every gene, the mean of the models: features (T, D) -> (T, G)."""
     device = next(models[0].parameters()).device
     scores = []
     for first in range(0, len(features), block):
@@ -686,10 +673,10 @@ def score_tiles(models, features, block=4096):
 
 
 def provenance(scores, ks=KS_SUPERTILES):
-    """How much each tile counts in a slide's prediction of one gene: scores (T,) -> weights (T,),
-    summing to 1.
+    """How much each tile counts in a slide's prediction of one gene: scores (T,) -> (T,).
 
-    weights @ scores is the prediction. [HE2RNA Methods, Model architecture]
+    The weights sum to 1, and weights @ scores is the prediction. [HE2RNA Methods, Model
+    architecture]
     """
     order = np.argsort(-scores, kind="stable")
     ranked = rank_weights(len(scores), ks)
@@ -699,16 +686,15 @@ def provenance(scores, ks=KS_SUPERTILES):
 
 
 def best_tiles(scores, n=BEST_TILES):
-    """The tiles of highest score, best first, at most half of them: scores (T,) -> rows. [HE2RNA
-    Fig. 4d]
-    """
+    """The rows of the highest scores, best first, at most half of all. [HE2RNA Fig. 4d]"""
     n = max(1, min(n, len(scores) // 2))
     return np.argsort(-scores, kind="stable")[:n]
 
 
 def against_cells(scores, cells):
-    """Scores against the cells counted on each tile, both (T,): R, median of the best tiles, of
-    all. [HE2RNA Fig. 4c-e]
+    """Scores against the cells counted on each tile, both (T,). [HE2RNA Fig. 4c-e]
+
+    -> R, the median count of the best tiles, and that of all tiles.
     """
     best = best_tiles(scores)
     r = stats.pearson(scores, cells)
@@ -720,8 +706,9 @@ def against_cells(scores, cells):
 
 @torch.inference_mode()
 def representations(models, features):
-    """A slide in the last hidden layer of each model: the mean of its tiles (T, D), as one
-    super-tile -> (M, H).
+    """A slide in the last hidden layer of each model: features (T, D) -> (M, H).
+
+    Its tiles' mean goes in as one super-tile. [HE2RNA Methods, MSI status]
     """
     mean = np.asarray(features, np.float32).mean(0)  # (D,)
     x = torch.from_numpy(mean).to(next(models[0].parameters()).device)
