@@ -10,7 +10,6 @@ import sys
 import tempfile
 import threading
 import time
-from concurrent.futures import ThreadPoolExecutor
 from fractions import Fraction
 from functools import partial
 from pathlib import Path
@@ -24,7 +23,6 @@ import torch.nn.functional as F
 
 import he2rna
 import histcode
-import lab.he2rna.msi
 import stats
 import tiling
 from lab.cohort.make import make_tiles
@@ -32,16 +30,15 @@ from lab.cohort.slides import open_slide
 from lab.cohort.steps import tiles_of
 from lab.devices import pick_device, pick_precision
 from lab.encoders import prepare_encoder
+from lab.fast import networks
+from lab.fast.bank import bank_gradient
 from lab.fast.encoder import encode
 from lab.fast.topk import top_k_head
 from lab.files import save_file
 from lab.he2rna.bags import from_disk
 from lab.he2rna.evaluation import write_genes
-from lab.he2rna.msi import compare_arms, hospital_a
-from lab.he2rna.msi_report import MSI_ARMS
+from lab.he2rna.msi import compare_arms
 from lab.histcode.heads import train_heads
-from lab.histcode.pretraining import train_step
-from lab.histcode.settings import BANK_SIZE, MOMENTUM_ENCODER
 from lab.histcode.training import draw_model
 from lab.progress import ordered_map
 from lab.simulation.cohort import simulate_cohort
@@ -49,7 +46,6 @@ from lab.tests.helpers import (
     STAIN_PAIRS,
     direct,
     inertia,
-    one_by_one,
     options,
     pictures,
     random_list_loop,
@@ -291,8 +287,11 @@ def bench_lists(cancers=28, m=30839, n_lists=10_000, missing=0.0):
 
 
 def bench_msi(patients=441, genes=28334):
-    """One split of the MSI study at the paper's size, three quarters in A, all arms; then its classifiers alone, and one after another."""
-    rng, high, device = np.random.default_rng(0), np.arange(patients) % 20 < 3, pick_device()
+    """One split of the MSI study at the paper's size, three quarters in A: all arms at once; then
+    its direct classifiers, by the fast twin and by the plain form, one network after another.
+    """
+    rng, device = np.random.default_rng(0), pick_device()
+    high = np.arange(patients) % 20 < 3
     d = dict(
         x=rng.normal(size=(patients, 2048)).astype(np.float32),
         y=rng.random((patients, genes), np.float32),
@@ -302,81 +301,28 @@ def bench_msi(patients=441, genes=28334):
         high=high,
     )
     d["x"][:, :40] += high[:, None]
-    o, plain, calls, cores = (
-        argparse.Namespace(code=(), folds=3, repeats=10, seed=0),
-        lab.he2rna.msi.train_networks,
-        [],
-        torch.get_num_threads(),
-    )
+    in_a = he2rna.hospital_a(high, Fraction(3, 4), rng)
+    o = argparse.Namespace(code=(), folds=3, repeats=10, seed=0)
+    start = time.perf_counter()
+    compare_arms(d, in_a, tuple(he2rna.MSI_ARMS), o, (0,), device)
+    seconds = time.perf_counter() - start
+    print(f"MSI, {patients} patients, {genes:,} genes, 3/4 in A, 10 x 3 folds, on {device}")
+    print(f"one split, all arms: {seconds:.1f} s", flush=True)
 
-    def keep(pool, sizes, activations, inputs, trains, seeds, *more):
-        done = (
-            dict(plain(pool, sizes, activations, inputs, trains, seeds, *more))
-            if sizes[-1] == 1
-            else plain(pool, sizes, activations, inputs, trains, seeds, *more)
-        )
-        if sizes[-1] == 1:
-            calls.append(
-                (
-                    sizes,
-                    activations,
-                    [inputs(m) for m in range(len(trains))],
-                    trains,
-                    seeds,
-                    *more,
-                    done,
-                )
-            )
-            done = iter(done.items())
-        return done
-
-    in_a, start = hospital_a(high, Fraction(3, 4), rng), time.perf_counter()
-    compare_arms(d, in_a, tuple(MSI_ARMS), o, (0,), device)
-    print(
-        f"MSI, {patients} patients, {genes:,} genes, 3/4 in A, 10 x 3 folds, on {device}: one split, all arms {time.perf_counter() - start:.1f} s",
-        flush=True,
-    )
-    lab.he2rna.msi.train_networks = keep
-    compare_arms(d | dict(y=d["y"][:, :9]), in_a, tuple(MSI_ARMS), o, (0,), device)
-    lab.he2rna.msi.train_networks, total = plain, np.zeros(2)
-    with ThreadPoolExecutor(
-        cores if device.type == "cpu" else 1, initializer=torch.set_num_threads, initargs=(1,)
-    ) as pool:
-        for sizes, activations, made, trains, seeds, epochs, batch, _, take, done in sorted(
-            calls, key=lambda c: len(c[0])
-        ):
-            start, difference = time.perf_counter(), 0
-            again = dict(
-                plain(
-                    pool,
-                    sizes,
-                    activations,
-                    lambda m: made[m],
-                    trains,
-                    seeds,
-                    epochs,
-                    batch,
-                    device,
-                    take,
-                )
-            )
-            ours = time.perf_counter() - start
+    a, b = np.flatnonzero(in_a), np.flatnonzero(~in_a)
+    trains = [b[~test] for test in he2rna.folds_in_b(d["patients"][b], high[b], [0])]
+    plain = he2rna.Hospitals(d["x"], d["y"], high, [a], trains, [0])
+    with networks.threads(device) as pool:
+        fast = plain._replace(train=partial(networks.train_networks, pool=pool, device=device))
+        scores, times = [], []
+        for hospitals in (fast, plain):
             start = time.perf_counter()
-            for m, rows in enumerate(trains):
-                scores = one_by_one(sizes, activations, *made[m], rows, seeds[m], epochs, batch)[-1]
-                difference = max(
-                    difference,
-                    np.abs(scores[~in_a, 0].numpy() - done[m]).max(),
-                    np.abs(again[m] - done[m]).max(),
-                )
-            total += ours, time.perf_counter() - start
-            print(
-                f"  {len(seeds)} classifiers {'-'.join(map(str, sizes))}: {ours:.2f} s, one by one (on the CPU) {time.perf_counter() - start:.1f} s; "
-                f"scores within {difference:.0e}",
-                flush=True,
-            )
+            scores.append(he2rna.direct_arm(hospitals))
+            times.append(time.perf_counter() - start)
     print(
-        f"  all {sum(len(c[4]) for c in calls)}: {total[0]:.1f} s, one by one {total[1]:.1f} s: {total[1] / total[0]:.1f} times"
+        f"{len(trains)} direct classifiers: {times[0]:.1f} s, one after another (on the CPU) "
+        f"{times[1]:.1f} s: {times[1] / times[0]:.1f} times; scores within "
+        f"{abs(scores[0] - scores[1]).max():.0e}"
     )
 
 
@@ -442,73 +388,63 @@ def bench_kmeans():
 
 
 def bench_adco():
-    """A step of pretraining at batch 64 (views of 224 px from tiles of 256, 65,536 negatives); the bank's gradient against autograd (memory: run it alone)."""
-    device, batch, K = pick_device(), 64, BANK_SIZE
+    """A step of pretraining at batch 64 (views of 224 px of tiles of 256, 65,536 negatives), and
+    the bank's gradient in blocks against autograd. Memory: run it alone."""
+    device, batch, tau = pick_device(), 64, histcode.TAU
     synchronize = torch.cuda.synchronize if device.type == "cuda" else lambda: None
-    o = argparse.Namespace(
-        precision=pick_precision("auto", device),
-        tau=0.12,
-        bank_tau=0.12,
-        bank_lr=0.3,
-        bank_momentum=0.9,
-        bank_decay=1e-4,
-        in_batch=False,
-        symmetric=False,
-        momentum_encoder=MOMENTUM_ENCODER,
-    )
     torch.manual_seed(0)
-    bank, (q, k) = (
-        torch.randn(K, 128, device=device),
-        (F.normalize(torch.randn(batch, 128, device=device), dim=1) for _ in range(2)),
-    )
+    bank = torch.randn(histcode.BANK_SIZE, histcode.EMBEDDING, device=device)
+    q = F.normalize(torch.randn(batch, histcode.EMBEDDING, device=device), dim=1)
+    k = F.normalize(torch.randn(batch, histcode.EMBEDDING, device=device), dim=1)
 
     def closed():
-        g = histcode.bank_gradient(q, k, bank, 0.12)
+        gradient = bank_gradient(q, k, bank, tau)
         synchronize()
-        return g
+        return gradient
 
     def autograd():
         w = bank.detach().requires_grad_()
-        (g,) = torch.autograd.grad(histcode.info_nce(q, k, w, 0.12), w)
+        (gradient,) = torch.autograd.grad(histcode.info_nce(q, k, w, tau), w)
         synchronize()
-        return g
+        return gradient
 
     (ours, a), (theirs, b) = peak(closed), peak(autograd)
     fast, slow, ratio = pairs(closed, autograd)
     print(
-        f"bank gradient of {K:,} negatives, batch {batch}, on {device}: {fast * 1e3:.0f} ms, autograd {slow * 1e3:.0f} ms: {ratio:.1f} times; "
-        f"{ours * 1024:.0f} MiB, autograd {theirs * 1024:.0f} MiB; within {relative(a.cpu(), b.cpu()):.0e}",
+        f"bank gradient of {len(bank):,} negatives, batch {batch}, on {device}: "
+        f"{fast * 1e3:.0f} ms, autograd {slow * 1e3:.0f} ms: {ratio:.1f} times; "
+        f"{ours * 1024:.0f} MiB, autograd {theirs * 1024:.0f} MiB; "
+        f"within {relative(a.cpu(), b.cpu()):.0e}",
         flush=True,
     )
     tiles = (pictures(batch, 256) * 255).to(torch.uint8).permute(0, 2, 3, 1).contiguous()
-    model = (
-        histcode.Embedder(tiling.ResNet50(3)).to(device, memory_format=torch.channels_last).train()
-    )
-    keys, velocity = copy.deepcopy(model).requires_grad_(False), torch.zeros_like(bank)
-    optimizer = torch.optim.SGD(
-        model.parameters(), 1e-9, 0.9
-    )  # all of its work, and the same step each time
+    precision = pick_precision("auto", device)
+    model = histcode.Embedder(tiling.ResNet50(3), precision=getattr(torch, precision))
+    model = model.to(device, memory_format=torch.channels_last)
+    negatives = histcode.Bank(bank, rate=1e-9, gradient=bank_gradient)
 
-    def draw():
-        views = list(histcode.two_views(tiles.to(device), 224, batch, 0, 1, 0, 1, 0))
+    def draw(epoch=1):
+        views = histcode.two_views(tiles.to(device))
         synchronize()
-        return views
+        return [views]
+
+    # An epoch of one step, whose rate leaves every next one the same work.
+    epochs = histcode.pretrain_epochs(model, draw, negatives, epochs=10**6, lr=1e-9)
 
     def step():
-        train_step(model, keys, optimizer, bank, velocity, draw(), o)
+        next(epochs)
         synchronize()
 
     def climb():
-        histcode.bank_step(
-            bank, velocity, histcode.bank_gradient(q, k, bank, 0.12), 1e-9, 0.9, 1e-4
-        )
+        negatives.climb([(q, k)])
         synchronize()
 
     memory, _ = peak(step)
     views, bank_part, whole, *_ = pairs(draw, climb, step, repeats=3)
     print(
-        f"adco step, batch {batch}, views of 224 px, {o.precision} on {device}: {whole:.2f} s ({batch / whole:.1f} tiles/s), {memory:.1f} GiB; "
-        f"views {views / whole:.1%}, bank step {bank_part / whole:.1%} of the time"
+        f"adco step, batch {batch}, views of 224 px, {precision} on {device}: {whole:.2f} s "
+        f"({batch / whole:.1f} tiles/s), {memory:.1f} GiB; views {views / whole:.1%}, bank step "
+        f"{bank_part / whole:.1%} of the time"
     )
 
 

@@ -13,7 +13,7 @@ from lab.cohort.samples import join, read_samples, select
 from lab.commands.options import report_failures
 from lab.exchange.clam import say_twice
 from lab.files import TISSUE, InputError, few, load_arrays
-from lab.he2rna.msi import hospital_a
+from he2rna import hospital_a
 from lab.processes import share_out
 from lab.progress import progress, say_left_out
 

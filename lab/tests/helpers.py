@@ -16,7 +16,6 @@ import numpy as np
 import pytest
 import tifffile
 import torch
-import torch.nn.functional as F
 from PIL import Image
 from scipy import ndimage
 
@@ -24,19 +23,7 @@ import he2rna
 import histcode
 import lab.files as lab_files
 import tiling
-from lab.cohort.features import load_features
-from lab.cohort.slides import open_slide
-from lab.cohort.steps import tiles_of
-from lab.commands.he2rna import main as he2rna_main
-from lab.commands.histcode import main as histcode_main
-from lab.commands.options import add_options
-from lab.commands.options import run as options_run
-from lab.fast.networks import MSI_RATE, draw_networks
 from lab.files import InputError, load_json, read_rows, save_csv, save_json, save_text
-from lab.histcode.heads import mean_and_sd, sums_of, train_heads
-from lab.histcode.tiles import find_data, slides_of
-from lab.ridge import ridge
-from lab.runs import load_checkpoint
 
 ROOT = Path(__file__).parents[2]  # where the programs lie
 REAL_DATA = os.environ.get("REAL_DATA", "")
@@ -53,6 +40,8 @@ H_E = {
 
 def options(*argv):
     """Parsed options of a tiling command, as main() leaves them."""
+    from lab.commands.options import add_options
+
     parser = argparse.ArgumentParser()
     add_options(parser)
     o = parser.parse_args(["--device", "cpu", "--weights", "random", *argv])
@@ -149,6 +138,8 @@ def fill_disk(monkeypatch, at):
 
 def status_of(capsys, *argv):
     """(exit status, lines on stderr) of a program's command as the shell sees them."""
+    from lab.commands.options import run as options_run
+
     before = signal.getsignal(signal.SIGTERM)
     capsys.readouterr()
     with pytest.raises(SystemExit) as e:
@@ -224,6 +215,9 @@ def tiny_encoder(path, seed=0):
 
 def pixels_of(cohort, name, px=224):
     """Every tile of a slide, read one by one; the slide, its coords and the edge of a tile."""
+    from lab.cohort.slides import open_slide
+    from lab.cohort.steps import tiles_of
+
     slide, (arrays, _) = open_slide(cohort / "slides" / f"{name}.tif"), tiles_of(cohort, name)
     tile, coords = float(arrays["tile"]), arrays["coords"]
     return (
@@ -308,6 +302,8 @@ def write_cohort(folder, rng, patients=12, genes=6, d=8, per_patient=1, tiles=30
 
 
 def train(cohort, *argv):
+    from lab.commands.he2rna import main as he2rna_main
+
     return he2rna_main(
         [
             "train",
@@ -493,6 +489,8 @@ def gdc_folder(folder, seed=0):
 
 
 def tune(cohort, *argv):
+    from lab.commands.he2rna import main as he2rna_main
+
     return he2rna_main(
         [
             "finetune",
@@ -510,35 +508,6 @@ def tune(cohort, *argv):
 
 
 # ----- Hospital A, hospital B
-def one_by_one(sizes, activations, x, target, train, seed, epochs, batch):
-    """The direct way: torch's layers, losses, autograd and Adam, one network. -> outputs of its layers."""
-    layers, (weights, biases, _) = [], draw_networks(sizes, [seed])
-    for w, b, name in zip(weights, biases, activations):
-        layers += [
-            torch.nn.Linear(*w.shape[1:]),
-            {"sigmoid": torch.nn.Sigmoid, "relu": torch.nn.ReLU, "linear": torch.nn.Identity}[
-                name
-            ](),
-        ]
-        layers[-2].weight.data, layers[-2].bias.data = w[0].T.clone(), b[0, 0].clone()
-    net, loss = (
-        torch.nn.Sequential(*layers),
-        F.binary_cross_entropy if activations[-1] == "sigmoid" else F.mse_loss,
-    )
-    optimizer, rng = torch.optim.Adam(net.parameters(), lr=MSI_RATE), np.random.default_rng(seed)
-    x, target = torch.from_numpy(x), torch.from_numpy(target)
-    for _ in range(epochs):
-        for rows in torch.from_numpy(train[rng.permutation(len(train))]).split(batch):
-            optimizer.zero_grad()
-            loss(net(x[rows]), target[rows]).backward()
-            optimizer.step()
-    out = []
-    with torch.no_grad():
-        for layer, activation in zip(net[::2], net[1::2]):
-            out.append(activation(layer(out[-1] if out else x)))
-    return out
-
-
 def study(rng, patients=45, d=24, genes=20, slides=1):
     """A study of `slides` slides a patient: expression follows the features, MSI-H the first programme."""
     z = rng.normal(size=(patients, 4)).repeat(slides, 0)
@@ -557,6 +526,8 @@ def study(rng, patients=45, d=24, genes=20, slides=1):
 
 
 def run_study(tmp_path, z, *argv, name="run"):
+    from lab.commands.he2rna import main as he2rna_main
+
     np.savez(tmp_path / "study.npz", **z)
     return he2rna_main(
         [
@@ -594,12 +565,16 @@ TINY = [
 
 
 def pretrain(cohort, *argv):
+    from lab.commands.histcode import main as histcode_main
+
     return histcode_main(
         ["pretrain", str(cohort), "--weights", str(cohort / "start.pth"), *TINY, *argv]
     )
 
 
 def data_of(cohort, px=36, colour="none"):
+    from lab.histcode.tiles import find_data, slides_of
+
     o = options("--workers", "2", "--colour", colour)
     o.tile_px = px
     return find_data(cohort, slides_of(cohort), o)[0]
@@ -610,6 +585,8 @@ def saved(path):
 
 
 def ridge_at(x, y, penalties, new):
+    from lab.ridge import ridge
+
     weights, bias = ridge(x, y, penalties)
     return new @ weights + bias[:, None]
 
@@ -625,6 +602,8 @@ def planted_bags(n=24, d=6, seed=0, shift=3.0):
 
 
 def some_networks(name, bags, splits, seeds, embed=()):
+    from lab.histcode.heads import mean_and_sd, sums_of
+
     models, sums = [], list(map(sums_of, bags))
     for (train, _, _), seed in zip(splits, seeds):
         torch.manual_seed(seed)
@@ -633,6 +612,8 @@ def some_networks(name, bags, splits, seeds, embed=()):
 
 
 def learn(name, bags, y, splits, seeds, epochs=3, batch=2, **more):
+    from lab.histcode.heads import train_heads
+
     o = argparse.Namespace(lr=1e-2, weight_decay=1e-4, epochs=epochs, batch=batch)
     done = train_heads(
         some_networks(name, bags, splits, seeds),
@@ -698,6 +679,8 @@ def write_slides(folder, patients=12, prefix="p", labels=("0", "1"), d=8, seed=0
 
 
 def diagnose(cohort, *argv):
+    from lab.commands.histcode import main as histcode_main
+
     return histcode_main(
         [
             "diagnose",
@@ -765,6 +748,8 @@ def change_table(path, change):
 
 
 def express(cohort, *argv):
+    from lab.commands.histcode import main as histcode_main
+
     return histcode_main(
         [
             "expression",
@@ -797,10 +782,14 @@ MODELS = {
 
 
 def folds_in(run):
+    from lab.runs import load_checkpoint
+
     return [load_checkpoint(path, "cpu") for path in sorted(run.glob("fold*.pt"))]
 
 
 def tiles_in(cohort, slide):
+    from lab.cohort.features import load_features
+
     return load_features(cohort, (cohort / "h5").resolve(), slide)[0]
 
 
@@ -848,6 +837,8 @@ def small_encoder(path, seed):
 
 
 def drawn_run(command, cohort, *argv):
+    from lab.commands.histcode import main as histcode_main
+
     return histcode_main(
         [
             command,
@@ -876,6 +867,8 @@ def gmt_of(cohort):
 
 
 def maps_of(cohort, run, *argv):
+    from lab.commands.histcode import main as histcode_main
+
     return histcode_main(["heatmap", str(cohort / "runs" / run), *argv, "--device", "cpu"])
 
 

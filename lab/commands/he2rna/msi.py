@@ -12,7 +12,8 @@ from lab.commands.options import add_options, report_failures
 from lab.devices import pick_device
 from lab.files import InputError, digest, number, read_rows, save_csv
 from lab.he2rna.choices import CHOICES
-from lab.he2rna.msi import compare_arms, hospital_a
+from he2rna import hospital_a
+from lab.he2rna.msi import compare_arms
 from lab.he2rna.msi_report import MSI_ARMS, write_msi_report
 from lab.he2rna.msi_study import MSI_SHARES, read_study, shares_of
 from lab.he2rna.options import TYPES, fractions
