@@ -3,10 +3,13 @@
 [HE2RNA Fig. 2c-e; HistCode Fig. 9]
 """
 
+import re
+import zlib
+
 import numpy as np
 
 import stats
-from lab.files import InputError, save_csv
+from lab.files import InputError, save_csv, unpacked
 from lab.progress import table
 from lab.show.plots import BLUE, ORANGE, figure
 
@@ -16,11 +19,46 @@ COLUMNS = ("set", "genes tested", "hits", "expected", "fold", "p", "p_bh", "hit 
 
 
 def read_sets(paths):
-    """{set: genes} of .gmt files."""
+    """{set name: (gene, ...)} of .gmt files, plain or gzip.
+
+    A line is a name, a description and genes, between tabs. A gene that stands twice in a set counts
+    once; a set may be empty. A name that stands twice, in one file or two, must have the same genes.
+    """
+    sets, places = {}, {}
+    for path in paths:
+        found = False
+        for place, line in lines_of(path):
+            name, *fields = (field.strip() for field in line.split("\t"))
+            if not name and not any(fields):
+                continue
+            if not name or not fields:
+                raise InputError(
+                    f"--gmt: {place}: wanted a name, a description and genes between tabs, found "
+                    f"{line.strip()[:40]!r}"
+                )
+            found = True
+            genes = tuple(dict.fromkeys(gene for gene in fields[1:] if gene))
+            if set(genes) != set(sets.setdefault(name, genes)):
+                raise InputError(
+                    f"--gmt: {place}: set {name!r} stands in {places[name]} too, with different genes"
+                )
+            places.setdefault(name, place)
+        if not found:
+            raise InputError(f"--gmt: {path}: no gene set in it")
+    return sets
+
+
+def lines_of(path):
+    """("path, line n", line) of a text file, plain or gzip, with any line ends."""
     try:
-        return stats.read_gmt(*paths)
-    except (ValueError, OSError) as e:
-        raise InputError(f"--gmt: {e}") from None
+        text = unpacked(path).decode("utf-8-sig")
+    except UnicodeDecodeError:
+        raise InputError(f"--gmt: {path}: not a text file in UTF-8") from None
+    except (OSError, EOFError, zlib.error) as e:
+        why = e.strerror if isinstance(e, FileNotFoundError) else f"can't be read ({e})"
+        raise InputError(f"--gmt: {path}: {why}") from None
+    for i, line in enumerate(re.split("\r\n|\r|\n", text)):
+        yield f"{path}, line {i + 1}", line
 
 
 def enrich(folder, name, what, hits, sets, universe, shown=SHOWN):

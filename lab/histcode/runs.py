@@ -5,8 +5,7 @@ from pathlib import Path
 import numpy as np
 
 import histcode
-import stats
-from lab.cohort.places import read_regions
+from lab import space
 from lab.files import InputError, digest, few
 from lab.runs import claim_folder, load_checkpoint, read_config, read_folds
 
@@ -100,16 +99,3 @@ def load_run(path, pooling=None):
 
 def off_scale(h):
     return f"its prediction is not finite: features up to {np.abs(h).max():.3g} are of another scale than the run's"
-
-
-def read_outlines(folder, slide, origin, kind=None):  # same in he2rna.py
-    """Polygons of regions/<slide>.geojson, of one class or all, as stats.inside takes them; None where there are none."""
-    path, shapes = read_regions(folder, slide, kind)
-    try:
-        return (
-            None
-            if shapes is None
-            else [[ring + origin for ring in rings] for rings in stats.read_rings(shapes)]
-        )
-    except ValueError as e:
-        raise InputError(f"{path}: {e}") from None

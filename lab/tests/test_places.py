@@ -1,4 +1,7 @@
-"""lab.tests.test_places"""
+"""Cells, spots and outlines of a slide.
+
+Authorities: matplotlib's outlines, and what QuPath 0.3 to 0.6 writes.
+"""
 
 import gzip
 import json
@@ -7,160 +10,283 @@ import numpy as np
 import pytest
 from matplotlib.path import Path as Outline
 
-from lab.cohort.places import centroid, read_places
+from lab import space
+from lab.cohort.places import centroid, read_outlines, read_places
+from lab.exchange.qupath import tiles_geojson
 from lab.files import InputError
-from lab.tests.helpers import feature, star
+from lab.tests.helpers import feature, read_csv, star
+
+XY = np.array([[10.5, 20], [30, 40.25], [50, 60], [7, 8]])
+KINDS = ["Tumor", "Immune cells", "Tumor", ""]
+UM, ORIGIN = np.array([0.25, 0.26]), np.array([1000, 2000])  # of QuPath's frame
+
+
+@pytest.fixture
+def points(tmp_path):
+    (tmp_path / "points").mkdir()
+    return tmp_path / "points"
+
+
+def cells_of(points, slide):
+    return read_places(points.parent, slide, UM, ORIGIN)[0]
+
+
+def square(centre, half=2):
+    corners = ((-1, -1), (1, -1), (1, 1), (-1, 1), (-1, -1))
+    return [[[centre[0] + x * half, centre[1] + y * half] for x, y in corners]]
+
+
+CELLS = [
+    feature("Point", XY[0].tolist(), KINDS[0]),
+    feature("Polygon", square(XY[1]), dict(names=["Immune cells"]), objectType="cell"),
+    feature("MultiPoint", [XY[2].tolist()], KINDS[2], objectType="annotation"),
+    feature("MultiPolygon", [square(XY[3])], objectType="detection"),
+]
+REGION = feature("Polygon", square((500, 500), 90), "Tumor", objectType="annotation")
+
+
+def table(x, y, places, sep=",", kind="Class", image="a.mrxs"):
+    rows = [["Image", "Object ID", x, y, kind]]
+    for i, (place, name) in enumerate(zip(places, KINDS, strict=True)):
+        rows.append([image, str(i), *map(repr, map(float, place)), name])
+    return "\n".join(sep.join(row) for row in rows)
 
 
 def test_centroids_equal_means_of_the_pixels_inside():
     rng = np.random.default_rng(0)
-    grid = np.stack(np.meshgrid(np.arange(-2, 12, 0.02), np.arange(-2, 12, 0.02)), -1).reshape(
-        -1, 2
-    )
-    outer, hole, far = (
-        star(rng, 11, (5, 5), 6),
-        star(rng, 7, (5, 5), 1),
-        np.array([[9, -1], [11, -1], [11, 3], [9, -1]]),
-    )
-    inside = lambda *rings: np.logical_xor.reduce([Outline(r).contains_points(grid) for r in rings])
+    axis = np.arange(-2, 12, 0.02)
+    grid = np.stack(np.meshgrid(axis, axis), -1).reshape(-1, 2)
+    outer, hole = star(rng, 11, (5, 5), 6), star(rng, 7, (5, 5), 1)
+    far = np.array([[9.0, -1], [11, -1], [11, 3], [9, -1]])
+
+    def pixels(*rings):
+        within = [Outline(ring).contains_points(grid) for ring in rings]
+        return grid[np.logical_xor.reduce(within)]
+
     for ring in (outer, outer[::-1], np.vstack([outer, outer[:1]])):
-        assert np.allclose(
-            centroid([[ring.tolist(), hole.tolist()]]), grid[inside(outer, hole)].mean(0), atol=0.02
-        )
-    assert np.allclose(
-        centroid([[outer.tolist()], [far.tolist()]]),
-        np.concatenate([grid[inside(outer)], grid[inside(far)]]).mean(0),
-        atol=0.02,
-    )
-    assert centroid([[[[1, 2], [3, 4], [1, 2]]]]).tolist() == [5 / 3, 8 / 3]  # a line has no area
-    assert np.allclose(
-        centroid([[(1e6 + outer).tolist()]]) - 1e6, centroid([[outer.tolist()]]), atol=1e-6
-    )
+        assert np.allclose(centroid([[ring, hole]]), pixels(outer, hole).mean(0), atol=0.02)
+    both = np.concatenate([pixels(outer), pixels(far)])
+    assert np.allclose(centroid([[outer], [far]]), both.mean(0), atol=0.02)
+    line = np.array([[1.0, 2], [3, 4], [1, 2]])  # has no area
+    assert centroid([[line]]).tolist() == [5 / 3, 8 / 3]
+    assert np.allclose(centroid([[1e6 + outer]]) - 1e6, centroid([[outer]]), atol=1e-6)
 
 
-def test_cells_from_qupath_tables_and_geojson(tmp_path):
-    """The same cells as tables in px and µm of QuPath's frame, in ours, and as GeoJSON of every wrapping; classes as it names them."""
-    (tmp_path / "points").mkdir()
-    xy, kinds = (
-        np.array([[10.5, 20], [30, 40.25], [50, 60], [7, 8]]),
-        ["Tumor", "Immune cells", "Tumor", ""],
-    )
-    um, origin = np.array([0.25, 0.26]), np.array([1000, 2000])
-    places = lambda name: read_places(tmp_path, name, um, origin)[0]
+TABLES = {
+    "px.csv": table("Centroid X px", "Centroid Y px", XY),
+    "um.tsv": table("Centroid X µm", "Centroid Y µm", XY * UM, "\t", kind="Classification"),
+    "win.txt": table("Centroid X µm", "Centroid Y µm", XY * UM, "\t").encode("cp1252"),
+    "greek.csv.gz": table("Centroid X μm", "Centroid Y μm", XY * UM),
+    "ascii.tsv.gz": table("Centroid X um", "Centroid Y um", XY * UM, "\t"),
+    "own.csv": table("x", "y", XY + ORIGIN, kind="cell"),  # OpenSlide's frame: nothing to move
+}
+OLD_REGION = dict(REGION, id="PathAnnotationObject", properties={})
+NOTHING = dict(type="Feature", geometry=None)
+SHAPES = {
+    "collection.geojson": dict(
+        type="FeatureCollection",
+        features=[REGION, *CELLS, feature("LineString", [[1, 2], [3, 4]])],
+    ),
+    "list.geojson": [*CELLS, NOTHING, REGION],
+    "packed.geojson.gz": [
+        *CELLS,
+        feature("Polygon", square((5, 5)), None, object_type="annotation"),
+        OLD_REGION,
+    ],
+}
 
-    def table(name, x, y, places, sep=",", encoding="utf-8", kind="Class", image="a.mrxs"):
-        rows = [["Image", "Object ID", x, y, kind]] + [
-            [image, str(i), *map(repr, map(float, p)), k]
-            for i, (p, k) in enumerate(zip(places, kinds))
-        ]
-        text = "\n".join(sep.join(row) for row in rows).encode(encoding)
-        (tmp_path / "points" / name).write_bytes(
-            gzip.compress(text) if name.endswith("gz") else text
-        )
 
-    table("px.csv", "Centroid X px", "Centroid Y px", xy)
-    table("um.tsv", "Centroid X µm", "Centroid Y µm", xy * um, "\t", kind="Classification")
-    table("win.txt", "Centroid X µm", "Centroid Y µm", xy * um, "\t", "cp1252")
-    table("mu.csv.gz", "Centroid X μm", "Centroid Y μm", xy * um)  # the Greek letter
-    table("ascii.tsv.gz", "Centroid X um", "Centroid Y um", xy * um, "\t")
-    table("own.csv", "x", "y", xy + origin, kind="cell")  # ours: OpenSlide's frame, nothing to move
-    square = lambda p, r=2: [
-        [[p[0] + a * r, p[1] + b * r] for a, b in ((-1, -1), (1, -1), (1, 1), (-1, 1), (-1, -1))]
-    ]
-    cells = [
-        feature("Point", xy[0].tolist(), kinds[0]),
-        feature("Polygon", square(xy[1]), dict(names=["Immune cells"]), objectType="cell"),
-        feature("MultiPoint", [xy[2].tolist()], kinds[2], objectType="annotation"),
-        feature("MultiPolygon", [square(xy[3])], objectType="detection"),
-    ]
-    region = feature("Polygon", square((500, 500), 90), "Tumor", objectType="annotation")
-    line, nothing = feature("LineString", [[1, 2], [3, 4]]), dict(type="Feature", geometry=None)
-    for name, value in (
-        ("collection", dict(type="FeatureCollection", features=[region, *cells, line])),
-        ("list", [*cells, nothing, region]),
-        (
-            "packed",
-            [
-                *cells,
-                feature("Polygon", square((5, 5)), None, object_type="annotation"),
-                dict(region, id="PathAnnotationObject", properties={}),
-            ],
-        ),
-    ):
-        data = json.dumps(value).encode()
-        (tmp_path / "points" / f"{name}.geojson{'.gz' * (name == 'packed')}").write_bytes(
-            gzip.compress(data) if name == "packed" else data
-        )
-    for name in ("px", "um", "win", "mu", "ascii", "own", "collection", "list", "packed"):
-        got = places(name)
-        assert list(got) == ["all cells", "Immune cells", "Tumor"] and np.allclose(
-            got["all cells"], xy + origin, atol=1e-6
-        )
-        assert np.allclose(got["Tumor"], xy[[0, 2]] + origin) and np.allclose(
-            got["Immune cells"], xy[[1]] + origin
-        )
-    (tmp_path / "points" / "one.geojson").write_text(
-        json.dumps(cells[0]["geometry"])
-    )  # a bare geometry
-    (tmp_path / "points" / "derived.geojson").write_text(
-        json.dumps(feature("Point", [1, 2], dict(names=["Tumor", "Positive"])))
-    )
-    (tmp_path / "points" / "none.geojson").write_text(
-        '{"type": "FeatureCollection", "features": []}'
-    )
-    assert places("one")["all cells"].tolist() == [[1010.5, 2020]] and list(places("derived")) == [
-        "all cells",
-        "Tumor: Positive",
-    ]
-    assert places("none")["all cells"].shape == (0, 2) and places("nobody") is None
-    table("many.csv", "x", "y", xy, image="a")
-    (tmp_path / "points" / "many.csv").write_text(
-        (tmp_path / "points" / "many.csv").read_text().replace("a,0,", "b,0,")
-    )
-    table("list.csv", "x", "y", xy)
-    (tmp_path / "points" / "text.geojson").write_text("no json")
-    (tmp_path / "points" / "cut.geojson.gz").write_bytes(
-        (tmp_path / "points" / "packed.geojson.gz").read_bytes()[:50]
-    )
-    for i, bad in enumerate((["a", 2], [float("nan"), 1], None, [3], [10**400, 1], [1e308, 1])):
-        (tmp_path / "points" / f"bad{i}.geojson").write_text(
-            json.dumps([cells[0], feature("Point", bad)])
-        )
-    (tmp_path / "points" / "bad6.geojson").write_text(
-        json.dumps([cells[0], feature("Polygon", [[1, 2], [3, 4]])])
-    )
-    (tmp_path / "points" / "bad7.geojson").write_text(
-        json.dumps([cells[0], feature("Polygon", square((1, 2), 1e308))])
-    )
-    (tmp_path / "points" / "deep.geojson").write_text("[" * 100000)
-    for i, odd in enumerate(
-        (
-            dict(geometry="x"),
-            dict(geometry=[1]),
-            dict(geometry=None, properties=[1]),
-            dict(cells[0], properties="x"),
-        )
-    ):
-        (tmp_path / "points" / f"odd{i}.geojson").write_text(json.dumps([cells[0], odd]))
-    for names, kind in (([1, 2], "1: 2"), (3, "3")):
-        (tmp_path / "points" / "names.geojson").write_text(
-            json.dumps(feature("Point", [1, 2], dict(names=names)))
-        )
-        assert list(places("names")) == ["all cells", kind]
-    for name, words in (
-        ("many", "rows of 2 images .a, b.; give those of many alone"),
-        ("list", "list.csv and list.geojson are both there; keep one"),
-        ("text", "not whole GeoJSON"),
-        ("deep", "not whole GeoJSON"),
-        ("cut", "not whole GeoJSON"),
+@pytest.mark.parametrize("name", [*TABLES, *SHAPES])
+def test_the_same_cells_in_every_format(points, name):
+    """QuPath's tables in its own frame in px and µm, ours, and GeoJSON of every wrapping."""
+    data = TABLES[name] if name in TABLES else json.dumps(SHAPES[name])
+    data = data if isinstance(data, bytes) else data.encode()
+    (points / name).write_bytes(gzip.compress(data) if name.endswith("gz") else data)
+    cells = cells_of(points, name.split(".")[0])
+    assert list(cells) == ["all cells", "Immune cells", "Tumor"]
+    assert np.allclose(cells["all cells"], XY + ORIGIN, atol=1e-6)
+    assert np.allclose(cells["Tumor"], XY[[0, 2]] + ORIGIN)
+    assert np.allclose(cells["Immune cells"], XY[[1]] + ORIGIN)
+
+
+@pytest.mark.parametrize(
+    "value, kinds",
+    [
+        (CELLS[0]["geometry"], []),
+        (feature("Point", [1, 2], dict(names=["Tumor", "Positive"])), ["Tumor: Positive"]),
+        (feature("Point", [1, 2], dict(names=[1, 2])), ["1: 2"]),
+        (feature("Point", [1, 2], dict(names=3)), ["3"]),
+    ],
+)
+def test_classes_as_qupath_writes_them(points, value, kinds):
+    (points / "a.geojson").write_text(json.dumps(value))
+    cells = cells_of(points, "a")
+    assert list(cells) == ["all cells", *kinds] and len(cells["all cells"]) == 1
+
+
+def test_no_cells_and_no_file(points):
+    (points / "none.geojson").write_text('{"type": "FeatureCollection", "features": []}')
+    assert cells_of(points, "none")["all cells"].shape == (0, 2)
+    assert cells_of(points, "nobody") is None
+
+
+BAD_POINTS = (["a", 2], [float("nan"), 1], None, [3], [10**400, 1], [1e308, 1])
+BAD_SHAPES = (
+    *(feature("Point", bad) for bad in BAD_POINTS),
+    feature("Polygon", [[1, 2], [3, 4]]),
+    feature("Polygon", square((1, 2), 1e308)),
+)
+ODD = (
+    dict(geometry="x"),
+    dict(geometry=[1]),
+    dict(geometry=None, properties=[1]),
+    dict(CELLS[0], properties="x"),
+)
+
+
+@pytest.mark.parametrize(
+    "name, text, words",
+    [
+        ("two.csv", table("x", "y", XY).replace("mrxs,0,", "svs,0,"), "rows of 2 images .a.mrxs, "),
+        ("no.csv", "a,b\n1,2\n", "no columns x and y"),
+        ("short.csv", "x,y\n1,2\n3\n", "row 3 has 1 fields, the header has 2"),
+        ("text.csv", "x,y\n1,2\n3,here\n", "row 3: x, y is no place"),
+        ("text.geojson", "no json", "not whole GeoJSON"),
+        ("deep.geojson", "[" * 100000, "not whole GeoJSON"),
+        ("cut.geojson.gz", gzip.compress(json.dumps(CELLS).encode())[:50], "not whole GeoJSON"),
         *(
-            (f"bad{i}", "bad..geojson: feature 2: its P[a-z]+ has no x, y numbers")
-            for i in range(8)
+            ("bad.geojson", json.dumps([CELLS[0], bad]), "feature 2: its P[a-z]+ has no x, y")
+            for bad in BAD_SHAPES
         ),
         *(
-            (f"odd{i}", "odd..geojson: feature 2: its (geometry|properties) is .*, no JSON object")
-            for i in range(4)
+            ("odd.geojson", json.dumps([CELLS[0], odd]), "feature 2: its .* is .*, no JSON object")
+            for odd in ODD
         ),
+    ],
+)
+def test_what_is_no_place_is_named(points, name, text, words):
+    (points / name).write_bytes(text if isinstance(text, bytes) else text.encode())
+    with pytest.raises(InputError, match=f"{name}: {words}"):
+        cells_of(points, name.split(".")[0])
+
+
+def test_two_files_of_a_slide_are_refused(points):
+    (points / "a.csv").write_text(table("x", "y", XY))
+    (points / "a.geojson").write_text("[]")
+    with pytest.raises(InputError, match=r"a.csv and a.geojson are both there; keep one"):
+        cells_of(points, "a")
+
+
+# ----- Outlines -----------------------------------------------------------------------------------
+
+
+def outlines_of(folder, value, kind=None):
+    (folder / "regions").mkdir(exist_ok=True)
+    (folder / "regions" / "a.geojson").write_text(json.dumps(value))
+    return read_outlines(folder, "a", np.zeros(2), kind)
+
+
+def test_outlines_of_every_wrapping(tmp_path):
+    outer = [[0, 0], [9, 0], [9, 9], [0, 9], [0, 0]]
+    hole = [[3, 3], [6, 3], [6, 6], [3, 6], [3, 3]]
+    other = [[20, 0, 1], [29, 0, 1], [29, 9, 1]]
+    polygon = dict(type="Polygon", coordinates=[outer, hole])
+    multi = dict(type="MultiPolygon", coordinates=[[outer, hole], [other]])
+    features = [
+        feature("Point", [1, 2]),
+        NOTHING,
+        5,
+        dict(type="Feature", geometry=multi, properties=dict(objectType="annotation")),
+    ]
+    for value, expected in (
+        (polygon, [1, 0, 0, 0]),
+        (dict(type="Feature", geometry=polygon), [1, 0, 0, 0]),
+        (multi, [1, 0, 1, 0]),
+        (features, [1, 0, 1, 0]),
+        (dict(type="FeatureCollection", features=features), [1, 0, 1, 0]),
     ):
-        with pytest.raises(InputError, match=words):
-            places(name)
+        polygons = outlines_of(tmp_path, value)
+        points = [(1, 1), (4, 4), (28, 1), (15, 5)]
+        assert space.inside(points, polygons).tolist() == expected
+        assert all(ring.shape[1] == 2 for rings in polygons for ring in rings)
+    assert [len(rings) for rings in outlines_of(tmp_path, multi)] == [2, 1]
+    moved = read_outlines(tmp_path, "a", np.array([100, 50]))
+    assert moved[0][0].min(0).tolist() == [100, 50]
+
+
+def test_outlines_of_one_class(tmp_path, capsys):
+    value = [feature("Polygon", square((9, 9)), "Tumor"), feature("Polygon", square((30, 30)))]
+    assert len(outlines_of(tmp_path, value)) == 2
+    assert len(outlines_of(tmp_path, value, "Tumor")) == 1
+    assert outlines_of(tmp_path, value, "Stroma") is None
+    assert "a.geojson: no region of class Stroma; it has Tumor" in capsys.readouterr().out
+    assert read_outlines(tmp_path, "b", np.zeros(2)) is None
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        {},
+        [],
+        None,
+        3,
+        "x",
+        [1, None],
+        dict(type="FeatureCollection", features=[]),
+        dict(features=None),
+        dict(type="LineString", coordinates=[[0, 0], [1, 1]]),
+        dict(type="Polygon", coordinates=[]),
+        dict(type="Polygon", coordinates=[[[0, 0], [1, 1]]]),
+    ],
+)
+def test_a_file_without_an_outline_is_refused(tmp_path, value):
+    with pytest.raises(InputError, match="no Polygon or MultiPolygon in it: draw an outline"):
+        outlines_of(tmp_path, value)
+
+
+@pytest.mark.parametrize(
+    "shape",
+    [
+        dict(type="Polygon"),
+        dict(type="Polygon", coordinates=3),
+        dict(type="Polygon", coordinates=[[[0, 1], [2], [3, 4]]]),
+        dict(type="Polygon", coordinates=[[["a", 0]]]),
+        dict(type="Polygon", coordinates=[[[0], [1], [2], [3]]]),
+        dict(type="Polygon", coordinates=[[[0, 0], [1, float("nan")], [1, 1]]]),
+        dict(type="Polygon", coordinates=[[[0, 0], [1, 10**400], [1, 1]]]),
+        dict(type="Polygon", coordinates=[[[0, 0], [1, 1e308], [1, 1]]]),
+        dict(type="MultiPolygon", coordinates=[[[1, 2], [3, 4], [5, 6]]]),
+    ],
+)
+def test_an_outline_without_numbers_is_refused(tmp_path, shape):
+    with pytest.raises(InputError, match=r"a.geojson: feature 1: its .*olygon has no x, y numbers"):
+        outlines_of(tmp_path, shape)
+
+
+def test_tiles_that_qupath_gets_come_back_as_the_same_tiles(tmp_path):
+    rng = np.random.default_rng(0)
+    tile, grid = 224.45, np.stack(np.meshgrid(np.arange(7), np.arange(5)), -1).reshape(-1, 2)
+    coords, values = (grid * tile).astype(np.int32), rng.normal(size=(35, 2))
+    values[3, 1] = np.nan
+    value = tiles_geojson(coords, tile, values, ["CD3", "T cells"])
+    polygons = outlines_of(tmp_path, value)
+    own = np.array([space.inside(coords + tile / 2, [polygon]) for polygon in polygons])
+    assert np.array_equal(own, np.eye(35, dtype=bool))
+    corners = np.array([[0, 0], [1, 0], [1, 1], [0, 1], [0, 0]]) * tile
+    for rings, corner in zip(polygons, coords, strict=True):
+        assert len(rings) == 1 and np.array_equal(rings[0], corners + corner)
+    features = json.loads(json.dumps(value, allow_nan=False))["features"]
+    assert all(f["properties"]["objectType"] == "detection" for f in features)
+    assert list(features[3]["properties"]["measurements"]) == ["CD3"]
+    shown = [f["properties"]["measurements"]["CD3"] for f in features]
+    assert np.allclose(shown, values[:, 0], rtol=1e-5)
+
+
+def test_the_outline_of_a_simulated_tumour_holds_its_cells(drawn):
+    for r in read_csv(drawn / "samples.csv"):
+        outlines = read_outlines(drawn, r["slide"], np.zeros(2))
+        assert (outlines is not None) == (r["tumor"] == "1")
+        if outlines:
+            cells = read_places(drawn, r["slide"], UM)[0]["tumour"]
+            inside = space.inside(cells, outlines)
+            assert len(cells) > 10 and inside.mean() > 0.95  # the outline goes in steps of 8 px

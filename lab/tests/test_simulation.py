@@ -13,7 +13,7 @@ from PIL import Image
 from scipy import ndimage
 
 import he2rna
-import stats
+from lab import space
 from lab.simulation.cohort import plan_cohort, planted_programmes, simulate_cohort
 from lab.simulation.drawing import NUCLEI, SIM_MPP, draw_slide, trace, write_slide
 from lab.simulation.genes import DENSITY_FLOOR, PROGRAMMES, simulate_expression
@@ -61,7 +61,7 @@ def test_outlines_hold_just_the_pixels_of_the_mask():
         y, x = np.mgrid[: mask.shape[0], : mask.shape[1]] + 0.5
         centres = np.stack([x.ravel(), y.ravel()], 1)
         polygons = trace(mask)
-        inside = stats.inside(centres, polygons)
+        inside = space.inside(centres, polygons)
         np.testing.assert_array_equal(inside.reshape(mask.shape), mask)
         for ring in itertools.chain(*polygons):
             np.testing.assert_array_equal(ring[0], ring[-1])

@@ -7,10 +7,11 @@ import numpy as np
 
 import histcode
 import stats
+from lab import space
 import tiling
 from lab.application import each_slide, every_tile, held_out, pick_genes
 from lab.cohort.features import load_features
-from lab.cohort.places import read_places
+from lab.cohort.places import read_outlines, read_places
 from lab.commands.options import report_failures
 from lab.encoders import pick_device
 from lab.exchange.qupath import qupath_frame, tiles_geojson
@@ -18,7 +19,7 @@ from lab.files import InputError, save_csv, save_json, save_text
 from lab.histcode.heads import apply_heads
 from lab.histcode.options import slides_of_run
 from lab.histcode.pairs import contributions
-from lab.histcode.runs import load_run, off_scale, read_outlines
+from lab.histcode.runs import load_run, off_scale
 from lab.progress import table
 from lab.show.gallery import draw_gallery
 from lab.show.maps import draw_heatmap, map_ground, whole_folder
@@ -86,7 +87,7 @@ def map_slide(run, o, appliers, home, into, source, name, label, j, score):
     ]
     s = scores[shown]
     if outlines:
-        inside = stats.inside(coords + tile / 2, outlines)
+        inside = space.inside(coords + tile / 2, outlines)
         columns["inside"], within, cut = (
             inside.astype(float),
             inside[shown],
@@ -106,9 +107,9 @@ def map_slide(run, o, appliers, home, into, source, name, label, j, score):
             "",
         ]
     if cells:
-        counts = {c: stats.count_points(xy, coords, tile) for c, xy in cells.items()}
+        counts = {c: space.count_points(xy, coords, tile) for c, xy in cells.items()}
         columns.update({f"cells: {c}": n for c, n in counts.items()})
-        r, p = stats.shift_p(
+        r, p = space.shift_p(
             s, np.stack([n[shown] for n in counts.values()], 1), [coords[shown]], SHIFTS, o.seed
         )
         result["cells"] = dict(zip(counts, r))
