@@ -315,13 +315,11 @@ def train_epochs(
     train, valid: rows. [HE2RNA Methods, Training and evaluation]
 
     Yields a dict: epoch; loss; valid_loss and r of the validation slides, None without them;
-    best_epoch and best, its weights; model and optimizer, their states, which the next epoch
-    changes: copy or save them. Ends after `epochs`, or after `patience` epochs without a better
-    one [HE2RNA code]. Without validation slides the last epoch is the best.
-
-    All draws of an epoch come from `seed`, a number or several as (0, fold), and from the epoch. So
-    a saved state that is handed back as `state` ends as if nothing had happened. ahead(bags, parts)
-    is a map that may read ahead of the training. A loss that is not finite raises NotFinite.
+    best_epoch and best, its weights; model and optimizer, states that the next epoch changes: save
+    them. Ends after `epochs`, or after `patience` epochs without a better one [HE2RNA code]. The
+    last epoch is the best where no slides validate. All draws of an epoch come from `seed`, a
+    number or several as (0, fold), and from the epoch: a saved state that is handed back as `state`
+    ends as if nothing had happened. ahead(bags, parts): a map that may read ahead.
     """
     optimizer = torch.optim.Adam(model.parameters(), lr, fused=True)
     if state is None:
@@ -672,6 +670,12 @@ def score_tiles(models, features, block=4096):
     return np.concatenate(scores)
 
 
+def mean_of_genes(prediction, y, genes):
+    """A group of genes as one: (S, 1), (S, 1). CD3's four in LIHC: R = .43. [HE2RNA Results]"""
+    columns = prediction[:, genes], y[:, genes]
+    return tuple(column.mean(1, keepdims=True) for column in columns)
+
+
 def provenance(scores, ks=KS_SUPERTILES):
     """How much each tile counts in a slide's prediction of one gene: scores (T,) -> (T,).
 
@@ -686,7 +690,10 @@ def provenance(scores, ks=KS_SUPERTILES):
 
 
 def best_tiles(scores, n=BEST_TILES):
-    """The rows of the highest scores, best first, at most half of all. [HE2RNA Fig. 4d]"""
+    """The rows of the highest scores, best first, at most half of all. [HE2RNA Fig. 4d]
+
+    Of -scores: the rows of the lowest, worst first. [HE2RNA Fig. 4e]
+    """
     n = max(1, min(n, len(scores) // 2))
     return np.argsort(-scores, kind="stable")[:n]
 
