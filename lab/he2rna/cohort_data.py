@@ -14,7 +14,7 @@ from lab.commands.options import report_failures
 from lab.exchange.clam import source_name
 from lab.files import InputError
 from lab.he2rna.bags import load_bags
-from lab.he2rna.folds import authors_validation, check_folds, folds_of
+from lab.he2rna.folds import authors_roles, check_folds, folds_of
 from lab.processes import share_out
 from lab.progress import say_left_out
 
@@ -33,7 +33,7 @@ class CohortData:
     failed: dict  # {slide: why}
     ledgers: list  # of each fold: {step: the patients it learned from}
     encoder: list | None  # patients whose tiles the encoder learned from; None: not known
-    validates: dict = field(default_factory=dict)  # {slide: folds whose epoch it must choose}
+    chooses: dict = field(default_factory=dict)  # {patient: folds whose epoch he or she chooses}
     tested: list | None = None  # test patients of each fold, where they are not those of `fold`
     genes_in_table: int | None = None
     coding: np.ndarray | None = None  # (G,) bool, protein-coding genes
@@ -62,7 +62,9 @@ def read_cohort(cohort, o):
     samples, rows, unmatched = join(samples, key, ids, cohort / "expression")
     left_out = say_left_out({**wrong_type, **unmatched})
     fold = folds_of(samples, o)
-    validates = authors_validation(samples) if "folds" in o.code and o.valid else {}
+    chooses = {}
+    if "folds" in o.code and o.valid:
+        _, chooses = authors_roles([s["patient"] for s in samples])
 
     chosen = [s["slide"] for s in select(samples, "all", o.project)[0]]
     failed = share_out(make_supertiles, cohort, chosen, o)
@@ -88,7 +90,7 @@ def read_cohort(cohort, o):
         failed=failed,
         ledgers=[dict(seen) for _ in range(o.folds)],
         encoder=encoder_saw(cohort, features_of(o)),
-        validates=validates,
+        chooses=chooses,
         genes_in_table=len(genes),
     )
     return data, *load_bags(cohort, source_name(o), data.slides.tolist())
@@ -108,5 +110,4 @@ def read_coding(path):
 def mark_coding(data, symbols, coding):
     """Say in `data` which of its genes are protein-coding."""
     names, data.coding_note = as_symbols(data.genes, symbols)
-    ids = [g.split(".")[0] for g in data.genes]  # without the version
-    data.coding = np.isin(names, list(coding)) | np.isin(ids, list(coding))
+    data.coding = np.isin(names, list(coding))

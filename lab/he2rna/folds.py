@@ -23,27 +23,23 @@ def folds_of(samples, o):
         mend = min(n, max(3, o.folds))
         raise InputError(f"{n} patients don't go into --folds {o.folds}: --folds {mend} would work")
     if "folds" in o.code:
-        return authors_folds(patients)
+        return authors_roles(patients)[0]
     if o.folds_by == "site":
         return site_folds(patients, projects, o)
     return stats.patient_folds(patients, projects, o.folds, o.seed)
 
 
-def authors_folds(patients):
-    """Test fold of each sample as in the authors' code, whatever the seed. [HE2RNA code]"""
+def authors_roles(patients):
+    """As in the authors' code, whatever the seed: the test fold of each sample (S,), and {patient:
+    the folds whose epoch he or she chooses}. [HE2RNA code]
+    """
     fold = np.zeros(len(patients), int)
-    for f, (_, _, test) in enumerate(stats.authors_folds(patients)):
+    chooses = {patient: set() for patient in patients}
+    for f, (_, valid, test) in enumerate(stats.authors_folds(patients)):
         fold[test] = f
-    return fold
-
-
-def authors_validation(samples):
-    """{slide: the folds whose epoch it chooses in the authors' code}. [HE2RNA code]"""
-    chooses = {s["slide"]: set() for s in samples}
-    for f, (_, valid, _) in enumerate(stats.authors_folds([s["patient"] for s in samples])):
         for row in valid:
-            chooses[samples[row]["slide"]].add(f)
-    return chooses
+            chooses[patients[row]].add(f)
+    return fold, chooses
 
 
 def site_folds(patients, projects, o):
@@ -80,16 +76,16 @@ def check_folds(cohort, samples, fold, o, failed):
 def split_folds(data, o):
     """Rows of each fold: [(train, valid, test)].
 
-    Those that data.validates names choose the epoch, where there are any: the models that
+    Those that data.chooses names choose the epoch, where there are any: the models that
     fine-tuning starts from have not learned from them.
     """
     splits = []
     for f in range(o.folds):
         rest = np.flatnonzero(data.fold != f)
-        valid = np.array([f in data.validates.get(name, ()) for name in data.slides[rest]])
+        who = data.patients[rest]
+        valid = np.array([f in data.chooses.get(patient, ()) for patient in who])
         if o.valid and (valid.all() or not valid.any()):
-            who = data.patients[rest], data.projects[rest]
-            valid = stats.inner_split(*who, o.valid, [o.seed, f])
+            valid = stats.inner_split(who, data.projects[rest], o.valid, [o.seed, f])
         splits.append((rest[~valid], rest[valid], np.flatnonzero(data.fold == f)))
     return splits
 

@@ -5,8 +5,11 @@ from pathlib import Path
 import numpy as np
 
 from lab.cohort.steps import half_supertiles
-from lab.files import InputError, digest, few
-from lab.he2rna.training import VERSION, fold_path, model_of_choices
+from lab.commands.options import report_failures
+from lab.files import InputError, digest
+from lab.he2rna.folds import save_folds, split_folds
+from lab.he2rna.training import VERSION, cross_validate, fold_path, model_of_choices
+from lab.processes import by_first
 from lab.runs import claim_folder, load_checkpoint, read_config, read_folds
 
 OPTIONS = ("lr", "batch", "epochs", "patience", "folds", "folds_by", "seed", "code")  # as settings
@@ -38,15 +41,25 @@ def open_run(cohort, o, settings, data, device, *seen):
         processes=o.share[1],
         features_folder=o.features and str(Path(o.features).resolve()),
     )
-    features = config["features"]
-    made = [features[k] for k in ("source", "made", "weights", "precision") if k in features]
-    said = (
-        f"{config['slides']} slides of {len(set(data.patients))} patients, {config['genes']:,} "
-        f"genes, {config['bags']}, {config['n_features']} features ({', '.join(made)}), {o.folds} "
-        f"folds, on {device}"
+    print(
+        f"{len(data.y)} slides of {len(set(data.patients))} patients, {len(data.genes):,} genes, "
+        f"{config['bags']} of {config['features']['source']}, {o.folds} folds, on {device}"
     )
-    print(f"{said}; other side of {', '.join(o.code)}" if o.code else said)
     return folder, config
+
+
+def train_folds(folder, config, o, data, bags, first_model, start):
+    """Cross-validate and report -> exit status: 1 where slides failed.
+
+    bags(rows) -> x, mask; first_model(fold, training rows) -> the network that training starts
+    from; start: when the command began.
+    """
+    splits = split_folds(data, o)
+    by_first(lambda: save_folds(folder, data, splits, o.folds_by))
+    cross_validate(folder, config, o, data, bags, splits, first_model, start)
+    if o.share[0]:
+        return 0
+    return report_failures(data.failed, len(data.slides) + len(data.failed), folder)
 
 
 def load_run(path):
@@ -70,13 +83,6 @@ def load_run(path):
             raise InputError(f"{folder}: {needed.name} is missing: {why}")
     folds = [load_checkpoint(path, "cpu", keys=SAVED) for path in paths]
     fold_of = {patient: [f] for f, saved in enumerate(folds) for patient in saved["test_patients"]}
-    rows = read_folds(folder, fold_of)
-    moved = [r["slide"] for r in rows if r.get("test_fold") != str(fold_of[r["patient"]][0])]
-    if moved:
-        raise InputError(
-            f"{folder / 'folds.csv'}: the slides {few(moved)} were tested in other folds than it "
-            "says; bring it back as it was made"
-        )
     cohort = folder.resolve().parents[1]  # it may have moved
     if not (cohort / "samples.csv").is_file():
         cohort = Path(str(config.get("cohort")))
@@ -85,7 +91,7 @@ def load_run(path):
         "config": config,
         "folds": folds,
         "genes": folds[0]["genes"],
-        "rows": rows,
+        "rows": read_folds(folder, fold_of),
         "fold_of": fold_of,
         "cohort": cohort,
     }

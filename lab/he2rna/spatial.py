@@ -19,7 +19,7 @@ SHIFTS = 199  # random shifts behind a p over tiles; five times as many over spo
 def against_cells(scores, cells, coords, tile):
     """Counts of each class on each tile {class: (T,)}, and a row for each class.
 
-    A row: class, cells, R, p, rho, number of best tiles, median count there, and of all.
+    A row: class, cells, R, p, rho, median count in the best tiles, and in all.
     cells: {class: (m, 2) places}.
     """
     counts = {kind: space.count_points(points, coords, tile) for kind, points in cells.items()}
@@ -30,7 +30,7 @@ def against_cells(scores, cells, coords, tile):
     for i, (kind, n) in enumerate(counts.items()):
         rho = stats.spearman(scores, n.astype(float))
         medians = np.median(n[best]), np.median(n)
-        rows.append((kind, int(n.sum()), r[i], p[i], rho, len(best), *medians))
+        rows.append((kind, n.sum(), r[i], p[i], rho, *medians))
     return counts, rows
 
 
@@ -62,8 +62,8 @@ def spot_summary(rows, genes):
         r, p = np.array(own).T
         found, chance = (p < he2rna.ALPHA).sum(), he2rna.ALPHA * len(p)
         said.append(
-            f"{len(r):,} genes, mean R {r.mean():.3f}, {(r > 0.2).sum():,} above .2, {found:,} with "
-            f"p < {he2rna.ALPHA} ({chance:,.0f} expected by chance)"
+            f"{len(r):,} genes, mean R {r.mean():.3f}, {(r > 0.2).sum():,} above .2, {found:,} "
+            f"with p < {he2rna.ALPHA} ({chance:,.0f} expected by chance)"
         )
     for name, r, p in rows:
         if name not in genes and not np.isnan(r):
@@ -83,7 +83,7 @@ def group_rows(run, genes):
         raise InputError(
             f"{path} has other genes than fold0.pt: run the command that made both again"
         )
-    prediction, y = (z[k][:, genes].mean(1, keepdims=True) for k in ("prediction", "truth"))
+    prediction, y = he2rna.mean_of_genes(z["prediction"], z["truth"], genes)
     fold, n_folds = judged_in(z["fold"], run["config"])
     results = he2rna.evaluate(prediction, y, fold, z["project"], n_folds)
     rng = np.random.default_rng(run["config"]["seed"])

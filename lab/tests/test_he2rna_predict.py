@@ -46,7 +46,7 @@ def test_a_checkpoint_of_another_run_is_named(tmp_path):
                 command()
     (run / "fold1.pt").unlink()
     assert train(tmp_path, "--epochs", "1") == 0
-    mixed_up(run, lambda: main(["predict", str(run), "all"]), "test_fold")
+    mixed_up(run, lambda: main(["predict", str(run), "all"]), "patient")
 
 
 def test_predictions_of_padding_and_relu_runs_are_those_of_their_models(tmp_path, capsys):

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from lab.files import InputError
-from lab.he2rna.spatial import group_r
+from lab.he2rna.spatial import group_rows
 
 
 def test_the_groups_r_is_of_the_runs_genes_and_of_whole_predictions(judged):
@@ -17,7 +17,7 @@ def test_the_groups_r_is_of_the_runs_genes_and_of_whole_predictions(judged):
         ),
         dict(np.load(folder / "predictions.npz")),
     )
-    assert [row[:3] for row in group_r(run, [7])] == [
+    assert [row[:3] for row in group_rows(run, [7])] == [
         (c, 30, f"{results[c]['r'][7]:.3f}") for c in "AB"
     ]
     for change in (
@@ -31,6 +31,6 @@ def test_the_groups_r_is_of_the_runs_genes_and_of_whole_predictions(judged):
             **{k: v for k, v in {**z, **change}.items() if v is not None},
         )
         with pytest.raises(
-            InputError, match="different genes" if "genes" in change else "missing or not whole"
+            InputError, match="other genes" if "genes" in change else "missing or not whole"
         ):
-            group_r(run, [7])
+            group_rows(run, [7])

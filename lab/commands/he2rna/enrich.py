@@ -17,7 +17,7 @@ from lab.files import InputError, save_text
 from lab.gene_sets import enrich, read_sets
 from lab.he2rna.evaluation import code_of
 from lab.he2rna.gene_sets import read_results
-from lab.he2rna.options import gene_set_options
+from lab.he2rna.options import count, gene_set_options
 from lab.show.plots import need_matplotlib
 
 
@@ -34,9 +34,10 @@ def options(parser):
     )
     a(
         "--at-least",
-        type=int,
+        type=count,
+        default=1,
         metavar="C",
-        help="hits are the genes significant in at least C cancers",
+        help="hits are those of at least C cancers (default: each cancer apart)",
     )
 
 
@@ -69,30 +70,18 @@ def run(o):
 
 def hits_by_group(o, results):
     """What makes a hit, in words, and {group: (hits, tested genes), both (G,) bool}."""
-    counted = he2rna.separate(results, "merged" not in code_of(o.run))
-    if o.min_r is not None and not -1 <= o.min_r <= 1:
-        raise InputError(f"--min-r {o.min_r:g}: an R lies between -1 and 1")
-    if o.at_least is not None:
-        if not 1 <= o.at_least <= len(counted):
-            raise InputError(f"--at-least {o.at_least}: the run has {len(counted)} cancers")
-        if o.project or o.min_r is not None:
-            raise InputError("--at-least counts over all cancers: leave --project and --min-r out")
-        groups = {f"at-least-{o.at_least}": counted}
-    elif o.project:
-        name = he2rna.short(o.project)
-        if name not in results:
-            raise InputError(f"--project {o.project}: the run has {', '.join(results)}")
-        groups = {name: [name]}
-    else:
-        groups = {name: [name] for name in counted}
-    tests = {}
-    for group, cancers in groups.items():
-        r = np.array([results[name]["r"] for name in cancers])  # (P, G)
-        significant = np.array([results[name][o.correction] for name in cancers])
-        tests[group] = he2rna.well_predicted(r, significant, o.at_least or 1, o.min_r)
-    what = f"significant ({o.correction.upper()})"
-    if o.min_r is not None:
-        what = f"with R above {o.min_r:g}"
-    elif o.at_least is not None:
+    name = he2rna.short(o.project or "")
+    if name and name not in results:
+        raise InputError(f"--project {o.project}: the run has {', '.join(results)}")
+    cancers = [name] if name else he2rna.separate(results, "merged" not in code_of(o.run))
+    groups = {cancer: [cancer] for cancer in cancers}
+    what = f"significant ({o.correction.upper()})" if o.min_r is None else f"R above {o.min_r:g}"
+    if o.at_least > 1:
+        groups = {f"at-least-{o.at_least}": cancers}
         what += f" in at least {o.at_least} cancers"
+    tests = {}
+    for group, names in groups.items():
+        r = np.array([results[name]["r"] for name in names])  # (P, G)
+        significant = np.array([results[name][o.correction] for name in names])
+        tests[group] = he2rna.well_predicted(r, significant, o.at_least, o.min_r)
     return what, tests

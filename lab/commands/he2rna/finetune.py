@@ -18,17 +18,15 @@ from lab.audit.ledger import encoder_saw
 from lab.cohort.expression import read_expression
 from lab.cohort.samples import join, read_samples, select
 from lab.cohort.steps import MAX_TILES
-from lab.commands.options import add_options, report_failures
+from lab.commands.options import add_options
 from lab.devices import pick_device, pick_precision
 from lab.exchange.clam import features_made_by
 from lab.files import InputError, digest, few
 from lab.he2rna.bags import from_disk
 from lab.he2rna.cohort_data import CohortData, rows_of
-from lab.he2rna.folds import check_folds, save_folds, split_folds
+from lab.he2rna.folds import check_folds
 from lab.he2rna.options import check_name, training_options
-from lab.he2rna.runs import load_run, model_of, open_run
-from lab.he2rna.training import cross_validate
-from lab.processes import by_first
+from lab.he2rna.runs import load_run, model_of, open_run, train_folds
 from lab.progress import say_left_out
 from lab.show.plots import need_matplotlib
 
@@ -66,38 +64,13 @@ def run(o):
     device = pick_device(o.device)
     precision = pick_precision(o.precision, device) if o.precision else "float32"
     chosen = pick_genes(o.genes, run["genes"])
-
-    samples, left_out = samples_of_run(cohort, o, run)
-    genes = [run["genes"][j] for j in chosen]
-    samples, y, unmatched = expression_of(cohort, samples, genes)
-    check_folds(cohort, samples, folds_in(run, samples), o, {})  # before hours of tiling, and after
-    left_out = say_left_out({**left_out, **unmatched})
-    ready, into, source, failed = features_as(run, o, cohort, [s["slide"] for s in samples])
-    o.features = ready.features
-    keep = [i for i, s in enumerate(samples) if s["slide"] not in failed]
-    samples = [samples[i] for i in keep]
-    check_folds(cohort, samples, folds_in(run, samples), o, failed)
-
-    data = CohortData(
-        **rows_of(samples, folds_in(run, samples), y[keep]),
-        genes=genes,
-        left_out=left_out,
-        failed=failed,
-        ledgers=ledgers_of(run),
-        encoder=encoder_saw(into, source),
-        validates={r["slide"]: {*map(int, r["validates_folds"].split())} for r in run["rows"]},
-        tested=[saved["test_patients"] for saved in run["folds"]],
-    )
-    settings = settings_of(run, o, precision)
+    data, into, source = read_tuned(cohort, o, run, [run["genes"][j] for j in chosen])
     made_by = [features_made_by(into, source, name) for name in data.slides]
+    settings = settings_of(run, o, precision)
     folder, config = open_run(cohort, o, settings, data, device, made_by)
-    splits = split_folds(data, o)
-    by_first(lambda: save_folds(folder, data, splits, o.folds_by))
+    bags = from_disk(into, source, data.slides)
     first = partial(first_model, run, o, chosen, device, precision)
-    cross_validate(
-        folder, config, o, data, from_disk(into, source, data.slides), splits, first, start
-    )
-    return 0 if o.share[0] else report_failures(failed, len(samples) + len(failed), folder)
+    return train_folds(folder, config, o, data, bags, first, start)
 
 
 def go_on_as(run, o):
@@ -108,23 +81,42 @@ def go_on_as(run, o):
         setattr(o, setting, run["config"][setting])
 
 
+def read_tuned(cohort, o, run, genes):
+    """(CohortData of the run's slides, folder and source of their features)."""
+    samples, left_out = samples_of_run(cohort, o, run)
+    samples, y, unmatched = expression_of(cohort, samples, genes)
+    left_out = say_left_out({**left_out, **unmatched})
+    check_folds(cohort, samples, tested_in(run, samples), o, {})  # before hours of tiling
+    ready, into, source, failed = features_as(run, o, cohort, [s["slide"] for s in samples])
+    o.features = ready.features
+    keep = [i for i, s in enumerate(samples) if s["slide"] not in failed]
+    samples = [samples[i] for i in keep]
+    fold = tested_in(run, samples)
+    check_folds(cohort, samples, fold, o, failed)
+    data = CohortData(
+        **rows_of(samples, fold, y[keep]),
+        genes=genes,
+        left_out=left_out,
+        failed=failed,
+        ledgers=ledgers_of(run),
+        encoder=encoder_saw(into, source),
+        chooses={r["patient"]: {*map(int, r["validates_folds"].split())} for r in run["rows"]},
+        tested=[saved["test_patients"] for saved in run["folds"]],
+    )
+    return data, into, source
+
+
 def samples_of_run(cohort, o, run):
-    """Rows of samples.csv that are of the run and the project, and what is left out."""
+    """Rows of samples.csv that are of the run and the project, and what is left out.
+
+    Whose slide it is and which fold tests it is the run's to say: no model meets its own patients.
+    """
     of_run = {row["slide"]: row for row in run["rows"]}
     everyone, left_out = select(read_samples(cohort), "all", o.project)
-    samples = [s for s in everyone if s["slide"] in of_run]
+    samples = [{**s, **of_run[s["slide"]]} for s in everyone if s["slide"] in of_run]
     if not samples:
-        raise InputError(
-            f"{cohort}: none of its {len(everyone)} slides of project {o.project or 'all'} is of "
-            f"the run {run['folder']}"
-        )
-    for s in samples:
-        known = of_run[s["slide"]]["patient"]
-        if s["patient"] != known:
-            raise InputError(
-                f"slide {s['slide']} is patient {s['patient']}'s in {cohort / 'samples.csv'}, "
-                f"{known}'s in the run: its fold would be wrong"
-            )
+        what = f"{len(everyone)} slides of project {o.project or 'all'}"
+        raise InputError(f"{cohort}: none of its {what} is of the run {run['folder']}")
     others = [s["slide"] for s in everyone if s["slide"] not in of_run]
     return samples, {**left_out, f"slides that are not of the run {run['folder'].name}": others}
 
@@ -132,19 +124,18 @@ def samples_of_run(cohort, o, run):
 def expression_of(cohort, samples, genes):
     """(samples with expression, their y (S, G) of some genes, {what: slides without})."""
     key, ids, names, a = read_expression(cohort)
-    missing = [gene for gene in genes if gene not in set(names)]
-    if missing:
-        raise InputError(f"{cohort}: expression has no gene {few(missing)}, which the run has")
     samples, rows, unmatched = join(samples, key, ids, cohort / "expression")
     column = {gene: j for j, gene in enumerate(names)}
+    lost = [gene for gene in genes if gene not in column]
+    if lost:
+        raise InputError(f"{cohort}: expression has no gene {few(lost)}, which the run has")
     y = he2rna.log_expression(a[rows][:, [column[gene] for gene in genes]])
     return samples, y, {what: v for what, v in unmatched.items() if what.startswith("slides")}
 
 
-def folds_in(run, samples):
-    """The run's test fold of each sample. (S,)"""
-    of_run = {row["slide"]: int(row["test_fold"]) for row in run["rows"]}
-    return np.array([of_run[s["slide"]] for s in samples])
+def tested_in(run, samples):
+    """The fold whose model did not learn from a sample's patient. (S,)"""
+    return np.array([run["fold_of"][s["patient"]][0] for s in samples])
 
 
 def ledgers_of(run):

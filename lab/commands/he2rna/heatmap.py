@@ -9,7 +9,6 @@ provenance.csv, spots.csv, report.md; summary.md of several slides beside.
 """
 
 from dataclasses import dataclass, field
-from typing import NamedTuple
 
 import numpy as np
 
@@ -40,6 +39,8 @@ from lab.show.gallery import draw_gallery
 from lab.show.maps import draw_heatmap, map_ground, whole_folder
 from lab.show.plots import draw_scatter, need_matplotlib
 
+CELL_FIGURES = ("on tiles", "R", "p", "Spearman", "median in the best tiles", "in all")
+
 
 def options(parser):
     a = parser.add_argument
@@ -58,21 +59,16 @@ def options(parser):
         metavar="CLASS",
         help="class of the outlines in regions/ to compare with (default: all)",
     )
-    a(
-        "--provenance",
-        metavar="GENE",
-        help="the gene whose weight of every tile is written (default: the first)",
-    )
     add_options(parser, of_run=True)
 
 
-class Asked(NamedTuple):
-    """What is drawn of every slide, and by whom."""
+@dataclass
+class Asked:
+    """What is drawn of every slide."""
 
     run: dict
     models: list  # of each fold, with the outputs of the genes
     genes: list
-    gene: str  # whose weight of every tile is written
     label: str
     cells: str
     group: list  # lines on the slides of the run
@@ -89,9 +85,13 @@ class SlideMap:
     scores: np.ndarray  # (T,)
     columns: dict  # of tiles.csv {name: (T,)}
     lines: list = field(default_factory=list)  # of report.md
-    cells: list = field(default_factory=list)  # rows of against_cells
+    tables: dict = field(default_factory=dict)  # {file: (header, rows)}
+    cells: dict = field(default_factory=dict)  # {class: (figures in words, R, p)}
     spots: tuple | None = None  # what spot_rows takes of a slide
-    said: str = ""  # in a word, for the terminal
+    said: str = ""  # of the truth, for the terminal
+
+    def models(self):
+        return ", ".join(map(str, self.use))
 
 
 def run(o):
@@ -107,8 +107,8 @@ def run(o):
             failed[name] = str(e)
             continue
         maps.append(done)
-        use = ", ".join(map(str, done.use))
-        print(f"{name}: {len(done.coords):,} tiles, models of folds {use}{done.said}", flush=True)
+        n = len(done.coords)
+        print(f"{name}: {n:,} tiles, models of folds {done.models()}{done.said}", flush=True)
     if len(maps) > 1:
         write_summary(folder / "summary.md", asked, maps, o.seed)
     return report_failures(failed, len(maps) + len(failed), folder)
@@ -123,50 +123,40 @@ def what_is_asked(o):
     if not o.name and len(genes) > 4:
         label = f"{genes[0]}-and-{len(genes) - 1}-more-{digest(genes)[:6]}"
     check_name(label)
-    gene = o.provenance or genes[0]
-    if gene not in genes:
-        raise InputError(f"--provenance {gene}: not one of --genes {few(genes)}")
     device = pick_device(o.device)
-    models = [model_of(saved, device, chosen).eval() for saved in run["folds"]]
+    models = [model_of(saved, device, chosen) for saved in run["folds"]]
     rows = group_rows(run, chosen)
     for cancer, slides, r, interval, _ in rows:
         print(f"over the slides of the run: {cancer} R {r} ({interval}; n {slides})")
     title = genes[0] if len(genes) == 1 else "Mean of the genes"
     header = ("cancer", "slides", "R of mean prediction and mean expression", "95 %", "p")
     group = section(f"{title} over the slides of the run", table(header, rows))
-    return Asked(run, models, genes, gene, label, o.cells, group)
+    return Asked(run, models, genes, label, o.cells, group)
 
 
 def map_slide(asked, o, folder, home, into, source, name):
     """Score a slide's tiles, compare them with the truth, write FOLDER/NAME/ at once."""
-    run = asked.run
     features, coords = load_features(into, source, name)
     slide, size, mpp, tile = map_ground(home, into, source, name, coords, o)
-    use = held_out(run, name, home, o.all_models)
+    use = held_out(asked.run, name, home, o.all_models)
     models = [asked.models[f] for f in use]
     each = he2rna.score_tiles(models, features)  # (T, genes)
     scores = each.mean(1).astype(np.float64)
-    columns = {"score": scores}
+    done = SlideMap(name, use, coords, tile, scores, {"score": scores})
     if len(asked.genes) > 1:
-        columns.update(zip(asked.genes, each.T))
-    done = SlideMap(name, use, coords, tile, scores, columns)
+        done.columns.update(zip(asked.genes, each.T))
     done.lines = first_lines(asked, done, o, tile * mpp)
-
-    truth = home
-    if not any((home / kind).is_dir() for kind in ("points", "spots", "regions")):
-        truth = run["cohort"]
     um, origin = qupath_frame(slide, mpp)
-    cells, spots = read_places(truth, name, um, origin)
-    outlines = read_outlines(truth, name, origin, o.regions)
+    cells, spots = read_places(home, name, um, origin)
+    outlines = read_outlines(home, name, origin, o.regions)
     if cells:
         add_cells(done, cells, asked.cells)
-    tables = {}
     if spots:
-        tables["spots.csv"] = add_spots(done, spots, run, features)
+        add_spots(done, spots, asked.run, features)
     if outlines:
-        add_outline(done, outlines, o.regions)
+        add_outline(done, outlines)
     done.lines += asked.group
-    tables["provenance.csv"] = add_provenance(done, asked, models, features, into)
+    add_provenance(done, asked, models, features, into)
 
     with whole_folder(folder / name) as work:
         rgb, _ = tiling.thumbnail(slide, mpp, max(size) * mpp / 1500)
@@ -176,12 +166,12 @@ def map_slide(asked, o, folder, home, into, source, name):
         counts = cells and done.columns[f"cells: {asked.cells}"]
         place = (coords, tile, scores)
         draw_heatmap(work / "map.png", rgb, size, mpp, *place, title, unit, points, outlines)
-        about = f"{title}: highest and lowest tiles"
-        draw_gallery(work / "gallery.png", slide, *place, about, counts, asked.cells)
+        ends = f"{title}: highest and lowest tiles"
+        draw_gallery(work / "gallery.png", slide, *place, ends, counts, asked.cells)
         if cells:
             axes = ("score", f"{asked.cells} in a tile")
             draw_scatter(work / "cells.png", scores, counts, *axes, title)
-        write_tables(work, done, origin, tables)
+        write_tables(work, done, origin)
     return done
 
 
@@ -192,12 +182,12 @@ def first_lines(asked, done, o, tile_um):
         who = ", which did not learn from its patient"
     elif o.all_models:
         who = ", also those that learned from its patient"
-    folds = ", ".join(map(str, done.use))
     return [
         f"# {asked.label} on {done.name}",
         "",
         f"{len(done.coords):,} tiles of {tile_um:.0f} µm; score: mean of {few(asked.genes)} in "
-        f"log10(1 + FPKM-UQ), of the models of fold {folds}{who}. Run {asked.run['folder']}.",
+        f"log10(1 + FPKM-UQ), of the models of fold {done.models()}{who}. Run "
+        f"{asked.run['folder']}.",
         "",
         "![Map](map.png)",
         "",
@@ -206,170 +196,147 @@ def first_lines(asked, done, o, tile_um):
     ]
 
 
-def add_cells(done, cells, kind):
-    """Compare the scores with the cells on each tile; `kind` is drawn."""
-    if kind not in cells:
-        print(f"{done.name}: no cells of class {kind}; it has {few(list(cells))}")
-        cells[kind] = np.zeros((0, 2))
-    counts, done.cells = against_cells(done.scores, cells, done.coords, done.tile)
-    done.columns.update((f"cells: {name}", n) for name, n in counts.items())
-    rows = []
-    for name, n, r, p, rho, n_best, best, of_all in done.cells:
-        if name == kind:
+def add_cells(done, cells, drawn):
+    """Compare the scores with the cells on each tile; those of one class are drawn."""
+    if drawn not in cells:
+        print(f"{done.name}: no cells of class {drawn}; it has {few(list(cells))}")
+        cells[drawn] = np.zeros((0, 2))
+    counts, rows = against_cells(done.scores, cells, done.coords, done.tile)
+    done.columns.update((f"cells: {kind}", n) for kind, n in counts.items())
+    for kind, n, r, p, rho, best, of_all in rows:
+        figures = (f"{n:,}", f"{r:.3f}", f"{p:.3f}", f"{rho:.3f}", f"{best:g}", f"{of_all:g}")
+        done.cells[kind] = figures, r, p
+        if kind == drawn:
             done.said += f"; {kind}: R {r:.3f} (p {p:.3f})"
-        rows.append(
-            (*cell_figures(name, n, r, p, rho), f"{best:g} ({n_best} tiles)", f"{of_all:g}")
-        )
-    header = ("cells", "on tiles", "R", "p", "Spearman", "median in the best tiles", "in all")
+    shown = [(kind, *figures) for kind, (figures, *_) in done.cells.items()]
     done.lines += section(
         "Cells in each tile",
         f"p: a spatial shift of the scores ({SHIFTS} of them) gives an R as high.",
-        table(header, rows),
+        table(("cells", *CELL_FIGURES), shown),
         "![Scores and cells](cells.png)",
     )
 
 
-def cell_figures(name, n, r, p, rho):
-    return name, f"{n:,}", f"{r:.3f}", f"{p:.3f}", f"{rho:.3f}"
-
-
 def add_spots(done, spots, run, features):
-    """Compare what was measured on spots with the scores of their tiles -> rows of spots.csv."""
+    """Compare what was measured on spots with the scores of their tiles."""
     places, measured = spots
     on_tile = space.holder(places, done.coords, done.tile)  # (m,) -1: on none
     held = on_tile >= 0
     if held.sum() < 2:
-        return []
-    at = {gene: j for j, gene in enumerate(run["genes"])}
-    own = [gene for gene in measured if gene in at]
+        return
+    tiles = on_tile[held]
+    own = [gene for gene in measured if gene in run["genes"]]
     pairs = {}
     if own:
-        outputs = [at[gene] for gene in own]
+        outputs = [run["genes"].index(gene) for gene in own]
         models = [model_of(run["folds"][f], "cpu", outputs) for f in done.use]
-        scores = he2rna.score_tiles(models, features[on_tile[held]])
-        for j, gene in enumerate(own):
-            pairs[gene] = scores[:, j], as_log(measured[gene][held])
-    for name, values in measured.items():
-        if name not in at:
-            pairs[name] = done.scores[on_tile[held]], values[held]
+        each = he2rna.score_tiles(models, features[tiles])
+        pairs = {g: (s, as_log(measured[g][held])) for g, s in zip(own, each.T)}
+    for name in measured:
+        pairs.setdefault(name, (done.scores[tiles], measured[name][held]))
     done.spots = places[held], pairs
     rows = spot_rows([done.spots])
-    found = f"{held.sum()} of {len(held)} spots lie on a tile: {spot_summary(rows, at)}."
+    found = f"{len(tiles)} of {len(held)} spots lie on a tile: {spot_summary(rows, own)}."
     done.lines += section("Spots", f"{found} Each column: spots.csv")
-    return [(name, f"{r:.4f}", f"{p:.4f}") for name, r, p in rows]
+    shown = [(name, f"{r:.4f}", f"{p:.4f}") for name, r, p in rows]
+    done.tables["spots.csv"] = ("column", "R", "p"), shown
 
 
-def add_outline(done, outlines, kind):
+def add_outline(done, outlines):
     """Compare the scores with what lies inside outlines."""
     inside = space.inside(done.coords + done.tile / 2, outlines)
-    auc = stats.roc_auc(inside, done.scores)
+    auc = f"{stats.roc_auc(inside, done.scores):.3f}"
     done.columns["inside"] = inside.astype(int)
-    done.said += f"; outline AUC {auc:.3f}"
-    done.lines += section(
-        f"Outline of {kind}" if kind else "Outline",
-        f"{inside.sum():,} of {len(inside):,} tiles have their centre inside; AUC of the scores "
-        f"{auc:.3f}",
-    )
+    done.said += f"; outline AUC {auc}"
+    n = f"{inside.sum():,} of {len(inside):,} tiles have their centre inside"
+    done.lines += section("Outline", f"{n}; AUC of the scores {auc}")
 
 
 def add_provenance(done, asked, models, features, into):
-    """How much each tile counts in the prediction of a gene -> rows of provenance.csv.
+    """How much each tile counts in the prediction of the first gene.
 
-    A row: fold, place, tiles of the super-tile, its weight, its score; the sum of weight x score is
-    the prediction. [HE2RNA Methods, Model architecture]
+    It is the sum of weight x score over the (super-)tiles. [HE2RNA Methods, Model architecture]
     """
-    config, j = asked.run["config"], asked.genes.index(asked.gene)
+    gene, config = asked.genes[0], asked.run["config"]
     bag, row_of = bag_of(features, done.coords, config)
     tiles = np.bincount(row_of)
-    places = np.stack([np.bincount(row_of, axis) / tiles for axis in done.coords.T], 1)
+    x, y = (np.bincount(row_of, axis) / tiles for axis in done.coords.T)
     rows, sums = [], []
     weights = np.zeros(len(features))
     for fold, model in zip(done.use, models):
-        scores = he2rna.score_tiles([model], bag)[:, j].astype(np.float64)
+        scores = he2rna.score_tiles([model], bag)[:, 0].astype(np.float64)
         weight = he2rna.provenance(scores, model.ks)
         weights += (weight / tiles)[row_of] / len(models)
         sums.append(weight @ scores)
-        for (x, y), n, w, score in zip(places, tiles, weight, scores):
-            rows.append((fold, f"{x:.0f}", f"{y:.0f}", n, f"{w:.9g}", f"{score:.9g}"))
-    done.columns[f"weight: {asked.gene}"] = weights
-    done.said += f"; {asked.gene} {np.mean(sums):.4f}"
+        for *place, n, w, score in zip(x, y, tiles, weight, scores):
+            rows.append((fold, *(f"{at:.0f}" for at in place), n, f"{w:.9g}", f"{score:.9g}"))
+    done.tables["provenance.csv"] = ("fold", "x", "y", "tiles", "weight", "score"), rows
+    done.columns[f"weight: {gene}"] = weights
+    done.said += f"; {gene} {np.mean(sums):.4f}"
     text = (
-        f"{asked.gene}: {np.mean(sums):.6f} in log10(1 + FPKM-UQ), the sum of weight x score over "
-        f"the {config['bags']} in provenance.csv, mean of the folds' "
-        f"{few([f'{v:.6f}' for v in sums])}. tiles.csv has each tile's weight; a super-tile's is "
-        "shared among its tiles."
+        f"{gene}: {np.mean(sums):.6f} in log10(1 + FPKM-UQ), the sum of weight x score over the "
+        f"{config['bags']} in provenance.csv, mean of the folds' "
+        f"{few([f'{v:.6f}' for v in sums])}. tiles.csv has each tile's weight; a "
+        "super-tile's is shared among its tiles."
     )
     if {"padding", "relu"} & set(config["code"]):
         text += " The run's own prediction differs: its padding or ReLU is the authors'."
     if into.name == "all-tiles":
         text += " This is of every tissue tile; predict uses the sample that training used."
     done.lines += section("Where the prediction comes from", text)
-    return rows
 
 
-def write_tables(work, done, origin, tables):
-    """tiles.csv, tiles.geojson in QuPath's frame, and the tables that were made on the way."""
+def write_tables(work, done, origin):
+    """All tables of a slide; its tiles as GeoJSON in QuPath's frame."""
     values = np.stack(list(done.columns.values()), 1)
     rows = [(*xy, *(f"{v:.6g}" for v in row)) for xy, row in zip(done.coords, values)]
-    save_csv(work / "tiles.csv", ("x", "y", *done.columns), rows)
+    done.tables["tiles.csv"] = ("x", "y", *done.columns), rows
+    for file, (header, rows) in done.tables.items():
+        save_csv(work / file, header, rows)
     shapes = tiles_geojson(done.coords - origin, done.tile, values, list(done.columns))
     save_json(work / "tiles.geojson", shapes)
-    headers = {
-        "spots.csv": ("column", "R", "p"),
-        "provenance.csv": ("fold", "x", "y", "tiles", "weight", "score"),
-    }
-    for name, rows in tables.items():
-        if rows:
-            save_csv(work / name, headers[name], rows)
     save_text(work / "report.md", done.lines)
 
 
 def write_summary(path, asked, maps, seed):
-    """summary.md of several slides: cells slide by slide, spots of the same models together."""
+    """summary.md: the drawn cells slide by slide, and the spots of slides with the same models."""
     said = f"Run {asked.run['folder']}. Each slide has its own folder and report beside this file."
     lines = [f"# {asked.label}: {len(maps)} slides", "", said, "", *asked.group]
-    lines += cells_of_slides(asked, maps)
+    counted = [done for done in maps if done.cells]
+    if counted:
+        lines += cells_of_slides(asked, counted)
+    together = {}
+    for done in maps:
+        if done.spots:
+            together.setdefault(done.models(), []).append(done.spots)
     rows = []
-    for use in sorted({tuple(done.use) for done in maps if done.spots}):
-        spots = [done.spots for done in maps if done.spots and tuple(done.use) == use]
+    for models, spots in sorted(together.items()):
         n = sum(len(places) for places, _ in spots)
-        found = spot_summary(spot_rows(spots, seed), asked.run["genes"])
-        folds = ", ".join(map(str, use))
-        rows.append((folds, len(spots), n, found))
-        print(f"spots of {len(spots)} slides, models of folds {folds}: {n} spots; {found}")
-    if rows:
-        lines += section(
-            "Spots",
-            "R over the spots of all slides that the same models speak of; p against scores shifted "
-            "within each slide.",
-            table(("models", "slides", "spots", "found"), rows),
+        rows.append(
+            (models, len(spots), n, spot_summary(spot_rows(spots, seed), asked.run["genes"]))
         )
+        print("spots: models of folds {} on {} slides, {} spots; {}".format(*rows[-1]))
+    if rows:
+        about = (
+            "Spots of all slides that the same models speak of; p: scores shifted on each slide."
+        )
+        lines += section("Spots", about, table(("models", "slides", "spots", "found"), rows))
     save_text(path, lines)
     print(f"report: {path}")
 
 
 def cells_of_slides(asked, maps):
-    """A section for each class of cells; the table of slides for the one that is drawn."""
+    """The section on the cells that are drawn, a row for each slide."""
     project = {row["slide"]: row["project"] for row in asked.run["rows"]}
-    lines = []
-    for kind in dict.fromkeys(row[0] for done in maps for row in done.cells):
-        rows, found = [], []
-        for done in maps:
-            for name, n, r, p, rho, _, best, of_all in done.cells:
-                if name == kind:
-                    found.append((r, p))
-                    of = project.get(done.name, "new"), ", ".join(map(str, done.use))
-                    figures = cell_figures(done.name, n, r, p, rho)
-                    rows.append((*figures, f"{best:g}", f"{of_all:g}", *of))
-        r, p = np.array(found).T
-        line = (
-            f"{kind}: R per tile, mean over {(~np.isnan(r)).sum()} slides {np.nanmean(r):.3f}, "
-            f"median {np.nanmedian(r):.3f}; p < {he2rna.ALPHA} in {(p < he2rna.ALPHA).sum()} of them"
-        )
-        parts = [line]
-        if kind == asked.cells:
-            print(line)
-            header = ("slide", "cells", "R", "p", "Spearman", "median in the best", "in all")
-            parts.append(table((*header, "project", "models"), rows))
-        lines += section(kind, *parts)
-    return lines
+    rows, found = [], []
+    for done in maps:
+        figures, *r_and_p = done.cells[asked.cells]
+        rows.append((done.name, project.get(done.name, "new"), done.models(), *figures))
+        found.append(r_and_p)
+    r, p = np.array(found).T
+    line = (
+        f"{asked.cells}: R per tile, mean over {(~np.isnan(r)).sum()} slides {np.nanmean(r):.3f}, "
+        f"median {np.nanmedian(r):.3f}; p < {he2rna.ALPHA} in {(p < he2rna.ALPHA).sum()} of them"
+    )
+    print(line)
+    return section(asked.cells, line, table(("slide", "project", "models", *CELL_FIGURES), rows))

@@ -18,10 +18,12 @@ from lab.files import InputError, few, save_csv, save_text, whole_arrays
 from lab.gene_sets import read_sets
 from lab.he2rna.evaluation import code_of
 from lab.he2rna.gene_sets import pick_signatures, read_results
-from lab.he2rna.options import gene_set_options
+from lab.he2rna.options import count, gene_set_options
 from lab.progress import table
 from lab.show.plots import figure, need_matplotlib
 
+MEASURES = {"r": "mean R", "share": "share of significant genes"}
+LISTS = {"R_o": "r_random", "p": "p_r", "f_o": "share_random", "p (share)": "p_share"}
 ABOUT = (
     "R_p, f_p: mean R and share of significant genes of the signature; R_o, f_o: of the lists; p: "
     "share of lists (and the signature) that reach it, not corrected for the number of tests. "
@@ -44,8 +46,9 @@ def options(parser):
     )
     a(
         "--lists",
-        type=int,
+        type=count,
         default=stats.N_LISTS,
+        metavar="N",
         help=f"random lists (default {stats.N_LISTS:,}, the paper's)",
     )
     a("--seed", type=natural, default=0, help="of the random lists (default 0)")
@@ -53,28 +56,27 @@ def options(parser):
 
 def run(o):
     need_matplotlib()
-    if o.lists < 1:
-        raise InputError(f"--lists {o.lists}: must be at least 1")
     genes, results = read_results(o.run)
     symbols = read_gene_table(o.gene_table)[0] if o.gene_table else {}
     names, note = as_symbols(genes, symbols)
     signatures = pick_signatures(o.signature, read_sets(o.gmt))
     cancers = he2rna.separate(results, "merged" not in code_of(o.run))
-    tests = test_signatures(o, genes, names, signatures, [results[name] for name in cancers])
-    header, rows = tested_table(signatures, cancers, *tests)
-    remarks = remarks_on(signatures, tests[0], note)
+    any_genes, alike = test_signatures(o, genes, names, signatures, [results[c] for c in cancers])
+    header, rows = tested_table(signatures, cancers, any_genes, alike)
+    remarks = [f"- {name}: {missing}" for name, (_, missing) in signatures.items() if missing]
+    if note:
+        remarks.append(f"- {note}")
 
     folder = Path(o.run) / "signatures"
     save_csv(folder / "signatures.csv", header, rows)
-    draw(folder / "r.png", signatures, tests[0]["r"], tests[0]["r_random"], "mean R")
-    shares = tests[0]["share"], tests[0]["share_random"]
-    draw(folder / "share.png", signatures, *shares, "share of significant genes")
+    for measure, label in MEASURES.items():
+        pair = any_genes[measure], any_genes[f"{measure}_random"]
+        draw(folder / f"{measure}.png", signatures, *pair, label)
     about = f"{len(genes):,} genes, {len(cancers)} cancers; {o.lists:,} random lists. {ABOUT}"
-    lines = [f"# Signatures in {o.run}", "", about, "", *remarks, "", table(header, rows), ""]
-    lines += ["![R](r.png) ![Share](share.png)", ""]
-    lines += won(signatures, len(cancers), *tests)
-    save_text(folder / "report.md", lines)
-    print("\n".join([table(header, rows), *remarks, f"report: {folder / 'report.md'}"]))
+    tested = table(header, rows)
+    lines = [f"# Signatures in {o.run}", "", about, "", *remarks, "", tested, ""]
+    save_text(folder / "report.md", [*lines, "![R](r.png) ![Share](share.png)", ""])
+    print("\n".join([tested, *remarks, f"report: {folder / 'report.md'}"]))
     return 0
 
 
@@ -83,41 +85,29 @@ def test_signatures(o, genes, names, signatures, results):
     r = np.array([e["r"] for e in results])  # (P, G)
     significant = np.array([e[o.correction] for e in results])
     members = np.array([np.isin(names, list(own)) for own, _ in signatures.values()])
-    level = mean_expression(o.run, genes)
     rng = np.random.default_rng(o.seed)
-    lists = {"n_lists": o.lists}
-    any_genes = he2rna.signature_test(r, significant, members, rng, **lists)
-    alike = he2rna.signature_test(r, significant, members, rng, level, **lists)
-    return any_genes, alike
+    levels = None, mean_expression(o.run, genes)
+    return [he2rna.signature_test(r, significant, members, rng, level, o.lists) for level in levels]
 
 
 def mean_expression(run, genes):
     """Mean of each gene's true expression over the slides of a run. (G,)"""
-    z = whole_arrays(Path(run) / "predictions.npz", genes="UG", truth="fSG")
-    level = dict(zip(z["genes"].tolist(), z["truth"].mean(0)))
-    lost = [gene for gene in genes if not np.isfinite(level.get(gene, np.nan))]
-    if lost:
-        raise InputError(
-            f"{run}: predictions.npz has no expression of {few(lost)}, which genes.csv has: run "
-            "the command that made both again"
-        )
-    return np.array([level[gene] for gene in genes])
+    path = Path(run) / "predictions.npz"
+    z = whole_arrays(path, genes="UG", truth="fSG")
+    known = dict(zip(z["genes"].tolist(), z["truth"].mean(0)))
+    level = np.array([known.get(gene, np.nan) for gene in genes])
+    if not np.isfinite(level).all():
+        lost = few([gene for gene, v in zip(genes, level) if not np.isfinite(v)])
+        raise InputError(f"{path} has no expression of {lost}: run the command that made it again")
+    return level
 
 
 def tested_table(signatures, cancers, any_genes, alike):
     """(header, rows): a row for each signature and cancer; what has no value stays empty."""
-    columns = {
-        "R_p": any_genes["r"],
-        "R_o": any_genes["r_random"],
-        "p": any_genes["p_r"],
-        "f_p": any_genes["share"],
-        "f_o": any_genes["share_random"],
-        "p (share)": any_genes["p_share"],
-        "R_o matched": alike["r_random"],
-        "p matched": alike["p_r"],
-        "f_o matched": alike["share_random"],
-        "p (share) matched": alike["p_share"],
-    }  # each (signatures, P)
+    columns = {"R_p": any_genes["r"], "f_p": any_genes["share"]}  # each (signatures, P)
+    for tested, lists in ((any_genes, ""), (alike, " matched")):
+        for column, measure in LISTS.items():
+            columns[column + lists] = tested[measure]
     rows = []
     for i, (name, (genes, _)) in enumerate(signatures.items()):
         for c, cancer in enumerate(cancers):
@@ -127,29 +117,8 @@ def tested_table(signatures, cancers, any_genes, alike):
     return ("signature", "cancer", "genes in it", "with R", *columns), rows
 
 
-def remarks_on(signatures, tested, note):
-    """What is missing, a line each."""
-    remarks = [f"- {name}: {missing}" for name, (_, missing) in signatures.items() if missing]
-    for name, size in zip(signatures, tested["size"]):
-        if not size.any():
-            remarks.append(f"- {name}: no gene of it was measured; no test")
-    return [*remarks, f"- {note}"] if note else remarks
-
-
-def won(signatures, n_cancers, any_genes, alike):
-    """Lines: in how many cancers a signature beats the lists."""
-    rows = []
-    for i, name in enumerate(signatures):
-        for tested, lists in ((any_genes, "any genes"), (alike, "genes of like expression")):
-            by_r, by_share = ((tested[p][i] < he2rna.ALPHA).sum() for p in ("p_r", "p_share"))
-            if tested["size"][i].any():
-                rows.append((name, f"{by_r} and {by_share}", lists))
-    title = f"## In how many of {n_cancers} cancers p < {he2rna.ALPHA} (mean R and share)"
-    return [title, "", table(("signature", "cancers", "against"), rows), ""]
-
-
 def draw(path, signatures, observed, chance, label):
-    """Each signature in each cancer against random lists, with the line of equal values. [Fig. 3]"""
+    """Each signature in each cancer against random lists; the line: equal ones. [HE2RNA Fig. 3]"""
     if not np.isfinite(observed).any():
         return
     ends = [np.nanmin([observed, chance]), np.nanmax([observed, chance])]

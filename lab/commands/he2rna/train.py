@@ -24,10 +24,9 @@ from lab.files import InputError, save_file
 from lab.he2rna.bags import in_memory
 from lab.he2rna.choices import CHOICES, settle_choices
 from lab.he2rna.cohort_data import mark_coding, read_coding, read_cohort
-from lab.he2rna.folds import save_folds, split_folds
 from lab.he2rna.options import DEMO_VALID, check_name, cohort_options
-from lab.he2rna.runs import open_run
-from lab.he2rna.training import cross_validate, fold_path, model_of_choices
+from lab.he2rna.runs import open_run, train_folds
+from lab.he2rna.training import fold_path, model_of_choices
 from lab.processes import by_first
 from lab.runs import load_checkpoint, mark_of
 from lab.show.plots import need_matplotlib
@@ -55,16 +54,12 @@ def run(o):
         mark_coding(data, *coding)
     settings = settings_of(cohort, o, data, x)
     folder, config = open_run(cohort, o, settings, data, device, x.numpy(), mask.numpy())
-    n_slides = len(data.slides) + len(data.failed)
     if o.within and (folder / "report.md").is_file():  # of audit: done, with these very settings
-        return report_failures(data.failed, n_slides)
+        return report_failures(data.failed, len(data.slides) + len(data.failed))
     if o.models:  # of audit, which judges the same models otherwise
         copy_models(o.models, folder, o.folds)
-    splits = split_folds(data, o)
-    by_first(lambda: save_folds(folder, data, splits, o.folds_by))
     first = partial(first_model, o, data, x.shape[2], device)
-    cross_validate(folder, config, o, data, in_memory(x, mask), splits, first, start)
-    return 0 if o.share[0] else report_failures(data.failed, n_slides, folder)
+    return train_folds(folder, config, o, data, in_memory(x, mask), first, start)
 
 
 def find_cohort(o):
@@ -110,7 +105,7 @@ def settings_of(cohort, o, data, x):
 def first_model(o, data, n_features, device, fold, rows):
     """The network that a fold's training on some rows starts from."""
     torch.manual_seed(int(np.random.default_rng([o.seed, fold]).integers(2**62)))
-    model = model_of_choices(n_features, len(data.genes), o.hidden, o.ks, o.dropout, o.code)
+    model = model_of_choices(n_features, len(data.genes), o.hidden, o.ks, o.dropout, code=o.code)
     if "bias" not in o.code:
         saw(data.ledgers[fold], "start of the last bias", data.patients[rows])
         model.start_at(data.y[rows].mean(0))
