@@ -1,34 +1,36 @@
-"""HistCode: tile features learned without labels, pooled by attention to diagnose tumours and to tell which genes change.
+"""HistCode: tile features learned without labels, and what they tell of tumours and their genes.
 
-Huang et al., "Contrastive learning-based computational histopathology predict differential expression of cancer driver
-genes" (2022), arXiv:2204.11994. Two views of a tile must lie nearer to each other than to a bank of negatives, and the
-negatives are moved to make that as hard as can be: one min-max objective [HistCode eqs. 1-4; AdCo, arXiv:2011.08435]. The
-encoder then stays as it is: gated attention pools a slide's tiles [eqs. 5-6], a layer diagnoses [eq. 7], and the tiles of
-highest and lowest attention predict fold changes [eq. 8]. The file reads in the order of the paper's Methods; the commands
-stand at its end.
+Huang et al., "Contrastive learning-based computational histopathology predict differential
+expression of cancer driver genes" (2022), arXiv:2204.11994. This file is the paper's Methods, in
+its order, arrays in and arrays out; `python histcode.py --help` lists the commands around it.
 
-    python histcode.py pretrain COHORT                      -> COHORT/runs/adco/adco.pt, log.jsonl, config.json
-    python histcode.py pretrain COHORT --method simclr      the same loop with SimCLR's loss, to compare
-    python histcode.py pretrain COHORT --show-views         only runs/adco/views.png: what the two views look like
-    python histcode.py probe COHORT COHORT/runs/adco/adco.pt random   does it learn? R2 of the cells in a tile
-    torchrun --nproc-per-node 8 histcode.py pretrain COHORT              the same on 8 GPUs; --batch stays the whole batch
-    python histcode.py diagnose COHORT --encoder FILE --rotate   tumour or normal (--table: the six rows of Table 1)
-    python histcode.py diagnose --bags musk1.csv            the same on a multiple-instance table: label, bag, features
-    python histcode.py expression COHORT --encoder FILE     which genes change between tumour and normal tissue (Figs. 4-9)
-    python histcode.py ablation COHORT --encoders FILE FILE encoders x poolings on that task (Fig. 6)
-    python histcode.py heatmap RUN SLIDE...                 where the models look (Figs. 10, 11); predict RUN SLIDE...
-    python histcode.py choices                              where paper and authors' code differ, and what is done here
-    python histcode.py pretrain COHORT --code in-batch --name in-batch      one of them turned to its other side
-    python histcode.py audit [COHORT]                       what each is worth -> COHORT/runs/histcode-audit/audit.md
+Contrastive learning [HistCode eqs. 1-4; AdCo, arXiv:2011.08435]. Two random views of a tile must
+lie nearer to each other than to a bank of negatives; the negatives move to make that as hard as
+they can. The encoder is a ResNet50 up to its third stage and stays as it is from then on.
+Feature aggregation [eqs. 5-6]: gated attention weighs the tiles of a slide.
+Tumour diagnosis [eq. 7]: one layer on the weighed mean tells tumour from normal tissue.
+Differential expression [eq. 8]: the tiles of highest and of lowest attention, through one linear
+layer, predict each gene's fold change between tumour and normal tissue.
 
-COHORT is a folder with slides/ and samples.csv, as for tiling.py, and expression.csv for fold changes; RUN is
-COHORT/runs/NAME. A command that was interrupted goes on where it was.
+How to use it, from tiles (N, 256, 256, 3) uint8 of tiling.py:
 
-Glossary: B tiles (or slides) of a batch, K negatives in the bank, d numbers of an embedding, D features, h embedding before
-the two layers, q and k the unit embeddings of a tile's two views, w a raw negative, tau temperature; T tiles of a slide,
-a their attention, z the slide's vector, C classes or outputs, M networks trained as one, G genes, P patients with tumour
-and normal expression, fc fold change, y = log10(fc + 1).
-Tags: [HistCode ...] the paper, [HistCode code] and [AdCo code] only the authors' released code, [ours] our choice.
+    import functools, torch, histcode, tiling
+    model = histcode.Embedder(tiling.ResNet50(stages=3))    # ImageNet weights: load_state_dict
+    views = functools.partial(histcode.views_of, tiles)     # views(epoch) yields pairs of views
+    negatives = histcode.Bank(histcode.first_bank(model, (x1 for x1, _ in views(0))))
+    for state in histcode.pretrain_epochs(model, views, negatives):
+        print(state["epoch"], state["loss"], state["spread"])
+    h = model.eval().encoder(tiling.normalise(tiles))       # (N, D) what the other half starts from
+    pool = histcode.GatedAttention(n_features=1024)
+    z, a = pool(h[None], torch.ones(1, len(h), dtype=bool)) # a slide of N tiles: (1, D), (1, N)
+
+Glossary: B tiles (or slides) of a batch, K negatives, d numbers of an embedding, D of a feature;
+h features, q and k the unit embeddings of a tile's two views (query and key), w a raw negative and
+u = w / |w|, tau the temperature; T tiles of a slide, a their attention, z the slide's vector,
+C classes or outputs, M networks trained as one, G genes, P patients with tumour and normal
+expression, fc fold change, y = log10(fc + 1).
+Tags: [HistCode ...] the paper says it; [HistCode code], [AdCo code] only the authors' released
+code does; [ours] neither does, we chose.
 """
 
 import copy
@@ -42,48 +44,499 @@ from torch.nn import functional as F
 import stats
 import tiling
 
-CROP_AREA = (0.2, 1.0)  # share of the tile's area in a view       [AdCo code]
+# ---- Two views of a tile, after MoCo v2 ------------------------------------------- [AdCo code]
 
-
-CROP_RATIO = (3 / 4, 4 / 3)  # width : height of a crop                 [AdCo code]
-
-
-CROP_DRAWS = 10  # until one lies in the tile, else all of it  [AdCo code]
-
-
-JITTER = (
-    0.4,
-    0.4,
-    0.4,
-    0.1,
-)  # brightness, contrast, saturation: 1 ± it; hue: ± it, in turns  [AdCo code]
-
-
-JITTER_CHANCE = 0.8  #                                          [AdCo code]
-
-
-GRAY_CHANCE = 0.2  #                                          [AdCo code]
-
-
-BLUR_CHANCE = 0.5  #                                          [AdCo code]
-
-
+VIEW_PX = 224  # edge of a view [HistCode code]
+CROP_AREA = 0.2, 1.0  # share of the tile's area [AdCo code]
+CROP_RATIO = 3 / 4, 4 / 3  # width : height [AdCo code]
+CROP_DRAWS = 10  # crops drawn until one lies in the tile [AdCo code]
+JITTER = 0.4, 0.4, 0.4, 0.1  # brightness, contrast, saturation, hue (in turns) [AdCo code]
+JITTER_CHANCE = 0.8  # [AdCo code]
+GREY_CHANCE = 0.2  # [AdCo code]
+BLUR_CHANCE = 0.5  # [AdCo code]
 BLUR_SIGMA = (
     0.1,
     2.0,
-)  # px of a view of 224; smaller views less, the same tissue [AdCo code; scaling ours]
+)  # px of a view of 224; in smaller views less, the same tissue [AdCo code; ours]
+TURN_CHANCE = 0.5  # of two mirrors and a transposition: tissue has no up; they mirror once [ours]
+LUMINANCE = 0.299, 0.587, 0.114  # of R, G, B [AdCo code]
+PLAIN_COLOUR = 1.0, 1.0, 1.0, 0.0  # factors of brightness, contrast, saturation; turn of the hue
 
 
-TURN_CHANCE = 0.5  # of each of two mirrors and a transposition: tissue has no up; the authors mirror once [ours]
+def generator_of(*key):
+    """A torch.Generator on the CPU, seeded by whole numbers such as (seed, epoch, step)."""
+    seed = np.random.default_rng(key).integers(2**62)
+    return torch.Generator().manual_seed(int(seed))
 
 
-GREY = (0.299, 0.587, 0.114)  # luminance of R, G, B                 [AdCo code]
+def between(low, high, shape, generator):
+    return low + (high - low) * torch.rand(shape, generator=generator)
 
 
-EMBEDDING = 128  # d                                        [HistCode code]
+def coin(chance, shape, generator):
+    return torch.rand(shape, generator=generator) < chance
 
 
-BANK_BLOCK = 2048  # negatives whose similarities are held at a time [ours]
+def draw_crop(n, generator):
+    """Boxes (n, 4): left, top, width, height of a crop as shares of the tile's edges.
+
+    Of CROP_DRAWS random areas and ratios the first that fits; the whole tile where none does.
+    """
+    area = between(*CROP_AREA, (n, CROP_DRAWS), generator)
+    low, high = map(math.log, CROP_RATIO)
+    ratio = between(low, high, (n, CROP_DRAWS), generator).exp()
+    edges = torch.stack([(area * ratio).sqrt(), (area / ratio).sqrt()], 2)  # (n, draws, 2)
+    fits = (edges <= 1).all(2)  # (n, draws)
+    first = edges[torch.arange(n), fits.float().argmax(1)]  # (n, 2)
+    edges = torch.where(fits.any(1, keepdim=True), first, 1)
+    corner = between(0, 1, (n, 2), generator) * (1 - edges)
+    return torch.cat([corner, edges], 1)
+
+
+def draw_view(n, generator):
+    """What a random view of each of n tiles will be, a dict of tensors with n rows."""
+    box = draw_crop(n, generator)
+    plain, reach = torch.tensor(PLAIN_COLOUR), torch.tensor(JITTER)
+    jittered = coin(JITTER_CHANCE, (n, 1), generator)
+    colour = plain + between(-1, 1, (n, 4), generator) * reach
+    turns = coin(TURN_CHANCE, (n, 3), generator)
+    grey = coin(GREY_CHANCE, n, generator)
+    blurred = coin(BLUR_CHANCE, n, generator)
+    sigma = between(*BLUR_SIGMA, n, generator)
+    return {
+        "box": box,  # (n, 4) left, top, width, height
+        "turns": turns,  # (n, 3) mirror x, mirror y, transpose
+        "colour": torch.where(jittered, colour, plain),  # (n, 4)
+        "grey": grey,  # (n,)
+        "sigma": torch.where(blurred, sigma, 0),  # (n,) px of a view of 224
+    }
+
+
+def make_view(tiles, view, px=VIEW_PX):
+    """Views as drawn: (n, 3, h, w) uint8, or float in 0..1 -> (n, 3, px, px) float32 in 0..1."""
+    view = {name: value.to(tiles.device) for name, value in view.items()}
+    x = tiles if tiles.is_floating_point() else tiles / 255
+    x = crop(x, view["box"], px)
+    x = turn(x, view["turns"])
+    x = jitter(x, view["colour"])
+    x = torch.where(column(view["grey"]), luminance(x), x)
+    return blur(x, view["sigma"] * px / 224).clamp(0, 1)
+
+
+def column(values):
+    """(n,) -> (n, 1, 1, 1), a number for each picture."""
+    return values[:, None, None, None]
+
+
+def crop(x, box, px):
+    """Cut a box out of each picture and resize it to px x px.
+
+    Both at once, as a product with one matrix per axis: a box may end within a pixel, and what
+    shrinks is averaged (antialiased) as by Pillow's bilinear resize. [ours]
+    """
+    left, top, width, height = box.T
+    rows = resize_weights(top, height, x.shape[2], px)[:, None]  # (n, 1, px, h)
+    columns = resize_weights(left, width, x.shape[3], px)[:, None]  # (n, 1, px, w)
+    return rows @ x @ columns.mT
+
+
+def resize_weights(start, length, size, px):
+    """(n, px, size): row i holds how much of each of `size` pixels goes into pixel i of the crop.
+
+    start, length (n,): of the crop, as shares of the edge. A triangle as wide as two pixels, of
+    the crop or of the tile, whichever are larger.
+    """
+    scale = (length * size / px)[:, None, None]  # source pixels per pixel
+    i = torch.arange(px, device=start.device)[:, None] + 0.5
+    j = torch.arange(size, device=start.device) + 0.5
+    distance = (j - (start * size)[:, None, None] - i * scale).abs()
+    weights = (1 - distance / scale.clamp(min=1)).clamp(min=0)
+    return weights / weights.sum(2, keepdim=True)
+
+
+def turn(x, turns):
+    """Mirror left and right, mirror top and bottom, transpose: the 8 symmetries of the square."""
+    mirror_x, mirror_y, transpose = turns.T
+    x = torch.where(column(mirror_x), x.flip(3), x)
+    x = torch.where(column(mirror_y), x.flip(2), x)
+    return torch.where(column(transpose), x.mT, x)
+
+
+def luminance(x):
+    """(n, 3, h, w) -> (n, 1, h, w)"""
+    r, g, b = x.split(1, dim=1)
+    return LUMINANCE[0] * r + LUMINANCE[1] * g + LUMINANCE[2] * b
+
+
+def blend(x, other, factor):
+    """Away from the other (factor above 1) or towards it (below)."""
+    return (factor * x + (1 - factor) * other).clamp(0, 1)
+
+
+def jitter(x, colour):
+    """Colours changed by (n, 4) factors of brightness, contrast, saturation and a turn of the hue.
+
+    In this order always; the authors draw an order for each picture. [ours]
+    """
+    brightness, contrast, saturation, hue = map(column, colour.T)
+    x = blend(x, 0, brightness)
+    x = blend(x, luminance(x).mean((2, 3), keepdim=True), contrast)
+    x = blend(x, luminance(x), saturation)
+    return torch.where(hue == 0, x, shift_hue(x, hue[:, 0]))
+
+
+def shift_hue(x, shift):
+    """Turn the hue by shift (n, 1, 1) of a full turn; saturation and value (of HSV) stay."""
+    r, g, b = x.unbind(1)
+    value = x.amax(1)
+    chroma = value - x.amin(1)
+    c = chroma.clamp(min=1e-12)  # a grey pixel may have any hue
+    of_green_and_blue = torch.where(value == g, (b - r) / c + 2, (r - g) / c + 4)
+    hue = torch.where(value == r, (g - b) / c, of_green_and_blue) + 6 * shift  # in sixths
+    sixth = torch.stack([(n + hue) % 6 for n in (5, 3, 1)], 1)  # (n, 3, h, w)
+    below = torch.minimum(sixth, 4 - sixth).clamp(0, 1)
+    return value[:, None] - chroma[:, None] * below
+
+
+def blur(x, sigma):
+    """Gaussian blur by sigma (n,) px; 0 is none."""
+    weights = blur_weights(sigma, x.shape[3])[:, None]  # (n, 1, px, px)
+    return weights @ x @ weights.mT
+
+
+def blur_weights(sigma, px):
+    """(n, px, px) along one axis; at the rim, of the pixels that there are."""
+    i = torch.arange(px, device=sigma.device)
+    distance = (i[:, None] - i) / sigma.clamp(min=0.01)[:, None, None]
+    weights = torch.exp(-0.5 * distance**2)
+    return weights / weights.sum(2, keepdim=True)
+
+
+def standardise(x):
+    """0..1 -> as ImageNet's weights want it. (n, 3, h, w)"""
+    mean = torch.tensor(tiling.IMAGENET_MEAN, device=x.device)[:, None, None]
+    sd = torch.tensor(tiling.IMAGENET_STD, device=x.device)[:, None, None]
+    return ((x - mean) / sd).contiguous(memory_format=torch.channels_last)
+
+
+def view_of(tiles, px, *key, part=0, parts=1):
+    """One view (B, 3, px, px) of each tile (B, h, w, 3) uint8, drawn from key: seed, epoch, ...
+
+    The tiles are the part-th of equal parts of a batch: views are drawn for the whole batch, so
+    that they don't depend on how many processes share it.
+    """
+    tiles = torch.as_tensor(tiles)
+    view = draw_view(len(tiles) * parts, generator_of(*key))
+    own = {name: value.chunk(parts)[part] for name, value in view.items()}
+    return standardise(make_view(tiles.permute(0, 3, 1, 2), own, px))
+
+
+def two_views(tiles, px=VIEW_PX, seed=0, epoch=0, step=0, **part_of):
+    """Each tile x_i and its augmentation, two views as `view_of` makes them. [HistCode eq. 1]"""
+    x1 = view_of(tiles, px, seed, epoch, step, 0, **part_of)
+    x2 = view_of(tiles, px, seed, epoch, step, 1, **part_of)
+    return x1, x2
+
+
+# ---- Encoder ---------------------------------------------------------------------------------
+
+EMBEDDING = 128  # d [HistCode code]
+
+
+class Embedder(nn.Module):
+    """Views (B, 3, px, px) -> unit embeddings (B, d).
+
+    encoder: tiling.ResNet50(stages=3), "only the first four main layers (... 1024)"; two fully
+    connected layers follow [HistCode Methods], 1,024-1,024-128 [HistCode code]. They serve the loss
+    alone; what comes after takes the encoder's features. precision: of the encoder's products.
+    """
+
+    def __init__(self, encoder, d=EMBEDDING, precision=torch.float32):
+        super().__init__()
+        n = encoder.n_features
+        self.encoder = encoder
+        self.projection = nn.Sequential(nn.Linear(n, n), nn.ReLU(), nn.Linear(n, d))
+        self.precision = precision
+
+    def forward(self, x):
+        lower = self.precision != torch.float32
+        with torch.autocast(x.device.type, self.precision, enabled=lower):
+            h = self.encoder(x)  # (B, D)
+        return F.normalize(self.projection(h.float()), dim=1)
+
+
+# ---- Loss and bank ------------------------------------------------------ [HistCode eqs. 1-4]
+
+TAU = 0.12  # the paper is silent [HistCode code]
+BANK_SIZE = 65_536  # K at most [AdCo code]
+BANK_RATE = 0.3  # lambda of eq. 4 [HistCode code]; AdCo's own code has 3
+MOMENTUM = 0.9  # of the encoder [HistCode Methods] and of the bank [HistCode code]
+WEIGHT_DECAY = 1e-4  # of the encoder [HistCode Methods] and of the bank [HistCode code]
+SIMCLR_TAU = 0.1  # [Chen et al. 2020]
+
+
+def logits_of(q, k, bank, tau, in_batch=False):
+    """Similarities over tau (B, 1 + K), the positive one first, and where each row's positive is.
+
+    in_batch: the keys of the batch's other tiles are negatives too, (B, B + K). [AdCo code]
+    """
+    if in_batch:
+        own = q @ k.T  # (B, B)
+        positive = torch.arange(len(q), device=q.device)
+    else:
+        own = (q * k).sum(1, keepdim=True)  # (B, 1)
+        positive = torch.zeros(len(q), dtype=torch.long, device=q.device)
+    negative = q @ F.normalize(bank, dim=1).T  # (B, K)
+    return torch.cat([own, negative], 1) / tau, positive
+
+
+def info_nce(q, k, bank, tau, in_batch=False):
+    """Contrastive loss, mean over the batch. [HistCode eq. 1]
+
+    q, k (B, d): unit embeddings of the two views of each tile. bank (K, d): negatives, put on the
+    sphere here. tau: temperature.
+    """
+    return F.cross_entropy(*logits_of(q, k, bank, tau, in_batch))
+
+
+@torch.no_grad()
+def bank_gradient(q, k, bank, tau, in_batch=False):
+    """dL/dw (K, d) of info_nce in closed form. [HistCode eq. 4; AdCo code]
+
+    With p_ik the softmax share of negative k for query i:
+        dL/dw_k = (sum_i p_ik q_i - u_k sum_i p_ik q_i.u_k) / (B tau |w_k|)
+    The second term keeps to the sphere: the gradient is at right angles to w_k.
+    """
+    length = bank.norm(dim=1, keepdim=True)  # (K, 1)
+    u = bank / length
+    logits, _ = logits_of(q, k, bank, tau, in_batch)
+    p = logits.softmax(1)[:, -len(bank) :]  # (B, K)
+    pull = p.T @ q  # (K, d)
+    along = (pull * u).sum(1, keepdim=True)  # (K, 1)
+    return (pull - along * u) / (len(q) * tau * length)
+
+
+@torch.no_grad()
+def bank_step(bank, velocity, gradient, rate=BANK_RATE, momentum=0.0, weight_decay=0.0):
+    """One step up the loss, in place: v <- momentum v + gradient - weight_decay w, w <- w + rate v.
+
+    Eq. 4 is printed with a minus, but the text says "ascending direction", as AdCo does.
+    Momentum and weight decay are only in the code. [HistCode eq. 4; HistCode code]
+    """
+    velocity.mul_(momentum).add_(gradient).sub_(bank, alpha=weight_decay)
+    bank.add_(velocity, alpha=rate)
+
+
+@torch.no_grad()
+def first_bank(model, views, size=BANK_SIZE):
+    """Bank at the start (K, d): the untrained model's embeddings of one view of some tiles.
+
+    views: batches (B, 3, px, px), of "a percentage of tiles from each slide" [HistCode Methods].
+    """
+    model.train()
+    rows = [model(x) for x in views]
+    return torch.cat(rows)[:size]
+
+
+class Bank(nn.Module):
+    """The adversarial negatives w (K, d), which climb after each step of the encoder.
+
+    Called, it gives the loss. step_tau: another temperature for the bank's step than for the loss,
+    and in_batch as in info_nce, are the authors' [HistCode code]. gradient: bank_gradient, or its
+    twin for large banks, lab/fast/bank.py.
+    """
+
+    def __init__(
+        self,
+        w,
+        tau=TAU,
+        *,
+        rate=BANK_RATE,
+        momentum=MOMENTUM,
+        weight_decay=WEIGHT_DECAY,
+        step_tau=None,
+        in_batch=False,
+        gradient=bank_gradient,
+    ):
+        super().__init__()
+        self.register_buffer("w", w)
+        self.register_buffer("velocity", torch.zeros_like(w))
+        self.tau = tau
+        self.in_batch = in_batch
+        self.step_tau = tau if step_tau is None else step_tau
+        self.step = {"rate": rate, "momentum": momentum, "weight_decay": weight_decay}
+        self.gradient = gradient
+
+    def forward(self, q, k):
+        return info_nce(q, k, self.w, self.tau, self.in_batch)
+
+    def climb(self, pairs):
+        """One step of eq. 4, by the mean gradient over pairs of q, k (B, d)."""
+        gradient = torch.zeros_like(self.w)
+        for q, k in pairs:
+            gradient += self.gradient(q, k, self.w, self.step_tau, self.in_batch) / len(pairs)
+        bank_step(self.w, self.velocity, gradient, **self.step)
+
+    def hardest(self, q, k):
+        """Of each query the similarity of its nearest negative (B,)."""
+        return (F.normalize(self.w, dim=1) @ q.T).amax(0)
+
+
+def nt_xent(z1, z2, tau):
+    """SimCLR's loss of unit embeddings z (B, d): the negatives are the 2B - 2 other views.
+
+    Chen et al. 2020, eq. 1, arXiv:2002.05709. [HistCode Methods: "We have also tested ... SimCLR"]
+    """
+    z = torch.cat([z1, z2])  # (2B, d)
+    logits = (z @ z.T / tau).fill_diagonal_(-torch.inf)
+    other_view = torch.arange(len(z), device=z.device).roll(len(z1))
+    return F.cross_entropy(logits, other_view)
+
+
+class OtherTiles(nn.Module):
+    """SimCLR in place of the bank: a tile's negatives are the other tiles of the batch."""
+
+    def __init__(self, tau=SIMCLR_TAU):
+        super().__init__()
+        self.tau = tau
+
+    def forward(self, q, k):
+        return nt_xent(q, k, self.tau)
+
+    def climb(self, pairs):
+        """Nothing: these negatives are the encoder's own."""
+
+    def hardest(self, q, k):
+        return (q @ k.T).fill_diagonal_(-1).amax(1)
+
+
+def spread(z):
+    """How far unit embeddings (B, d) lie apart: 1 all over the sphere, 0 all equal, a collapse.
+
+    sqrt(1 - |mean|^2), which is the root of the summed variances of the dimensions. [ours]
+    """
+    return (1 - z.mean(0).square().sum()).clamp(min=0).sqrt().item()
+
+
+# ---- Pretraining -------------------------------------------------------- [HistCode eqs. 2-4]
+
+LEARNING_RATE = 0.03  # lambda of eq. 3 [HistCode Methods]
+BATCH = 256  # B [AdCo code]
+EPOCHS = 50  # [HistCode code]
+# Keys come from a slow copy of the encoder; eq. 1 does not say which network makes them. With one
+# for both, the shortest way down is to move all embeddings away from the bank: it collapses.
+MOMENTUM_ENCODER = 0.999  # [HistCode code]
+
+
+def views_of(tiles, epoch, px=VIEW_PX, batch=BATCH, seed=0):
+    """Yield both views of each batch of an epoch, from tiles (N, h, w, 3) uint8 in memory."""
+    order = torch.randperm(len(tiles), generator=generator_of(seed, epoch))
+    for step, rows in enumerate(order.split(batch)):
+        yield two_views(tiles[rows], px, seed, epoch, step)
+
+
+def learning_rate(epoch, epochs, lr=LEARNING_RATE, final_lr=None):
+    """Constant [HistCode Methods], or half a cosine to final_lr [HistCode code]; epoch from 1."""
+    if final_lr is None:
+        return lr
+    done = (epoch - 1) / epochs
+    share = (1 + math.cos(math.pi * done)) / 2
+    return final_lr + share * (lr - final_lr)
+
+
+def check_finite(epoch, *tensors):
+    if not all(tensor.isfinite().all() for tensor in tensors):
+        raise FloatingPointError(f"epoch {epoch}: loss or weights are not finite any more")
+
+
+@torch.no_grad()
+def follow(keys, model, momentum):
+    """Move the slow encoder towards the model, in place. [HistCode code]"""
+    for slow, fast in zip(keys.parameters(), model.parameters(), strict=True):
+        slow.lerp_(fast, 1 - momentum)
+
+
+def embed(x1, x2, query, key=None, symmetric=False):
+    """Views -> [(q, k)], queries and keys (B, d); symmetric: each view is the query once.
+
+    Without a key network one network makes both, and learns through both.
+    """
+    if key is None:
+        q = query(x1)
+        k = query(x2)
+        return [(q, k), (k, q)] if symmetric else [(q, k)]
+    pairs = [(query(x1), key(x2))]
+    if symmetric:
+        pairs.append((query(x2), key(x1)))
+    return pairs
+
+
+@torch.no_grad()
+def figures_of_step(loss, q, k, negatives):
+    """How a step went: the loss, similarity to the positive and the hardest negative, spread."""
+    return {
+        "loss": loss.item(),
+        "positive": (q * k).sum(1).mean().item(),
+        "hardest": negatives.hardest(q, k).mean().item(),
+        "spread": spread(q),
+    }
+
+
+def alone(network):
+    """One process embeds the whole batch by itself."""
+    return network
+
+
+def pretrain_epochs(
+    model,
+    views,
+    negatives,
+    *,
+    epochs=EPOCHS,
+    lr=LEARNING_RATE,
+    final_lr=None,
+    momentum_encoder=MOMENTUM_ENCODER,
+    symmetric=False,
+    whole=alone,
+    state=None,
+):
+    """min over theta, max over the bank [HistCode eq. 2]: yields its state after each epoch.
+
+    model: an Embedder; views(epoch): pairs (x1, x2) of batches (B, 3, px, px); negatives: a Bank,
+    or OtherTiles for SimCLR. momentum_encoder 0: one network for both views. Handed back as
+    `state`, training goes on from it. A state's tensors are live: save them before going on.
+    whole(network): what embeds a whole batch of which this process has a part (lab/histcode).
+    """
+    optimizer = torch.optim.SGD(model.parameters(), lr, MOMENTUM, weight_decay=WEIGHT_DECAY)
+    parts = {"model": model, "negatives": negatives, "optimizer": optimizer}
+    key = None
+    if momentum_encoder:
+        keys = copy.deepcopy(model).requires_grad_(False).train()
+        parts["keys"] = keys
+        key = whole(keys)
+    query = whole(model)
+    for name, part in parts.items() if state else ():
+        part.load_state_dict(state[name])
+    for epoch in range(state["epoch"] + 1 if state else 1, epochs + 1):
+        rate = learning_rate(epoch, epochs, lr, final_lr)
+        optimizer.param_groups[0]["lr"] = rate
+        model.train()
+        steps = []
+        for x1, x2 in views(epoch):
+            if momentum_encoder:
+                follow(keys, model, momentum_encoder)
+            pairs = embed(x1, x2, query, key, symmetric)
+            loss = sum(negatives(q, k) for q, k in pairs) / len(pairs)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()  # theta descends [eq. 3]
+            check_finite(epoch, loss)
+            steps.append(figures_of_step(loss, *pairs[0], negatives))
+            negatives.climb(pairs)  # the bank ascends [eq. 4]
+        check_finite(epoch, *model.parameters(), *negatives.buffers())
+        figures = {name: sum(step[name] for step in steps) / len(steps) for name in steps[0]}
+        states = {name: part.state_dict() for name, part in parts.items()}
+        yield {"epoch": epoch, "lr": rate, **figures, **states}
 
 
 ATTENTION = 256  # rows of V and U  [HistCode code]
@@ -98,272 +551,6 @@ ENDS = 100  # l highest and l lowest tiles  [HistCode Methods, Differential expr
 RANK = 1e-5  # singular values up to this share of the largest count as 0  [ours]
 LABEL_EPOCHS = 100  # of the layer that learns labels  [ours]
 LABEL_RATE = 2e-5  # of its Adam: thousands of weights step at once  [ours]
-
-
-# Two views of a tile: batched torch operations on the device  [AdCo code: the augmentations of MoCo v2]
-def draw_view(n, generator):
-    """What a random view of each of n tiles will be, a dict of tensors with n rows, drawn from a CPU torch.Generator.
-
-    box (n, 4) left, top, width, height as shares of the tile; turns (n, 3) mirror x, mirror y, transpose: the 8 symmetries
-    of the square; colour (n, 4) brightness, contrast, saturation, hue; gray (n,) bool; sigma (n,) of the blur at 224 px.
-    """
-    uniform = lambda low, high, *shape: (
-        low + (high - low) * torch.rand(n, *shape, generator=generator)
-    )
-    coin = lambda chance, *shape: torch.rand(n, *shape, generator=generator) < chance
-    area, ratio = uniform(*CROP_AREA, CROP_DRAWS), uniform(*np.log(CROP_RATIO), CROP_DRAWS).exp()
-    edges = torch.stack(
-        [(area * ratio).sqrt(), (area / ratio).sqrt()], 2
-    )  # (n, draws, 2) width, height
-    fits = (edges <= 1).all(2)  # (n, draws)
-    edges = torch.where(
-        fits.any(1)[:, None], edges[torch.arange(n), fits.float().argmax(1)], 1
-    )  # (n, 2) the first
-    corner = uniform(0, 1, 2) * (1 - edges)
-    still, reach = torch.tensor([1, 1, 1, 0.0]), torch.tensor(JITTER)
-    colour = torch.where(coin(JITTER_CHANCE, 1), still + uniform(-1, 1, 4) * reach, still)
-    return dict(
-        box=torch.cat([corner, edges], 1),
-        turns=coin(TURN_CHANCE, 3),
-        colour=colour,
-        gray=coin(GRAY_CHANCE),
-        sigma=torch.where(coin(BLUR_CHANCE), uniform(*BLUR_SIGMA), 0),
-    )
-
-
-def plain_view(n):
-    """The view that is the whole tile as it is; same dict as draw_view."""
-    rows, no = lambda *row: torch.tensor(row).repeat(n, 1), torch.zeros(n, dtype=torch.bool)
-    return dict(
-        box=rows(0.0, 0.0, 1.0, 1.0),
-        turns=rows(False, False, False),
-        colour=rows(1.0, 1.0, 1.0, 0.0),
-        gray=no,
-        sigma=torch.zeros(n),
-    )
-
-
-def make_view(tiles, view, px):
-    """Views as drawn: (n, 3, h, w) uint8, or float in 0..1 -> (n, 3, px, px) float32 in 0..1.
-
-    Cutting, resizing, mirroring and blurring are products with one small matrix per axis and tile, so that each tile has
-    its own box to a fraction of a pixel, and shrinking averages (antialiased), as Pillow's bilinear resize does. A
-    grid_sample would be sparse but alias as soon as a crop shrinks. Both views: a tenth of a step on a CPU. [ours]
-    """
-    view = {k: v.to(tiles.device, non_blocking=True) for k, v in view.items()}
-    x = tiles.float() / (1 if tiles.is_floating_point() else 255)
-    mirror_x, mirror_y, transpose = view["turns"].T
-    left, top, width, height = view["box"].T
-    columns = resize_weights(left, width, x.shape[3], px, mirror_x)[:, None]  # (n, 1, px, w)
-    rows = resize_weights(top, height, x.shape[2], px, mirror_y)[:, None]  # (n, 1, px, h)
-    x = rows @ x @ columns.mT  # (n, 3, px, px)
-    x = torch.where(transpose[:, None, None, None], x.mT, x)
-    x = jitter(x, *view["colour"].T[:, :, None, None, None])
-    x = torch.where(view["gray"][:, None, None, None], luminance(x), x)
-    weights = blur_weights(view["sigma"] * px / 224, px)[:, None]  # (n, 1, px, px)
-    return (weights @ x @ weights.mT).clamp(0, 1)
-
-
-def resize_weights(start, length, size, px, mirror):
-    """(n, px, size): row i says how much of each of `size` pixels goes into pixel i of the resized crop (triangle filter).
-
-    start, length (n,) of the crop as shares of the edge; mirror (n,) bool.
-    """
-    scale = (length * size / px)[:, None, None]  # source pixels per pixel
-    i, j = (
-        torch.arange(px, device=start.device)[:, None] + 0.5,
-        torch.arange(size, device=start.device) + 0.5,
-    )
-    weights = (
-        1 - (j - (start * size)[:, None, None] - i * scale).abs() / scale.clamp(min=1)
-    ).clamp(min=0)
-    weights = weights / weights.sum(2, keepdim=True)
-    return torch.where(mirror[:, None, None], weights.flip(1), weights)
-
-
-def blur_weights(sigma, px):
-    """(n, px, px) Gaussian blur along one axis, sigma (n,) in pixels, 0: none; at the rim of what there is."""
-    i = torch.arange(px, device=sigma.device, dtype=torch.float32)
-    weights = torch.exp(-0.5 * ((i[:, None] - i) / sigma.clamp(min=0.01)[:, None, None]) ** 2)
-    return weights / weights.sum(2, keepdim=True)
-
-
-def luminance(x):
-    """(n, 3, h, w) -> (n, 1, h, w)"""
-    return sum(share * x[:, c : c + 1] for c, share in enumerate(GREY))
-
-
-def jitter(x, brightness, contrast, saturation, hue):
-    """Colours changed, each factor (n, 1, 1, 1), x (n, 3, h, w) in 0..1.
-
-    In this order always; the authors' code draws an order for each picture, at four times the work. [ours]
-    """
-    x = (brightness * x).clamp(0, 1)
-    x = (contrast * x + (1 - contrast) * luminance(x).mean((2, 3), keepdim=True)).clamp(0, 1)
-    x = (saturation * x + (1 - saturation) * luminance(x)).clamp(0, 1)
-    return torch.where(hue == 0, x, shift_hue(x, hue[:, 0]))
-
-
-def shift_hue(x, shift):
-    """Hue turned by `shift` (n, 1, 1) of a full turn, saturation and value (of HSV) as they were. x (n, 3, h, w)."""
-    (r, g, b), top = x.unbind(1), x.amax(1)
-    chroma = top - x.amin(1)
-    c = chroma.clamp(min=1e-12)  # grey has no hue: any will do
-    hue = (
-        torch.where(top == r, (g - b) / c, torch.where(top == g, (b - r) / c + 2, (r - g) / c + 4))
-        + 6 * shift
-    )
-    sixth = torch.stack([(n + hue) % 6 for n in (5, 3, 1)], 1)  # (n, 3, h, w)
-    return top[:, None] - chroma[:, None] * torch.minimum(sixth, 4 - sixth).clamp(0, 1)
-
-
-def standardise(x):
-    """0..1 -> as ImageNet weights want it. (n, 3, h, w)"""
-    mean, std = (
-        torch.tensor(v, device=x.device).view(1, 3, 1, 1)
-        for v in (tiling.IMAGENET_MEAN, tiling.IMAGENET_STD)
-    )
-    return ((x - mean) / std).contiguous(memory_format=torch.channels_last)
-
-
-# Encoder  [HistCode Methods: "ResNet50 ... only the first four main layers (... 1024)"; "Two fully-connected layers"]
-class Embedder(nn.Module):
-    """Views (B, 3, px, px) -> unit embeddings (B, d): ResNet50 up to its third stage, then 1,024-1,024-128 [HistCode code].
-
-    Only `encoder` is kept for what follows; `projection` serves the loss.
-    """
-
-    def __init__(self, encoder, d=EMBEDDING):
-        super().__init__()
-        n = encoder.n_features
-        self.encoder, self.projection = (
-            encoder,
-            nn.Sequential(nn.Linear(n, n), nn.ReLU(), nn.Linear(n, d)),
-        )
-
-    def forward(self, x, precision="float32"):
-        with torch.autocast(
-            x.device.type, getattr(torch, precision), enabled=precision != "float32"
-        ):
-            h = self.encoder(x)  # (B, D), summed in float32
-        return F.normalize(self.projection(h.float()), dim=1)
-
-
-# Loss and bank  [HistCode eqs. 1-4]
-def info_nce(q, k, bank, tau, in_batch=False):
-    """Contrastive loss, mean over the batch. [HistCode eq. 1]
-
-    q, k (B, d) unit embeddings of two views of each tile; bank (K, d) raw negatives w, normalised here: negatives live on
-    the sphere. in_batch: the keys of the other tiles are negatives too [AdCo code].
-    """
-    own = q @ k.T if in_batch else (q * k).sum(1, keepdim=True)  # (B, B) or (B, 1)
-    logits = torch.cat([own, q @ F.normalize(bank, dim=1).T], 1) / tau  # (B, 1 + K)
-    right = (
-        torch.arange(len(q), device=q.device)
-        if in_batch
-        else torch.zeros(len(q), dtype=torch.long, device=q.device)
-    )
-    return F.cross_entropy(logits, right)  # its log-sum-exp can't overflow
-
-
-@torch.no_grad()
-def bank_gradient(q, k, bank, tau, in_batch=False):
-    """dL/dw of info_nce with the same arguments, (K, d), in closed form. [HistCode eq. 4]
-
-    With u = w/|w| and p_ik the softmax share of negative k for query i:
-        dL/dw_k = (1 / (B tau |w_k|)) (sum_i p_ik q_i - u_k sum_i p_ik q_i.u_k)
-    The second term projects onto the sphere, so it is orthogonal to w_k. In blocks of negatives, whose similarities are
-    computed twice rather than kept: first each query's denominator, then the shares. [ours]
-    """
-    own = q @ k.T if in_batch else (q * k).sum(1, keepdim=True)
-    total = torch.logsumexp(own / tau, 1)  # (B,) log of the denominator so far
-    norm, gradient = bank.norm(dim=1, keepdim=True), torch.empty_like(bank)  # (K, 1), (K, d)
-    for w, n in zip(bank.split(BANK_BLOCK), norm.split(BANK_BLOCK)):
-        total = torch.logaddexp(total, torch.logsumexp((w @ q.T).div_(n * tau), 0))
-    for w, n, g in zip(bank.split(BANK_BLOCK), norm.split(BANK_BLOCK), gradient.split(BANK_BLOCK)):
-        similarity = (w @ q.T).div_(n)  # (block, B)
-        share = torch.exp(similarity / tau - total)
-        torch.addcmul(share @ q, w, (share * similarity).sum(1, keepdim=True) / n, value=-1, out=g)
-        g.div_(n * (len(q) * tau))
-    return gradient
-
-
-@torch.no_grad()
-def bank_step(bank, velocity, gradient, rate, momentum=0.0, weight_decay=0.0):
-    """One step up the loss: w <- w + rate v, v <- momentum v + gradient - weight_decay w. In place. [HistCode eq. 4]
-
-    The paper prints eq. 4 with a minus but says "ascending direction", as AdCo does; momentum and weight decay: [AdCo code].
-    """
-    velocity.mul_(momentum).add_(gradient).sub_(bank, alpha=weight_decay)
-    bank.add_(velocity, alpha=rate)
-
-
-def nt_xent(z1, z2, tau):
-    """SimCLR's loss: each view's positive is the tile's other view, its negatives the 2B - 2 other views. z (B, d) unit.
-
-    Chen et al. 2020, eq. 1, arXiv:2002.05709. [HistCode Methods: "We have also tested ... SimCLR"]
-    """
-    z = torch.cat([z1, z2])  # (2B, d)
-    logits = (z @ z.T / tau).fill_diagonal_(-torch.inf)
-    return F.cross_entropy(logits, torch.arange(len(z), device=z.device).roll(len(z1)))
-
-
-def spread(z):
-    """How far unit embeddings (B, d) lie apart: sqrt(1 - |mean|^2), which is the root of d times the mean variance of a
-    dimension, over sqrt(d). 1: all over the sphere; 0: all equal, a collapse."""
-    return float((1 - z.mean(0).square().sum()).clamp(min=0).sqrt())
-
-
-# Tiles of an epoch: read slide by slide, used shuffled over slides
-def choose_tiles(counts, per_slide, seed, epoch):
-    """(N, 2) slide and tile, in the order of reading: slides shuffled, of slide s per_slide[s] random tiles of counts[s]."""
-    rng = np.random.default_rng([seed, epoch])
-    return np.concatenate(
-        [
-            np.stack(
-                [
-                    np.full(m := min(per_slide[s], counts[s]), s),
-                    np.sort(rng.permutation(counts[s])[:m]),
-                ],
-                1,
-            )
-            for s in rng.permutation(len(counts))
-        ]
-    )
-
-
-def mix(n, pool, rng):
-    """Order (n,) in which things that are read one after another leave a pool: a random one of those in it leaves, the
-    next one read takes its place. A whole shuffle where the pool holds all."""
-    held, order = np.arange(min(pool, n)), np.empty(n, np.int64)
-    picks = rng.random(n)
-    for i in range(n):
-        size = min(len(held), n - i)
-        j = int(picks[i] * size)
-        order[i] = held[j]
-        held[j] = i + len(held) if i + len(held) < n else held[size - 1]
-    return order
-
-
-def two_views(tiles, px, batch, rank, world, *key):
-    """The two views of this process's tiles (b, h, w, 3) uint8, each (b, 3, px, px) standardised; drawn for the whole batch
-    from `key` (seed, epoch, step), so that neither processes nor interruptions change them."""
-    x, own = tiles.permute(0, 3, 1, 2), slice(rank * batch // world, (rank + 1) * batch // world)
-    for side in range(2):
-        generator = torch.Generator().manual_seed(
-            int(np.random.default_rng([*key, side]).integers(2**62))
-        )
-        view = {k: v[own] for k, v in draw_view(batch, generator).items()}
-        yield standardise(make_view(x, view, px))
-
-
-def learning_rate(o, epoch):
-    """Of an epoch from 0: constant [HistCode Methods], or a half cosine down to --final-lr [HistCode code]."""
-    return (
-        o.final_lr + 0.5 * (1 + math.cos(math.pi * epoch / o.epochs)) * (o.lr - o.final_lr)
-        if o.cosine
-        else o.lr
-    )
 
 
 # ---- Feature aggregation: the tiles of a slide to one vector  [HistCode eqs. 5-6, Table 1] -------

@@ -1,259 +1,203 @@
-"""lab.histcode.pretraining"""
+"""A pretraining run: its bank at the start, the loop with its log and files, and going on."""
 
-import copy
 import json
 import time
 
-import numpy as np
 import torch
-import torch.distributed as dist
 from torch.nn import functional as F
 
 import histcode
 import tiling
 from lab.encoders import ENCODER_VERSION
+from lab.fast.bank import bank_gradient
 from lab.files import InputError, few, save_file
-from lab.histcode.epochs import read_batches
-from lab.histcode.processes import all_rows, sum_gradients
-from lab.progress import clock, progress, seldom
+from lab.histcode.processes import Whole, shared_bank_gradient
+from lab.progress import clock, seldom
 from lab.runs import load_checkpoint
 
-WEIGHT_DECAY = (
-    1e-4  # of the encoder and of the bank           [HistCode Methods; bank: HistCode code]
-)
-
-
-MOMENTUM = 0.9  # of the encoder and of the bank           [HistCode Methods; bank: HistCode code]
-
-
-COLLAPSED = 0.05  # spread of the embeddings (1: all over the sphere, 0: all equal) below which it is said [ours]
-
-
+COLLAPSED = 0.05  # spread of the embeddings below which it is said [ours]
 SOURCE = (
     "HistCode (Huang et al. 2022, arXiv:2204.11994), contrastive pretraining of the tile encoder"
 )
+FIGURES = "epoch", "loss", "positive", "hardest", "spread", "lr"  # of an epoch, in the log
 
 
-# Training  [HistCode eqs. 2-4; Methods: SGD, .03, weight decay .0001, momentum .9]
-def first_bank(model, data, counts, o, device, rank, world):
-    """Bank at the start (K, d): embeddings of a percentage of each slide's tiles by the untrained model, one view each, or
-    random unit vectors. [HistCode Methods]"""
+def random_bank(size, seed):
+    """Random directions (K, d) to start the bank from. [ours]"""
+    rows = torch.randn(size, histcode.EMBEDDING, generator=histcode.generator_of(seed, 0, 0, 2))
+    return F.normalize(rows, dim=1)
+
+
+def first_bank(model, reader, o):
+    """Embeddings of a percentage of each slide's tiles, or random directions, (K, d)."""
     if o.bank_percent == 0:
-        generator = torch.Generator().manual_seed(
-            int(np.random.default_rng([o.seed, 0, 0, 2]).integers(2**62))
-        )
-        return F.normalize(
-            torch.randn(o.bank_size, histcode.EMBEDDING, generator=generator), dim=1
-        ).to(device)
-    share = min(
-        o.bank_percent / 100, o.bank_size / counts.sum()
-    )  # no more than --bank-size negatives
-    chosen = histcode.choose_tiles(counts, np.ceil(share * counts).astype(int), o.seed, 0)
-    order = histcode.mix(len(chosen), o.pool, np.random.default_rng([o.seed, 0, 1]))[: o.bank_size]
-    batch, rows, model = min(o.batch, len(order) // world * world), [], model.train()
-    tick = progress("bank", len(order) // batch * batch, "tiles") if rank == 0 else lambda n: None
-    for step, tiles in enumerate(read_batches(data, chosen, order, batch, rank, world, o.workers)):
-        x = next(
-            histcode.two_views(
-                torch.from_numpy(tiles).to(device), o.view_px, batch, rank, world, o.seed, 0, step
-            )
-        )
-        with torch.no_grad():
-            rows.append(all_rows(model(x, o.precision)))
-        tick(batch)
-    return torch.cat(rows)
+        return random_bank(o.bank_size, o.seed)
+    views = reader.bank_views(o.bank_percent, o.bank_size)
+    return histcode.first_bank(model, views, o.bank_size)
 
 
-def train_step(model, keys, optimizer, bank, velocity, views, o):
-    """One step down the loss for the encoder (eq. 3) and, on the same embeddings, one up for the bank (eq. 4).
-
-    keys: the momentum encoder, or None: then the keys are the model's own and get their gradient too.
-    bank None: SimCLR. Returns (loss, positive similarity, hardest negative similarity, spread).
-    """
-    x1, x2 = views
-    q = all_rows(model(x1, o.precision))  # (B, d)
-    if keys is None:
-        k = all_rows(model(x2, o.precision))
-        pairs = [(q, k), (k, q)][: 1 + o.symmetric]
+def negatives_of(model, reader, o, state=None):
+    """What --method asks for: SimCLR's other tiles, or a bank; of a run that goes on, its own."""
+    if o.method == "simclr":
+        return histcode.OtherTiles(o.tau)
+    several = o.share[1] > 1
+    if state is None:
+        w = first_bank(Whole(model) if several else model, reader, o)
     else:
-        with torch.no_grad():
-            for p, new in zip(keys.parameters(), model.parameters()):
-                p.lerp_(new, 1 - o.momentum_encoder)
-            k = all_rows(keys(x2, o.precision))
-        pairs = [(q, k)]
-        if o.symmetric:
-            q2 = all_rows(model(x2, o.precision))
-            with torch.no_grad():
-                pairs.append((q2, all_rows(keys(x1, o.precision))))
-    if bank is None:
-        loss = histcode.nt_xent(q, k, o.tau)
-    else:
-        loss = sum(histcode.info_nce(*pair, bank, o.tau, o.in_batch) for pair in pairs) / len(pairs)
-    optimizer.zero_grad()
-    loss.backward()
-    sum_gradients(model)
-    optimizer.step()
-    with torch.no_grad():
-        if bank is None:
-            hardest = (q @ k.T).fill_diagonal_(-1).amax(1).mean()
-        else:
-            gradient = sum(
-                histcode.bank_gradient(*pair, bank, o.bank_tau, o.in_batch) for pair in pairs
-            ) / len(pairs)
-            if dist.is_initialized():  # equal but for rounding; kept equal
-                dist.all_reduce(gradient)
-                gradient /= dist.get_world_size()
-            hardest = (F.normalize(bank, dim=1) @ q.T).amax(0).mean()
-            histcode.bank_step(bank, velocity, gradient, o.bank_lr, o.bank_momentum, o.bank_decay)
-    return loss.item(), (q * k).sum(1).mean().item(), hardest.item(), histcode.spread(q.detach())
+        w = state["negatives"]["w"]
+    print(f"bank of {len(w):,} negatives")
+    return histcode.Bank(
+        w.to(reader.device),
+        o.tau,
+        rate=o.bank_lr,
+        momentum=o.bank_momentum,
+        weight_decay=o.bank_decay,
+        step_tau=o.bank_tau,
+        in_batch=o.in_batch,
+        gradient=shared_bank_gradient if several else bank_gradient,
+    )
 
 
 def save_encoder(path, model, o, epoch):
     """The file that `tiling.py features --encoder` takes; all of it plain values and tensors."""
-    plain = lambda net: {k: v.detach().cpu().clone() for k, v in net.state_dict().items()}
-    settings = {**o.settings, "epochs_done": epoch}
-    save_file(
-        path,
-        lambda f: torch.save(
-            dict(
-                version=ENCODER_VERSION,
-                source=SOURCE,
-                method=o.method,
-                encoder=plain(model.encoder),
-                projection=plain(model.projection),
-                stages=model.encoder.stages,
-                n_features=model.encoder.n_features,
-                mean=tiling.IMAGENET_MEAN,
-                std=tiling.IMAGENET_STD,
-                tile_px=o.tile_px,
-                tile_um=o.tile_um,
-                colour=o.colour,
-                settings=settings,
-                patients=o.patients,
-            ),
-            f,
-        ),
+    content = {
+        "version": ENCODER_VERSION,
+        "source": SOURCE,
+        "method": o.method,
+        "encoder": model.encoder.state_dict(),
+        "projection": model.projection.state_dict(),
+        "stages": model.encoder.stages,
+        "n_features": model.encoder.n_features,
+        "mean": tiling.IMAGENET_MEAN,
+        "std": tiling.IMAGENET_STD,
+        "tile_px": o.tile_px,
+        "tile_um": o.tile_um,
+        "colour": o.colour,
+        "settings": {**o.settings, "epochs_done": epoch},
+        "patients": o.patients,
+    }
+    save_file(path, lambda f: torch.save(content, f))
+
+
+def cut_log(path, epochs):
+    """Keep the lines of the epochs that were saved: those after them are run again."""
+    lines = path.read_text().splitlines()[:epochs] if path.is_file() else []
+    save_file(path, lambda f: f.writelines(f"{line}\n".encode() for line in lines))
+
+
+def log_entry(state, tiles_per_s):
+    """One line of log.jsonl, as a dict."""
+    entry = {name: state[name] for name in FIGURES}
+    w = state["negatives"].get("w")
+    entry["bank_norm"] = None if w is None else w.norm(dim=1).mean().item()
+    entry["tiles_per_s"] = round(tiles_per_s, 1)
+    entry["collapsed"] = bool(entry["spread"] < COLLAPSED)
+    return entry
+
+
+def say_epoch(entry, epochs, left):
+    """One line on the terminal, from the entry of the log; left: seconds."""
+    norm = "" if entry["bank_norm"] is None else f"bank norm {entry['bank_norm']:.3f}  "
+    print(
+        f"epoch {entry['epoch']:3d}/{epochs}  loss {entry['loss']:.4f}  "
+        f"positive {entry['positive']:.3f}  hardest negative {entry['hardest']:.3f}  "
+        f"spread {entry['spread']:.3f}  {norm}{entry['tiles_per_s']:6.1f} tiles/s  "
+        f"{clock(left)} left",
+        flush=True,
     )
 
 
-def train(model, data, counts, o, folder, device, rank, world):
-    """All epochs. The state is saved after each, and every draw comes from (seed, epoch, step): a run that was interrupted
-    ends as one that was not (on a GPU to rounding: cuDNN's sums have no fixed order)."""
-    state_file, log = folder / "state.pt", folder / "log.jsonl"
-    keys = copy.deepcopy(model).requires_grad_(False).train() if o.momentum_encoder else None
-    optimizer = torch.optim.SGD(model.parameters(), o.lr, MOMENTUM, weight_decay=WEIGHT_DECAY)
-    if state_file.is_file():
-        state = load_checkpoint(
-            state_file, device, model, ["model", "optimizer", "keys", "bank", "velocity", "epoch"]
-        )
-        optimizer.load_state_dict(state["optimizer"])
-        if keys is not None:
-            keys.load_state_dict(state["keys"])
-        bank, velocity, first = state["bank"], state["velocity"], state["epoch"]
-    else:
-        bank = (
-            None
-            if o.method == "simclr"
-            else first_bank(model, data, counts, o, device, rank, world)
-        )
-        velocity, first = None if bank is None else torch.zeros_like(bank), 0
-    if bank is not None:
-        print(f"bank of {len(bank):,} negatives")
-    if rank == 0:
-        lines = (
-            log.read_text().splitlines()[:first] if log.is_file() else []
-        )  # what was not saved runs again
-        save_file(log, lambda f: f.writelines((line + "\n").encode() for line in lines))
-        if first:
-            save_encoder(folder / f"{o.name}.pt", model, o, first)
-    per_slide, start, figures = np.full(len(counts), o.tiles_per_slide), time.time(), []
-    due, collapsed = seldom(), False
-    for epoch in range(first + 1, o.epochs + 1):
-        chosen, data["unchanged"] = histcode.choose_tiles(counts, per_slide, o.seed, epoch), 0
-        order = histcode.mix(len(chosen), o.pool, np.random.default_rng([o.seed, epoch, 1]))
-        optimizer.param_groups[0]["lr"], began, figures = (
-            histcode.learning_rate(o, epoch - 1),
-            time.time(),
-            [],
-        )
-        model.train()
-        total = len(order) // o.batch * o.batch
-        tick = (
-            progress(f"epoch {epoch}", total, "tiles", end=False) if rank == 0 else lambda n: None
-        )
-        for step, tiles in enumerate(
-            read_batches(data, chosen, order, o.batch, rank, world, o.workers)
-        ):
-            views = histcode.two_views(
-                torch.from_numpy(tiles).to(device),
-                o.view_px,
-                o.batch,
-                rank,
-                world,
-                o.seed,
-                epoch,
-                step,
-            )
-            figures.append(train_step(model, keys, optimizer, bank, velocity, views, o))
-            if not np.isfinite(figures[-1][0]):
-                break
-            tick(o.batch)
-        if not np.isfinite(figures[-1][0]) or not all(
-            v.isfinite().all() for v in model.parameters()
-        ):
-            slides = np.unique(chosen[order[step * o.batch : (step + 1) * o.batch], 0])
-            raise InputError(
-                f"epoch {epoch} step {step + 1}: loss or weights are not finite any more, at tiles of "
-                f"{few([data['slides'][s] for s in slides])}"
-                + f"; {state_file} keeps epoch {epoch - 1}" * (epoch > 1)
-                + "; a lower --lr may help"
-            )
-        loss, positive, hardest, apart = np.mean(figures, 0)
-        norm = None if bank is None else bank.norm(dim=1).mean().item()
-        rate = total / (time.time() - began)
-        if rank == 0:
-            entry = dict(
-                epoch=epoch,
-                loss=loss,
-                positive=positive,
-                hardest=hardest,
-                spread=apart,
-                bank_norm=norm,
-                lr=histcode.learning_rate(o, epoch - 1),
-                tiles_per_s=round(rate, 1),
-                collapsed=bool(apart < COLLAPSED),
-            )
-            with open(log, "a") as f:
-                f.write(json.dumps(entry) + "\n")
-            state = dict(
-                epoch=epoch,
-                model=model.state_dict(),
-                keys=None if keys is None else keys.state_dict(),
-                bank=bank,
-                optimizer=optimizer.state_dict(),
-                velocity=velocity,
-            )
-            save_encoder(
-                folder / f"{o.name}.pt", model, o, epoch
-            )  # before the state that says it is done
-            save_file(state_file, lambda f: torch.save(state, f))
-        shown = due(epoch == o.epochs)
+def say_collapse(entry, method):
+    remedies = "A lower --lr"
+    if method == "adco":
+        remedies += ", --momentum-encoder or --in-batch"
+    print(
+        f"COLLAPSE: all embeddings are nearly equal (spread {entry['spread']:.3f}, 1 is all over "
+        f"the sphere). {remedies} may help",
+        flush=True,
+    )
+
+
+class Speaker:
+    """Says how epochs went: each on a terminal, one a minute into a file; a collapse at once."""
+
+    def __init__(self, o):
+        self.epochs = o.epochs
+        self.method = o.method
+        self.due = seldom()
+        self.collapsed = False
+
+    def say(self, entry, left):
+        shown = self.due(entry["epoch"] == self.epochs)
         if shown:
-            print(
-                f"epoch {epoch:3d}/{o.epochs}  loss {loss:.4f}  positive {positive:.3f}  hardest negative {hardest:.3f}  "
-                f"spread {apart:.3f}  "
-                + (f"bank norm {norm:.3f}  " if norm is not None else "")
-                + (f"colours kept {data['unchanged']:,} tiles  " if any(data["stains"]) else "")
-                + f"{rate:6.1f} tiles/s  "
-                f"{clock((time.time() - start) / (epoch - first) * (o.epochs - epoch))} left",
-                flush=True,
-            )
-        if apart < COLLAPSED and (shown or not collapsed):
-            print(
-                f"COLLAPSE: all embeddings are nearly equal (spread {apart:.3f}, 1 is all over the sphere). A lower --lr"
-                + (", --momentum-encoder or --in-batch" * (o.method == "adco"))
-                + " may help",
-                flush=True,
-            )
-        collapsed = apart < COLLAPSED
-    return figures
+            say_epoch(entry, self.epochs, left)
+        if entry["collapsed"] and (shown or not self.collapsed):
+            say_collapse(entry, self.method)
+        self.collapsed = entry["collapsed"]
+
+
+def states_of(model, reader, o, state):
+    """The loop with what the command's options say: a generator of the states still to come."""
+    return histcode.pretrain_epochs(
+        model,
+        reader.views,
+        negatives_of(model, reader, o, state),
+        epochs=o.epochs,
+        lr=o.lr,
+        final_lr=o.final_lr if o.cosine else None,
+        momentum_encoder=o.momentum_encoder,
+        symmetric=o.symmetric,
+        whole=Whole if o.share[1] > 1 else histcode.alone,
+        state=state,
+    )
+
+
+def saved_state(path, model, reader, o):
+    """The state that training goes on from, or None."""
+    if not path.is_file():
+        return None
+    parts = ["epoch", "model", "optimizer", "negatives"]
+    if o.momentum_encoder:
+        parts.append("keys")
+    return load_checkpoint(path, reader.device, model, parts)
+
+
+def save_epoch(folder, model, o, state, entry):
+    """The log's line and the encoder first, the state that says they are done last."""
+    with open(folder / "log.jsonl", "a") as f:
+        f.write(json.dumps(entry) + "\n")
+    save_encoder(folder / f"{o.name}.pt", model, o, state["epoch"])
+    save_file(folder / "state.pt", lambda f: torch.save(state, f))
+
+
+def train(model, reader, o, folder):
+    """Train the epochs that are not done yet -> how many.
+
+    The state is saved after each, and every draw comes from (seed, epoch, step): a run that was
+    interrupted ends as one that was not, on a GPU to rounding, where cuDNN's sums have no order.
+    """
+    first = o.share[0] == 0
+    state_file = folder / "state.pt"
+    saved = saved_state(state_file, model, reader, o)
+    before = done = saved["epoch"] if saved else 0
+    if first:
+        cut_log(folder / "log.jsonl", done)
+        if done:  # the encoder's file may be gone
+            save_encoder(folder / f"{o.name}.pt", model, o, done)
+    speaker = Speaker(o)
+    start = began = time.time()
+    try:
+        for state in states_of(model, reader, o, saved):
+            done = state["epoch"]
+            now = time.time()
+            entry = log_entry(state, reader.tiles_of_epoch() / (now - began))
+            if first:
+                save_epoch(folder, model, o, state, entry)
+            left = (now - start) / (done - before) * (o.epochs - done)
+            speaker.say(entry, left)
+            began = time.time()
+    except FloatingPointError as e:
+        kept = f"; {state_file} keeps epoch {done}" if done else ""
+        slides = few(reader.slides_at)
+        raise InputError(f"{e}, at tiles of {slides}{kept}; a lower --lr may help") from None
+    return done - before

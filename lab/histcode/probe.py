@@ -1,4 +1,4 @@
-"""lab.histcode.probe"""
+"""Does an encoder learn? Cells in a tile from its frozen features, by ridge regression. [ours]"""
 
 from pathlib import Path
 
@@ -6,81 +6,90 @@ import numpy as np
 import torch
 from torch import nn
 
-import histcode
 import stats
 import tiling
 from lab import space
 from lab.cohort.places import read_places
-from lab.histcode.epochs import read_batches
+from lab.histcode.epochs import choose_tiles, read_batches
 from lab.ridge import PENALTIES, r_squared, ridge
 from lab.weights import load_weights
 
-STAGES = 3  # "the first four main layers (the output ... is 1024)"  [HistCode Methods]
-
-
-PROBE_FOLDS = 5  #                                          [ours]
+PROBE_FOLDS = 5  # at most, of the groups [ours]
+INNER = 0.2  # of a training part's groups choose the penalty [ours]
 
 
 def linear_probe(x, y, groups, folds=PROBE_FOLDS, seed=0, penalties=PENALTIES):
-    """R2 (C,) of y (n, C) from features x (n, D) by ridge, every row predicted by a fit to other groups (patients).
+    """R2 (C,) of y (n, C) from features x (n, D), every row predicted by a fit to other groups.
 
-    The penalty of each column is the best on a fifth of the groups of each training part, fitted to the others. The held-out
-    predictions of all folds are pooled before R2. Needs at least 3 groups; folds are at most their number.
+    The penalty of each column is the best on a fifth of the groups of each training part, fitted
+    to the others. The predictions of all folds are pooled before R2. It takes 3 groups (patients).
     """
     x, y, groups = np.asarray(x, np.float64), np.asarray(y, np.float64), np.asarray(groups)
-    alike, prediction = np.zeros(len(groups)), np.empty_like(y)
+    alike = np.zeros(len(groups))
     fold = stats.patient_folds(groups, alike, min(folds, len(np.unique(groups))), seed)
+    prediction = np.empty_like(y)
+    columns = np.arange(y.shape[1])
     for f in np.unique(fold):
-        rest = np.flatnonzero(fold != f)
-        inner = stats.inner_split(groups[rest], alike[rest], 0.2, [seed, f])
+        rest, test = np.flatnonzero(fold != f), fold == f
+        inner = stats.inner_split(groups[rest], alike[rest], INNER, [seed, f])
         weights, bias = ridge(x[rest[~inner]], y[rest[~inner]], penalties)
         tried = x[rest[inner]] @ weights + bias[:, None]  # (penalties, m, C)
-        best = np.nan_to_num(r_squared(y[rest[inner]], tried), nan=0).argmax(0)  # (C,)
+        best = np.nan_to_num(r_squared(y[rest[inner]], tried)).argmax(0)  # (C,)
         weights, bias = ridge(x[rest], y[rest], penalties)
-        each = np.arange(y.shape[1])
-        prediction[fold == f] = x[fold == f] @ weights[best, :, each].T + bias[best, each]
+        prediction[test] = x[test] @ weights[best, :, columns].T + bias[best, columns]
     return r_squared(y, prediction)
 
 
 def cell_content(cohort, name, coords, tile, mpp, origin=(0, 0)):
-    """What is known of each tile: {class: (n,)} of one slide, nan where nothing is known of the tile; or None.
+    """{class: (n,)}, what is known of each tile of a slide, nan where nothing is; or None.
 
-    points/<slide>.csv: points of each class in the tile; else spots/<slide>.csv: columns fraction:..., the mean of the
-    spots whose centre lies in the tile.
+    From points/<slide>.csv the number of points of each class in the tile; else from
+    spots/<slide>.csv the mean of its columns fraction:... over spots whose centre is in the tile.
     """
     cells, spots = read_places(Path(cohort), name, mpp, origin)
     if cells is not None:
-        kinds = {c: xy for c, xy in cells.items() if c != "all cells"} or (
-            cells if len(cells["all cells"]) else {}
-        )
-        return {c: space.count_points(xy, coords, tile).astype(float) for c, xy in kinds.items()}
-    if spots is None:
-        return None
-    which = space.holder(spots[0], coords, tile)  # (m,) tile of each spot, -1 for none
+        return points_in_tiles(cells, coords, tile)
+    if spots is not None:
+        return spots_in_tiles(*spots, coords, tile)
+    return None
+
+
+def points_in_tiles(cells, coords, tile):
+    """Numbers of cells; of unnamed ones where no class has a name, {} where there are none."""
+    kinds = {kind: xy for kind, xy in cells.items() if kind != "all cells"}
+    if not kinds and len(cells["all cells"]):
+        kinds = cells
+    return {kind: space.count_points(xy, coords, tile).astype(float) for kind, xy in kinds.items()}
+
+
+def spots_in_tiles(xy, columns, coords, tile):
+    """Mean fractions of the spots in each tile."""
+    which = space.holder(xy, coords, tile)  # tile of each spot, -1 for none
     held = which >= 0
     n = np.bincount(which[held], minlength=len(coords))
-    with np.errstate(invalid="ignore", divide="ignore"):
-        return {
-            c.removeprefix("fraction:"): np.bincount(which[held], v[held], len(coords)) / n
-            for c, v in spots[1].items()
-            if c.startswith("fraction:")
-        }
+    content = {}
+    for name, values in columns.items():
+        if name.startswith("fraction:"):
+            total = np.bincount(which[held], values[held], len(coords))
+            with np.errstate(invalid="ignore"):
+                content[name.removeprefix("fraction:")] = total / n
+    return content
 
 
 @torch.no_grad()
-def untrained(data, o, device, n=64):
-    """Random weights with BatchNorm statistics from about n tiles of these slides, one batch: what a run has before it has
-    learned. The statistics alone are worth something, which must not be counted as learning."""
-    net, counts = (
-        load_weights(STAGES, "random", o.seed).to(device),
-        np.array([len(c) for c in data["coords"]]),
-    )
-    chosen = histcode.choose_tiles(counts, np.full(len(counts), -(-n // len(counts))), o.seed, 0)[
-        :n
-    ]
-    tiles = next(read_batches(data, chosen, np.arange(len(chosen)), len(chosen), workers=o.workers))
-    for m in net.modules():
-        if isinstance(m, nn.BatchNorm2d):
-            m.reset_running_stats()  # load_weights left momentum None: one batch
+def untrained(data, stages, seed, device, workers, n=64):
+    """Random weights whose BatchNorm has seen about n tiles of these slides, in one batch.
+
+    That is what a run has before it has learned: the statistics alone are worth something, which
+    must not be counted as learning.
+    """
+    net = load_weights(stages, "random", seed).to(device)
+    counts = np.array([len(coords) for coords in data["coords"]])
+    per_slide = np.full(len(counts), -(-n // len(counts)))
+    chosen = choose_tiles(counts, per_slide, seed, 0)[:n]
+    (tiles,) = read_batches(data, chosen, np.arange(len(chosen)), len(chosen), workers=workers)
+    for module in net.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.reset_running_stats()  # load_weights left momentum None: one batch
     net.train()(tiling.normalise(torch.from_numpy(tiles).to(device)))
     return net.eval()

@@ -1,80 +1,99 @@
-"""lab.histcode.processes"""
+"""Several processes that share each batch of a pretraining, so that they learn as one.
+
+Each embeds its part of the batch. The embeddings are gathered, and every process computes the loss
+of the whole batch from them; BatchNorm sees the whole batch; the gradients are summed. [ours]
+"""
 
 import torch
 import torch.distributed as dist
 from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from lab.fast.bank import bank_gradient
 
 
-# Several processes (torchrun): each embeds its part of the batch; embeddings are gathered and each computes the loss of
-# the whole batch from them; BatchNorm sees the whole batch; gradients are summed. So two processes equal one. [ours]
-class AllSum(torch.autograd.Function):
-    """Sum over processes, whose gradient is the sum over processes too."""
+class Whole(nn.Module):
+    """A network that takes this process's part of a batch and gives the whole batch's rows.
 
-    @staticmethod
-    def forward(ctx, x):
-        x = x.clone()
-        dist.all_reduce(x)
-        return x
+    All processes then compute the same loss. Its gradient for the own rows is complete in each, and
+    what other processes' rows add to the parameters is theirs to give.
+    """
 
-    @staticmethod
-    def backward(ctx, gradient):
-        return AllSum.forward(ctx, gradient)
-
-
-class AllRows(torch.autograd.Function):
-    """Rows of all processes in their order. Each computes the same loss from them: its own rows' gradient is complete."""
-
-    @staticmethod
-    def forward(ctx, x):
-        parts = [torch.empty_like(x) for _ in range(dist.get_world_size())]
-        dist.all_gather(parts, x.contiguous())
-        return torch.cat(parts)
-
-    @staticmethod
-    def backward(ctx, gradient):
-        return gradient.chunk(dist.get_world_size())[dist.get_rank()]
-
-
-def all_rows(x):
-    return AllRows.apply(x) if dist.is_initialized() else x
-
-
-class GlobalBatchNorm(nn.BatchNorm2d):
-    """BatchNorm over the batch of all processes. torch's SyncBatchNorm does the same but on GPUs alone. [ours]"""
-
-    def forward(self, x):  # (B, C, h, w)
-        if not self.training:
-            return super().forward(x)
-        dtype, x, column = x.dtype, x.float(), lambda v: v[None, :, None, None]
-        n = x.numel() // x.shape[1] * dist.get_world_size()
-        mean = AllSum.apply(x.sum((0, 2, 3))) / n  # (C,)
-        x = x - column(mean)
-        variance = AllSum.apply(x.square().sum((0, 2, 3))) / n
-        with torch.no_grad():
-            self.running_mean.lerp_(mean, self.momentum)
-            self.running_var.lerp_(variance * n / (n - 1), self.momentum)
-            self.num_batches_tracked += 1
-        return (x * column(self.weight * torch.rsqrt(variance + self.eps)) + column(self.bias)).to(
-            dtype
+    def __init__(self, network):
+        super().__init__()
+        learns = any(p.requires_grad for p in network.parameters())
+        self.network = (
+            DistributedDataParallel(network, broadcast_buffers=False) if learns else network
         )
 
+    def forward(self, x):
+        own = self.network(x)
+        if own.requires_grad:
+            own.register_hook(times_processes)
+        rows = [torch.empty_like(own) for _ in range(dist.get_world_size())]
+        dist.all_gather(rows, own.detach().contiguous())
+        rows[dist.get_rank()] = own
+        return torch.cat(rows)
 
-def share_batchnorm(net):
-    """Put GlobalBatchNorm, with the same state, in place of every BatchNorm2d."""
+
+def times_processes(gradient):
+    """DistributedDataParallel takes the mean of the gradients; wanted is their sum."""
+    return gradient * dist.get_world_size()
+
+
+def shared_bank_gradient(q, k, bank, tau, in_batch=False):
+    """The bank's gradient, the mean of the processes': equal but for rounding, and kept equal."""
+    gradient = bank_gradient(q, k, bank, tau, in_batch)
+    dist.all_reduce(gradient)
+    return gradient.div_(dist.get_world_size())
+
+
+def share_batchnorm(net, device):
+    """Let every BatchNorm2d see the batch of all processes. In place, states kept."""
+    if device.type == "cuda":
+        return nn.SyncBatchNorm.convert_sync_batchnorm(net)
     for module in list(net.modules()):
         for name, child in list(module.named_children()):
             if type(child) is nn.BatchNorm2d:
-                shared = GlobalBatchNorm(child.num_features, child.eps, child.momentum)
+                shared = SharedBatchNorm(child.num_features, child.eps, child.momentum)
                 shared.load_state_dict(child.state_dict())
                 setattr(module, name, shared)
     return net
 
 
-def sum_gradients(net):
-    """One all_reduce for the gradients of all parameters: simpler than DistributedDataParallel, which would overlap it."""
-    if dist.is_initialized():
-        gradients = [p.grad for p in net.parameters()]
-        flat = torch.cat([g.flatten() for g in gradients])
-        dist.all_reduce(flat)
-        for g, part in zip(gradients, flat.split([g.numel() for g in gradients])):
-            g.copy_(part.view_as(g))
+class AllSum(torch.autograd.Function):
+    """The sum over processes; its gradient is the sum over processes too.
+
+    torch.distributed.nn.functional.all_reduce does the same, but is deprecated since torch 2.13,
+    and what it points to is private.
+    """
+
+    @staticmethod
+    def forward(ctx, x):
+        total = x.clone()
+        dist.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return AllSum.apply(gradient)
+
+
+class SharedBatchNorm(nn.BatchNorm2d):
+    """BatchNorm over the batch of all processes: SyncBatchNorm, which torch has on GPUs. [ours]"""
+
+    def forward(self, x):  # (B, C, h, w)
+        if not self.training:
+            return super().forward(x)
+        values = x.float()
+        n = values.numel() // values.shape[1] * dist.get_world_size()
+        mean = AllSum.apply(values.sum((0, 2, 3))) / n  # (C,)
+        values = values - mean[:, None, None]
+        variance = AllSum.apply(values.square().sum((0, 2, 3))) / n
+        with torch.no_grad():
+            self.running_mean.lerp_(mean, self.momentum)
+            self.running_var.lerp_(variance * n / (n - 1), self.momentum)
+            self.num_batches_tracked += 1
+        scale = self.weight * torch.rsqrt(variance + self.eps)
+        values = values * scale[:, None, None] + self.bias[:, None, None]
+        return values.to(x.dtype)

@@ -1,4 +1,4 @@
-"""Settings of a pretraining run."""
+"""Settings of a pretraining run: defaults, ranges, and the folder that keeps them."""
 
 import hashlib
 import json
@@ -6,43 +6,34 @@ from pathlib import Path
 
 import numpy as np
 
+import histcode
 from lab.files import InputError
 from lab.histcode.choices import TURNED, settle_choices
 from lab.histcode.options import check_ranges
-from lab.histcode.pretraining import MOMENTUM, WEIGHT_DECAY
 from lab.histcode.runs import VERSION
 from lab.histcode.tiles import EDGES, TILES_PER_SLIDE
 from lab.runs import claim_folder
 from lab.weights import weights_identity
 
-# Keys come from a slow copy; eq. 1 does not say from which network. With one network the shortest
-# way down is to move all embeddings away from the bank at once: collapse within 30 steps.
-MOMENTUM_ENCODER = 0.999  # [HistCode code]
-TAU = {
-    "adco": 0.12,
-    "simclr": 0.1,
-}  # temperature; the paper is silent [HistCode code; Chen et al. 2020]
-
-
-LEARNING_RATE = 0.03  # SGD                                      [HistCode Methods]
-
-
-BANK_RATE = 0.3  # lambda of eq. 4; 3 in AdCo's own code    [HistCode code]
-
-
-BANK_SIZE = 65536  # K of a random bank, and at most          [AdCo code]
-
-
-BANK_PERCENT = 20.0  # of each slide's tiles; the paper: "a percentage"     [HistCode code]
-
-
-BATCH = 256  # tiles of a step, over all processes      [AdCo code]
-
-
-EPOCHS = 50  #                                          [HistCode code]
-
-
-BANK_OPTIONS = (
+BANK_PERCENT = 20.0  # of each slide's tiles [HistCode code]; the paper has "a percentage"
+USUAL = {
+    "lr": histcode.LEARNING_RATE,
+    "final_lr": 0.0,
+    "cosine": False,
+    "batch": histcode.BATCH,
+    "epochs": histcode.EPOCHS,
+    "tiles_per_slide": TILES_PER_SLIDE,
+    "tau": histcode.TAU,
+    "bank_lr": histcode.BANK_RATE,
+    "bank_momentum": histcode.MOMENTUM,
+    "bank_decay": histcode.WEIGHT_DECAY,
+    "bank_percent": BANK_PERCENT,
+    "bank_size": histcode.BANK_SIZE,
+    "in_batch": False,
+    "symmetric": False,
+    "momentum_encoder": histcode.MOMENTUM_ENCODER,
+}
+BANK_OPTIONS = (  # that SimCLR has not
     "bank_tau",
     "bank_lr",
     "bank_momentum",
@@ -52,43 +43,35 @@ BANK_OPTIONS = (
     "in_batch",
     "symmetric",
     "momentum_encoder",
-)  # that SimCLR has not
+)
+COMMON_OPTIONS = (
+    "method",
+    "epochs",
+    "batch",
+    "lr",
+    "cosine",
+    "tau",
+    "view_px",
+    "tile_px",
+    "tile_um",
+    "tiles_per_slide",
+    "colour",
+    "seed",
+    "precision",
+)
 
 
-def settle_options(o, world):
-    """Fill in what was not asked for: what --follow and --code turn, else our values; check all of them."""
+def settle_options(o, processes):
+    """Fill in what was not asked for: what --follow and --code turn, else USUAL; check it all."""
+    usual = USUAL
     if o.method == "simclr":
-        bank = [f"--{k.replace('_', '-')}" for k in BANK_OPTIONS if getattr(o, k) is not None]
-        bank += [
-            f"--code {name}" for name in o.code if set(TURNED["pretrain"][name]) & set(BANK_OPTIONS)
-        ]
-        if bank or o.follow:
-            raise InputError(
-                f"{', '.join(bank) or f'--follow {o.follow}'}: not with --method simclr, which has no bank"
-            )
+        refuse_bank_options(o)
+        usual = {**USUAL, "tau": histcode.SIMCLR_TAU, "momentum_encoder": 0.0}
     settle_choices(o)
-    usual = dict(
-        lr=LEARNING_RATE,
-        final_lr=0.0,
-        cosine=False,
-        batch=BATCH,
-        epochs=EPOCHS,
-        tau=TAU[o.method],
-        bank_tau=None,
-        bank_lr=BANK_RATE,
-        bank_momentum=MOMENTUM,
-        bank_decay=WEIGHT_DECAY,
-        bank_percent=BANK_PERCENT,
-        bank_size=BANK_SIZE,
-        in_batch=False,
-        symmetric=False,
-        tiles_per_slide=TILES_PER_SLIDE,
-        momentum_encoder=MOMENTUM_ENCODER if o.method == "adco" else 0.0,
-        name=o.method,
-    )
-    for k, v in usual.items():
-        if getattr(o, k) is None:
-            setattr(o, k, v)
+    for option, value in usual.items():
+        if getattr(o, option) is None:
+            setattr(o, option, value)
+    o.name = o.name or o.method
     o.bank_tau = o.tau if o.bank_tau is None else o.bank_tau
     check_ranges(
         o,
@@ -109,54 +92,56 @@ def settle_options(o, world):
         ("tile_px", *EDGES),
     )
     if o.final_lr and not o.cosine:
+        raise InputError(f"--final-lr {o.final_lr:g}: only with --cosine; else the rate stays")
+    if o.batch % processes or o.bank_size < processes:
         raise InputError(
-            f"--final-lr {o.final_lr:g}: only with --cosine; the rate is constant without it"
+            f"--batch {o.batch}, --bank-size {o.bank_size}: {processes} processes want parts of a "
+            "batch that are equal, and a negative each"
         )
-    if o.method == "adco" and o.bank_size < world:
-        raise InputError(f"--bank-size {o.bank_size}: fewer than {world} processes")
-    if o.batch % world:
-        raise InputError(f"--batch {o.batch} can't be shared out evenly to {world} processes")
 
 
-def open_run(o, data, counts, device, world):
-    """Make or reopen COHORT/runs/NAME; a folder of other settings is refused. Puts the settings into o.settings."""
-    h = hashlib.sha256(json.dumps([data["slides"], data["tiles"]]).encode())
+def refuse_bank_options(o):
+    """InputError where a run without a bank is told how its bank is to be."""
+    named = [f"--{k.replace('_', '-')}" for k in BANK_OPTIONS if getattr(o, k) is not None]
+    for name in o.code:
+        if set(TURNED["pretrain"][name]) & set(BANK_OPTIONS):
+            named.append(f"--code {name}")
+    if o.follow:
+        named.append(f"--follow {o.follow}")
+    if named:
+        raise InputError(f"{', '.join(named)}: not with --method simclr, which has no bank")
+
+
+def open_run(o, data, counts, device):
+    """Make or reopen COHORT/runs/NAME -> (folder, config); one of other settings is refused.
+
+    Puts the settings into o.settings.
+    """
+    digest = hashlib.sha256(json.dumps([data["slides"], data["tiles"]]).encode())
     for coords in data["coords"]:
-        h.update(np.ascontiguousarray(coords))
-    names = (
-        "method",
-        "epochs",
-        "batch",
-        "lr",
-        "cosine",
-        "tau",
-        "view_px",
-        "tile_px",
-        "tile_um",
-        "tiles_per_slide",
-        "colour",
-        "seed",
-        "precision",
-        *(["final_lr"] * o.cosine),
-        *(BANK_OPTIONS if o.method == "adco" else ()),
-    )
-    config = dict(
-        version=VERSION,
-        data=h.hexdigest()[:16],
-        slides=len(counts),
-        all_tiles=int(counts.sum()),
-        weights=weights_identity(o.weights, o.seed),
-        **{k: getattr(o, k) for k in names},
-    )
+        digest.update(np.ascontiguousarray(coords))
+    options = [*COMMON_OPTIONS]
+    if o.cosine:
+        options.append("final_lr")
+    if o.method == "adco":
+        options += BANK_OPTIONS
+    o.settings = {
+        "version": VERSION,
+        "data": digest.hexdigest()[:16],
+        "slides": len(counts),
+        "all_tiles": int(counts.sum()),
+        "weights": weights_identity(o.weights, o.seed),
+        **{option: getattr(o, option) for option in options},
+    }
     folder = Path(o.cohort) / "runs" / o.within / o.name
-    o.settings = config
-    return folder, claim_folder(
+    config = claim_folder(
         folder,
-        config,
+        o.settings,
         "state.pt",
         o.share,
         cohort=str(Path(o.cohort).resolve()),
         device=str(device),
-        processes=world,
+        processes=o.share[1],
         code=o.code,
     )
+    return folder, config
