@@ -11,7 +11,6 @@ from pathlib import Path
 import numpy as np
 
 import he2rna
-import stats
 from lab.files import load_arrays, load_json, save_file
 from lab.he2rna.bags import read_ahead
 
@@ -42,7 +41,7 @@ def untrained_null(folder, config, data, bags, o, draw_model):
     path = folder / "null.npz"
     y, fold, projects = data.y, data.fold, data.projects
     saved = load_arrays(path) or {}
-    if saved.pop("models", None) == o.null_models and set(saved) == set(he2rna.cancers(projects)):
+    if saved.pop("models", None) == o.null_models:
         return saved
     judged, n_folds = judged_in(fold, config)
     copies = -(-MIN_NULL // (o.null_models * y.shape[1]))
@@ -68,18 +67,16 @@ def untrained_null(folder, config, data, bags, o, draw_model):
 
 def save_predictions(folder, data, prediction):
     """predictions.npz: every test slide's prediction beside the truth."""
-    columns = {name: data[name + "s"] for name in ("slide", "patient", "project")}
-    save_file(
-        folder / "predictions.npz",
-        lambda f: np.savez_compressed(
-            f,
-            prediction=prediction,
-            truth=data.y,
-            genes=np.array(data.genes),
-            fold=data.fold,
-            **columns,
-        ),
-    )
+    arrays = {
+        "prediction": prediction,
+        "truth": data.y,
+        "genes": np.array(data.genes),
+        "slide": data.slides,
+        "patient": data.patients,
+        "project": data.projects,
+        "fold": data.fold,
+    }
+    save_file(folder / "predictions.npz", lambda f: np.savez_compressed(f, **arrays))
 
 
 def write_genes(path, genes, results):

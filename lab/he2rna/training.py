@@ -35,21 +35,11 @@ from lab.progress import clock, seldom
 from lab.runs import load_checkpoint, mark_of, read_log, write_log
 
 VERSION = 3  # of a run's files; another is refused                                        [ours]
-STATE = ("epoch", "best_epoch", "best_score", "best", "model", "optimizer", "seconds")
 SETTINGS = ("hidden", "n_features", "ks", "dropout", "features", "code", "pad_to")  # in fold*.pt
 
 
-def model_of_choices(
-    n_features,
-    n_genes,
-    hidden=he2rna.HIDDEN,
-    ks=he2rna.KS_SUPERTILES,
-    dropout=he2rna.DROPOUT,
-    code=(),
-    pad_to=tiling.N_SUPERTILES,
-    precision="float32",
-):
-    """The network with the choices that --code turns: padding, k and relu are arguments of it.
+def model_of_choices(*sizes, code=(), pad_to=tiling.N_SUPERTILES, precision="float32", **more):
+    """HE2RNA(*sizes, **more), with the choices that --code turns as its arguments.
 
     pad_to: rows to which the authors' code pads a bag; precision: in which tiles are chosen.
     """
@@ -59,11 +49,8 @@ def model_of_choices(
         pool = partial(he2rna.padded_top_k_mean, rows=pad_to)
         head = None  # the fast one has no padding
     return he2rna.HE2RNA(
-        n_features,
-        n_genes,
-        hidden,
-        ks,
-        dropout,
+        *sizes,
+        **more,
         pool=pool,
         head=head,
         one_k_per_gene="k" in code,
@@ -78,7 +65,7 @@ def cross_validate(folder, config, o, data, bags, splits, first_model, start):
     began. Of several processes each trains its folds, and the first does the rest.
     """
     rank, world = o.share
-    by_first(lambda: keep_saved_epochs(folder, len(splits)))
+    by_first(lambda: tidy_log(folder))
     for fold in range(rank, len(splits), world):
         if not fold_path(folder, fold).is_file():
             model = first_model(fold, splits[fold][0])
@@ -88,8 +75,7 @@ def cross_validate(folder, config, o, data, bags, splits, first_model, start):
     of_all(None)
     if rank:
         return
-    if world > 1:
-        keep_saved_epochs(folder, len(splits))
+    tidy_log(folder)
     prediction, saved, device = predict_test_slides(folder, o, data, bags, splits, first_model)
     judge(folder, config, o, data, bags, prediction, saved, device, start)
 
@@ -103,7 +89,7 @@ def state_path(folder, fold):
     return folder / f"fold{fold}.state.pt"
 
 
-# ----- One fold ------------------------------------------------------------------------------------
+# ----- One fold ----------------------------------------------------------------------------------
 
 
 def train_fold(model, bags, data, rows, o, fold, folder):
@@ -112,13 +98,10 @@ def train_fold(model, bags, data, rows, o, fold, folder):
     rows: (train, valid, test). Returns what the report says of the fold.
     """
     train, valid, _ = rows
-    saw(data.ledgers[fold], "weights of the network", data.patients[train])
-    if len(valid):
-        saw(data.ledgers[fold], "choice of the epoch", data.patients[valid])
+    write_ledger(data, fold, train, valid)
     path = state_path(folder, fold)
-    state = None
-    if path.is_file():
-        state = load_checkpoint(path, next(model.parameters()).device, model, STATE)
+    state = load_state(path, model)
+    before = state["seconds"] if state else 0
     due = seldom()
     epochs = he2rna.train_epochs(
         model,
@@ -136,10 +119,10 @@ def train_fold(model, bags, data, rows, o, fold, folder):
         ahead=read_ahead(f"fold{fold}"),
     )
     try:
-        for state in timed(epochs, state["seconds"] if state else 0):
+        for state in timed(epochs, before):
             log_epoch(log_path(folder, o.share), fold, state)
             save_state(path, state)
-            if due(is_last(state, o)):
+            if due():
                 say_epoch(o, fold, state)
     except he2rna.NotFinite as e:
         raise InputError(
@@ -148,12 +131,24 @@ def train_fold(model, bags, data, rows, o, fold, folder):
             "--lr may help"
         ) from None
     model.load_state_dict(state["best"])
-    return {
-        "best_epoch": state["best_epoch"],
-        "epochs": state["epoch"],
-        "seconds": state["seconds"],
-        "by": chosen_by(data.projects[valid]),
-    }
+    note = {"best_epoch": state["best_epoch"], "epochs": state["epoch"]}
+    note.update(seconds=state["seconds"], by=chosen_by(data.projects[valid]))
+    say(f"fold{fold}: best epoch {note['best_epoch']} of {note['epochs']}, by {note['by']}")
+    return note
+
+
+def write_ledger(data, fold, train, valid):
+    saw(data.ledgers[fold], "weights of the network", data.patients[train])
+    if len(valid):
+        saw(data.ledgers[fold], "choice of the epoch", data.patients[valid])
+
+
+def load_state(path, model):
+    """Where an earlier call left off, or None."""
+    if path.is_file():
+        device = next(model.parameters()).device
+        return load_checkpoint(path, device, keys=("model", "optimizer", "best", "seconds"))
+    return None
 
 
 def timed(epochs, before):
@@ -162,12 +157,6 @@ def timed(epochs, before):
     for state in epochs:
         state["seconds"] = time.time() - began
         yield state
-
-
-def is_last(state, o):
-    """Whether the fold ends with this epoch."""
-    waited = state["epoch"] - state["best_epoch"]
-    return state["epoch"] == o.epochs or waited >= o.patience
 
 
 def chosen_by(projects):
@@ -225,41 +214,28 @@ def save_fold(folder, fold, model, note, config, data):
     save_file(path, lambda f: torch.save(saved, f))
 
 
-def keep_saved_epochs(folder, n_folds):
-    """Of the log keep, fold by fold, the epochs that are saved: the others run again."""
-    last = {}
-    for fold in range(n_folds):
-        state = state_path(folder, fold)
-        last[fold] = 0
-        if fold_path(folder, fold).is_file():
-            last[fold] = np.inf
-        elif state.is_file():
-            last[fold] = load_checkpoint(state, "cpu", keys=("epoch",))["epoch"]
-    entries = []
+def tidy_log(folder):
+    """Each epoch once, in order. Those that a break left unsaved ran again, to the same end."""
+    entries = {}
     for entry in read_log(folder):
-        epoch = entry.get("epoch")
-        if isinstance(epoch, int) and epoch <= last.get(entry.get("fold"), -1):
-            entries.append(entry)
-    write_log(folder, sorted(entries, key=lambda entry: (entry["fold"], entry["epoch"])))
+        if "fold" in entry and "epoch" in entry:
+            entries[entry["fold"], entry["epoch"]] = entry
+    write_log(folder, [entries[key] for key in sorted(entries)])
 
 
-# ----- All folds --------------------------------------------------------------------------------------
+# ----- All folds ---------------------------------------------------------------------------------
 
 
 def predict_test_slides(folder, o, data, bags, splits, first_model):
-    """Each slide by the model that did not see it.
-
-    -> (prediction (S, G), the folds' checkpoints, the device)
-    """
-    prediction = np.zeros(data.y.shape, np.float32)
-    saved = []
-    for fold, (train, _, test) in enumerate(splits):
+    """-> (each slide by the model that did not see it (S, G), the folds' checkpoints, device)."""
+    models, saved = [], []
+    for fold, (train, _, _) in enumerate(splits):
         model = first_model(fold, train)
         device = next(model.parameters()).device
         saved.append(load_checkpoint(fold_path(folder, fold), device, model))
-        if len(test):
-            ahead = read_ahead(f"test slides of fold{fold}")
-            prediction[test] = he2rna.predict(model, bags, test, o.batch, ahead)
+        models.append(model)
+    ahead = read_ahead("test slides")
+    prediction = he2rna.cross_predict(models.__getitem__, bags, data.fold, o.batch, ahead)
     return prediction, saved, device
 
 
