@@ -1,15 +1,16 @@
-"""What paper and authors' code disagree on, and the options that a choice turns."""
+"""Where HistCode's paper and its authors' code differ or are silent, and what `--code` turns.
 
-from lab.audit.choices import flipped, switches
+The rule: the paper decides; where it is silent or ambiguous, the authors' code; where that is a
+defect or a leak, the correct thing. This is all of it that an option can express.
+"""
+
+from lab.audit.choices import Choice, flipped, switches
 from lab.files import InputError
 from lab.histcode.tiles import TILES_PER_SLIDE
 
-# Choices: all that paper and authors' code disagree on or leave open, as far as a switch can express it
-# Rule: the paper; where it is silent or ambiguous, the authors' code; where that is a defect or a leak, the correct thing.
-# A row: command and name for its --code NAME,..; the paper; the authors' code; ours; the other side, which --code turns
-# this one choice to (code or paper: that side, as --follow does with all of its; else in words); the tag of ours.
+# Command, name for --code, the paper, the authors' code, ours, the other side, the tag of ours.
 CHOICES = (
-    (
+    Choice(
         "pretrain",
         "tissue",
         'Otsu; "the threshold 8"',
@@ -18,7 +19,7 @@ CHOICES = (
         "saturation above 8; tiles/ is cut anew",
         "[HistCode code]",
     ),
-    (
+    Choice(
         "pretrain",
         "--min-area",
         "tiles whose tissue is under 100 (of what, it does not say) dropped",
@@ -27,7 +28,7 @@ CHOICES = (
         "--min-area 100",
         "[ours]",
     ),
-    (
+    Choice(
         "pretrain",
         "colour",
         "normalised; the method is not named, here Macenko's",
@@ -36,7 +37,7 @@ CHOICES = (
         "paper",
         "[HistCode code]",
     ),
-    (
+    Choice(
         "pretrain",
         "tiles",
         "all tiles",
@@ -45,9 +46,25 @@ CHOICES = (
         "paper",
         "[ours]",
     ),
-    ("pretrain", "batch", "silent", "250; AdCo's 256", "AdCo's", "code", "[AdCo code]"),
-    ("pretrain", "lr", ".03", ".001", "the paper's", "code", "[HistCode Methods]"),
-    (
+    Choice(
+        "pretrain",
+        "batch",
+        "silent",
+        "250; AdCo's 256",
+        "AdCo's",
+        "code",
+        "[AdCo code]",
+    ),
+    Choice(
+        "pretrain",
+        "lr",
+        ".03",
+        ".001",
+        "the paper's",
+        "code",
+        "[HistCode Methods]",
+    ),
+    Choice(
         "pretrain",
         "cosine",
         "one rate",
@@ -56,7 +73,7 @@ CHOICES = (
         "code",
         "[HistCode Methods]",
     ),
-    (
+    Choice(
         "pretrain",
         "momentum-encoder",
         "eq. 1 does not say which network makes the keys",
@@ -65,7 +82,7 @@ CHOICES = (
         "none: one encoder for both views",
         "[HistCode code]",
     ),
-    (
+    Choice(
         "pretrain",
         "in-batch",
         "negatives are the bank alone",
@@ -74,7 +91,7 @@ CHOICES = (
         "code",
         "[HistCode eq. 1]",
     ),
-    (
+    Choice(
         "pretrain",
         "bank-tau",
         "one temperature for both sides of the game",
@@ -83,7 +100,7 @@ CHOICES = (
         "code",
         "[HistCode eqs. 1-4]",
     ),
-    (
+    Choice(
         "pretrain",
         "bank-lr",
         "silent",
@@ -92,7 +109,7 @@ CHOICES = (
         "3, as AdCo's own code",
         "[HistCode code]",
     ),
-    (
+    Choice(
         "pretrain",
         "bank-step",
         "the gradient alone (eq. 4)",
@@ -101,7 +118,7 @@ CHOICES = (
         "paper",
         "[HistCode code]",
     ),
-    (
+    Choice(
         "pretrain",
         "bank-size",
         "a percentage of each slide's tiles",
@@ -110,7 +127,7 @@ CHOICES = (
         "code",
         "[AdCo code]",
     ),
-    (
+    Choice(
         "diagnose",
         "folds",
         "five tests of 10 %: half of the patients",
@@ -119,7 +136,7 @@ CHOICES = (
         "each of the ten parts tests in turn",
         "[HistCode Results, Tumor diagnosis]",
     ),
-    (
+    Choice(
         "diagnose",
         "stop",
         "a validation part of 10 %",
@@ -128,7 +145,7 @@ CHOICES = (
         "the test part chooses it, as in expression's code",
         "[HistCode Results, Tumor diagnosis]",
     ),
-    (
+    Choice(
         "diagnose",
         "embed",
         "attention on the features (eqs. 5-6)",
@@ -137,7 +154,7 @@ CHOICES = (
         "code",
         "[HistCode eqs. 5-6]",
     ),
-    (
+    Choice(
         "diagnose",
         "--colour",
         "normalised; the method is not named",
@@ -146,7 +163,7 @@ CHOICES = (
         "--colour macenko",
         "[HistCode code]",
     ),
-    (
+    Choice(
         "expression",
         "--colour",
         "normalised; the method is not named",
@@ -155,7 +172,7 @@ CHOICES = (
         "--colour macenko",
         "[HistCode code]",
     ),
-    (
+    Choice(
         "expression",
         "model",
         "one linear layer a gene, on both ends of the attention (eq. 8)",
@@ -164,7 +181,7 @@ CHOICES = (
         "code",
         "[HistCode eq. 8]",
     ),
-    (
+    Choice(
         "expression",
         "epochs",
         "silent",
@@ -173,7 +190,7 @@ CHOICES = (
         "code",
         "[HistCode code]",
     ),
-    (
+    Choice(
         "expression",
         "stop",
         "silent",
@@ -182,7 +199,7 @@ CHOICES = (
         "code",
         "[ours]",
     ),
-    (
+    Choice(
         "expression",
         "embed",
         "attention on the features (eqs. 5-6)",
@@ -191,7 +208,7 @@ CHOICES = (
         "code",
         "[HistCode eqs. 5-6]",
     ),
-    (
+    Choice(
         "expression",
         "slides",
         '"single whole slide image"',
@@ -202,58 +219,68 @@ CHOICES = (
     ),
 )
 
-
-TURNED = {  # the options that a choice turns; stop has none
+# The options that a choice stands for. `stop` has none: histcode.roles takes it as an argument.
+TURNED = {
     "pretrain": {
-        "tissue": dict(tissue="saturation", tissue_threshold=8.0),
-        "colour": dict(colour="macenko"),
-        "tiles": dict(tiles_per_slide=10**9),
-        "batch": dict(batch=250),
-        "lr": dict(lr=0.001),
-        "cosine": dict(cosine=True, final_lr=0.0006),
-        "momentum-encoder": dict(momentum_encoder=0.0),
-        "in-batch": dict(in_batch=True),
-        "bank-tau": dict(bank_tau=0.02),
-        "bank-lr": dict(bank_lr=3.0),
-        "bank-step": dict(bank_momentum=0.0, bank_decay=0.0),
-        "bank-size": dict(bank_size=318193),
+        "tissue": {"tissue": "saturation", "tissue_threshold": 8.0},
+        "colour": {"colour": "macenko"},
+        "tiles": {"tiles_per_slide": 10**9},
+        "batch": {"batch": 250},
+        "lr": {"lr": 0.001},
+        "cosine": {"cosine": True, "final_lr": 0.0006},
+        "momentum-encoder": {"momentum_encoder": 0.0},
+        "in-batch": {"in_batch": True},
+        "bank-tau": {"bank_tau": 0.02},
+        "bank-lr": {"bank_lr": 3.0},
+        "bank-step": {"bank_momentum": 0.0, "bank_decay": 0.0},
+        "bank-size": {"bank_size": 318193},
     },
-    "diagnose": {"folds": dict(rotate=True), "embed": dict(embed=(512,))},
+    "diagnose": {"folds": {"rotate": True}, "embed": {"embed": (512,)}},
     "expression": {
-        "model": dict(model="attention", per_gene=True),
-        "epochs": dict(epochs=200),
-        "embed": dict(embed=(512,)),
-        "slides": dict(slides="both"),
+        "model": {"model": "attention", "per_gene": True},
+        "epochs": {"epochs": 200},
+        "embed": {"embed": (512,)},
+        "slides": {"slides": "both"},
     },
 }
 
 
 def settle_choices(o):
-    """o.code: the choices that --follow and --code turn; the options that they stand for are set. An option asked for in
-    so many words gainsays --code, and goes before --follow."""
-    named, o.code = o.code, flipped(CHOICES, o.verb, o.code, o.follow)
-    for name in list(o.code):
+    """Set o.code to what --follow and --code turn, and the options that it stands for.
+
+    An option that asks for something else contradicts --code, and goes before --follow.
+    """
+    named = o.code
+    o.code = []
+    for name in flipped(CHOICES, o.verb, named, o.follow):
         turned = TURNED[o.verb].get(name, {})
-        given = [
-            f"--{'' if getattr(o, k) else 'no-' * (getattr(o, k) is False)}{k.replace('_', '-')}"
-            + f" {getattr(o, k)}" * (not isinstance(getattr(o, k), bool))
-            for k, v in turned.items()
-            if getattr(o, k) not in (None, v)
+        against = [
+            as_typed(option, getattr(o, option))
+            for option, value in turned.items()
+            if getattr(o, option) not in (None, value)
         ]
-        if given and name in named:
-            raise InputError(
-                f"--code {name} turns it to: {switches(CHOICES, o.verb)[name]}; leave {' '.join(given)} out"
-            )
-        if given:
-            print(f"--follow {o.follow}: without {name}, for {' '.join(given)} is asked for")
-            o.code.remove(name)
-        else:
+        if not against:
             vars(o).update(turned)
+            o.code.append(name)
+        elif name in named:
+            does = switches(CHOICES, o.verb)[name]
+            raise InputError(f"--code {name} turns it to: {does}; leave {' '.join(against)} out")
+        else:
+            print(f"--follow {o.follow}: without {name}, for {' '.join(against)} is asked for")
+
+
+def as_typed(option, value):
+    """An option and its value as on the command line."""
+    name = option.replace("_", "-")
+    if isinstance(value, bool):
+        return f"--{name}" if value else f"--no-{name}"
+    return f"--{name} {value}"
 
 
 def turned_lines(o):
     """Of a report: the choices of this run that are turned."""
-    text = "; ".join(f"{name}: {switches(CHOICES, o.verb)[name]}" for name in o.code)
-    return (
-        [f"Turned to their other side (`python histcode.py choices`): {text}.", ""] if text else []
-    )
+    does = switches(CHOICES, o.verb)
+    text = "; ".join(f"{name}: {does[name]}" for name in o.code)
+    if not text:
+        return []
+    return [f"Turned to their other side (`python histcode.py choices`): {text}.", ""]

@@ -40,3 +40,12 @@ def with_interval(y, p, patients, seed):
         (stats.roc_auc(y, p), *stats.bootstrap_auc(y, p, patients, stats.N_DRAWS, rng)),
         (stats.pr_auc(y, p), *stats.bootstrap_pr_auc(y, p, patients, stats.N_DRAWS, rng)),
     ]
+
+
+def mean_sd(values):
+    """Mean and SD of the figures that there are: a test fold of one class has no AUC."""
+    values = np.array(values)
+    values = values[~np.isnan(values)]
+    if not len(values):
+        return np.nan, np.nan
+    return values.mean(), values.std(ddof=1) if len(values) > 1 else np.nan

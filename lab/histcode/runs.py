@@ -1,33 +1,31 @@
-"""A run's folder: claimed, and read again when it is finished."""
+"""A run's folder: claimed before it is trained, and read again when it is finished."""
 
 from pathlib import Path
 
 import numpy as np
 
 import histcode
-from lab import space
 from lab.files import InputError, digest, few
+from lab.histcode.splits import tested_parts
 from lab.runs import claim_folder, load_checkpoint, read_config, read_folds
 
-VERSION = 1  # of a run's files; another is refused     [ours]
+VERSION = 1  # of a run's files; another is refused  [ours]
+SETTINGS = ("hidden", "lr", "weight_decay", "epochs", "batch", "folds", "repeats", "seed")
 
 
-def claim_run(folder, o, d, more, *seen):
-    """Write the config.json of a downstream run -> its settings; a folder of other settings is refused."""
-    config = dict(
-        command=o.verb,
-        version=VERSION,
-        code=o.code,
-        data=digest(*seen, *d["seen"]),
-        features=d["features"],
-        n_features=d["n_features"],
-        embed=list(o.embed),
+def claim_run(folder, o, data, more, *seen):
+    """Write the config.json of a run -> its settings; a folder of other settings is refused."""
+    config = {
+        "command": o.verb,
+        "version": VERSION,
+        "code": o.code,
+        "data": digest(*seen, *data["seen"]),
+        "features": data["features"],
+        "n_features": data["n_features"],
+        "embed": list(o.embed),
         **more,
-        **{
-            k: getattr(o, k)
-            for k in ("hidden", "lr", "weight_decay", "epochs", "batch", "folds", "repeats", "seed")
-        },
-    )
+        **{name: getattr(o, name) for name in SETTINGS},
+    }
     return claim_folder(
         folder,
         config,
@@ -41,8 +39,11 @@ def claim_run(folder, o, d, more, *seen):
 
 
 def load_run(path, pooling=None):
-    """A finished run of diagnose or expression: dict as tiling's "run's models on slides" wants it; folds: its checkpoints,
-    kind of each (diagnosis, linear, attention)."""
+    """A finished run of diagnose or expression, as lab.application wants it.
+
+    A dict: folder, config, folds (its checkpoints), rows (of folds.csv), cohort, and fold_of
+    {patient: the models that did not learn from her or him}.
+    """
     folder = Path(path)
     config = read_config(folder, VERSION) or {}
     if config.get("command") not in ("diagnose", "expression") or config.get("bags"):
@@ -52,50 +53,55 @@ def load_run(path, pooling=None):
         )
     if config.get("version") != VERSION:
         raise InputError(
-            f"{folder} is a run of version {config.get('version')} of this program's files, this one reads "
-            f"version {VERSION}: train it again, or use the program that made it"
+            f"{folder} is a run of version {config.get('version')} of this program's files, this "
+            f"one reads version {VERSION}: train it again, or use the program that made it"
         )
-    if config["command"] == "diagnose":
-        there = [name for name in histcode.POOLINGS if (folder / f"{name}-r0-f0.pt").is_file()]
-        pooling = pooling or ("HistCode" if "HistCode" in there or not there else there[0])
-        if pooling not in there:
-            raise InputError(
-                f"--pooling {pooling}: {folder} has {few(there) or 'no finished fold'}"
-            )
-        names = [
-            f"{pooling}-r{r}-f{f}.pt"
-            for r in range(config["repeats"])
-            for f in range(config["folds"] if config["rotate"] else max(1, config["folds"] // 2))
-        ]
-    elif pooling:
-        raise InputError(f"--pooling {pooling}: {folder} is a run of expression, which has one")
-    else:
-        names = [f"fold{f}.pt" for f in range(config["folds"])]
-    missing = [name for name in names if not (folder / name).is_file()]
-    if missing or not (folder / "report.md").is_file():
+    names = checkpoints_of(folder, config, pooling)
+    missing = [n for n in (*names, "report.md") if not (folder / n).is_file()]
+    if missing:
         raise InputError(
-            f"{folder}: {few(missing, 3) or 'report.md'} is missing: the run is not finished; the command that "
+            f"{folder}: {few(missing, 3)} is missing: the run is not finished; the command that "
             "began it goes on"
         )
-    keys = ["model", "kind", "learned_from", "test_patients", "n_features"]
-    saved, cohort = (
-        [load_checkpoint(folder / name, "cpu", keys=keys) for name in names],
-        folder.resolve().parents[1],
-    )
-    known = {who for s in saved for k in ("learned_from", "test_patients") for who in s[k]}
-    return dict(
-        folder=folder,
-        config=config,
-        folds=saved,
-        rows=read_folds(folder, known),
-        cohort=cohort
-        if (cohort / "samples.csv").is_file()
-        else Path(str(config.get("cohort"))),  # it may move
-        fold_of={
-            who: [m for m, s in enumerate(saved) if who not in s["learned_from"]] for who in known
-        },
-    )
+    keys = ("model", "kind", "learned_from", "test_patients", "n_features")
+    folds = [load_checkpoint(folder / name, "cpu", keys=keys) for name in names]
+    fold_of = {}
+    for saved in folds:
+        for patient in (*saved["learned_from"], *saved["test_patients"]):
+            fold_of[patient] = [
+                m for m, model in enumerate(folds) if patient not in model["learned_from"]
+            ]
+    cohort = folder.resolve().parents[1]
+    if not (cohort / "samples.csv").is_file():  # the run was moved out of it
+        cohort = Path(str(config.get("cohort")))
+    return {
+        "folder": folder,
+        "config": config,
+        "folds": folds,
+        "rows": read_folds(folder, fold_of),
+        "cohort": cohort,
+        "fold_of": fold_of,
+    }
+
+
+def checkpoints_of(folder, config, pooling):
+    """Names of the files of a finished run's models: of a diagnosis those of one pooling."""
+    if config["command"] == "expression":
+        if pooling:
+            raise InputError(f"--pooling {pooling}: {folder} is a run of expression, which has one")
+        return [f"fold{f}.pt" for f in range(config["folds"])]
+    there = [name for name in histcode.POOLINGS if (folder / f"{name}-r0-f0.pt").is_file()]
+    if pooling is None:
+        pooling = there[0] if there and "HistCode" not in there else "HistCode"
+    if pooling not in there:
+        raise InputError(f"--pooling {pooling}: {folder} has {few(there) or 'no finished fold'}")
+    tested = range(tested_parts(config["folds"], config["rotate"]))
+    return [f"{pooling}-r{r}-f{f}.pt" for r in range(config["repeats"]) for f in tested]
 
 
 def off_scale(h):
-    return f"its prediction is not finite: features up to {np.abs(h).max():.3g} are of another scale than the run's"
+    """Why a prediction is not finite."""
+    return (
+        f"its prediction is not finite: features up to {np.abs(h).max():.3g} are of another scale "
+        "than the run's"
+    )

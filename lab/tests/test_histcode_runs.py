@@ -10,17 +10,18 @@ import numpy as np
 import pytest
 
 import histcode
+import stats
 from lab.audit.choices import switches
 from lab.cohort.samples import barcode
 from lab.commands.histcode import main
 from lab.commands.histcode.audit import UNSEEN
+from lab.commands.histcode.options import layers
 from lab.files import InputError
 from lab.gene_sets import read_sets
 from lab.histcode.bags import bags_of_table, tissue_of
 from lab.histcode.choices import CHOICES, TURNED
 from lab.histcode.heads import apply_heads
-from lab.histcode.options import layers
-from lab.histcode.pairs import contributions
+from lab.histcode.predictions import contributions
 from lab.histcode.runs import load_run
 from lab.tests.helpers import maps_of, read_csv, real, spoken_by_hand, swap, tiles_in
 
@@ -124,9 +125,9 @@ def test_slides_may_be_1_and_0_as_numbers_with_a_point(tmp_path):
         ("64,32", (64, 32)),
         ("0", ()),
         ("100000", (100000,)),
-        ("64,0", "no width"),
+        ("64,0", "1 to 100,000 wide"),
         ("x", "x"),
-        *((n, "more than 100,000|2..63") for n in ("100001", "8,100000000000", "1" * 25)),
+        *((n, "1 to 100,000 wide|2..63") for n in ("100001", "8,100000000000", "1" * 25)),
     ],
 )
 def test_embed_is_layers_that_can_be(text, want):
@@ -189,7 +190,7 @@ def test_gene_sets_are_read_from_several_files(tmp_path):
     ):
         (tmp_path / name).write_text(text)
     a, b, c = (str(tmp_path / f"{n}.gmt") for n in "abc")
-    assert read_sets([a, b]) == dict(A=("G1", "G2"), B=("G3",), C=("G4",))
+    assert stats.read_gmt(a, b) == read_sets([a, b]) == dict(A=("G1", "G2"), B=("G3",), C=("G4",))
     with pytest.raises(
         InputError, match="--gmt: .*c.gmt, line 1: set 'B' stands in .*b.gmt, line 2 too"
     ):

@@ -1,8 +1,12 @@
-"""lab.commands.histcode.ablation"""
+"""python histcode.py ablation COHORT --encoders FILE FILE: encoders x poolings on fold changes (Fig. 6).
+
+The same pairs, folds, genes and seeds in every cell; in each a network of all genes at once, which is
+`expression --model attention`. Costs as many of those runs as there are cells. Writes runs/NAME/ with
+table.csv, genes.csv, ablation.png, report.md, and a run for each cell beside it.
+"""
 
 import argparse
 import itertools
-import math
 from pathlib import Path
 
 import numpy as np
@@ -10,186 +14,188 @@ import numpy as np
 import stats
 from lab.audit.ledger import encoder_saw
 from lab.cohort.features import features_of
-from lab.commands.histcode.expression import POOLED
-from lab.commands.histcode.expression import run as expression
+from lab.commands.histcode import expression
+from lab.commands.histcode.options import pair_options
 from lab.encoders import ENCODERS, encoder_name, encoder_wants
 from lab.files import InputError, load_arrays, number, read_rows, save_csv, save_text
-from lab.histcode.options import check_ranges, pair_options
+from lab.histcode.expression import POOLED
+from lab.histcode.options import check_ranges
 from lab.histcode.pairs import pairs_of
 from lab.histcode.runs import VERSION
 from lab.progress import table
 from lab.runs import claim_folder
 from lab.show.plots import figure
 
+TABLE = ("encoder", "pooling", "genes", "mean R ± SD", "median R", "mean Spearman ± SD")
+PAIRED = ("one", "other", "mean difference of R", "p", "of Spearman", "p ")
+NOTE = (
+    "p: two-sided signed-rank test over genes, paired. Genes vary together, so it says that the two differ on "
+    "these patients, not that they would on others."
+)
+
 
 def run(o):
-    """Encoders x poolings on the same pairs, folds and genes: expression --model attention for each, and one table. [Fig. 6]"""
-    base, status, cells, seen = o.name or "ablation", 0, {}, {}
-    twice = [encoder_name(e) for e in o.encoders]
-    if len(set(twice)) < len(twice):
+    check(o)
+    folder = Path(o.cohort) / "runs" / (o.name or "ablation")
+    names = [encoder_name(encoder) for encoder in o.encoders]
+    settings = {
+        "command": "ablation",
+        "version": VERSION,
+        "encoders": names,
+        "poolings": list(o.poolings),
+    }
+    claim_folder(folder, settings, "report.md", o.share)  # the rest is in the settings of each cell
+    status, figures, seen = 0, {}, {}
+    for encoder, pooling in itertools.product(o.encoders, o.poolings):
+        name = encoder_name(encoder)
+        cell = cell_of(o, encoder, pooling, f"{folder.name}-{name}-{pooling}")
+        print(f"--- {name}, {pooling} pooling", flush=True)
+        status |= expression.run(cell)
+        if not o.share[0]:
+            figures[name, pooling] = figures_of(folder.with_name(cell.name))
+            seen[name] = seen_of_tested(folder.with_name(cell.name), cell)
+    if o.share[0]:
+        return 0
+    genes, values = in_every_cell(figures)
+    write(folder, genes, values, seen)
+    return status
+
+
+def check(o):
+    """Refuse now what would stop a later cell after hours, before a folder is made."""
+    names = [encoder_name(encoder) for encoder in o.encoders]
+    if len(set(names)) < len(names):
         raise InputError(
-            f"--encoders {' '.join(o.encoders)}: two have the name {max(twice, key=twice.count)}, and so would "
+            f"--encoders {' '.join(o.encoders)}: two have the name {max(names, key=names.count)}, and so would "
             "their features"
         )
     check_ranges(o)
-    made = {e: e not in ENCODERS and Path(e).is_dir() for e in o.encoders}  # a folder of features
-    for encoder in (e for e in o.encoders if not made[e]):  # now, not after hours with the first
-        encoder_wants(argparse.Namespace(**{**vars(o), "encoder": encoder}))
-    pairs_of(
-        o.cohort, argparse.Namespace(**{**vars(o), "slides": o.slides or "tumour"})
-    )  # before a folder is made
-    folder = Path(o.cohort) / "runs" / base  # the rest is in the config.json of each cell
-    claim_folder(
-        folder,
-        dict(command="ablation", version=VERSION, encoders=twice, poolings=list(o.poolings)),
-        "report.md",
-        o.share,
-    )
     for encoder in o.encoders:
-        for pooling in o.poolings:
-            own = argparse.Namespace(
-                **{
-                    **vars(o),
-                    "encoder": encoder,
-                    "pooling": pooling,
-                    "model": "attention",
-                    "ridge": 0,
-                    "name": f"{base}-{encoder_name(encoder)}-{pooling}",
-                    "gmt": None,
-                    "verb": "expression",
-                    "code": [],
-                    "follow": None,
-                }
-            )
-            own.weights = o.weights if encoder in ENCODERS else None
-            if made[encoder]:
-                own.encoder, own.features = o.encoder, encoder
-            print(f"--- {encoder_name(encoder)}, {pooling} pooling", flush=True)
-            status |= expression(own)
-            if o.share[0]:
-                continue
-            header, rows = read_rows(Path(o.cohort) / "runs" / own.name / "genes.csv")
-            r, rho = header.index("R"), header.index("spearman")
-            cells[encoder_name(encoder), pooling] = {
-                row[0]: (number(row[r]), number(row[rho])) for row in rows
-            }
-            saw_them, tested = (
-                encoder_saw(o.cohort, features_of(own)),
-                set(
-                    load_arrays(Path(o.cohort) / "runs" / own.name / "predictions.npz")[
-                        "patient"
-                    ].tolist()
-                ),
-            )
-            seen[encoder_name(encoder)] = (
-                "not known"
-                if saw_them is None
-                else f"{len(tested & set(saw_them))} of {len(tested)}"
-            )
-    if o.share[0]:
-        return 0
-    genes = [
-        g
-        for g in next(iter(cells.values()))
-        if all(not math.isnan(c.get(g, (math.nan,))[0]) for c in cells.values())
-    ]
+        if not is_folder(encoder):
+            encoder_wants(argparse.Namespace(**vars(o) | {"encoder": encoder}))
+    pairs_of(o.cohort, o.slides or "tumour")
+
+
+def is_folder(encoder):
+    """A folder of features that were made elsewhere?"""
+    return encoder not in ENCODERS and Path(encoder).is_dir()
+
+
+def cell_of(o, encoder, pooling, name):
+    """Options of the run of one cell."""
+    cell = argparse.Namespace(**vars(o))
+    cell.verb, cell.name = "expression", name
+    cell.model, cell.pooling = "attention", pooling
+    cell.code, cell.follow, cell.gmt, cell.ridge = [], None, None, 0
+    if is_folder(encoder):
+        cell.features = encoder
+    else:
+        cell.encoder = encoder
+    if encoder not in ENCODERS:
+        cell.weights = None
+    return cell
+
+
+def figures_of(run):
+    """{gene: (R, Spearman)} of a finished run."""
+    header, rows = read_rows(run / "genes.csv")
+    r, rho = header.index("R"), header.index("spearman")
+    return {row[0]: (number(row[r]), number(row[rho])) for row in rows}
+
+
+def seen_of_tested(run, cell):
+    """How many of the tested patients the encoder learned from, without labels."""
+    learned_from = encoder_saw(cell.cohort, features_of(cell))
+    if learned_from is None:
+        return "not known"
+    tested = set(load_arrays(run / "predictions.npz")["patient"].tolist())
+    return f"{len(tested & set(learned_from))} of {len(tested)}"
+
+
+def in_every_cell(figures):
+    """Genes that have an R in every cell, and of each cell their R and Spearman (genes, 2)."""
+    known = [{gene for gene, v in cell.items() if v[0] == v[0]} for cell in figures.values()]
+    first = next(iter(figures.values()))
+    genes = [gene for gene in first if all(gene in cell for cell in known)]
     if not genes:
         raise InputError(
             "no gene has an R in every cell of the table: is there any signal, or are predictions constant?"
         )
-    values = {
-        cell: np.array([of[g] for g in genes]) for cell, of in cells.items()
-    }  # (G, 2) R, Spearman
-    rows = [
-        (
-            *cell,
-            len(genes),
-            f"{v[:, 0].mean():.3f} ± {v[:, 0].std():.3f}",
-            f"{np.median(v[:, 0]):.3f}",
-            f"{v[:, 1].mean():.3f} ± {v[:, 1].std():.3f}",
-        )
-        for cell, v in values.items()
-    ]
-    header, tests = (
-        ("encoder", "pooling", "genes", "mean R ± SD", "median R", "mean Spearman ± SD"),
-        [],
-    )
+    return genes, {name: np.array([cell[g] for g in genes]) for name, cell in figures.items()}
+
+
+def table_rows(values):
+    for (encoder, pooling), v in values.items():
+        r, rho = (f"{m:.3f} ± {sd:.3f}" for m, sd in zip(v.mean(0), v.std(0), strict=True))
+        yield encoder, pooling, len(v), r, f"{np.median(v[:, 0]):.3f}", rho
+
+
+def paired_tests(values):
+    """Each two cells that differ in one thing alone, compared over the genes."""
     for a, b in itertools.combinations(values, 2):
-        if (a[0] == b[0]) != (a[1] == b[1]):  # they differ in one thing
-            d = values[a] - values[b]
-            tests.append(
-                (
-                    f"{a[0]}, {a[1]}",
-                    f"{b[0]}, {b[1]}",
-                    *(
-                        x
-                        for k in (0, 1)
-                        for x in (
-                            f"{d[:, k].mean():+.3f}",
-                            f"{stats.wilcoxon_signed_rank(values[a][:, k], values[b][:, k])[1]:.2g}",
-                        )
-                    ),
-                )
-            )
-    save_csv(folder / "table.csv", header, rows)
-    save_csv(
-        folder / "genes.csv",
-        ("gene", *(f"{k} {e} {p}" for e, p in values for k in ("R", "spearman"))),
-        ((g, *(f"{x:.5g}" for v in values.values() for x in v[i])) for i, g in enumerate(genes)),
-    )
-    with figure(
-        folder / "ablation.png", 1, 2, figsize=(4 + 1.3 * len(values), 4), squeeze=False
-    ) as axes:
-        for k, what in enumerate(("Pearson R", "Spearman")):
-            axes[0, k].boxplot(
-                [v[:, k] for v in values.values()], tick_labels=[f"{e}\n{p}" for e, p in values]
-            )
-            axes[0, k].axhline(0, color="0.8", lw=1, zorder=0)
-            axes[0, k].set_ylabel(f"{what} of a gene")
-            axes[0, k].tick_params(axis="x", labelsize=8)
-    paired = ("one", "other", "mean difference of R", "p", "of Spearman", "p ")
-    note = (
-        "p: two-sided signed-rank test over genes, paired. Genes vary together, so it says that the two differ on these "
-        "patients, not that they would on others."
-    )
-    print(table(header, rows), table(paired, tests), note, sep="\n\n")
-    save_text(
-        folder / "report.md",
-        [
-            f"# Ablation: {base}",
-            "",
-            "The same pairs, folds, genes and seeds in every cell; "
-            "networks of all genes at once, stopped on validation patients. [HistCode Fig. 6]",
-            "",
-            "Tested patients whose tiles the encoder learned from, without labels: "
-            + "; ".join(f"{e} {n}" for e, n in seen.items())
-            + ". What the other steps saw: reports of the runs.",
-            "",
-            table(header, rows),
-            "",
-            "![R and Spearman](ablation.png)",
-            "",
-            table(paired, tests),
-            "",
-            note,
-            "",
-        ],
-    )
+        if (a[0] == b[0]) == (a[1] == b[1]):
+            continue
+        row = [", ".join(a), ", ".join(b)]
+        for x, y in zip(values[a].T, values[b].T, strict=True):
+            row += [f"{(x - y).mean():+.3f}", f"{stats.wilcoxon_signed_rank(x, y)[1]:.2g}"]
+        yield row
+
+
+def write(folder, genes, values, seen):
+    """table.csv, genes.csv, ablation.png and report.md; the tables are printed, too."""
+    rows, tests = list(table_rows(values)), list(paired_tests(values))
+    save_csv(folder / "table.csv", TABLE, rows)
+    columns = [f"{figure} {' '.join(cell)}" for cell in values for figure in ("R", "spearman")]
+    every = np.concatenate(list(values.values()), 1)  # (genes, 2 x cells)
+    lines = ((gene, *(f"{v:.5g}" for v in row)) for gene, row in zip(genes, every, strict=True))
+    save_csv(folder / "genes.csv", ("gene", *columns), lines)
+    draw(folder / "ablation.png", values)
+    print(table(TABLE, rows), table(PAIRED, tests), NOTE, sep="\n\n")
+    who = "; ".join(f"{encoder} {patients}" for encoder, patients in seen.items())
+    text = [
+        f"# Ablation: {folder.name}",
+        "",
+        "The same pairs, folds, genes and seeds in every cell; networks of all genes at once, stopped on "
+        "validation patients. [HistCode Fig. 6]",
+        "",
+        f"Tested patients whose tiles the encoder learned from, without labels: {who}. What the other steps "
+        "saw: reports of the runs.",
+        "",
+        table(TABLE, rows),
+        "",
+        "![R and Spearman](ablation.png)",
+        "",
+        table(PAIRED, tests),
+        "",
+        NOTE,
+        "",
+    ]
+    save_text(folder / "report.md", text)
     print(f"report: {folder / 'report.md'}")
-    return status
+
+
+def draw(path, values):
+    """Box plots over the genes, a box for each cell. [HistCode Fig. 6]"""
+    labels = ["\n".join(cell) for cell in values]
+    with figure(path, 1, 2, figsize=(4 + 1.3 * len(values), 4)) as axes:
+        for k, what in enumerate(("Pearson R", "Spearman")):
+            axes[k].boxplot([v[:, k] for v in values.values()], tick_labels=labels)
+            axes[k].axhline(0, color="0.8", lw=1, zorder=0)
+            axes[k].set_ylabel(f"{what} of a gene")
+            axes[k].tick_params(axis="x", labelsize=8)
 
 
 def options(parser):
     parser.set_defaults(within="")
-    parser.add_argument("cohort", help="a cohort folder: slides/ and samples.csv")
-    p, a = parser, parser.add_argument
+    a = parser.add_argument
+    a("cohort", help="a cohort folder: slides/, samples.csv, expression.csv")
     a(
         "--encoders",
         nargs="+",
         required=True,
         metavar="ENCODER",
-        help="files of pretrain, resnet50-stage3 with --weights, "
-        "TorchScript files: as tiling.py's --encoder; folders: as --features of the other commands",
+        help="files of pretrain, resnet50-stage3 with --weights, TorchScript files: as tiling.py's --encoder; "
+        "folders: as --features of the other commands",
     )
     a(
         "--poolings",
@@ -201,7 +207,6 @@ def options(parser):
     a(
         "--weights",
         metavar="W|FILE",
-        help="of resnet50-stage3 and the like: imagenet (default), a torchvision state_dict "
-        "file, or random",
+        help="of resnet50-stage3 and the like: imagenet (default), a torchvision state_dict file, or random",
     )
-    pair_options(p, a, None)
+    pair_options(parser, None)

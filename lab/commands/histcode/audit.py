@@ -12,7 +12,7 @@ from lab.audit.choices import chosen_of, switches
 from lab.audit.compare import run_audit
 from lab.cohort.samples import read_samples
 from lab.commands.he2rna.audit import AUDIT_NOTE
-from lab.commands.histcode.expression import ALPHA
+from lab.histcode.expression_report import ALPHA
 from lab.commands.histcode.probe import run as probe
 from lab.commands.options import natural
 from lab.files import InputError, digest, fingerprint, load_json, number, read_rows, save_json
@@ -220,7 +220,7 @@ def run(o):
 def options(parser):
     parser.set_defaults(within="")
     parser.add_argument("cohort", help="a cohort folder: slides/ and samples.csv", nargs="?")
-    p, a = parser, parser.add_argument
+    a = parser.add_argument
     every = tuple(dict.fromkeys(name for command in TURNED for name in switches(CHOICES, command)))
     a(
         "--code",

@@ -7,18 +7,18 @@ import numpy as np
 
 import histcode
 import stats
-from lab import space
 import tiling
+from lab import space
 from lab.application import each_slide, every_tile, held_out, pick_genes
 from lab.cohort.features import load_features
 from lab.cohort.places import read_outlines, read_places
+from lab.commands.histcode.options import slides_of_run
 from lab.commands.options import report_failures
-from lab.encoders import pick_device
+from lab.devices import pick_device
 from lab.exchange.qupath import qupath_frame, tiles_geojson
 from lab.files import InputError, save_csv, save_json, save_text
 from lab.histcode.heads import apply_heads
-from lab.histcode.options import slides_of_run
-from lab.histcode.pairs import contributions
+from lab.histcode.predictions import contributions
 from lab.histcode.runs import load_run, off_scale
 from lab.progress import table
 from lab.show.gallery import draw_gallery
@@ -276,7 +276,8 @@ def summarise_maps(path, label, each):
 
 
 def options(parser):
-    a = slides_of_run(parser)
+    slides_of_run(parser)
+    a = parser.add_argument
     a(
         "--genes",
         help="with a run of expression: a map for each of A,B,C (Fig. 11: CD3D,CD247,CD19,PTEN)",
