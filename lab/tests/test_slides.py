@@ -7,14 +7,12 @@ import pytest
 import tifffile
 from PIL import Image, ImageCms
 
-import histcode
 import tiling
 from lab.cohort.slides import open_slide, slide_mpp
 from lab.cohort.steps import find_tiles, tiles_of
 from lab.commands.tiling import main
 from lab.files import InputError
-from lab.histcode.epochs import read_batches
-from lab.tests.helpers import data_of, degrees_between, painted, real, swap
+from lab.tests.helpers import degrees_between, painted, real, swap
 
 
 def test_a_crop_from_within_the_tissue_is_tissue():
@@ -202,32 +200,3 @@ def test_macenko_brings_real_slides_together():
             kept.append(dark.astype(float).mean(0) / dark.mean())  # hue of the stained pixels
     spread = [np.std(kept, 0).mean() for kept in (seen, looks)]
     assert spread[1] < 0.5 * spread[0]
-
-
-def test_batches_do_not_depend_on_workers_and_processes_share_them(unlabelled):
-    data = data_of(unlabelled)
-    counts = np.array([len(c) for c in data["coords"]])
-    chosen = histcode.choose_tiles(counts, np.full(len(counts), 3), 0, 1)
-    order = histcode.mix(len(chosen), 7, np.random.default_rng(0))
-    read = lambda *a: list(read_batches(data, chosen, order, 6, *a))
-    whole = read(0, 1, 1)
-    assert len(whole) == len(chosen) // 6 > 2 and whole[0].shape == (6, 36, 36, 3)
-    assert all((a == b).all() for a, b in zip(whole, read(0, 1, 5)))
-    assert all(
-        (np.concatenate(parts) == w).all() for w, *parts in zip(whole, read(0, 2, 2), read(1, 2, 2))
-    )
-    s, t = chosen[order[0]]
-    want = tiling.read_tiles(
-        open_slide(data["paths"][s]), data["coords"][s][[t]], data["tiles"][s], 36
-    )[0]
-    assert (whole[0][0] == want).all()
-    coloured = data_of(unlabelled, colour="macenko")  # the slide's stains, found once
-    found = tiling.slide_stains(
-        open_slide(data["paths"][s]), data["coords"][s], data["tiles"][s], 36, 0
-    )
-    got = next(read_batches(coloured, chosen, order, 6))[0]
-    assert (
-        found is not None
-        and (got == tiling.macenko(want[None], found)[0][0]).all()
-        and (got != want).any()
-    )
