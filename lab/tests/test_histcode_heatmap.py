@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from lab.commands.histcode import main
-from lab.commands.histcode.heatmap import map_scores
+from lab.commands.histcode.heatmap import Asked, map_scores
 from lab.files import InputError
 from lab.histcode.heads import apply_heads
 from lab.histcode.runs import load_run
@@ -20,14 +20,14 @@ def test_maps_are_means_over_models_and_keep_their_sum(changed):
     assert len(h) == 11  # odd: each model leaves one tile out
     appliers = [apply_heads(s, "cpu") for s in run["folds"]]
     attention = [spoken_by_hand(s, h)[1][0] for s in run["folds"]]
-    got = map_scores(run, appliers, [0, 2], h, 0, "attention")
+    got = map_scores(Asked(run, appliers, 0, "attention", "x"), [0, 2], h)
     assert np.allclose(
         got,
         sum((a - a.min()) / (a.max() - a.min()) for a in (attention[0], attention[2])) / 2,
         atol=1e-5,
     )
     for use in ([1], [0, 1, 2]):
-        got = map_scores(run, appliers, use, h, 3, "contribution")
+        got = map_scores(Asked(run, appliers, 3, "contribution", "x"), use, h)
         want = np.mean([spoken_by_hand(run["folds"][m], h)[0][3] for m in use])
         assert np.nansum(got) + np.mean([run["folds"][m]["bias"][3] for m in use]) == pytest.approx(
             want, abs=2e-5

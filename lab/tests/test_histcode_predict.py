@@ -10,10 +10,11 @@ import pytest
 import histcode
 from lab.application import held_out
 from lab.commands.histcode import main
-from lab.commands.histcode.heatmap import map_scores
+from lab.commands.histcode.heatmap import Asked, map_scores
 from lab.files import InputError
 from lab.histcode.heads import apply_heads
-from lab.histcode.pairs import contributions, pair_features
+from histcode import end_features
+from lab.histcode.predictions import contributions
 from lab.histcode.runs import load_run
 from lab.runs import load_checkpoint
 from lab.tests.helpers import (
@@ -70,7 +71,7 @@ def test_predictions_of_a_run_are_the_means_of_its_models_by_hand(changed, tmp_p
         p = np.abs(np.log2(np.maximum(10**y - 1, 1e-12))) > 1.5
         if name == "linear":  # it has a layer of its own for the label
             p = np.mean(
-                [labels_by_hand(saved[m], pair_features(h, a[0])) for m, (_, a) in zip(use, each)],
+                [labels_by_hand(saved[m], end_features(h, a[0])) for m, (_, a) in zip(use, each)],
                 0,
             )
         assert np.allclose([float(r[header]) for r in rows], p, atol=2e-5)
@@ -84,13 +85,9 @@ def test_predictions_of_a_run_are_the_means_of_its_models_by_hand(changed, tmp_p
     )
     assert said.out.startswith("new: ") and not (run / "predict" / "large.csv").exists()
     with pytest.raises(InputError, match="of another scale"), np.errstate(all="ignore"):
+        appliers = [apply_heads(one, "cpu") for one in saved]
         map_scores(
-            dict(folds=saved),
-            [apply_heads(s, "cpu") for s in saved],
-            [0],
-            h * np.float32(1e38),
-            0,
-            "attention",
+            Asked({"folds": saved}, appliers, 0, "attention", "x"), [0], h * np.float32(1e38)
         )
 
 

@@ -1,6 +1,14 @@
-"""lab.commands.histcode.heatmap"""
+"""Where the models of a run look: attention laid back on the slide, or what its tiles add.
 
-import math
+    python histcode.py heatmap RUN SLIDE...                      attention [HistCode Fig. 10]
+    python histcode.py heatmap RUN SLIDE... --genes CD3D,CD19    of fold changes [HistCode Fig. 11]
+
+Compared with cells in points/ and outlines in regions/, where the cohort has them. Writes
+RUN/heatmaps/LABEL/SLIDE/: map.png, gallery.png, tiles.csv, tiles.geojson, report.md; summary.md
+of several slides beside.
+"""
+
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -25,254 +33,11 @@ from lab.show.gallery import draw_gallery
 from lab.show.maps import draw_heatmap, map_ground, whole_folder
 from lab.show.plots import need_matplotlib
 
-SHIFTS = 199  # random shifts behind a p over tiles             [ours]
-
-
-def map_scores(run, appliers, use, h, j, score):
-    """Scores (T,) of the chosen models' mean: normalised attention, or contributions to output j; nan where no model has one
-    (a tile at neither end adds 0 to a model's output, so that the means and the mean bias are the mean prediction)."""
-    each = []
-    for m in use:
-        saved, a = run["folds"][m], appliers[m](h)[1].double().numpy()  # (M, T)
-        each.append(
-            histcode.scale_to_one(a[j if len(a) > 1 else 0])
-            if score == "attention"
-            else contributions(saved, h, a, j)
-        )
-        if not np.isfinite(a).all() or np.isinf(each[-1]).any():
-            raise InputError(off_scale(h))
-    there = ~np.isnan(each)
-    return np.where(there.any(0), np.where(there, each, 0).mean(0), np.nan)
-
-
-def map_slide(run, o, appliers, home, into, source, name, label, j, score):
-    """One slide's map, written at once into RUN/heatmaps/LABEL/SLIDE/. -> dict for the line and the summary."""
-    h, coords = load_features(into, source, name)
-    if len(h) < 2:
-        raise InputError("one tile: no highest and lowest")
-    slide, (W, H), mpp, tile = map_ground(home, into, source, name, coords, o)
-    use = held_out(run, name, home, o.all_models)
-    scores = map_scores(run, appliers, use, h, j, score)
-    shown = np.flatnonzero(~np.isnan(scores))
-    columns, result = {score: scores}, dict(name=name, tiles=len(h), use=len(use))
-    truth = home if any((home / d).is_dir() for d in ("points", "regions")) else run["cohort"]
-    um, origin = qupath_frame(slide, mpp)
-    cells, outlines = (
-        read_places(truth, name, um, origin)[0],
-        read_outlines(truth, name, origin, o.regions),
-    )
-    text = [
-        f"# {label} on {name}",
-        "",
-        f"{len(h):,} tiles of {tile * mpp:.0f} µm; {score}"
-        + (
-            " between 0 (lowest) and 1 (highest tile)"
-            if score == "attention"
-            else f", whose sum and the bias are the prediction; {len(shown):,} tiles have one"
-            if len(shown) < len(h)
-            else ", whose sum and the bias are the prediction"
-        )
-        + f"; mean of {len(use)} of {len(appliers)} models, "
-        + (
-            "none of which learned from the slide's patient"
-            if not o.all_models
-            else "also those that learned from its patient"
-        )
-        + f". Run {run['folder']}.",
-        "",
-        "![Map](map.png)",
-        "",
-        "![Highest and lowest tiles](gallery.png)",
-        "",
-    ]
-    s = scores[shown]
-    if outlines:
-        inside = space.inside(coords + tile / 2, outlines)
-        columns["inside"], within, cut = (
-            inside.astype(float),
-            inside[shown],
-            tiling.otsu_threshold(s),
-        )
-        result.update(
-            auc=stats.roc_auc(within, s),
-            dice=histcode.dice(s > cut, within),
-            all_dice=histcode.dice(np.ones_like(within), within),
-        )
-        text += [
-            "## Outline" + f" of {o.regions}" * bool(o.regions),
-            "",
-            f"{within.sum():,} of {len(within):,} tiles have "
-            f"their centre inside. AUC {result['auc']:.3f}; Dice of the tiles above {cut:.3g} (Otsu of the scores, "
-            f"which knows no outline) {result['dice']:.3f}, of all tiles {result['all_dice']:.3f}.",
-            "",
-        ]
-    if cells:
-        counts = {c: space.count_points(xy, coords, tile) for c, xy in cells.items()}
-        columns.update({f"cells: {c}": n for c, n in counts.items()})
-        r, p = space.shift_p(
-            s, np.stack([n[shown] for n in counts.values()], 1), [coords[shown]], SHIFTS, o.seed
-        )
-        result["cells"] = dict(zip(counts, r))
-        text += [
-            "## Cells in each tile",
-            "",
-            f"p: a spatial shift of the scores ({SHIFTS} of them) gives an R as high.",
-            "",
-            table(
-                ("cells", "on tiles", "R", "p"),
-                [
-                    (c, f"{n.sum():,}", f"{x:.3f}", f"{y:.3f}")
-                    for (c, n), x, y in zip(counts.items(), r, p)
-                ],
-            ),
-            "",
-        ]
-    folder = run["folder"] / "heatmaps" / label / name
-    with whole_folder(folder) as work:
-        rgb, _ = tiling.thumbnail(slide, mpp, max(W, H) * mpp / 1500)
-        title = f"{label} on {name}"
-        draw_heatmap(
-            work / "map.png", rgb, (W, H), mpp, coords[shown], tile, s, title, score, None, outlines
-        )
-        draw_gallery(
-            work / "gallery.png",
-            slide,
-            coords[shown],
-            tile,
-            s,
-            f"{title}: highest and lowest tiles",
-        )
-        save_csv(
-            work / "tiles.csv",
-            ("x", "y", *columns),
-            (
-                (*xy, *("" if np.isnan(v) else f"{v:.6g}" for v in row))
-                for xy, row in zip(coords, zip(*columns.values()))
-            ),
-        )
-        measured = np.stack(list(columns.values()), 1)
-        save_json(
-            work / "tiles.geojson", tiles_geojson(coords - origin, tile, measured, list(columns))
-        )
-        save_text(work / "report.md", text)
-    return result
-
-
-def run(o):
-    """Where a run's models look: attention laid back on the slide, or what each tile adds to a gene's prediction, against
-    the pathologist's outline where there is one."""
-    need_matplotlib()
-    run, device, failed = load_run(o.run, o.pooling), pick_device(o.device), {}
-    saved, appliers = run["folds"], [apply_heads(s, device) for s in run["folds"]]
-    kind, own = saved[0]["kind"], run["config"].get("per_gene", False)
-    if kind == "diagnosis" and o.genes:
-        raise InputError(
-            f"--genes {o.genes}: {run['folder']} is a diagnosis; give a run of expression"
-        )
-    if own and not o.genes:
-        raise InputError(f"{run['folder']} has a network for each gene: name some with --genes")
-    chosen = pick_genes(o.genes, saved[0]["genes"]) if o.genes else [None]
-    for gene in (saved[0]["genes"][j] for j in chosen if j is not None):
-        if Path(gene).name != gene or gene == "..":
-            raise InputError(
-                f"--genes: gene {gene!r} can't name a map's folder; rename it in the expression table"
-            )
-    score = o.score or (
-        "attention" if kind == "diagnosis" or own or not o.genes else "contribution"
-    )
-    if score == "attention" and o.genes and not own:
-        raise InputError(
-            f"--score attention --genes {o.genes}: the attention of this run is one for all genes; leave --genes "
-            "out, or give a run with --per-gene"
-        )
-    if score == "contribution" and not o.genes and kind != "diagnosis":
-        raise InputError("--score contribution: to which gene? name it with --genes")
-    if kind == "diagnosis" and score == "contribution":
-        contributions(
-            saved[0], np.zeros((2, saved[0]["n_features"]), np.float32), np.ones((1, 2)) / 2, 0
-        )  # or it can't be
-    results, seen = {}, 0
-    for options, home, into, source, name in each_slide(run, o, failed):
-        try:
-            place = every_tile(run, options, home, into, source, name)
-            for j in chosen:
-                label = (saved[0]["genes"][j] if j is not None else run["config"]["command"]) + (
-                    f"-{score}"
-                    if score != ("attention" if j is None or own else "contribution")
-                    else ""
-                )
-                got = map_slide(
-                    run, options, appliers, home, place, source, name, label, j or 0, score
-                )
-                results.setdefault(label, []).append(got)
-                print(
-                    f"{name}, {label}: {got['tiles']:,} tiles, {got['use']} of {len(saved)} models"
-                    + (
-                        f"; outline AUC {got['auc']:.3f}, Dice {got['dice']:.3f} (all tiles {got['all_dice']:.3f})"
-                        if "auc" in got
-                        else ""
-                    )
-                    + "".join(
-                        f"; {c} R {r:.3f}"
-                        for c, r in got.get("cells", {}).items()
-                        if c != "all cells"
-                    )
-                    + f" -> {run['folder'] / 'heatmaps' / label / name}",
-                    flush=True,
-                )
-            seen += 1
-        except (InputError, OSError) as e:
-            failed[name] = str(e)
-    for label, each in results.items():
-        if len(each) > 1:
-            summarise_maps(run["folder"] / "heatmaps" / label / "summary.md", label, each)
-    return report_failures(failed, seen + len(failed), run["folder"] / "heatmaps")
-
-
-def summarise_maps(path, label, each):
-    """summary.md of a label's slides, and its line."""
-    outlined = [e for e in each if not math.isnan(e.get("auc", math.nan))]
-    lines = []
-    if outlined:
-        auc, d, base = (np.array([e[k] for e in outlined]) for k in ("auc", "dice", "all_dice"))
-        lines.append(
-            f"{label}, {len(outlined)} slides with an outline that divides their tiles: AUC mean {auc.mean():.3f}, "
-            f"median {np.median(auc):.3f}, above .5 on {(auc > 0.5).sum()}; Dice mean {d.mean():.3f}, of all tiles "
-            f"{base.mean():.3f}"
-        )
-    kinds = dict.fromkeys(c for e in each for c in e.get("cells", {}))
-    for c in kinds:
-        r = np.array(
-            [e["cells"][c] for e in each if not math.isnan(e.get("cells", {}).get(c, math.nan))]
-        )
-        if len(r):
-            lines.append(
-                f"{label} and {c} per tile, {len(r)} slides: R mean {r.mean():.3f}, median {np.median(r):.3f}"
-            )
-    print("\n".join(lines))
-    show = lambda v: "" if v is None or math.isnan(v) else f"{v:.3f}"
-    save_text(
-        path,
-        [
-            f"# {label}: {len(each)} slides",
-            "",
-            *(line + "\n" for line in lines),
-            table(
-                ("slide", "tiles", "AUC", "Dice", "Dice of all tiles", *(f"R {c}" for c in kinds)),
-                [
-                    (
-                        e["name"],
-                        e["tiles"],
-                        *(show(e.get(k)) for k in ("auc", "dice", "all_dice")),
-                        *(show(e.get("cells", {}).get(c)) for c in kinds),
-                    )
-                    for e in each
-                ],
-            ),
-            "",
-        ],
-    )
-    print(f"report: {path}")
+SHIFTS = 199  # random shifts behind a p over tiles  [ours]
+MEANING = {
+    "attention": "attention between 0 (lowest) and 1 (highest tile)",
+    "contribution": "contribution: the sum of all and the bias are the prediction",
+}
 
 
 def options(parser):
@@ -289,8 +54,243 @@ def options(parser):
     )
     a(
         "--score",
-        choices=("attention", "contribution"),
-        help="attention (default without --genes, and of networks for one "
-        "gene each): how much a tile counts; contribution (default with --genes): what it adds to the prediction, of a "
+        choices=tuple(MEANING),
+        help="attention (default without --genes, and of networks for one gene each): how much a "
+        "tile counts; contribution (default with --genes): what it adds to the prediction, of a "
         "diagnosis to the log odds of the positive class",
     )
+
+
+@dataclass
+class Asked:
+    """What is drawn of every slide: one output of the models."""
+
+    run: dict
+    appliers: list  # of each model
+    output: int
+    score: str
+    label: str  # of the folder
+
+
+@dataclass
+class SlideMap:
+    """What is known of the tiles of one slide."""
+
+    name: str
+    coords: np.ndarray  # (T, 2) level-0 pixels
+    tile: float  # edge, level-0 pixels
+    scores: np.ndarray  # (T,), nan where a tile has none
+    columns: dict  # of tiles.csv {name: (T,)}
+    lines: list  # of report.md
+    figures: dict = field(default_factory=dict)  # {name: value} of summary.md
+    said: str = ""  # for the terminal
+
+
+def run(o):
+    need_matplotlib()
+    run = load_run(o.run, o.pooling)
+    every = what_is_asked(run, o)
+    maps, failed, seen = {asked.label: [] for asked in every}, {}, 0
+    for options, home, into, source, name in each_slide(run, o, failed):
+        try:
+            into = every_tile(run, options, home, into, source, name)
+            for asked in every:
+                maps[asked.label].append(map_slide(asked, options, home, into, source, name))
+            seen += 1
+        except (InputError, OSError) as e:
+            failed[name] = str(e)
+    for label, slides in maps.items():
+        if len(slides) > 1:
+            write_summary(run["folder"] / "heatmaps" / label / "summary.md", label, slides)
+    return report_failures(failed, seen + len(failed), run["folder"] / "heatmaps")
+
+
+def what_is_asked(run, o):
+    """A map for each gene of --genes, or one of the whole run."""
+    models, command = run["folds"], run["config"]["command"]
+    per_gene = run["config"].get("per_gene", False)
+    usual = "contribution" if o.genes and not per_gene else "attention"
+    score = o.score or usual
+    if command == "diagnose" and o.genes:
+        raise InputError(
+            f"--genes {o.genes}: {run['folder']} is a diagnosis; give a run of expression"
+        )
+    if per_gene and not o.genes:
+        raise InputError(f"{run['folder']} has a network for each gene: name some with --genes")
+    if score == "attention" and o.genes and not per_gene:
+        raise InputError(
+            f"--score attention --genes {o.genes}: the attention of this run is one for all "
+            "genes; leave --genes out, or give a run with --per-gene"
+        )
+    if score == "contribution" and not o.genes:
+        if command != "diagnose":
+            raise InputError("--score contribution: to which gene? name it with --genes")
+        h = np.zeros((2, models[0]["n_features"]), np.float32)
+        contributions(models[0], h, np.full((1, 2), 0.5), 0)  # refuses what is no sum over tiles
+    appliers = [apply_heads(saved, pick_device(o.device)) for saved in models]
+    end = "" if score == usual else f"-{score}"
+    if not o.genes:
+        return [Asked(run, appliers, 0, score, command + end)]
+    every = []
+    for j in pick_genes(o.genes, models[0]["genes"]):
+        gene = models[0]["genes"][j]
+        if Path(gene).name != gene or gene == "..":
+            raise InputError(
+                f"--genes: gene {gene!r} can't name a map's folder; rename it in the expression "
+                "table"
+            )
+        every.append(Asked(run, appliers, j, score, gene + end))
+    return every
+
+
+def map_scores(asked, use, h):
+    """(T,) mean of the chosen models: attention from 0 to 1, or contributions.
+
+    nan where no model has one. A tile at neither end adds 0 to a model's output, so that the sum
+    and the mean bias are the mean prediction.
+    """
+    each = []
+    for m in use:
+        a = asked.appliers[m](h)[1].double().numpy()  # (M, T)
+        own = asked.output if len(a) > 1 else 0
+        scores = histcode.scale_to_one(a[own])
+        if asked.score == "contribution":
+            scores = contributions(asked.run["folds"][m], h, a, asked.output)
+        if not np.isfinite(a).all() or np.isinf(scores).any():
+            raise InputError(off_scale(h))
+        each.append(scores)
+    mean = np.nan_to_num(each).mean(0)
+    return np.where(np.isnan(each).all(0), np.nan, mean)
+
+
+def map_slide(asked, o, home, into, source, name):
+    """Score a slide's tiles, compare them with the truth, write LABEL/NAME/ at once."""
+    h, coords = load_features(into, source, name)
+    if len(h) < 2:
+        raise InputError("one tile: no highest and lowest")
+    slide, size, mpp, tile = map_ground(home, into, source, name, coords, o)
+    use = held_out(asked.run, name, home, o.all_models)
+    scores = map_scores(asked, use, h)
+    done = SlideMap(name, coords, tile, scores, {asked.score: scores}, [])
+    done.lines = first_lines(asked, done, use, tile * mpp, o.all_models)
+    truth = home
+    if not any((home / kind).is_dir() for kind in ("points", "regions")):
+        truth = asked.run["cohort"]
+    um, origin = qupath_frame(slide, mpp)
+    outlines = read_outlines(truth, name, origin, o.regions)
+    cells, _ = read_places(truth, name, um, origin)
+    if outlines:
+        add_outline(done, outlines, o.regions)
+    if cells:
+        add_cells(done, cells, o.seed)
+    folder = asked.run["folder"] / "heatmaps" / asked.label / name
+    with whole_folder(folder) as work:
+        rgb, _ = tiling.thumbnail(slide, mpp, max(size) * mpp / 1500)
+        shown = ~np.isnan(scores)
+        place = (coords[shown], tile, scores[shown])
+        title = f"{asked.label} on {name}"
+        draw_heatmap(
+            work / "map.png", rgb, size, mpp, *place, title, asked.score, outlines=outlines
+        )
+        draw_gallery(work / "gallery.png", slide, *place, f"{title}: highest and lowest tiles")
+        write_tables(work, done, origin)
+    models = f"{len(use)} of {len(asked.appliers)} models"
+    print(f"{name}, {asked.label}: {len(h):,} tiles, {models}{done.said} -> {folder}", flush=True)
+    return done
+
+
+def first_lines(asked, done, use, tile_um, everyone):
+    """The report's title, what the scores are and who speaks of the slide."""
+    who = "none of which learned from the slide's patient"
+    if everyone:
+        who = "also those that learned from its patient"
+    n, scored = len(done.scores), np.count_nonzero(~np.isnan(done.scores))
+    less = f"; {scored:,} tiles have one" if scored < n else ""
+    return [
+        f"# {asked.label} on {done.name}",
+        "",
+        f"{n:,} tiles of {tile_um:.0f} µm; {MEANING[asked.score]}{less}; mean of {len(use)} of "
+        f"{len(asked.appliers)} models, {who}. Run {asked.run['folder']}.",
+        "",
+        "![Map](map.png)",
+        "",
+        "![Highest and lowest tiles](gallery.png)",
+        "",
+    ]
+
+
+def add_outline(done, outlines, kind):
+    """Compare the scores with what lies inside a pathologist's outlines. [HistCode Fig. 10]
+
+    The map is cut by Otsu of the scores, which knows no outline. [ours]
+    """
+    inside = space.inside(done.coords + done.tile / 2, outlines)
+    done.columns["inside"] = inside.astype(float)
+    shown = ~np.isnan(done.scores)
+    scores, inside = done.scores[shown], inside[shown]
+    cut = tiling.otsu_threshold(scores)
+    auc = stats.roc_auc(inside, scores)
+    dice = histcode.dice(scores > cut, inside)
+    of_all = histcode.dice(np.ones_like(inside), inside)
+    done.figures.update({"AUC": auc, "Dice": dice, "Dice of all tiles": of_all})
+    done.said += f"; outline AUC {auc:.3f}, Dice {dice:.3f} (all tiles {of_all:.3f})"
+    done.lines += [
+        f"## Outline of {kind}" if kind else "## Outline",
+        "",
+        f"{inside.sum():,} of {len(inside):,} tiles have their centre inside. AUC {auc:.3f}; Dice "
+        f"of the tiles above {cut:.3g} (Otsu of the scores, which knows no outline) {dice:.3f}, "
+        f"of all tiles {of_all:.3f}.",
+        "",
+    ]
+
+
+def add_cells(done, cells, seed):
+    """Compare the scores with the cells on each tile."""
+    counts = {kind: space.count_points(xy, done.coords, done.tile) for kind, xy in cells.items()}
+    shown = ~np.isnan(done.scores)
+    together = np.stack([n[shown] for n in counts.values()], 1)
+    each = space.shift_p(done.scores[shown], together, [done.coords[shown]], SHIFTS, seed)
+    rows = []
+    for (kind, n), r, p in zip(counts.items(), *each, strict=True):
+        done.columns[f"cells: {kind}"] = n
+        done.figures[f"R {kind}"] = r
+        rows.append((kind, f"{n.sum():,}", f"{r:.3f}", f"{p:.3f}"))
+        if kind != "all cells":
+            done.said += f"; {kind} R {r:.3f}"
+    done.lines += [
+        "## Cells in each tile",
+        "",
+        f"p: a spatial shift of the scores ({SHIFTS} of them) gives an R as high.",
+        "",
+        table(("cells", "on tiles", "R", "p"), rows),
+        "",
+    ]
+
+
+def write_tables(work, done, origin):
+    """tiles.csv, the same as GeoJSON in QuPath's frame, and report.md."""
+    values = np.stack(list(done.columns.values()), 1)
+    rows = []
+    for xy, row in zip(done.coords, values, strict=True):
+        rows.append([*xy, *("" if np.isnan(v) else f"{v:.6g}" for v in row)])
+    save_csv(work / "tiles.csv", ("x", "y", *done.columns), rows)
+    shapes = tiles_geojson(done.coords - origin, done.tile, values, list(done.columns))
+    save_json(work / "tiles.geojson", shapes)
+    save_text(work / "report.md", done.lines)
+
+
+def write_summary(path, label, slides):
+    """summary.md of a label: the figures of each slide, their means and medians."""
+    names = dict.fromkeys(name for done in slides for name in done.figures)
+    rows = [[done.name, len(done.scores)] for done in slides]
+    means, medians = ["mean", ""], ["median", ""]
+    for name in names:
+        values = np.array([done.figures.get(name, np.nan) for done in slides])
+        known = values[~np.isnan(values)]
+        for row, value in zip(rows, values, strict=True):
+            row.append("" if np.isnan(value) else f"{value:.3f}")
+        means.append(f"{known.mean():.3f}" if len(known) else "")
+        medians.append(f"{np.median(known):.3f}" if len(known) else "")
+    figures = table(("slide", "tiles", *names), [*rows, means, medians])
+    save_text(path, [f"# {label}: {len(slides)} slides", "", figures, ""])
+    print(f"{figures}\nreport: {path}")

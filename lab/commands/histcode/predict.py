@@ -1,4 +1,9 @@
-"""lab.commands.histcode.predict"""
+"""Diagnose slides, or predict their patients' fold changes, by the models of a finished run.
+
+    python histcode.py predict RUN SLIDE...
+
+The mean of the models that did not learn from the slide's patient. Writes RUN/predict/SLIDE.csv.
+"""
 
 import numpy as np
 
@@ -13,53 +18,53 @@ from lab.histcode.heads import apply_heads
 from lab.histcode.predictions import mean_prediction
 from lab.histcode.runs import load_run, off_scale
 
+options = slides_of_run
+
 
 def run(o):
-    """Diagnose slides, or predict their patients' fold changes, by a finished run: the mean of its models, a csv each."""
-    run, device, failed, done = load_run(o.run, o.pooling), pick_device(o.device), {}, 0
-    saved, appliers = run["folds"], [apply_heads(s, device) for s in run["folds"]]
+    run = load_run(o.run, o.pooling)
+    models = run["folds"]
+    device = pick_device(o.device)
+    appliers = [apply_heads(saved, device) for saved in models]
+    failed, done = {}, 0
     for _, home, into, source, name in each_slide(run, o, failed):
         try:
-            h, use = load_features(into, source, name)[0], held_out(run, name, home, o.all_models)
-            if saved[0]["kind"] == "linear" and len(h) < 2:
-                raise InputError("one tile; the highest and the lowest by attention need two")
-            with np.errstate(over="ignore"):
-                got = mean_prediction(saved, appliers, use, h)
-                fc = np.maximum(10.0 ** got[0] - 1, 0)  # of a diagnosis it has no meaning
-            if not np.isfinite([*got, fc]).all():
-                raise InputError(off_scale(h))
+            h = load_features(into, source, name)[0]
+            use = held_out(run, name, home, o.all_models)
+            header, rows, said = prediction_of(run, appliers, use, name, h)
         except InputError as e:
             failed[name] = str(e)
             continue
         path = run["folder"] / "predict" / f"{name}.csv"
-        if saved[0]["kind"] == "diagnosis":
-            classes = run["config"]["classes"]
-            save_csv(
-                path,
-                ("slide", *(f"p_{c}" for c in classes), "predicted"),
-                [(name, *(f"{v:.6f}" for v in got), classes[int(got[1] > 0.5)])],
-            )
-            said = f"{classes[1]} {got[1]:.3f}"
-        else:
-            said = "p" if saved[0]["kind"] == "linear" else "predicted"  # a probability, or 1 and 0
-            save_csv(
-                path,
-                (
-                    "gene",
-                    "log10_fc_plus_1",
-                    "fold_change",
-                    f"{said}_abs_log2_fc_above_{histcode.LOG2_FC}",
-                ),
-                (
-                    (g, *(f"{v:.6g}" for v in row))
-                    for g, *row in zip(saved[0]["genes"], got[0], fc, got[1])
-                ),
-            )
-            said = f"{len(fc):,} genes"
-        print(f"{name}: {len(h):,} tiles, {len(use)} of {len(saved)} models, {said} -> {path}")
+        save_csv(path, header, rows)
+        print(f"{name}: {len(h):,} tiles, {len(use)} of {len(models)} models, {said} -> {path}")
         done += 1
     return report_failures(failed, done + len(failed), run["folder"] / "predict")
 
 
-def options(parser):
-    slides_of_run(parser)
+def prediction_of(run, appliers, use, name, h):
+    """Header and rows of a slide's csv, and the words for its line."""
+    models = run["folds"]
+    kind = models[0]["kind"]
+    if kind == "linear" and len(h) < 2:
+        raise InputError("one tile; the highest and the lowest by attention need two")
+    with np.errstate(over="ignore"):  # refused below
+        got = mean_prediction(models, appliers, use, h)
+        if kind == "diagnosis":
+            columns = list(got)
+        else:
+            y, label = got
+            columns = [y, np.maximum(10.0**y - 1, 0), label]
+    if not np.isfinite(columns).all():
+        raise InputError(off_scale(h))
+    if kind == "diagnosis":
+        classes = run["config"]["classes"]
+        header = ("slide", *(f"p_{c}" for c in classes), "predicted")
+        row = (name, *(f"{p:.6f}" for p in got), classes[int(got[1] > 0.5)])
+        return header, [row], f"{classes[1]} {got[1]:.3f}"
+    label = f"abs_log2_fc_above_{histcode.LOG2_FC}"
+    label = ("p_" if kind == "linear" else "predicted_") + label  # a probability, or 1 and 0
+    rows = []
+    for gene, *values in zip(models[0]["genes"], *columns, strict=True):
+        rows.append([gene, *(f"{value:.6g}" for value in values)])
+    return ("gene", "log10_fc_plus_1", "fold_change", label), rows, f"{len(rows):,} genes"
