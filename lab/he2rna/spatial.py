@@ -24,13 +24,12 @@ def against_cells(scores, cells, coords, tile):
     """
     counts = {kind: space.count_points(points, coords, tile) for kind, points in cells.items()}
     together = np.stack(list(counts.values()), 1)
-    r, p = space.shift_p(scores, together, [coords], SHIFTS)  # the same shifts for all
-    best = he2rna.best_tiles(scores)
+    _, p = space.shift_p(scores, together, [coords], SHIFTS)  # the same shifts for all
     rows = []
-    for i, (kind, n) in enumerate(counts.items()):
+    for (kind, n), its_p in zip(counts.items(), p):
+        r, *medians = he2rna.against_cells(scores, n)
         rho = stats.spearman(scores, n.astype(float))
-        medians = np.median(n[best]), np.median(n)
-        rows.append((kind, n.sum(), r[i], p[i], rho, *medians))
+        rows.append((kind, n.sum(), r, its_p, rho, *medians))
     return counts, rows
 
 

@@ -2,6 +2,7 @@
 
 import csv
 import gzip
+import hashlib
 import re
 import shutil
 from pathlib import Path
@@ -246,3 +247,55 @@ def test_patients_and_samples_of_tcga(capsys):
         (r["Sample.ID"][13:15], r["Sample.Type"]) for r in rows if r["Sample.ID"].startswith("TCGA")
     }
     assert codes == set(SAMPLE_TYPES.items())
+
+
+def test_a_manifest_checks_the_files_it_names(tmp_path, capsys):
+    """Size and md5 (hashlib's): a .tsv cut at a line's end has the right columns, and one changed in place the right size."""
+    gdc_folder(tmp_path / "gdc")
+    files = {p.name: p for p in (tmp_path / "gdc").glob("f*/f*[zvt]") if "htseq" not in p.name}
+    command = [
+        "expression",
+        str(tmp_path / "gdc"),
+        "--manifest",
+        str(tmp_path / "m.txt"),
+        "--out",
+        str(tmp_path / "expression.npz"),
+    ]
+    save_text(
+        tmp_path / "m.txt",
+        [
+            "id\tfilename\tmd5\tsize\tstate",
+            *(
+                f"{p.parent.name}\t{p.parent.name + '/' if i % 2 else ''}{n}\t{hashlib.md5(p.read_bytes()).hexdigest()}\t{p.stat().st_size}\treleased"
+                for i, (n, p) in enumerate(files.items())
+            ),
+        ],
+    )
+    assert len(files) == 7 and main(command) == 0
+    one = files["f4.FPKM-UQ.txt"]
+    text = one.read_text()
+    one.write_text(
+        text.replace("\t1", "\t2")
+        .replace("\t9", "\t8")
+        .replace("\t3", "\t4")
+        .replace("\t5", "\t6")
+        .replace("\t7", "\t0")
+    )
+    assert len(one.read_text()) == len(text) != one.read_text().count(text)
+    with pytest.raises(InputError, match="f4.FPKM-UQ.txt: its md5 is not the manifest's"):
+        main([*command, "--overwrite"])
+    one.write_text("".join(text.splitlines(True)[:-1]))
+    with pytest.raises(InputError, match=rf"f4.FPKM-UQ.txt: \d+ bytes, not {len(text)}"):
+        main([*command, "--overwrite"])
+    one.unlink()
+    (tmp_path / "gdc" / "f4" / "f4.FPKM-UQ.txt.partial").write_text(text)
+    with pytest.raises(InputError, match="f4.FPKM-UQ.txt: not there"):
+        main([*command, "--overwrite"])
+    whole = (tmp_path / "m.txt").read_text()
+    for text in (whole + "\nid", whole.replace(whole.splitlines()[1].split("\t")[2], "")):
+        (tmp_path / "m.txt").write_text(text)
+        with pytest.raises(InputError, match="row [29] has no md5, or is not whole"):
+            main([*command, "--overwrite"])
+    (tmp_path / "m.txt").write_text("a\tb\n")
+    with pytest.raises(InputError, match="no column filename, md5 or size; it has a, b"):
+        main([*command, "--overwrite"])

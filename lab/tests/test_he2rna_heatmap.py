@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 
 import h5py
 import numpy as np
@@ -11,11 +12,16 @@ import scipy.signal
 import scipy.stats
 import torch
 
-from lab.cohort.steps import tiles_of
+from lab.cohort.tiles import tiles_of
 from lab.commands.he2rna import main
 from lab.files import InputError
 from lab.he2rna.runs import model_of
-from lab.tests.helpers import read_csv, train, write_cohort, write_pyramid
+from lab.tests.helpers import (
+    read_csv,
+    train,
+    write_cohort,
+    write_pyramid,
+)
 
 
 def test_heatmap_of_simulated_slides(mapped, capsys):
@@ -219,3 +225,58 @@ def test_heatmap_says_one_line(mapped, argv, words):
     run, slide = mapped / "runs" / "he2rna", sorted((mapped / "slides").iterdir())[0]
     with pytest.raises(InputError, match=words):
         main(["heatmap", str(run), str(slide), *argv, "--device", "cpu"])
+
+
+def test_the_map_takes_every_tile_where_training_took_a_sample(mapped):
+    slide = sorted(r["slide"] for r in read_csv(mapped / "runs" / "he2rna" / "folds.csv"))[1]
+    cohort, run = mapped.parent / "few", mapped.parent / "few" / "runs" / "he2rna"
+    shutil.copytree(mapped, cohort)
+    shutil.rmtree(run)
+    assert (
+        main(
+            [
+                "train",
+                str(cohort),
+                "--max-tiles",
+                "3",
+                "--encoder",
+                "resnet50-stage3",
+                "--folds",
+                "3",
+                "--epochs",
+                "1",
+                "--hidden",
+                "8",
+                "--device",
+                "cpu",
+            ]
+        )
+        == 0
+    )
+    assert main(["heatmap", str(run), slide, "--genes", "CD3D", "--device", "cpu"]) == 0
+    every, few = (tiles_of(c, slide)[0]["coords"] for c in (mapped, cohort))
+    assert (
+        len(few) == 3 < len(every) == len(read_csv(run / "heatmaps" / "CD3D" / slide / "tiles.csv"))
+    )
+
+
+def test_heatmap_of_a_truncated_or_empty_slide_writes_nothing(mapped, tmp_path, capsys):
+    source = sorted((mapped / "slides").iterdir())[2]
+    (tmp_path / "slides").mkdir()
+    (tmp_path / "slides" / "cut.tif").write_bytes(source.read_bytes()[: source.stat().st_size // 3])
+    write_pyramid(tmp_path / "slides" / "empty.tif", np.full((1500, 1500, 3), 243, np.uint8))
+    files = [str(tmp_path / "slides" / n) for n in ("cut.tif", "empty.tif")]
+    for command in (
+        ["heatmap", str(mapped / "runs" / "he2rna"), *files, "--genes", "CD3D", "--name", "bad"],
+        ["predict", str(mapped / "runs" / "he2rna"), *files],
+    ):
+        assert main([*command, "--device", "cpu"]) == 1
+        err = capsys.readouterr().err
+        assert (
+            "failed: cut" in err
+            and "failed: empty: no 112 µm tile" in err
+            and "2 of 2 slides failed" in err
+        )
+    assert [p.name for p in (mapped / "runs" / "he2rna" / "heatmaps" / "bad").iterdir()] == [
+        "failed.csv"
+    ] and not list(mapped.glob("runs/he2rna/predict/cut*"))

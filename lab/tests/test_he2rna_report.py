@@ -1,141 +1,95 @@
-"""lab.tests.test_he2rna_report"""
+"""The table of choices, what a report counts, and the folds of a run."""
 
 import csv
 import re
 
 import numpy as np
 import pytest
-import scipy.cluster
-import scipy.signal
 import scipy.stats
 
 import he2rna
-import stats
-from he2rna import evaluate, separate
 from lab.audit.choices import flipped, switches
 from lab.commands.he2rna import main
 from lab.he2rna.choices import CHOICES
 from lab.he2rna.evaluation import judged_in, write_genes
+from lab.he2rna.report import best_genes
+
+TRAIN = ["colour", "genes", "padding", "relu", "k", "folds", "epochs", "bias", "merged", "pooled"]
+MSI = ["scaling", "genes", "autoencoder", "epochs", "msi-l"]
 
 
-def test_choices_are_one_table_and_wrong_names_list_the_right_ones(tmp_path, capsys):
+def test_choices_are_one_table(capsys):
     assert main(["choices"]) == 0
     said = capsys.readouterr().out
     assert max(map(len, said.splitlines())) <= 120
-    names = [(c, name) for c, name, *_ in CHOICES]
-    assert len(set(names)) == len(names) == 17 and all(f"{c} {name}" in said for c, name in names)
-    assert all(re.fullmatch(r"\[(HE2RNA.*|ours)\]", row[-1]) for row in CHOICES)
-    for command, right in (
-        ("train", "colour, genes, padding, relu, k, folds, epochs, bias, merged, pooled"),
-        ("audit", "colour, genes, padding"),
-        ("msi", "scaling, genes, autoencoder, epochs, msi-l"),
-    ):
-        with pytest.raises(SystemExit):
-            main([command, str(tmp_path), "--code", "genes,colours"])
-        assert f"colours: choose from {right}" in capsys.readouterr().err
-    assert flipped(CHOICES, "train", (), "paper") == ["k", "epochs"] and flipped(
-        CHOICES, "train", ["bias"], None
-    ) == ["bias"]
-    assert flipped(CHOICES, "train", ["k"], "code") == [
-        "colour",
-        "genes",
-        "padding",
-        "relu",
-        "k",
-        "folds",
-    ]
-    assert flipped(CHOICES, "msi", (), "paper") == ["genes"] and flipped(
-        CHOICES, "msi", (), "code"
-    ) == list(switches(CHOICES, "msi"))
+    names = [(c.command, c.name) for c in CHOICES]
+    assert len(set(names)) == len(names) == 17
+    assert all(f"{command} {name}" in said for command, name in names)
+    assert all(re.fullmatch(r"\[(HE2RNA.*|ours)\]", c.tag) for c in CHOICES)
+    assert list(switches(CHOICES, "train")) == TRAIN
+    assert list(switches(CHOICES, "msi")) == MSI
 
 
-def test_pooled_and_merged_have_two_sides():
-    """Each fold's predictions are right but for its own offset: R is 1 in each fold, and less over all."""
+@pytest.mark.parametrize(
+    "command, right", [("train", TRAIN), ("audit", TRAIN[:3]), ("msi", MSI)], ids=str
+)
+def test_a_wrong_choice_lists_the_right_ones(tmp_path, capsys, command, right):
+    with pytest.raises(SystemExit):
+        main([command, str(tmp_path), "--code", "genes,colours"])
+    assert f"colours: choose from {', '.join(right)}" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "command, names, follow, turned",
+    [
+        ("train", ["bias"], None, ["bias"]),
+        ("train", [], "paper", ["k", "epochs"]),
+        ("train", ["k"], "code", ["colour", "genes", "padding", "relu", "k", "folds"]),
+        ("msi", [], "paper", ["genes"]),
+        ("msi", [], "code", MSI),
+    ],
+)
+def test_a_side_turns_the_choices_that_differ_from_it(command, names, follow, turned):
+    assert flipped(CHOICES, command, names, follow) == turned
+
+
+def test_pooled_is_one_r_over_all_folds():
+    """Right predictions but for each fold's own offset: R is 1 in each fold, and less over all."""
     rng = np.random.default_rng(0)
-    y, fold = rng.normal(size=(40, 3)).astype(np.float32), np.arange(40) % 4
-    prediction, projects = y + 5 * fold[:, None], np.repeat(["LUAD", "LUSC"], 20)
-    for code, want in (((), 1), (("pooled",), None)):
-        within, k = judged_in(fold, dict(folds=4, code=code))
-        r = evaluate(prediction, y, within, projects, k)["LUNG"]["r"]
-        assert r == pytest.approx(
-            [want or scipy.stats.pearsonr(prediction[:, g], y[:, g])[0] for g in range(3)]
-        ) and (want or r.max() < 0.6)
-    names = ["LUNG", "LUAD", "LUSC", "LIHC"]
-    assert separate(names) == ["LUNG", "LIHC"] and separate(names, merged=False) == [
-        "LUAD",
-        "LUSC",
-        "LIHC",
-    ]
-    assert separate(["LUAD", "LIHC"], merged=False) == separate(["LUAD", "LIHC"]) == ["LUAD", "LIHC"]
+    y = rng.normal(size=(40, 3)).astype(np.float32)
+    fold = np.arange(40) % 4
+    prediction = y + 5 * fold[:, None]
+    projects = np.repeat(["LUAD", "LUSC"], 20)
+    by_hand = [scipy.stats.pearsonr(prediction[:, g], y[:, g])[0] for g in range(3)]
+    for code, want in (([], [1, 1, 1]), (["pooled"], by_hand)):
+        within, n_folds = judged_in(fold, {"folds": 4, "code": code})
+        results = he2rna.evaluate(prediction, y, within, projects, n_folds)
+        assert results["LUNG"]["r"] == pytest.approx(want)
+    assert max(by_hand) < 0.6
 
 
-def test_evaluation_equals_scipy_and_a_constant_gene_has_no_value(tmp_path):
+def test_a_gene_without_r_is_an_empty_cell_of_genes_csv(tmp_path):
     rng = np.random.default_rng(0)
-    y, fold, projects = (
-        rng.normal(size=(60, 5)),
-        np.arange(60) % 3,
-        np.array(["X"] * 40 + ["Y"] * 18 + ["Z"] * 2),
-    )
-    p = y * 0.5 + rng.normal(size=y.shape)
-    p[:, 2], y[:40, 3], p[(fold == 1) & (projects == "X"), 4] = (
-        1.25,
-        0,
-        7,
-    )  # no value: everywhere; in X; in one fold of X
-    results = evaluate(p, y, fold, projects, 3)
-    for name in "XY":
-        e = results[name]
-        for g in range(5):
-            folds = []
-            for f in range(3):
-                at = (fold == f) & (projects == name)
-                if np.ptp(y[at, g]) > 0 and np.ptp(p[at, g]) > 0:
-                    folds.append(scipy.stats.pearsonr(p[at, g], y[at, g])[0])
-            assert e["r"][g] == pytest.approx(np.mean(folds)) if folds else np.isnan(e["r"][g])
-        full = (projects == name).sum()
-        assert e["slides"] == full and e["n"].tolist() == [
-            full,
-            full,
-            0,
-            full if name == "Y" else 0,
-            full if name == "Y" else 40 - 13,
-        ]
-        assert np.isnan(e["p"][2]) and not np.isnan(e["r"][4])
-        assert (
-            e["p"][0] == pytest.approx(stats.pearson_p(e["r"][0], full))
-            and e["all_p"]["permutation"][0] >= e["p"][0]
-        )
-    assert np.isnan(results["Z"]["r"]).all()  # two slides: no R at all
-    write_genes(tmp_path / "genes.csv", ["A", "B,1", "C", "D", "E"], results)
+    y = rng.normal(size=(60, 4))
+    fold, projects = np.arange(60) % 3, np.repeat(["X", "Y", "Z"], [40, 18, 2])
+    prediction = y * 0.5 + rng.normal(size=y.shape)
+    prediction[:, 2] = 1.25  # constant everywhere
+    y[:40, 3] = 0  # constant in X
+    results = he2rna.evaluate(prediction, y, fold, projects, 3)
+    write_genes(tmp_path / "genes.csv", ["A", "B,1", "C", "D"], results)
     with open(tmp_path / "genes.csv") as f:
         rows = list(csv.DictReader(f))
-    empty = [(r["gene"], r["project"]) for r in rows if r["R"] == ""]
-    assert sorted(empty) == sorted(
-        [("C", "X"), ("D", "X"), ("C", "Y"), *((g, "Z") for g in ("A", "B,1", "C", "D", "E"))]
-    )
-    assert (
-        len(rows) == 15
-        and "nan" not in (tmp_path / "genes.csv").read_text()
-        and all(r["significant_hs"] == "0" for r in rows if r["R"] == "")
-    )
+    without = {(r["gene"], r["project"]) for r in rows if r["R"] == ""}
+    two_slides = {(gene, "Z") for gene in ("A", "B,1", "C", "D")}
+    assert without == {("C", "X"), ("D", "X"), ("C", "Y"), *two_slides}
+    assert len(rows) == 12
+    assert "nan" not in (tmp_path / "genes.csv").read_text()
+    assert all(r["significant_hs"] == "0" for r in rows if r["R"] == "")
 
 
-def test_the_permutation_null_holds_for_noise_in_small_folds():
-    """Noise, 12 slides in 5 folds: the mean of folds is not one R; permuted slides scatter as it does. Authority: drawing them."""
-    rng, tests, found, uniform = np.random.default_rng(0), 3000, 0, []
-    for n, k in ((12, 5), (20, 5), (45, 5)):
-        y, p, fold = *rng.normal(size=(2, n, tests)), np.arange(n) % k
-        e = evaluate(p, y, fold, np.array(["X"] * n), k, null="permutation")["X"]
-        found += (e["hs"] < 0.05).sum()
-        uniform.append((e["p"] < 0.05).mean())
-        mean, m = stats.null_fit(stats.permutation_null(p, y, fold, 50, rng))
-        assert mean == pytest.approx(0, abs=0.01) and e["fits"]["permutation"][1] == pytest.approx(
-            m, rel=0.1
-        )
-    assert found <= 3 and all(0.03 < u < 0.075 for u in uniform)
-
-
-def test_merged_cancers_count_once():
-    assert separate(["LUNG", "LUAD", "LUSC", "BRCA"]) == ["LUNG", "BRCA"] and separate(
-        ["LUAD", "BRCA"]
-    ) == ["LUAD", "BRCA"]
+def test_the_best_genes_stand_once_each():
+    results = {
+        "A": {"p": np.array([0.1, 0.01, np.nan]), "r": np.array([0.2, 0.5, np.nan])},
+        "B": {"p": np.array([0.02, 0.01, np.nan]), "r": np.array([0.4, 0.6, np.nan])},
+    }
+    assert best_genes(results) == [("B", 1, 0.6), ("B", 0, 0.4)]

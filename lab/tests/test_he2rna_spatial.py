@@ -1,36 +1,77 @@
-"""lab.tests.test_he2rna_spatial"""
+"""Scores of tiles against cells, spots and the slides of a run. Authority: SciPy, and loops."""
 
 import numpy as np
 import pytest
+import scipy.stats
 
 from lab.files import InputError
-from lab.he2rna.spatial import group_rows
+from lab.he2rna.spatial import against_cells, group_rows, spot_rows, spot_summary
 
 
-def test_the_groups_r_is_of_the_runs_genes_and_of_whole_predictions(judged):
+def grid(n, tile=100):
+    return np.stack(np.meshgrid(np.arange(n), np.arange(n)), -1).reshape(-1, 2) * tile
+
+
+def test_scores_against_the_cells_of_each_class():
+    rng = np.random.default_rng(0)
+    coords = grid(8)
+    n = rng.integers(0, 9, len(coords))
+    points = np.repeat(coords + 50, n, axis=0)
+    scores = n + rng.normal(size=len(n))
+    counts, rows = against_cells(scores, {"all cells": points, "none": points[:0]}, coords, 100)
+    assert (counts["all cells"] == n).all() and not counts["none"].any()
+    kind, cells, r, p, rho, best, of_all = rows[0]
+    assert (kind, cells) == ("all cells", n.sum())
+    assert r == pytest.approx(scipy.stats.pearsonr(scores, n)[0])
+    assert rho == pytest.approx(scipy.stats.spearmanr(scores, n)[0])
+    assert p < 0.05
+    highest = np.argsort(-scores)[: len(n) // 2]
+    assert (best, of_all) == (np.median(n[highest]), np.median(n))
+    assert np.isnan(rows[1][2])
+
+
+def test_spots_of_several_slides_share_their_columns():
+    rng = np.random.default_rng(0)
+    spots = []
+    for columns in (("A", "T-cells", "B"), ("T-cells", "A")):
+        scores = rng.normal(size=(25, 3))
+        measured = np.add(scores, [0.01, 0.5, 9])
+        pairs = {c: (scores[:, i], measured[:, i]) for i, c in enumerate(columns)}
+        spots.append((grid(5), pairs))
+    rows = spot_rows(spots)
+    assert [name for name, *_ in rows] == ["A", "T-cells"]  # B was measured on one slide alone
+    assert all(p <= 0.01 for *_, p in rows)
+    together = [np.concatenate([pairs["A"][i] for _, pairs in spots]) for i in (0, 1)]
+    assert rows[0][1] == pytest.approx(scipy.stats.pearsonr(*together)[0])
+    said = spot_summary(rows, {"A"})
+    assert said.startswith(f"1 genes, mean R {rows[0][1]:.3f}, 1 above .2, 1 with p < 0.05")
+    assert said.endswith(f"T-cells R {rows[1][1]:.3f} (p {rows[1][2]:.3f})")
+
+
+def run_of(folder, genes=300):
+    config = {"seed": 0, "code": [], "folds": 3}
+    return {"folder": folder, "genes": [f"GENE{i}" for i in range(genes)], "config": config}
+
+
+def test_the_groups_r_is_of_the_runs_slides(judged):
     folder, results = judged
-    run, z = (
-        dict(
-            folder=folder,
-            genes=[f"GENE{i}" for i in range(300)],
-            config=dict(seed=0, code=[], folds=3),
-        ),
-        dict(np.load(folder / "predictions.npz")),
-    )
-    assert [row[:3] for row in group_rows(run, [7])] == [
-        (c, 30, f"{results[c]['r'][7]:.3f}") for c in "AB"
-    ]
-    for change in (
-        dict(fold=z["fold"].astype(str)),
-        dict(patient=None),
-        dict(project=z["project"][1:]),
-        dict(genes=z["genes"][::-1]),
-    ):
-        np.savez(
-            folder / "predictions.npz",
-            **{k: v for k, v in {**z, **change}.items() if v is not None},
-        )
-        with pytest.raises(
-            InputError, match="other genes" if "genes" in change else "missing or not whole"
-        ):
-            group_rows(run, [7])
+    want = [(cancer, 30, f"{results[cancer]['r'][7]:.3f}") for cancer in "AB"]
+    assert [row[:3] for row in group_rows(run_of(folder), [7])] == want
+
+
+@pytest.mark.parametrize(
+    "name, change, words",
+    [
+        ("fold", lambda fold: fold.astype(str), "missing or not whole"),
+        ("patient", lambda patient: patient[:0], "missing or not whole"),
+        ("project", lambda project: project[1:], "missing or not whole"),
+        ("genes", lambda genes: genes[::-1], "other genes"),
+    ],
+)
+def test_predictions_that_are_damaged_are_refused(judged, name, change, words):
+    folder, _ = judged
+    path = folder / "predictions.npz"
+    z = dict(np.load(path))
+    np.savez(path, **{**z, name: change(z[name])})
+    with pytest.raises(InputError, match=words):
+        group_rows(run_of(folder), [7])
