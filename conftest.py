@@ -1,6 +1,7 @@
 """Fixtures that several test files share.
 
-Rooms are imported inside the fixtures, so that a room that does not import fails its own tests only.
+Rooms are imported inside the fixtures, so that a room that does not import fails its own tests
+only.
 """
 
 import copy
@@ -197,14 +198,15 @@ def changed(tmp_path_factory):
         save_text(folder / "report.md", ["done"])
 
     with pytest.MonkeyPatch.context() as patch:
-        verb = "lab.commands.histcode.expression"
-        swap(patch, verb, "GENES_AT_ONCE", 2)  # the networks of three genes in two lots
-        swap(patch, "lab.histcode.pairs", "SHUFFLES", 2000)
+        swap(
+            patch, "lab.histcode.expression", "GENES_AT_ONCE", 2
+        )  # the networks of three genes in two lots
+        swap(patch, "lab.histcode.ends", "SHUFFLES", 2000)
         for name, argv in MODELS.items():
             if name == "linear":  # whose pictures are looked at
-                swap(patch, verb, "SHOWN", ["NO1"])
+                swap(patch, "lab.histcode.expression_plots", "SHOWN", ["NO1"])
             else:
-                swap(patch, verb, "write_expression", only_text)
+                swap(patch, "lab.histcode.expression_report", "write_report", only_text)
             assert express(cohort, "--name", name, *argv) == 0
     return cohort
 
@@ -214,10 +216,13 @@ def changed(tmp_path_factory):
 
 @pytest.fixture
 def small(monkeypatch):
-    """MSI's networks made small: what they compute is tested elsewhere, here what they are given."""
-    sizes = dict(MSI_HIDDEN=(16, 8), MSI_CLASSIFIER=(8, 6), MSI_EPOCHS=3, MSI_EPOCHS_CODE=5)
-    for name, value in sizes.items():
-        swap(monkeypatch, "lab.he2rna.msi", name, value)
+    """MSI's networks made small: what they compute is tested elsewhere."""
+    import he2rna
+    import lab.he2rna.msi
+
+    monkeypatch.setattr(lab.he2rna.msi, "EPOCHS_CODE", 5)
+    for name, value in {"HIDDEN": (16, 8), "CLASSIFIER": (8, 6), "EPOCHS": 3}.items():
+        monkeypatch.setattr(he2rna, f"MSI_{name}", value)
 
 
 @pytest.fixture

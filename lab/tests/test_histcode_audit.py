@@ -21,7 +21,7 @@ def test_histcodes_audit_goes_on_where_it_stopped_and_is_the_runs_difference(
         cohort / "runs" / "histcode-audit",
         f"--features {cohort / 'h5'} --epochs 2 --folds 3 --device cpu --hidden 4",
     )
-    swap(monkeypatch, "lab.histcode.pairs", "SHUFFLES", 2000)
+    swap(monkeypatch, "lab.histcode.ends", "SHUFFLES", 2000)
 
     def expression(o):
         runs.append(o.name)

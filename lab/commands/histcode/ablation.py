@@ -1,8 +1,8 @@
-"""python histcode.py ablation COHORT --encoders FILE FILE: encoders x poolings on fold changes (Fig. 6).
+"""python histcode.py ablation COHORT --encoders FILE FILE: encoders x poolings on fold changes.
 
-The same pairs, folds, genes and seeds in every cell; in each a network of all genes at once, which is
-`expression --model attention`. Costs as many of those runs as there are cells. Writes runs/NAME/ with
-table.csv, genes.csv, ablation.png, report.md, and a run for each cell beside it.
+The same pairs, folds, genes and seeds in every cell; in each a network of all genes at once, which
+is `expression --model attention`. [HistCode Fig. 6] It costs as many of those runs as there are
+cells, and writes them beside runs/NAME/ with table.csv, ablation.png, report.md.
 """
 
 import argparse
@@ -12,12 +12,10 @@ from pathlib import Path
 import numpy as np
 
 import stats
-from lab.audit.ledger import encoder_saw
-from lab.cohort.features import features_of
 from lab.commands.histcode import expression
 from lab.commands.histcode.options import pair_options
 from lab.encoders import ENCODERS, encoder_name, encoder_wants
-from lab.files import InputError, load_arrays, number, read_rows, save_csv, save_text
+from lab.files import InputError, number, read_rows, save_csv, save_text
 from lab.histcode.expression import POOLED
 from lab.histcode.options import check_ranges
 from lab.histcode.pairs import pairs_of
@@ -29,65 +27,59 @@ from lab.show.plots import figure
 TABLE = ("encoder", "pooling", "genes", "mean R ± SD", "median R", "mean Spearman ± SD")
 PAIRED = ("one", "other", "mean difference of R", "p", "of Spearman", "p ")
 NOTE = (
-    "p: two-sided signed-rank test over genes, paired. Genes vary together, so it says that the two differ on "
-    "these patients, not that they would on others."
+    "p: two-sided signed-rank test over genes, paired. Genes vary together: it says that the two "
+    "differ on these patients, not that they would on others."
 )
 
 
 def run(o):
-    check(o)
+    names = checked_names(o)
     folder = Path(o.cohort) / "runs" / (o.name or "ablation")
-    names = [encoder_name(encoder) for encoder in o.encoders]
-    settings = {
-        "command": "ablation",
-        "version": VERSION,
-        "encoders": names,
-        "poolings": list(o.poolings),
-    }
-    claim_folder(folder, settings, "report.md", o.share)  # the rest is in the settings of each cell
-    status, figures, seen = 0, {}, {}
-    for encoder, pooling in itertools.product(o.encoders, o.poolings):
-        name = encoder_name(encoder)
-        cell = cell_of(o, encoder, pooling, f"{folder.name}-{name}-{pooling}")
-        print(f"--- {name}, {pooling} pooling", flush=True)
-        status |= expression.run(cell)
-        if not o.share[0]:
-            figures[name, pooling] = figures_of(folder.with_name(cell.name))
-            seen[name] = seen_of_tested(folder.with_name(cell.name), cell)
-    if o.share[0]:
+    settings = {"command": "ablation", "version": VERSION, "encoders": names}
+    settings["poolings"] = list(o.poolings)  # the rest is in the settings of each cell
+    claim_folder(folder, settings, "report.md", o.share)
+    status = 0
+    runs = {}
+    for encoder, name in zip(o.encoders, names, strict=True):
+        for pooling in o.poolings:
+            cell = options_of_cell(o, encoder, pooling, f"{folder.name}-{name}-{pooling}")
+            print(f"--- {name}, {pooling} pooling", flush=True)
+            status |= expression.run(cell)
+            runs[name, pooling] = folder.with_name(cell.name)
+    if o.share[0]:  # the first process compares
         return 0
-    genes, values = in_every_cell(figures)
-    write(folder, genes, values, seen)
+    write(folder, figures_of(runs))
+    print(f"report: {folder / 'report.md'}")
     return status
 
 
-def check(o):
-    """Refuse now what would stop a later cell after hours, before a folder is made."""
+def checked_names(o):
+    """Names of the encoders. Refused now is what would stop a later cell, after hours."""
     names = [encoder_name(encoder) for encoder in o.encoders]
     if len(set(names)) < len(names):
         raise InputError(
-            f"--encoders {' '.join(o.encoders)}: two have the name {max(names, key=names.count)}, and so would "
-            "their features"
+            f"--encoders {' '.join(o.encoders)}: two have the name {max(names, key=names.count)}, "
+            "and so would their features"
         )
     check_ranges(o)
     for encoder in o.encoders:
-        if not is_folder(encoder):
+        if not made_elsewhere(encoder):
             encoder_wants(argparse.Namespace(**vars(o) | {"encoder": encoder}))
-    pairs_of(o.cohort, o.slides or "tumour")
+    pairs_of(o.cohort)
+    return names
 
 
-def is_folder(encoder):
-    """A folder of features that were made elsewhere?"""
+def made_elsewhere(encoder):
+    """A folder of features, in the place of an encoder?"""
     return encoder not in ENCODERS and Path(encoder).is_dir()
 
 
-def cell_of(o, encoder, pooling, name):
-    """Options of the run of one cell."""
+def options_of_cell(o, encoder, pooling, name):
+    """The options of `expression` for one cell."""
     cell = argparse.Namespace(**vars(o))
-    cell.verb, cell.name = "expression", name
-    cell.model, cell.pooling = "attention", pooling
-    cell.code, cell.follow, cell.gmt, cell.ridge = [], None, None, 0
-    if is_folder(encoder):
+    vars(cell).update(verb="expression", model="attention", pooling=pooling, name=name)
+    vars(cell).update(code=[], follow=None, gmt=None, ridge=0)
+    if made_elsewhere(encoder):
         cell.features = encoder
     else:
         cell.encoder = encoder
@@ -96,93 +88,74 @@ def cell_of(o, encoder, pooling, name):
     return cell
 
 
-def figures_of(run):
-    """{gene: (R, Spearman)} of a finished run."""
-    header, rows = read_rows(run / "genes.csv")
-    r, rho = header.index("R"), header.index("spearman")
-    return {row[0]: (number(row[r]), number(row[rho])) for row in rows}
-
-
-def seen_of_tested(run, cell):
-    """How many of the tested patients the encoder learned from, without labels."""
-    learned_from = encoder_saw(cell.cohort, features_of(cell))
-    if learned_from is None:
-        return "not known"
-    tested = set(load_arrays(run / "predictions.npz")["patient"].tolist())
-    return f"{len(tested & set(learned_from))} of {len(tested)}"
-
-
-def in_every_cell(figures):
-    """Genes that have an R in every cell, and of each cell their R and Spearman (genes, 2)."""
-    known = [{gene for gene, v in cell.items() if v[0] == v[0]} for cell in figures.values()]
-    first = next(iter(figures.values()))
-    genes = [gene for gene in first if all(gene in cell for cell in known)]
-    if not genes:
+def figures_of(runs):
+    """{cell: R and Spearman (genes, 2)} of the genes that have an R in every cell."""
+    values = {}
+    for cell, run in runs.items():
+        header, rows = read_rows(run / "genes.csv")
+        r, rho = header.index("R"), header.index("spearman")
+        by_name = sorted(rows)  # cells have the same genes, each by its own R
+        values[cell] = np.array([[number(row[r]), number(row[rho])] for row in by_name])
+    known = ~np.isnan(list(values.values())).any((0, 2))
+    if not known.any():
         raise InputError(
-            "no gene has an R in every cell of the table: is there any signal, or are predictions constant?"
+            "no gene has an R in every cell of the table: is there any signal, or are predictions "
+            "constant?"
         )
-    return genes, {name: np.array([cell[g] for g in genes]) for name, cell in figures.items()}
+    return {cell: value[known] for cell, value in values.items()}
 
 
-def table_rows(values):
-    for (encoder, pooling), v in values.items():
-        r, rho = (f"{m:.3f} ± {sd:.3f}" for m, sd in zip(v.mean(0), v.std(0), strict=True))
-        yield encoder, pooling, len(v), r, f"{np.median(v[:, 0]):.3f}", rho
+def rows_of_cells(values):
+    for cell, value in values.items():
+        r, rho = (f"{v.mean():.3f} ± {v.std():.3f}" for v in value.T)
+        yield *cell, len(value), r, f"{np.median(value[:, 0]):.3f}", rho
 
 
 def paired_tests(values):
-    """Each two cells that differ in one thing alone, compared over the genes."""
-    for a, b in itertools.combinations(values, 2):
-        if (a[0] == b[0]) == (a[1] == b[1]):
-            continue
-        row = [", ".join(a), ", ".join(b)]
-        for x, y in zip(values[a].T, values[b].T, strict=True):
-            row += [f"{(x - y).mean():+.3f}", f"{stats.wilcoxon_signed_rank(x, y)[1]:.2g}"]
-        yield row
+    """Two cells that differ in one thing alone, compared over the genes: a row for each two."""
+    for one, other in itertools.combinations(values, 2):
+        if (one[0] == other[0]) != (one[1] == other[1]):
+            row = [", ".join(one), ", ".join(other)]
+            for a, b in zip(values[one].T, values[other].T, strict=True):
+                p = stats.wilcoxon_signed_rank(a, b)[1]
+                row += [f"{(a - b).mean():+.3f}", f"{p:.2g}"]
+            yield row
 
 
-def write(folder, genes, values, seen):
-    """table.csv, genes.csv, ablation.png and report.md; the tables are printed, too."""
-    rows, tests = list(table_rows(values)), list(paired_tests(values))
+def write(folder, values):
+    """table.csv, ablation.png and report.md; the tables are printed, too."""
+    rows = list(rows_of_cells(values))
     save_csv(folder / "table.csv", TABLE, rows)
-    columns = [f"{figure} {' '.join(cell)}" for cell in values for figure in ("R", "spearman")]
-    every = np.concatenate(list(values.values()), 1)  # (genes, 2 x cells)
-    lines = ((gene, *(f"{v:.5g}" for v in row)) for gene, row in zip(genes, every, strict=True))
-    save_csv(folder / "genes.csv", ("gene", *columns), lines)
     draw(folder / "ablation.png", values)
-    print(table(TABLE, rows), table(PAIRED, tests), NOTE, sep="\n\n")
-    who = "; ".join(f"{encoder} {patients}" for encoder, patients in seen.items())
+    cells, tests = table(TABLE, rows), table(PAIRED, paired_tests(values))
+    print(cells, tests, NOTE, sep="\n\n")
     text = [
         f"# Ablation: {folder.name}",
         "",
-        "The same pairs, folds, genes and seeds in every cell; networks of all genes at once, stopped on "
-        "validation patients. [HistCode Fig. 6]",
+        "The same pairs, folds, genes and seeds in every cell; networks of all genes at once, "
+        "stopped on validation patients [HistCode Fig. 6]. Whom each step saw, the encoder's "
+        "training among them, is in the reports of the runs.",
         "",
-        f"Tested patients whose tiles the encoder learned from, without labels: {who}. What the other steps "
-        "saw: reports of the runs.",
-        "",
-        table(TABLE, rows),
+        cells,
         "",
         "![R and Spearman](ablation.png)",
         "",
-        table(PAIRED, tests),
+        tests,
         "",
         NOTE,
         "",
     ]
     save_text(folder / "report.md", text)
-    print(f"report: {folder / 'report.md'}")
 
 
 def draw(path, values):
-    """Box plots over the genes, a box for each cell. [HistCode Fig. 6]"""
+    """Over the genes, a box for each cell. [HistCode Fig. 6]"""
     labels = ["\n".join(cell) for cell in values]
     with figure(path, 1, 2, figsize=(4 + 1.3 * len(values), 4)) as axes:
         for k, what in enumerate(("Pearson R", "Spearman")):
             axes[k].boxplot([v[:, k] for v in values.values()], tick_labels=labels)
             axes[k].axhline(0, color="0.8", lw=1, zorder=0)
             axes[k].set_ylabel(f"{what} of a gene")
-            axes[k].tick_params(axis="x", labelsize=8)
 
 
 def options(parser):
@@ -194,8 +167,8 @@ def options(parser):
         nargs="+",
         required=True,
         metavar="ENCODER",
-        help="files of pretrain, resnet50-stage3 with --weights, TorchScript files: as tiling.py's --encoder; "
-        "folders: as --features of the other commands",
+        help="files of pretrain, resnet50-stage3 with --weights, TorchScript files: as tiling.py's "
+        "--encoder; folders: as --features of the other commands",
     )
     a(
         "--poolings",
@@ -207,6 +180,7 @@ def options(parser):
     a(
         "--weights",
         metavar="W|FILE",
-        help="of resnet50-stage3 and the like: imagenet (default), a torchvision state_dict file, or random",
+        help="of resnet50-stage3 and the like: imagenet (default), a torchvision state_dict file, "
+        "or random",
     )
     pair_options(parser, None)

@@ -1,13 +1,13 @@
-"""python histcode.py expression COHORT: predict fold changes between tumour and normal tissue.
+"""python histcode.py expression COHORT: which genes change between tumour and normal tissue?
 
-Which genes change in a patient's tumour, from the slide (Figs. 4, 5, 7-9)? A classifier of tumour and
-normal slides learns where to look; the means of the tiles of its highest and of its lowest attention
-predict log10(fc + 1) of each gene by one linear layer, and whether |log2 fc| > 1.5. Every patient is
-tested once, by the model that did not know the patient.
+A classifier of tumour and normal slides learns where to look. The means of the tiles of its highest
+and of its lowest attention predict log10(fc + 1) of each gene by one linear layer, and whether
+|log2 fc| > 1.5 by another. Every patient is tested once, by a model that did not know the patient.
+[HistCode Methods, Differential expression prediction; Figs. 4, 5, 7-9]
 
-Slides to report, making what is missing: tiles/ features/ runs/NAME/ with fold*.pt, folds.csv,
-predictions.npz, genes.csv, pictures, report.md. A classifier of T tiles a slide costs as `diagnose`;
-the layers take seconds; --per-gene trains a network for each gene, hours for 200 of them on a GPU.
+From slides to the report, making what is missing: tiles/ features/ runs/NAME/ with fold*.pt,
+folds.csv, predictions.npz, genes.csv, pictures and report.md. It costs what `diagnose --rotate`
+does, and seconds for the layers; --per-gene trains a network for each gene and fold.
 """
 
 import time
@@ -35,6 +35,8 @@ from lab.histcode.splits import check_folds, roles
 from lab.progress import clock, say_left_out
 from lab.show.plots import need_matplotlib
 
+TISSUES = ("normal", "tumour")
+
 
 def run(o):
     start = time.time()
@@ -45,11 +47,11 @@ def run(o):
     study = study_of(o)
     check_parts(study, o)
     folder, config = claim(study, o)
-    slides, pairs = study.slides, study.pairs
+    slides = study.slides
     print(
-        f"{len(pairs.patients)} pairs, {len(pairs.genes):,} genes, {len(slides['names'])} slides, "
-        f"{slides['n_features']} features a tile; model {o.model}, {o.pooling} pooling; {o.folds} folds, "
-        f"on {device}",
+        f"{len(study.pairs.patients)} pairs, {len(study.pairs.genes):,} genes, "
+        f"{len(slides['names'])} slides, {slides['n_features']} features a tile; model {o.model}, "
+        f"{o.pooling} pooling; {o.folds} folds, on {device}",
         flush=True,
     )
     train_folds(study, folder, o, device)
@@ -65,7 +67,7 @@ def run(o):
 
 
 def settle(o):
-    """Fill in the options, and refuse those that gainsay each other."""
+    """Fill in the options, and refuse those that contradict each other."""
     settle_choices(o)
     if "epochs" in o.code and o.model != "attention":
         raise InputError(
@@ -76,15 +78,11 @@ def settle(o):
     o.per_gene = bool(o.per_gene)
     settle_training(o, DIAGNOSIS)
     check_ranges(o, ("top", 1, 1e6), ("ridge", 0, 1e12))
-    for option, given in (
-        ("--per-gene", o.per_gene),
-        (f"--pooling {o.pooling}", o.pooling != "attention"),
-    ):
-        if given and o.model == "linear":
-            raise InputError(
-                f"{option}: with --model attention; the linear model is one layer over the tiles of highest "
-                "and lowest attention"
-            )
+    if o.model == "linear" and (o.per_gene or o.pooling != "attention"):
+        raise InputError(
+            "--per-gene, --pooling: with --model attention; the linear model is one layer over the "
+            "tiles of highest and lowest attention"
+        )
     if o.model != "linear" and o.ridge != 0:
         raise InputError("--ridge: with --model linear; the other stops on its validation patients")
     if o.drivers and o.genes != "all":
@@ -102,20 +100,15 @@ def study_of(o):
     slides = slide_features(Path(o.cohort), o, needed, least=2)
     pairs = pairs.with_slides(slides["names"])
     say_left_out(pairs.left_out)
+    slides["left_out"] = pairs.left_out
+    slides["patients"] = np.array([pairs.known[name][0] for name in slides["names"]])
+    slides["y"] = np.array([pairs.known[name][1] for name in slides["names"]])
     patients, tissue = zip(*pairs.known.values(), strict=True)
     check_folds(len(set(patients)), slides, o)
     paired = set(pairs.patients.tolist())
     strata = [f"{kind}{who in paired}" for who, kind in zip(patients, tissue, strict=True)]
     parts = histcode.split_patients(patients, strata, o.folds, [o.seed, 0])
     part_of = dict(zip(patients, parts.tolist(), strict=True))
-    whose = [pairs.known[name][0] for name in slides["names"]]
-    slides.update(
-        patients=np.array(whose),
-        y=np.array([pairs.known[name][1] for name in slides["names"]]),
-        classes=("normal", "tumour"),
-        what="slides",
-        left_out=pairs.left_out,
-    )
     bags = bags_of_pairs(pairs, slides)
     for data in (slides, bags):
         data["part"] = np.array([part_of[who] for who in data["patients"]])
@@ -128,19 +121,20 @@ def check_parts(study, o):
     for f in range(o.folds):
         train, chooses, _ = roles(study.bags["part"], f, o.folds, o.code)
         if len(train) < 2 or (o.model != "linear" and not len(chooses)):
+            mend = "too few" if o.folds == 3 else "lower --folds"
             refuse(
                 slides,
-                f"fold {f} has {len(train)} pairs to train on and {len(chooses)} to choose its epoch, of "
-                f"{len(study.pairs.patients)}: {'too few' if o.folds == 3 else 'lower --folds'}",
+                f"fold {f} has {len(train)} pairs to train on and {len(chooses)} to choose its "
+                f"epoch, of {len(study.pairs.patients)}: {mend}",
             )
         train, chooses, _ = roles(slides["part"], f, o.folds, o.code)
-        tissue = sorted({slides["classes"][y] for y in slides["y"][train]})
-        if o.model == "linear" and (len(tissue) < 2 or not len(chooses)):
+        tissue = " and ".join(sorted({TISSUES[y] for y in slides["y"][train]}))
+        if o.model == "linear" and (tissue in TISSUES or not len(chooses)):
             refuse(
                 slides,
-                f"fold {f} trains on slides of {' and '.join(tissue)} alone, {len(chooses)} choose the epoch; "
-                "the attention needs tumour and normal slides, and some that choose; --model attention does "
-                "without",
+                f"fold {f} trains on slides of {tissue} tissue, {len(chooses)} choose its epoch; "
+                "the attention needs tumour and normal slides, and some that choose; --model "
+                "attention does without",
             )
 
 
@@ -160,18 +154,19 @@ def claim(study, o):
         "genes": len(pairs.genes),
         "ends": histcode.ENDS,
     }
-    names, patients = slides["names"].tolist(), slides["patients"].tolist()
-    data = (names, patients, pairs.patients.tolist(), pairs.genes, pairs.y, pairs.label)
-    config = claim_run(folder, o, slides, settings, *data, slides["part"], study.bags["part"])
+    columns = [slides[key].tolist() for key in ("names", "patients")]
+    data = (pairs.patients.tolist(), pairs.genes, pairs.y, pairs.label, slides["part"])
+    config = claim_run(folder, o, slides, settings, *columns, *data, study.bags["part"])
     if not o.share[0]:
-        tissue = [slides["classes"][y] for y in slides["y"]]
-        in_pair = np.isin(slides["patients"], pairs.patients).astype(int)
-        rows = zip(names, patients, tissue, slides["part"], in_pair, strict=True)
+        columns += [[TISSUES[y] for y in slides["y"]], slides["part"]]
+        paired = np.isin(slides["patients"], pairs.patients).astype(int)
+        rows = zip(*columns, paired, strict=True)
         save_csv(folder / "folds.csv", ("slide", "patient", "tissue", "part", "pair"), rows)
     return folder, config
 
 
 def save_predictions(path, study, prediction, guess):
+    """Of every pair, by the model that did not know its patient."""
     arrays = {
         "prediction": prediction,
         "truth": study.pairs.y,
@@ -191,9 +186,9 @@ def options(parser):
     a(
         "--model",
         choices=("linear", "attention"),
-        help="linear: one layer over the mean of the tiles of highest and of lowest attention of a tumour "
-        "classifier (default, the paper's eq. 8); attention: all tiles pooled by attention that learns from "
-        "the genes (Fig. 6)",
+        help="linear: one layer over the mean of the tiles of highest and of lowest attention of a "
+        "tumour classifier (default, the paper's eq. 8); attention: all tiles pooled by attention "
+        "that learns from the genes (Fig. 6)",
     )
     a(
         "--pooling",
@@ -206,9 +201,9 @@ def options(parser):
         type=penalty_of,
         default=0.0,
         metavar="X|auto",
-        help="with --model linear: penalty of the squared weights of standardised features (default 0: least "
-        "squares, the paper's); auto: by leave-one-out over the training pairs, for many features and few "
-        "patients",
+        help="with --model linear: penalty of the squared weights of standardised features "
+        "(default 0: least squares, the paper's); auto: by leave-one-out over the training pairs, "
+        "for many features and few patients",
     )
     add_choices(a, CHOICES, "expression")
     a(
