@@ -401,8 +401,8 @@ def sample(rows, most, seed):
 
 def read_tiles(slide, coords, tile, px=TILE_PX):
     """The pixels of tiles: coords (n, 2) -> (n, px, px, 3) uint8. What was not scanned is white."""
-    n = len(coords)
-    out = np.empty((n, px, px, 3), np.uint8)
+    coords = np.asarray(coords)
+    out = np.empty((len(coords), px, px, 3), np.uint8)
     for first, last in tile_runs(coords, tile):
         side_by_side = coords[first:last]
         out[first:last] = read_run(slide, side_by_side, tile, px)

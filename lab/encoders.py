@@ -1,4 +1,4 @@
-"""Which network describes tiles: a ResNet50 by its name, or an encoder's file, and what it wants."""
+"""Which network describes tiles, a ResNet50 by its name or an encoder's file; what it wants."""
 
 from pathlib import Path
 
@@ -38,13 +38,13 @@ def encoder_wants(o):
 
     InputError where options gainsay its file.
     """
-    wants = dict(
-        tile_px=tiling.TILE_PX,
-        mean=tiling.IMAGENET_MEAN,
-        std=tiling.IMAGENET_STD,
-        tile_um=None,
-        colour=None,
-    )
+    wants = {
+        "tile_px": tiling.TILE_PX,
+        "mean": tiling.IMAGENET_MEAN,
+        "std": tiling.IMAGENET_STD,
+        "tile_um": None,
+        "colour": None,
+    }
     if o.encoder in ENCODERS:
         return wants
     name = encoder_name(o.encoder)
@@ -60,7 +60,8 @@ def encoder_wants(o):
     wants.update((key, said[key]) for key in wants if key in said)
     if o.colour and wants["colour"] not in (None, o.colour):
         raise InputError(
-            f"--colour {o.colour}: {o.encoder} learned from --colour {wants['colour']}; leave it out"
+            f"--colour {o.colour}: {o.encoder} learned from --colour {wants['colour']}; leave it "
+            "out"
         )
     return wants
 
@@ -153,3 +154,10 @@ def prepare_encoder(network, device, precision):
         network.precision = precision
         return network.to(device)
     return fast_encoder.prepare(network, device, precision)
+
+
+def patients_seen(encoder):
+    """The patients from whom a checkpoint of `histcode.py pretrain` learned; None: not known."""
+    if encoder in ENCODERS or is_script(encoder):
+        return None
+    return read_encoder(encoder).get("patients")

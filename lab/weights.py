@@ -56,8 +56,8 @@ def imagenet_state():
         )
     except Exception as e:  # the network's, torch's and pickle's errors share no class
         raise InputError(
-            f"--weights imagenet: {IMAGENET_URL} can't be had ({reason(e)}); fetch it elsewhere and "
-            f"put it at {place}, or pass --weights FILE, or --weights random to try the program out"
+            f"--weights imagenet: {IMAGENET_URL} can't be had ({reason(e)}); fetch it elsewhere "
+            f"and put it at {place}, or pass --weights FILE, or --weights random to try the program out"
         ) from None
     wanted = place.stem.rpartition("-")[2]
     digest = hashlib.sha256(place.read_bytes()).hexdigest()

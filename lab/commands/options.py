@@ -1,17 +1,14 @@
 """lab.commands.options"""
 
 import argparse
-import os
 import signal
 import sys
 import textwrap
 import threading
 from functools import partial
 
-import tiling
-from lab.cohort.steps import MAX_TILES, RANGES, TILE_UM
-from lab.encoders import COLOURS
-from lab.files import TISSUE, InputError, one_line, save_csv, say_error
+from lab.cohort.steps import RANGES
+from lab.files import InputError, one_line, save_csv, say_error
 from lab.locks import release
 from lab.processes import one_voice
 
@@ -21,17 +18,6 @@ def natural(text):
     if not text.isascii() or not text.isdigit() or len(text) > 19 or int(text) > RANGES["seed"][1]:
         raise argparse.ArgumentTypeError(f"{text[:40]!r} is not a whole number >= 0 and < 2**63")
     return int(text)
-
-
-def saturation_level(text):
-    """'otsu' or a level 0..255, for argparse."""
-    try:
-        level = text if text == "otsu" else float(text)
-    except ValueError:
-        level = -1
-    if text != "otsu" and not 0 <= level < 255:
-        raise argparse.ArgumentTypeError(f"{text!r} is neither otsu nor a saturation from 0 to 254")
-    return level
 
 
 class Help(argparse.HelpFormatter):
@@ -75,146 +61,6 @@ def parsers(program, manual):
     return parser, parser.add_subparsers(
         dest="verb", required=True, parser_class=partial(Parser, formatter_class=Help)
     )
-
-
-def add_options(parser, of_run=False, encoder="resnet50"):
-    """The options every command that needs slides shares; None means: as the folder was made, else the default.
-
-    of_run: for slides that a trained run is applied to, whose features must be as the run's; encoder: the default, which
-    decides the tile size, or None for a command that takes tiles alone.
-    """
-    kept = "" if of_run else " (default: as the folder's tiles were cut, else as said here)"
-    a = parser.add_argument_group("slides, tiles and features" + kept).add_argument
-    a(
-        "--mpp",
-        type=float,
-        help="µm per pixel at level 0 of slides whose file and samples.csv don't say; never a guess, "
-        "since a tile must be the same size of tissue on every slide",
-    )
-    if of_run:
-        a(
-            "--into",
-            metavar="DIR",
-            help="where tiles and features of the slides are kept (default: their cohort or folder)",
-        )
-        a(
-            "--weights",
-            metavar="FILE",
-            help="the encoder weights, or encoder, that the run was made with, if it was a file",
-        )
-        a(
-            "--tile-um",
-            type=float,
-            help="edge of a tile, µm, of features made elsewhere whose files don't say",
-        )
-        parser.set_defaults(
-            min_tissue=None, max_tiles=None, encoder=None, colour=None, **dict.fromkeys(TISSUE)
-        )
-    else:
-        um, most, cut = (
-            (f"{TILE_UM:g}, HE2RNA's", f"{MAX_TILES}, HE2RNA's", "stain")
-            if encoder == "resnet50"
-            else ("128, HistCode's", "all, HistCode's", "saturation")
-        )
-        a(
-            "--tile-um",
-            type=float,
-            help=f"edge of a tile, µm (default {um}, or the encoder file's)"
-            + f"; read as {tiling.TILE_PX} px, or as that file says" * bool(encoder),
-        )
-        a(
-            "--min-tissue",
-            type=float,
-            help=f"least share of tissue in a tile (default {tiling.MIN_TISSUE}); lower keeps fat and "
-            "edges",
-        )
-        a(
-            "--max-tiles",
-            type=int,
-            help=f"tiles per slide, sampled beyond: bounds time (default {most})",
-        )
-        a(
-            "--tissue",
-            choices=("stain", "saturation"),
-            help="what Otsu cuts: stain, optical density without pen and black "
-            "borders; saturation of HSV, as HistCode's code, which takes those, and an empty slide's colour noise, for tissue "
-            f"(default {cut})",
-        )
-        a(
-            "--tissue-threshold",
-            type=saturation_level,
-            metavar="X",
-            help="with --tissue saturation: the level that tissue "
-            "is above, 0..255 (HistCode: 8), or otsu (default)",
-        )
-        a(
-            "--min-area",
-            type=float,
-            help="drop pieces of tissue smaller than X tiles: specks are dirt (default 0: none); "
-            "HistCode's 100 squares of 512 level-0 px are 100 tiles of 128 µm at 0.25 µm/px, 400 at 0.5",
-        )
-        a(
-            "--colour",
-            choices=COLOURS if encoder else COLOURS[:2],
-            help="macenko: stains to a common reference, so that "
-            "features follow tissue, not the laboratory"
-            + (
-                "; stretch: each channel of a tile to 0..255, as HE2RNA's code, "
-                "features in features/<encoder>-stretch (default: the encoder file's, else none"
-                if encoder
-                else " (default none"
-            )
-            + ": HE2RNA has none, HistCode names no method)",
-        )
-    if not encoder:
-        parser.set_defaults(encoder="resnet50-stage3", weights=None, precision=None, features=None)
-    elif not of_run:
-        a(
-            "--encoder",
-            metavar="NAME|FILE",
-            default=encoder,
-            help="resnet50: 2,048 features (HE2RNA's); resnet50-stage3: "
-            "1,024 (HistCode's, not yet trained); a checkpoint of histcode.py pretrain; or a TorchScript file from "
-            f"(B, 3, {tiling.TILE_PX}, {tiling.TILE_PX}), normalised as for ImageNet, to (B, D), or as FILE.json beside it says (README, "
-            f"Encoders); it is code: run it only from whom you trust. Features go to features/<its name> (default {encoder})",
-        )
-        a(
-            "--weights",
-            metavar="W|FILE",
-            help="imagenet (default; downloaded once, hash checked), a torchvision state_dict "
-            "file, or random (seeded; to try the program)",
-        )
-    if encoder:
-        a(
-            "--features",
-            metavar="DIR",
-            help="CLAM/TRIDENT features (<slide>.h5 or .pt) instead of slides and encoder",
-        )
-        a(
-            "--precision",
-            choices=("auto", "bfloat16", "float32"),
-            help="of the encoder; auto"
-            + " (default)" * (not of_run)
-            + ": bfloat16 where the hardware has it (within 1 %% of float32, several times as fast)"
-            + (
-                "; finetune: also of choosing tiles, float32 unless named (bfloat16 may swap tiles of nearly equal score)"
-                if of_run
-                else ""
-            ),
-        )
-    a(
-        "--device",
-        default="auto",
-        help="auto (default: the GPU when there is one), cpu, cuda, cuda:1 ...",
-    )
-    a(
-        "--workers",
-        type=natural,
-        default=min(8, os.cpu_count() or 1),
-        help="threads that read ahead (default: cores, at most 8); no effect on results",
-    )
-    a("--seed", type=natural, default=None, help="of every random draw (default 0)")
-    parser.set_defaults(tile_seed=None, share=(0, 1))
 
 
 def report_failures(failed, total, folder=None, share=(0, 1)):

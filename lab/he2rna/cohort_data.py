@@ -7,11 +7,10 @@ import numpy as np
 import he2rna
 from lab.audit.ledger import encoder_saw, saw
 from lab.cohort.expression import as_symbols, read_expression, read_gene_table
-from lab.cohort.features import features_of
-from lab.cohort.make import make_supertiles
+from lab.cohort.features import features_of, source_name
 from lab.cohort.samples import join, read_samples, select
+from lab.cohort.supertiles import make_supertiles
 from lab.commands.options import report_failures
-from lab.exchange.clam import source_name
 from lab.files import InputError
 from lab.he2rna.bags import load_bags
 from lab.he2rna.folds import authors_roles, check_folds, folds_of

@@ -4,7 +4,7 @@ from fractions import Fraction
 from pathlib import Path
 
 import he2rna
-from lab.commands.options import add_options
+from lab.commands.slide_options import add_options
 from lab.files import InputError
 
 DEMO_VALID = 0.3  # there: R over the 7 slides of a tenth is chance [ours]

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
-from lab.cohort.steps import half_supertiles
+from lab.cohort.supertiles import half_supertiles
 from lab.commands.options import report_failures
 from lab.files import InputError, digest
 from lab.he2rna.folds import save_folds, split_folds

@@ -12,12 +12,11 @@ from pathlib import Path
 
 import numpy as np
 
-from lab.cohort.features import features_of, load_features, provenance
-from lab.cohort.make import make_features
+from lab.cohort.encoding import make_features
+from lab.cohort.features import features_made_by, features_of, load_features, provenance
 from lab.cohort.samples import TISSUES, barcode, read_samples
 from lab.commands.options import report_failures
 from lab.encoders import ENCODERS
-from lab.exchange.clam import features_made_by, say_twice
 from lab.files import InputError, few, load_json, number, read_rows
 from lab.histcode.heads import sums_of
 from lab.processes import share_out
@@ -157,7 +156,6 @@ def read_sums(cohort, source, slides, workers, failed):
 def slide_features(cohort, o, slides, least=1):
     """Features of slides, made where they are missing; a slide has at least `least` tiles."""
     source = features_of(o)
-    say_twice(source, slides)
     o = cut_as_the_paper(cohort, o)
     failed = {} if o.features else share_out(make_features, cohort, slides, o)
     todo = [name for name in slides if name not in failed]

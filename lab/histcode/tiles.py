@@ -3,10 +3,9 @@
 import json
 
 import tiling
-from lab.cohort.make import make_tiles
 from lab.cohort.samples import read_samples
 from lab.cohort.slides import SLIDE_ENDINGS, find_slides, open_slide
-from lab.cohort.steps import tiles_of
+from lab.cohort.tiles import make_tiles, tiles_of
 from lab.commands.options import report_failures
 from lab.encoders import COLOURS
 from lab.files import TISSUE, InputError, few, load_json

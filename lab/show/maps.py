@@ -9,9 +9,10 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from lab.cohort.features import tile_edge
 from lab.cohort.slides import find_slides, open_slide, slide_mpp
-from lab.cohort.steps import check_places, table_mpp, tiles_of
-from lab.exchange.clam import features_file, tile_edge
+from lab.cohort.tiles import check_places, table_mpp, tiles_of
+from lab.exchange.clam import features_file
 from lab.exchange.qupath import tile_corners
 from lab.files import InputError
 from lab.show.plots import (

@@ -24,6 +24,7 @@ import histcode
 import lab.files as lab_files
 import tiling
 from lab.files import InputError, load_json, read_rows, save_csv, save_json, save_text
+from lab.histcode.networks import SlideModel
 
 ROOT = Path(__file__).parents[2]  # where the programs lie
 REAL_DATA = os.environ.get("REAL_DATA", "")
@@ -40,7 +41,7 @@ H_E = {
 
 def options(*argv):
     """Parsed options of a tiling command, as main() leaves them."""
-    from lab.commands.options import add_options
+    from lab.commands.slide_options import add_options
 
     parser = argparse.ArgumentParser()
     add_options(parser)
@@ -216,7 +217,7 @@ def tiny_encoder(path, seed=0):
 def pixels_of(cohort, name, px=224):
     """Every tile of a slide, read one by one; the slide, its coords and the edge of a tile."""
     from lab.cohort.slides import open_slide
-    from lab.cohort.steps import tiles_of
+    from lab.cohort.tiles import tiles_of
 
     slide, (arrays, _) = open_slide(cohort / "slides" / f"{name}.tif"), tiles_of(cohort, name)
     tile, coords = float(arrays["tile"]), arrays["coords"]
@@ -607,7 +608,7 @@ def some_networks(name, bags, splits, seeds, embed=()):
     models, sums = [], list(map(sums_of, bags))
     for (train, _, _), seed in zip(splits, seeds):
         torch.manual_seed(seed)
-        models.append(histcode.SlideModel(name, *mean_and_sd(sums, train), 2, embed, 8))
+        models.append(SlideModel(name, *mean_and_sd(sums, train), 2, embed, 8))
     return models
 
 
@@ -799,7 +800,7 @@ def spoken_by_hand(saved, h):
     for m in range(len(next(iter(saved["model"].values())))):
         D = h.shape[1]
         shape = (saved[k] for k in ("outputs", "embed", "hidden"))
-        model = histcode.SlideModel(saved["pooling"], np.zeros(D), np.ones(D), *shape)
+        model = SlideModel(saved["pooling"], np.zeros(D), np.ones(D), *shape)
         model.load_state_dict({k: v[m] for k, v in saved["model"].items()})
         with torch.no_grad():
             got, a = model(torch.from_numpy(h)[None], torch.ones(1, len(h), dtype=torch.bool))

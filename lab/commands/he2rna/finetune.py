@@ -16,11 +16,10 @@ import he2rna
 from lab.application import features_as, pick_genes
 from lab.audit.ledger import encoder_saw
 from lab.cohort.expression import read_expression
+from lab.cohort.features import features_made_by
 from lab.cohort.samples import join, read_samples, select
-from lab.cohort.steps import MAX_TILES
-from lab.commands.options import add_options
+from lab.commands.slide_options import add_options
 from lab.devices import pick_device, pick_precision
-from lab.exchange.clam import features_made_by
 from lab.files import InputError, digest, few
 from lab.he2rna.bags import from_disk
 from lab.he2rna.cohort_data import CohortData, rows_of
@@ -29,6 +28,7 @@ from lab.he2rna.options import check_name, training_options
 from lab.he2rna.runs import load_run, model_of, open_run, train_folds
 from lab.progress import say_left_out
 from lab.show.plots import need_matplotlib
+from tiling import MAX_TILES
 
 
 def options(parser):

@@ -19,7 +19,8 @@ from lab import space
 from lab.application import each_slide, every_tile, held_out, pick_genes
 from lab.cohort.features import load_features
 from lab.cohort.places import read_outlines, read_places
-from lab.commands.options import add_options, report_failures
+from lab.commands.options import report_failures
+from lab.commands.slide_options import add_options
 from lab.devices import pick_device
 from lab.exchange.qupath import qupath_frame, tiles_geojson
 from lab.files import InputError, digest, few, save_csv, save_json, save_text

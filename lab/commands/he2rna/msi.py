@@ -7,12 +7,13 @@ from pathlib import Path
 
 import numpy as np
 
+from he2rna import hospital_a
 from lab.audit.choices import add_choices, chosen_of, flipped
-from lab.commands.options import add_options, report_failures
+from lab.commands.options import report_failures
+from lab.commands.slide_options import add_options
 from lab.devices import pick_device
 from lab.files import InputError, digest, number, read_rows, save_csv
 from lab.he2rna.choices import CHOICES
-from he2rna import hospital_a
 from lab.he2rna.msi import compare_arms
 from lab.he2rna.msi_report import MSI_ARMS, write_msi_report
 from lab.he2rna.msi_study import MSI_SHARES, read_study, shares_of

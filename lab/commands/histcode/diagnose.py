@@ -15,19 +15,20 @@ from pathlib import Path
 
 import numpy as np
 
-import histcode
 import stats
 from lab.audit.choices import add_choices
 from lab.audit.ledger import encoder_saw, ledger_lines, saw
 from lab.cohort.features import features_of
 from lab.commands.histcode.options import pooling_options
-from lab.commands.options import add_options, report_failures
+from lab.commands.options import report_failures
+from lab.commands.slide_options import add_options
 from lab.devices import pick_device
 from lab.files import InputError, few, save_csv, save_text
 from lab.histcode.bags import bags_of_cohort, bags_of_table, left_out_lines
 from lab.histcode.choices import CHOICES, settle_choices, turned_lines
 from lab.histcode.figures import figures_of, mean_sd, probabilities, with_interval
 from lab.histcode.heads import apply_heads
+from lab.histcode.networks import POOLINGS
 from lab.histcode.options import DIAGNOSIS, settle_training
 from lab.histcode.runs import claim_run
 from lab.histcode.splits import MAY_SEE, folds_of
@@ -89,7 +90,7 @@ def options(parser):
     )
     a(
         "--pooling",
-        choices=histcode.POOLINGS,
+        choices=POOLINGS,
         default="HistCode",
         help="HistCode: gated attention (default, the paper's)",
     )
@@ -131,7 +132,7 @@ def run(o):
     other = external_cohort(data, o)
     folder = folder_of(o)
     config = claim(folder, data, parts, o)
-    poolings = histcode.POOLINGS if o.table else (o.pooling,)
+    poolings = POOLINGS if o.table else (o.pooling,)
     print(
         f"{in_words(data)}, {data['n_features']} features; {o.repeats} x "
         f"{len(folds) // o.repeats} folds; {', '.join(poolings)}, on {device}",

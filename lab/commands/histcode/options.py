@@ -2,8 +2,9 @@
 
 import argparse
 
-import histcode
-from lab.commands.options import add_options, natural
+from lab.commands.options import natural
+from lab.commands.slide_options import add_options
+from lab.histcode.networks import POOLINGS
 from lab.histcode.options import DIAGNOSIS, DRIVERS, WIDEST
 
 
@@ -114,7 +115,7 @@ def slides_of_run(parser):
     a("slide", nargs="+", help="slide files, names of the run's slides, or all")
     a(
         "--pooling",
-        choices=histcode.POOLINGS,
+        choices=POOLINGS,
         help="of a run of diagnose --table (default HistCode)",
     )
     a(

@@ -30,7 +30,7 @@ from histcode import (
 )
 from lab.audit.choices import add_choices
 from lab.cohort.samples import read_samples
-from lab.commands.options import add_options
+from lab.commands.slide_options import add_options
 from lab.devices import pick_device, pick_precision
 from lab.files import InputError
 from lab.histcode.choices import CHOICES

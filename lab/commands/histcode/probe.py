@@ -13,7 +13,7 @@ import numpy as np
 from lab.cohort.samples import read_samples
 from lab.cohort.slides import open_slide
 from lab.commands.histcode.pretrain import STAGES, TILE_PX
-from lab.commands.options import add_options
+from lab.commands.slide_options import add_options
 from lab.devices import pick_device
 from lab.encoders import load_encoder, prepare_encoder, read_encoder
 from lab.exchange.qupath import qupath_frame

@@ -1,77 +1,101 @@
-"""lab.commands.tiling.doctor"""
+"""python tiling.py doctor COHORT|SLIDE: say what is seen in each slide, and write nothing.
+
+It costs a second or so for each slide: µm per pixel and who says so, the level that tiles are read
+from, threshold and share of the tissue, number of tiles. It refuses what `features` would refuse.
+"""
 
 import json
+from pathlib import Path
 
 import openslide
 
 import tiling
 from lab.cohort.features import features_of
-from lab.cohort.slides import find_slides, has_profile, open_slide, orientation
-from lab.cohort.steps import find_tiles, table_mpp, tile_settings
+from lab.cohort.slides import find_slides, open_slide, orientation
+from lab.cohort.steps import work_through
+from lab.cohort.tiles import find_tiles, table_mpp, tile_settings
+from lab.commands.options import report_failures
+from lab.commands.tiling.over_slides import chosen_slides, tiling_options
 from lab.devices import pick_device
-from lab.encoders import ENCODERS, encoder_wants, load_encoder
+from lab.encoders import encoder_wants
 from lab.files import TISSUE
-from lab.progress import counted, ordered_map
 from lab.weights import weights_identity
 
 
-# Commands
-def doctor(cohort, slides, o):
-    """Say what is seen in each slide, without writing anything."""
-    pick_device(o.device)  # these three refuse what features would
+def options(parser):
+    tiling_options(parser, "folder with slides/ (and samples.csv), a folder of slides, or a slide")
+
+
+def run(o):
+    pick_device(o.device)
     features_of(o)
     weights_identity(o.weights or "random", o.seed)
-    found, failed, shared, given = (
-        find_slides(cohort),
-        {},
-        tile_settings(cohort, o),
-        table_mpp(cohort),
-    )
-    jobs, px, rule = (
-        [name for name in slides if name in found],
-        encoder_wants(o)["tile_px"],
-        {**TISSUE, **shared},
-    )
-    net = (
-        tiling.ResNet50(ENCODERS[o.encoder])
-        if o.encoder in ENCODERS
-        else load_encoder(o.encoder, None, 0, pick_device(o.device))
-    )
-    cut = ("Otsu" if rule["tissue_threshold"] == "otsu" else "fixed") + " threshold {:.3g} "
-    cut += "OD" if rule["tissue"] == "stain" else "of saturation"
-    failed.update({name: f"no file {name}.* in {cohort}" for name in slides if name not in found})
+    cohort, (rank, world) = Path(o.cohort), o.share
+    slides = chosen_slides(cohort, o)[rank::world]
+    found, given = find_slides(cohort), table_mpp(cohort)
+    shared, px = tile_settings(cohort / "tiles", o), encoder_wants(o)["tile_px"]
+    failed = {name: f"no file {name}.* in {cohort}" for name in slides if name not in found}
 
-    def one(name):
-        slide, mpp = open_slide(found[name]), given.get(name, shared["mpp"])
-        arrays, _ = find_tiles(found[name], name, dict(shared, mpp=mpp))
+    def look(name):
+        settings = dict(shared, mpp=given.get(name, shared["mpp"]))
+        arrays, _ = find_tiles(found[name], name, settings)
         own = json.loads(str(arrays["settings"]))["mpp"] is None
-        source = "the slide" if own else "samples.csv" if name in given else "--mpp"
-        return slide, source, arrays, *tiling.best_level(slide, float(arrays["tile"]) / px)
+        by = "samples.csv" if name in given else "--mpp"
+        return [
+            f"{name}: {picture(found[name])}",
+            f"  mpp {arrays['mpp']:.4f} µm from {'the slide' if own else by}; "
+            + reading(open_slide(found[name]), arrays, shared["tile_um"], px),
+            f"  {tissue(arrays, {**TISSUE, **shared})}",
+        ]
 
-    for name, got in counted("doctor", ordered_map(one, jobs, o.workers), "slides", len(jobs)):
-        if isinstance(got, Exception):
-            failed[name] = str(got)
-            continue
-        slide, source, a, level, d = got
-        n, wanted = len(a["coords"]), shared["tile_um"] / px
-        print(
-            f"{name}: {slide.dimensions[0]:,} x {slide.dimensions[1]:,} px, "
-            f"{slide.properties.get('openslide.vendor', 'plain image')}, {slide.level_count} level(s)\n"
-            f"  mpp {a['mpp']:.4f} µm from {source}; read at level {level} "
-            f"(downsample {d:g}, {a['mpp'] * d:.3f} µm/px), "
-            f"{'resampled' if d * a['mpp'] <= wanted * 1.01 else 'RESAMPLED UP'} to {wanted:g}; "
-            f"a tile is {shared['tile_um']:g} µm = {a['tile']:.1f} px\n"
-            f"  {cut.format(a['threshold'])}, tissue {a['tissue']:.0%}; {a['found']:,} tiles"
-            f"{f', {n:,} of them sampled' if n < a['found'] else ''}; features {n * net.n_features * 2 / 2**20:.1f} MiB"
-            + "; ICC profile present: not applied" * has_profile(slide)
-            + f"; turned upright: its orientation tag is {orientation(found[name])}"
-            * (isinstance(slide, openslide.ImageSlide) and orientation(found[name]) > 1)
-            + (
-                "; scanned: {2:,} x {3:,} px from ({0:,}, {1:,})".format(
-                    *tiling.slide_bounds(slide)
-                )
-                if tiling.slide_bounds(slide) != (0, 0, *slide.dimensions)
-                else ""
-            )
-        )
-    return failed
+    names = [name for name in slides if name in found]
+    for _, lines in work_through("doctor", look, names, o.workers, failed):
+        print("\n".join(lines))
+    return report_failures(failed, len(slides))
+
+
+def picture(path):
+    """Its size and kind, and what is peculiar to it."""
+    slide = open_slide(path)
+    vendor = slide.properties.get("openslide.vendor", "plain image")
+    words = [
+        "{:,} x {:,} px".format(*slide.dimensions) + f", {vendor}, {slide.level_count} level(s)"
+    ]
+    bounds = tiling.slide_bounds(slide)
+    if bounds != (0, 0, *slide.dimensions):
+        words.append("scanned: {2:,} x {3:,} px from ({0:,}, {1:,})".format(*bounds))
+    if isinstance(slide, openslide.ImageSlide) and orientation(path) > 1:
+        words.append(f"turned upright: its orientation tag is {orientation(path)}")
+    if has_profile(slide):
+        words.append("ICC profile present: not applied")
+    return "; ".join(words)
+
+
+def has_profile(slide):
+    try:
+        return slide.color_profile is not None
+    except Exception:  # a broken one: Pillow's own error
+        return True
+
+
+def reading(slide, arrays, um, px):
+    """From which level tiles are read, and how large they are."""
+    mpp, tile = float(arrays["mpp"]), float(arrays["tile"])
+    level, d = tiling.best_level(slide, tile / px)
+    resampled = "resampled" if d * mpp <= um / px * 1.01 else "RESAMPLED UP"
+    return (
+        f"read at level {level} (downsample {d:g}, {mpp * d:.3f} µm/px), {resampled} to "
+        f"{um / px:g}; a tile is {um:g} µm = {tile:.1f} px"
+    )
+
+
+def tissue(arrays, rule):
+    """How tissue was cut, its share of the slide, and the tiles on it."""
+    how = "Otsu" if rule["tissue_threshold"] == "otsu" else "fixed"
+    unit = "OD" if rule["tissue"] == "stain" else "of saturation"
+    n, found = len(arrays["coords"]), arrays["found"]
+    sampled = f", {n:,} of them sampled" if n < found else ""
+    return (
+        f"{how} threshold {arrays['threshold']:.3g} {unit}, tissue {arrays['tissue']:.0%}; "
+        f"{found:,} tiles{sampled}"
+    )

@@ -1,0 +1,177 @@
+"""Making features of tiles: features/<encoder>/<slide>.npy (n, D) float16.
+
+<slide>.json beside it says which settings made them and, for --colour macenko, the slide's stains
+and how many tiles kept their colours.
+"""
+
+from pathlib import Path
+
+import numpy as np
+
+import tiling
+from lab.cohort.features import made_as
+from lab.cohort.slides import find_slides, open_slide
+from lab.cohort.steps import begin, settle
+from lab.cohort.tiles import make_tiles, tiles_of
+from lab.devices import pick_device, pick_precision
+from lab.encoders import (
+    COLOURS,
+    ENCODERS,
+    encoder_name,
+    encoder_wants,
+    features_folder,
+    load_encoder,
+    patients_seen,
+    prepare_encoder,
+)
+from lab.fast.encoder import encode
+from lab.files import few, save_file, save_json
+from lab.locks import release
+from lab.progress import counted, ordered_map, progress
+from lab.weights import weights_identity
+
+
+def make_features(cohort, slides, o, into=None):
+    """Make the missing features of slides, of tiles made before -> {slide: why it failed}."""
+    place = Path(into or cohort)
+    folder = place / "features" / features_folder(o)
+    device = pick_device(o.device)
+    settings = feature_settings(folder, o, device)
+    encoder = o.encoder, settings["weights"], settings["seed"], device
+    network = None
+    if not any((folder / f"{name}.npy").is_file() for name in slides):
+        network = load_encoder(*encoder)  # what is wrong with it is said before hours of tiling
+    failed = make_tiles(cohort, slides, o, place)
+    found = find_slides(cohort)
+    jobs, anew = missing_features(place, slides, found, made_by(o, settings), failed)
+    if not jobs:
+        return failed
+    begin(folder, o.share, dict(settings, encoder_saw=patients_seen(o.encoder)), anew)
+    network = prepare_encoder(network or load_encoder(*encoder), device, settings["precision"])
+    encode_slides(network, folder, jobs, found, o, failed)
+    release(folder)
+    return failed
+
+
+def feature_settings(folder, o, device):
+    """Weights, precision, colour and seed. Stretched tiles are encoded as the others were."""
+    usual = {
+        "weights": "imagenet",
+        "precision": pick_precision("auto", device),
+        "colour": COLOURS[0],
+        "seed": o.seed,
+    }
+    plain = folder.with_name(encoder_name(o.encoder))
+    usual = settle(plain / "settings.json", {}, usual)
+    asked = {
+        "weights": o.weights if o.encoder in ENCODERS else o.encoder,
+        "precision": o.precision and pick_precision(o.precision, device),
+        "colour": encoder_wants(o)["colour"] or o.colour,
+        "seed": o.tile_seed,
+    }
+    return settle(folder / "settings.json", asked, usual)
+
+
+def made_by(o, settings):
+    """What <slide>.json says of all slides alike."""
+    made = {
+        "encoder": features_folder(o),
+        "weights": weights_identity(settings["weights"], settings["seed"]),
+        "precision": settings["precision"],
+        "colour": settings["colour"],
+    }
+    if o.encoder not in ENCODERS:
+        made["tile_px"] = encoder_wants(o)["tile_px"]
+    return made
+
+
+def missing_features(place, slides, found, wanted, failed):
+    """{slide: (its tiles, what <slide>.json shall say)}, [(made as, wanted)] of those made anew."""
+    folder = place / "features" / wanted["encoder"]
+    jobs, anew = {}, []
+    for name in counted(f"looking for features {folder.name}", slides, "slides"):
+        if name in failed:
+            continue
+        tiles, by = tiles_of(place, name)
+        wanted = dict(wanted, tiles=by)
+        made = made_as(folder, name)
+        made.pop("stains", None)  # found, not asked for
+        if tiles is None:
+            failed[name] = f"{place / 'tiles' / name}.npz was there and is gone"
+        elif made == wanted and (folder / f"{name}.npy").is_file():
+            pass
+        elif name not in found:
+            failed[name] = f"no slide file {name}.* to make its features from"
+        else:
+            jobs[name] = tiles, wanted
+            if made:
+                anew.append((made, wanted))
+    return jobs, anew
+
+
+def encode_slides(network, folder, jobs, found, o, failed):
+    """Encode and save slide by slide."""
+    wants = encoder_wants(o)
+    n_tiles = sum(len(tiles["coords"]) for tiles, _ in jobs.values())
+    tick = progress(f"features {folder.name}", n_tiles, "tiles")
+    unchanged = {}
+    for name, (tiles, made) in jobs.items():
+        try:
+            pixels = Pixels(found[name], tiles, made, wants["tile_px"], o.workers, tick)
+            features = encode(network, pixels, wants["mean"], wants["std"])
+        except ValueError as e:
+            failed[name] = str(e)
+            continue
+        if made["colour"] == "macenko":
+            made["stains"] = pixels.found_stains()
+            unchanged[name] = pixels.unchanged
+        (folder / f"{name}.json").unlink(missing_ok=True)  # never an old label on new features
+        save_file(folder / f"{name}.npy", lambda f, a=features: np.save(f, a))
+        save_json(folder / f"{name}.json", made)
+    if any(unchanged.values()):
+        names = [name for name, n in unchanged.items() if n > 0]
+        print(
+            f"--colour macenko: {sum(unchanged.values()):,} tiles hold too little stain and keep "
+            f"their colours, of {few(names)}"
+        )
+
+
+class Pixels:
+    """The tiles of a slide in chunks (m, px, px, 3) uint8, in their colours, read ahead by threads.
+
+    ValueError comes where the slide can't be read.
+    """
+
+    def __init__(self, path, tiles, made, px, workers, tick):
+        self.path, self.px, self.workers, self.tick = path, px, workers, tick
+        self.coords, self.tile = tiles["coords"], float(tiles["tile"])
+        self.colour, self.stains, self.unchanged = made["colour"], None, 0
+        self.slide = open_slide(path)
+        if self.colour == "macenko":
+            seed = made["tiles"]["seed"]
+            self.stains = tiling.slide_stains(self.slide, self.coords, self.tile, px, seed)
+
+    def __iter__(self):
+        runs = tiling.tile_runs(self.coords, self.tile)
+        for _, got in ordered_map(self.read, runs, self.workers):
+            if isinstance(got, Exception):
+                raise ValueError(f"{self.path.name} can't be read to its end ({got})")
+            tiles, changed = got
+            self.unchanged += int((~changed).sum())
+            self.tick(len(tiles))
+            yield tiles
+
+    def read(self, run):
+        first, last = run
+        tiles = tiling.read_tiles(self.slide, self.coords[first:last], self.tile, self.px)
+        if self.colour == "stretch":
+            tiles = tiling.stretch(tiles)
+        return tiling.macenko(tiles, self.stains)
+
+    def found_stains(self):
+        vectors, top = self.stains or (None, None)
+        return {
+            "vectors": None if vectors is None else vectors.round(4).tolist(),
+            "top": None if top is None else top.round(4).tolist(),
+            "unchanged": self.unchanged,
+        }

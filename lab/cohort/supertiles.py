@@ -1,0 +1,91 @@
+"""Making super-tiles: supertiles/<source>/<slide>.npz with means (k, D) float16, mask (k,) and the
+cluster of each tile (n,).
+"""
+
+import json
+from pathlib import Path
+
+import numpy as np
+
+import tiling
+from lab.cohort.encoding import make_features
+from lab.cohort.features import features_made_by, features_of, load_features, source_name
+from lab.cohort.steps import settle, work_through
+from lab.encoders import encoder_name
+from lab.files import InputError, load_arrays, save_file, save_json
+from lab.locks import hold, release
+from lab.progress import say_left_out
+
+FLOAT16 = 65504.0  # its largest number
+
+
+def make_supertiles(cohort, slides, o, into=None):
+    """Make the missing super-tiles of slides, of features made before or elsewhere
+    -> {slide: why it failed}.
+    """
+    place, source = Path(into or cohort), features_of(o)
+    folder = place / "supertiles" / source_name(o)
+    failed = {} if o.features else make_features(cohort, slides, o, place)
+    settings = supertile_settings(folder, o)
+    keys, widths, nowhere = {}, {}, []
+
+    def look(name):
+        made_by = features_made_by(place, source, name)
+        keys[name] = json.dumps(dict(settings, features=made_by), sort_keys=True)
+        arrays = load_arrays(folder / f"{name}.npz") or {}
+        return arrays["means"].shape[1] if str(arrays.get("settings")) == keys[name] else None
+
+    def make(name):
+        features, coords = load_features(place, source, name)
+        if coords is None:
+            nowhere.append(name)
+        means, mask, cluster = half_supertiles(features, coords, settings["k"], settings["seed"])
+        arrays = {
+            "means": means,
+            "mask": mask,
+            "cluster": cluster,
+            "settings": np.array(keys[name]),
+        }
+        save_file(folder / f"{name}.npz", lambda f: np.savez(f, **arrays))
+        return means.shape[1]
+
+    names = [name for name in slides if name not in failed]
+    widths.update(work_through("looking for super-tiles", look, names, o.workers, failed))
+    missing = [name for name, width in widths.items() if width is None]
+    if missing:
+        hold(folder, o.share)
+    widths.update(work_through("super-tiles", make, missing, o.workers, failed))
+    save_json(folder / "settings.json", settings)
+    release(folder)
+    say_left_out(
+        {"slides have no coordinates, their super-tiles are runs of neighbouring rows": nowhere}
+    )
+    fail_unusual({name: w for name, w in widths.items() if name not in failed}, failed)
+    return failed
+
+
+def supertile_settings(folder, o):
+    """Seed and number of clusters. Those of stretched tiles are as those of the others."""
+    usual = {"seed": o.seed, "k": tiling.N_SUPERTILES}
+    if not o.features:
+        plain = folder.with_name(encoder_name(o.encoder))
+        usual = settle(plain / "settings.json", {}, usual)
+    return settle(folder / "settings.json", {"seed": o.tile_seed}, usual)
+
+
+def half_supertiles(features, coords, k, seed):
+    """tiling.supertiles with means in float16, as a run's models see them."""
+    means, mask, cluster = tiling.supertiles(features, coords, k, seed)
+    largest = np.abs(means).max()
+    if largest > FLOAT16:
+        raise InputError(f"features up to {largest:.3g} are beyond float16; scale them down")
+    return means.astype(np.float16), mask, cluster
+
+
+def fail_unusual(widths, failed):
+    """Slides with another number of features than most are of another encoder."""
+    every = list(widths.values())
+    usual = max(set(every), key=every.count, default=None)
+    for name, width in widths.items():
+        if width != usual:
+            failed[name] = f"{width} features a tile, most slides have {usual}: another encoder's?"

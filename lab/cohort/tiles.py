@@ -1,0 +1,194 @@
+"""The tiles of a cohort's slides: tiles/<slide>.npz, and a picture <slide>.png to look at."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageDraw
+from scipy import ndimage
+
+import tiling
+from lab.cohort.samples import read_samples
+from lab.cohort.slides import find_slides, open_slide, slide_mpp
+from lab.cohort.steps import begin, settle, work_through
+from lab.encoders import encoder_wants
+from lab.files import TISSUE, InputError, fingerprint, save_file, whole_arrays
+from lab.locks import release
+from lab.progress import counted
+
+GREEN, BLUE = (0, 158, 115), (0, 114, 178)
+
+
+def make_tiles(cohort, slides, o, into=None):
+    """Make the missing tiles of slides, in COHORT/tiles or INTO/tiles -> {slide: why it failed}."""
+    place = Path(into or cohort)
+    folder = place / "tiles"
+    shared = tile_settings(folder, o)
+    found, given = find_slides(cohort), table_mpp(cohort)
+    failed, jobs, anew = {}, {}, []
+    for name in counted("looking for tiles", slides, "slides"):
+        file = name in found and fingerprint(found[name])
+        wanted = dict(shared, mpp=given.get(name, shared["mpp"]), file=file)
+        arrays, made = tiles_of(place, name)
+        keep_idle(wanted, made, arrays)
+        if made == wanted:
+            continue
+        if not file:
+            failed[name] = f"no file {name}.* in {Path(cohort) / 'slides'}"
+            continue
+        jobs[name] = wanted
+        if made is not None:
+            anew.append((made, wanted))
+    if jobs:
+        begin(folder, o.share, shared, anew)
+    um_per_pixel = shared["tile_um"] / encoder_wants(o)["tile_px"]
+
+    def cut(name):
+        return find_tiles(found[name], name, jobs[name])
+
+    for name, (arrays, picture) in work_through("tiles", cut, list(jobs), o.workers, failed):
+        if arrays["mpp"] > um_per_pixel * 1.01:
+            print(
+                f"slide {name}: {arrays['mpp']:.3f} µm per pixel is coarser than the "
+                f"{um_per_pixel:g} wanted: read at level 0 and resampled up"
+            )
+        save_file(folder / f"{name}.png", lambda f, p=picture: p.save(f, "PNG"))
+        save_file(folder / f"{name}.npz", lambda f, a=arrays: np.savez(f, **a))
+    release(folder)
+    for name in slides:
+        arrays, _ = tiles_of(place, name)
+        if name not in failed and arrays and len(arrays["coords"]) == 0:
+            failed[name] = (
+                f"no {shared['tile_um']:g} µm tile is {shared['min_tissue']:.0%} tissue: an empty "
+                "slide or one smaller than a tile, or --min-tissue or --min-area is too high"
+            )
+    return failed
+
+
+def keep_idle(wanted, made, arrays):
+    """Take over, from tiles that are there, settings that had no part in them: they may differ."""
+    if made is None:
+        return
+    if made.get("mpp") is None:  # the slide has its own
+        wanted["mpp"] = None
+    if len(arrays["coords"]) == arrays["found"]:  # nothing was sampled
+        wanted["seed"] = made.get("seed")
+    if not wanted["file"]:  # only the tiles were kept
+        wanted["file"] = made.get("file")
+
+
+def tile_settings(folder, o):
+    """What the tiles of a folder are cut by. The usual rules of tissue are not named in it."""
+    um = encoder_wants(o)["tile_um"]
+    usual = dict(
+        tile_um=um or tiling.TILE_UM,
+        min_tissue=tiling.MIN_TISSUE,
+        max_tiles=tiling.MAX_TILES,
+        mpp=None,
+        seed=o.seed,
+        **TISSUE,
+    )
+    asked = {key: getattr(o, key) for key in usual} | {"seed": o.tile_seed}
+    settings = settle(folder / "settings.json", asked, usual)
+    if um not in (None, settings["tile_um"]):
+        raise InputError(
+            f"{o.encoder} learned from tiles of {um:g} µm, those of --tile-um or {folder} are of "
+            f"{settings['tile_um']:g}: --tile-um {um:g} cuts them anew"
+        )
+    if settings["tissue"] == "stain":
+        if o.tissue_threshold not in (None, "otsu"):
+            raise InputError(
+                f"--tissue-threshold {o.tissue_threshold:g} is a level of saturation: add --tissue "
+                "saturation"
+            )
+        settings["tissue_threshold"] = "otsu"
+    return {k: v for k, v in settings.items() if k not in TISSUE or v != TISSUE[k]}
+
+
+def table_mpp(cohort):
+    """{slide: mpp} of samples.csv; used, like --mpp, where the slide itself has none."""
+    path = Path(cohort) / "samples.csv"
+    given = {}
+    for row in read_samples(cohort) if path.exists() else []:
+        text = row.get("mpp")
+        try:
+            if text:
+                given[row["slide"]] = float(text.replace("_", "x"))
+        except ValueError:
+            raise InputError(
+                f"{path}: mpp {text!r} of slide {row['slide']} is not a number (µm per pixel, such "
+                "as 0.25)"
+            ) from None
+    return given
+
+
+def find_tiles(path, name, settings):
+    """(what tiles/<slide>.npz holds, a dict of arrays; its picture) of one slide."""
+    slide = open_slide(path)
+    mpp, source = slide_mpp(slide, settings["mpp"], name)
+    if source == "slide":
+        settings = dict(settings, mpp=None)
+    rule = {**TISSUE, **settings}
+    size, tile = slide.dimensions, settings["tile_um"] / mpp
+    rgb, scanned = tiling.thumbnail(slide, mpp)
+    least = rule["min_area"] * tile**2 * scanned.size / np.prod(size, dtype=float)  # its pixels
+    mask, threshold = tiling.find_tissue(
+        rgb, scanned, rule["tissue"], rule["tissue_threshold"], least
+    )
+    every = tiling.tile_grid(mask, size, tile, settings["min_tissue"])
+    coords = tiling.sample(every, settings["max_tiles"], settings["seed"])
+    arrays = {
+        "coords": coords,
+        "tile": np.float64(tile),
+        "mpp": np.float64(mpp),
+        "threshold": np.float64(threshold),
+        "size": np.array(size, np.int64),
+        "tissue": np.float64(mask.mean()),
+        "found": np.int64(len(every)),
+        "settings": np.array(json.dumps(settings)),
+    }
+    return arrays, draw_tiles(rgb, mask, coords, tile, size)
+
+
+def draw_tiles(rgb, mask, coords, tile, size):
+    """The thumbnail with the outline of the tissue (green) and the kept tiles (blue)."""
+    rgb = rgb.copy()
+    rgb[mask ^ ndimage.binary_erosion(mask)] = GREEN
+    image = Image.fromarray(rgb)
+    grow = max(1, round(600 / max(image.size)))
+    image = image.resize((image.width * grow, image.height * grow), Image.Resampling.NEAREST)
+    pen, scale = ImageDraw.Draw(image), image.width / size[0]
+    for x, y in coords:
+        pen.rectangle([x * scale, y * scale, (x + tile) * scale, (y + tile) * scale], outline=BLUE)
+    return image
+
+
+def tiles_of(cohort, name):
+    """(arrays of tiles/<slide>.npz, their settings); (None, None) where they are not whole."""
+    try:
+        arrays = whole_arrays(
+            Path(cohort) / "tiles" / f"{name}.npz",
+            coords="inx",
+            size="ix",
+            tile="f",
+            mpp="f",
+            found="i",
+            settings="U",
+        )
+        settings = json.loads(str(arrays["settings"]))
+        check_places(arrays["coords"], arrays["tile"], arrays["size"])
+    except (ValueError, RecursionError):  # InputError, too
+        return None, None
+    if not isinstance(settings, dict) or not 0 < arrays["mpp"] < np.inf:
+        return None, None
+    return arrays, settings
+
+
+def check_places(coords, tile, size):
+    """InputError where tiles (n, 2) and their edge do not lie on a slide of `size` (W, H)."""
+    inside = (coords >= 0).all() and (coords + tile <= np.add(size, 1)).all()
+    if not (tile > 0 and inside):
+        raise InputError(
+            "tiles reach beyond the slide of {:,} x {:,} px: are these the features of another "
+            "slide?".format(*size)
+        )
