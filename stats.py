@@ -9,16 +9,16 @@ and chi-square laws). They can be copied one by one, with the helpers that they 
     r = stats.pearson(predicted, measured)          # (n, G), (n, G) -> (G,)
     q = stats.holm_sidak(stats.pearson_p(r, n))     # significant where q < .05
     stats.r_threshold(1.66e-6, 44)                  # .637, the paper's R_sign of 44 slides
-    fold = stats.patient_folds(patients, projects, 5, seed=0)       # test samples of fold 0: fold == 0
+    fold = stats.patient_folds(patients, projects, 5, seed=0)     # fold 0 tests fold == 0
 
 In order: correlation and its p; several tests at once; Wilcoxon's tests; ROC and precision-recall;
 nulls of R; gene sets; bootstrap; HistCode's random baseline; folds by patient.
 
 Glossary: n samples (slides), G genes, m tests, k folds, P patients, C cancers, S gene sets, s genes
 of one set. Small r or R: a Pearson correlation. "nan" always means "no value": it is never 0, never
-significant, and never counted as a test.
-Tags: [HE2RNA ...], [HistCode ...] the paper says it; [HE2RNA code] only the authors' code does;
-[SciPy] the rule of SciPy 1.17, followed so that numbers can be checked against it; [ours] our choice.
+significant, and never counted as a test. Tags: [HE2RNA ...], [HistCode ...] the paper says it;
+[HE2RNA code] only the authors' code does; [SciPy] the rule of SciPy 1.17, followed so that numbers
+can be checked against it; [ours] our choice.
 """
 
 import functools
@@ -130,9 +130,10 @@ def pearson_p(r, n):
 def r_threshold(p, n):
     """The smallest R whose one-sided p (`pearson_p`) is at most p. Shapes broadcast.
 
-    R_sign of a cancer with m genes is that of the first Šidák step, p = 1 - (1 - .05)^(1/m). For m =
-    30,839 this is 1.66e-6, so R_sign = .637 at n = 44 (the paper prints .64) and .143 at n = 1,046
-    (the paper prints .20, which fits one subtype's n of about 520). [HE2RNA Results, our formula]
+    R_sign of a cancer with m genes is that of the first Šidák step, p = 1 - (1 - .05)^(1/m). For m
+    = 30,839 this is 1.66e-6, so R_sign = .637 at n = 44 (the paper prints .64) and .143 at n =
+    1,046 (the paper prints .20, which fits one subtype's n of about 520). [HE2RNA Results, our
+    formula]
     """
     shape = _beta_shape(n)
     return 1 - 2 * special.betaincinv(shape, shape, np.asarray(p, np.float64))
@@ -324,7 +325,7 @@ def roc_curve(labels, scores):
 
 
 def pr_curve(labels, scores):
-    """Recall and precision as the threshold falls, from recall 0 with precision 1. As `roc_curve`."""
+    """Recall and precision as the threshold falls, from recall 0 and precision 1: `roc_curve`."""
     positives, chosen = _from_the_top(labels, scores)
     precision = np.ones(len(chosen))
     precision[1:] = positives[1:] / chosen[1:]
@@ -343,7 +344,7 @@ def _judged(labels, scores):
 
 
 def _from_the_top(labels, scores):
-    """How many positives, and how many samples, score at least so high: two (steps + 1,), from 0."""
+    """Positives, and all samples, that score at least so high: two (steps + 1,), from 0."""
     level = np.unique(-np.asarray(scores, np.float64), return_inverse=True)[1]  # ties share one
     positives = np.bincount(level, np.asarray(labels) > 0).cumsum()
     chosen = np.bincount(level).cumsum()
@@ -358,10 +359,10 @@ def null_fit(null_r):
 
     null_r (M, G): R of every gene under models that learned nothing, computed as the R that they
     will judge (mean of the folds). nan does not count; nan, nan without spread. One chance R has
-    variance 1 / (n - 1); the SD is taken so large that the fit reaches the null's own 99 % quantile.
-    Counting N null R can't show a p below 1 / (N + 1), where the first Šidák step asks for 1.7e-6.
-    For five folds of 9 slides the fit errs by 1 % in R at that p, a normal fit of Fisher's z by 4 %.
-    [ours, of the null of HE2RNA Methods, Statistics and reproducibility]
+    variance 1 / (n - 1); the SD is taken so large that the fit reaches the null's own 99 %
+    quantile. Counting N null R can't show a p below 1 / (N + 1), where the first Šidák step asks
+    for 1.7e-6. For five folds of 9 slides the fit errs by 1 % in R at that p, a normal fit of
+    Fisher's z by 4 %. [ours, of the null of HE2RNA Methods, Statistics and reproducibility]
     """
     null_r = np.asarray(null_r, np.float64)
     null_r = null_r[~np.isnan(null_r)]  # (N,)
@@ -386,7 +387,8 @@ def null_p(r, mean, n):
 def null_threshold(p, mean, n):
     """The smallest R whose `null_p` is at most p: R_sign of a cancer, for the first Šidák step.
 
-    The paper's .20 for LUNG is a null of n = 530 in this sense; it had 1,046 slides. [HE2RNA Results]
+    The paper's .20 for LUNG is a null of n = 530 in this sense; it had 1,046 slides. [HE2RNA
+    Results]
     """
     r = r_threshold(p, n)
     return (r + mean) / (1 + r * mean)
@@ -395,9 +397,9 @@ def null_threshold(p, mean, n):
 def permutation_null(prediction, truth, fold, n_permutations, rng):
     """R of every gene when each slide is given another slide's prediction: (n_permutations, G).
 
-    prediction, truth (n, G) of one cancer; fold (n,). Slides change places within their fold, whole,
-    so that genes stay as correlated as they are. R is the mean of the folds, as in the result. The
-    genes of one permutation share its luck: take 50 or more. nan where R is nan. [ours]
+    prediction, truth (n, G) of one cancer; fold (n,). Slides change places within their fold,
+    whole, so that genes stay as correlated as they are. R is the mean of the folds, as in the
+    result. The genes of one permutation share its luck: take 50 or more. nan where R is nan. [ours]
     """
     folds = rows_of_folds(fold)
     shuffles = [[rng.permutation(len(rows)) for rows in folds] for _ in range(n_permutations)]
@@ -428,7 +430,8 @@ def mean_of_folds(r):
 def recurrent(significant):
     """In how many cancers each gene is significant (G,), and how many genes are in at least c (C,).
 
-    significant (C, G) bool; at_least[c - 1] counts the genes of at least c cancers. [HE2RNA Fig. 2b]
+    significant (C, G) bool; at_least[c - 1] counts the genes of at least c cancers. [HE2RNA Fig.
+    2b]
     """
     cancers = np.count_nonzero(significant, axis=0)  # (G,)
     at_least = [np.count_nonzero(cancers >= c) for c in range(1, len(significant) + 1)]
@@ -466,7 +469,8 @@ SIGNATURES = {  # of MSigDB v6.2; the paper's ADAPTATIVE is ADAPTIVE there   [HE
 
 
 def combine_sets(sets, at_least=2):
-    """The genes in at least two of several sets, in the order they come; of a single set, its genes.
+    """The genes in at least two of several sets, in the order they come; of a single set, its
+    genes.
 
     [HE2RNA Methods, GSEA signatures]; B cell-mediated immunity has a single set there.
     """
@@ -492,7 +496,7 @@ def fisher_enrichment(hits, gene_set, universe):
 
 
 def hypergeometric_tail(overlap, size, n_hits, n):
-    """P(at least `overlap` of `size` marked genes among n_hits drawn from n without replacement)."""
+    """P(at least `overlap` of `size` marked genes among n_hits of n, drawn without replacement)."""
     if overlap <= max(0, size + n_hits - n):  # the least possible
         return 1.0
     k = np.arange(overlap, min(size, n_hits) + 1)
@@ -524,7 +528,7 @@ def enrichment(hits, sets, universe):
     expected = size * (len(hits) / max(len(universe), 1))
     np.divide(overlap, expected, out=fold, where=expected > 0)
     bh = benjamini_hochberg(p)
-    return dict(size=size, overlap=overlap, expected=expected, fold=fold, p=p, bh=bh)
+    return {"size": size, "overlap": overlap, "expected": expected, "fold": fold, "p": p, "bh": bh}
 
 
 def expression_bins(level, n_bins=EXPRESSION_BINS):
@@ -553,16 +557,17 @@ def random_lists(members, bins, n_lists, rng):
 
 
 def random_list_test(r, significant, members, n_lists, rng, bins=None):
-    """Are a signature's genes better predicted than random lists of the same length? [HE2RNA Fig. 3]
+    """Are a signature's genes better predicted than random lists of the same length? [HE2RNA Fig.
+    3]
 
-    r, significant (G, C), nan and False where a gene has no R; members (S, G) bool; bins (G,): lists
-    are matched in them (`random_lists`). Returns a dict of (S, C): size, the genes with an R; r and
-    share, their mean R and the share significant (the paper's R_p, f_p); r_random, share_random, the
-    same over the lists (R_o, f_o); p_r, p_share = (1 + lists that reach the signature) / (1 +
-    n_lists) [the paper counts those above; the 1 and the equal ones: ours]. nan without a gene.
-    Lists are drawn from the genes with an R in that cancer; cancers with the same genes share them.
-    A signature's genes vary together and a random list's do not: p tells whether these genes stand
-    out, and is too small for whether their pathway would again. [ours]
+    r, significant (G, C), nan and False where a gene has no R; members (S, G) bool; bins (G,):
+    lists are matched in them (`random_lists`). Returns a dict of (S, C): size, the genes with an R;
+    r and share, their mean R and the share significant (the paper's R_p, f_p); r_random,
+    share_random, the same over the lists (R_o, f_o); p_r, p_share = (1 + lists that reach the
+    signature) / (1 + n_lists) [the paper counts those above; the 1 and the equal ones: ours]. nan
+    without a gene. Lists are drawn from the genes with an R in that cancer; cancers with the same
+    genes share them. A signature's genes vary together and a random list's do not: p tells whether
+    these genes stand out, and is too small for whether their pathway would again. [ours]
     """
     r, significant = np.asarray(r, np.float64), np.asarray(significant, np.float64)
     members, known = np.asarray(members, bool), ~np.isnan(r)
@@ -743,9 +748,9 @@ def patient_folds(patients, projects, k, seed):
     """Test fold of each sample, 0 to k - 1: patients whole, projects evenly spread over the folds.
 
     patients, projects (n,) names -> (n,) int. In each project and overall, folds differ by at most
-    one patient. The order of the samples does not matter. ValueError with fewer patients than folds.
-    Both demands are the paper's; that patients are dealt out like cards is [ours]. For folds of one
-    organ that agree with those of all, call this for the whole cohort, then select.
+    one patient. The order of the samples does not matter. ValueError with fewer patients than
+    folds. Both demands are the paper's; that patients are dealt out like cards is [ours]. For folds
+    of one organ that agree with those of all, call this for the whole cohort, then select.
     """
     which, order = _end_to_end(patients, projects, np.random.default_rng(seed))
     if len(order) < 2:

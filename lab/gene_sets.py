@@ -21,8 +21,9 @@ COLUMNS = ("set", "genes tested", "hits", "expected", "fold", "p", "p_bh", "hit 
 def read_sets(paths):
     """{set name: (gene, ...)} of .gmt files, plain or gzip.
 
-    A line is a name, a description and genes, between tabs. A gene that stands twice in a set counts
-    once; a set may be empty. A name that stands twice, in one file or two, must have the same genes.
+    A line is a name, a description and genes, between tabs. A gene that stands twice in a set
+    counts once; a set may be empty. A name that stands twice, in one file or two, must have the
+    same genes.
     """
     sets, places = {}, {}
     for path in paths:
@@ -40,7 +41,8 @@ def read_sets(paths):
             genes = tuple(dict.fromkeys(gene for gene in fields[1:] if gene))
             if set(genes) != set(sets.setdefault(name, genes)):
                 raise InputError(
-                    f"--gmt: {place}: set {name!r} stands in {places[name]} too, with different genes"
+                    f"--gmt: {place}: set {name!r} stands in {places[name]} too, with different "
+                    "genes"
                 )
             places.setdefault(name, place)
         if not found:
@@ -62,10 +64,11 @@ def lines_of(path):
 
 
 def enrich(folder, name, what, hits, sets, universe, shown=SHOWN):
-    """Test every set for the hits among the tested genes -> lines of a report; the first is printed.
+    """Test every set for the hits among the tested genes -> lines of a report; the first is
+    printed.
 
-    Writes FOLDER/NAME.csv with all sets and NAME.png with the best. what: hits and universe in words;
-    hits, universe: names of genes; sets: {name: genes}.
+    Writes FOLDER/NAME.csv with all sets and NAME.png with the best. what: hits and universe in
+    words; hits, universe: names of genes; sets: {name: genes}.
     """
     found = stats.enrichment(hits, sets, universe)
     names = list(sets)

@@ -1,4 +1,6 @@
-"""lab.progress"""
+"""What long loops say: one line on a terminal, a line a minute in a log; and threads that work
+ahead.
+"""
 
 import sys
 import time
@@ -7,15 +9,19 @@ from concurrent.futures import ThreadPoolExecutor
 
 from lab.files import few, one_line
 
+MINUTE = 60.0
+BLINK = 0.5  # seconds between two states of a line on a terminal
+
 
 def ordered_map(function, jobs, workers):
-    """(job, result or exception) in the order of the jobs; `workers` threads work ahead of the reader.
+    """(job, result or exception) in the order of the jobs; `workers` threads work ahead of the
+    reader.
 
-    Threads are enough: OpenSlide and Pillow release Python's lock.
-    The order, hence every result, does not depend on the number of workers. [ours]
+    Threads are enough: OpenSlide and Pillow release Python's lock. The order, hence every result,
+    does not depend on the number of workers. [ours]
     """
+    jobs, ahead = iter(jobs), deque()
     with ThreadPoolExecutor(max(1, workers)) as pool:
-        ahead, jobs = deque(), iter(jobs)
         try:
             while True:
                 while len(ahead) < 2 * workers + 2 and (job := next(jobs, None)) is not None:
@@ -30,66 +36,68 @@ def ordered_map(function, jobs, workers):
 
 
 def seldom():
-    """A function due(last) of a loop that prints lines: a terminal shows all, a log file one a minute and the last."""
-    shown = [-60.0]
+    """A function due(last) for a loop that prints lines: a log gets one a minute and the last."""
+    shown = -MINUTE
 
     def due(last=False):
-        if not (
-            last or (sys.stdout or sys.__stdout__).isatty() or time.monotonic() - shown[0] >= 60
-        ):
+        nonlocal shown
+        terminal = (sys.stdout or sys.__stdout__).isatty()
+        if not (last or terminal or time.monotonic() - shown >= MINUTE):
             return False
-        shown[0] = time.monotonic()
+        shown = time.monotonic()
         return True
 
     return due
 
 
 def progress(what, total, unit, end=True):
-    """A function tick(n) that shows how far a long loop is: one line on a terminal, one a minute in a log file; and at the
-    end, unless that is said otherwise."""
-    start, done, shown = time.time(), [0], [time.time() if not sys.stderr.isatty() else 0.0]
+    """A function tick(n) that shows on stderr how far a loop is; with `end`, its end as well."""
+    terminal = sys.stderr.isatty()
+    start = time.time()
+    shown = 0.0 if terminal else start
+    done = 0
 
     def tick(n=1):
-        done[0] += n
-        now, last = time.time(), done[0] >= total
-        if now - shown[0] > (0.5 if sys.stderr.isatty() else 60) or (last and n and end):
-            shown[0], rate = now, done[0] / max(now - start, 1e-9)
-            line_end = "\n" if last and end or not sys.stderr.isatty() else "\r"
-            left = clock(0 if last else (total - done[0]) / max(rate, 1e-9))
-            print(
-                f"{what}: {done[0]:,}/{total:,} {unit}, {rate:.1f}/s, {left} left   ",
-                end=line_end,
-                file=sys.stderr,
-                flush=True,
-            )
+        nonlocal done, shown
+        done += n
+        now, last = time.time(), done >= total
+        due = now - shown > (BLINK if terminal else MINUTE)
+        if not due and not (last and n and end):
+            return
+        shown = now
+        rate = done / max(now - start, 1e-9)
+        left = 0 if last else (total - done) / max(rate, 1e-9)
+        line = f"{what}: {done:,}/{total:,} {unit}, {rate:.1f}/s, {clock(left)} left   "
+        stays = (last and end) or not terminal
+        print(line, end="\n" if stays else "\r", file=sys.stderr, flush=True)
 
     return tick
 
 
 def counted(what, jobs, unit, total=None):
-    """The jobs as they are, with the progress of what is done with them; nothing is said of a loop that is over soon."""
-    jobs = list(jobs) if total is None else jobs
-    tick = progress(what, len(jobs) if total is None else total, unit, end=False)
+    """The jobs, with the progress of what is done with them; a short loop says nothing."""
+    if total is None:
+        jobs = list(jobs)
+        total = len(jobs)
+    tick = progress(what, total, unit, end=False)
     for job in jobs:
         yield job
         tick()
 
 
 def clock(seconds):
-    return f"{int(seconds) // 3600}:{int(seconds) // 60 % 60:02d}:{int(seconds) % 60:02d}"
+    seconds = int(seconds)
+    return f"{seconds // 3600}:{seconds // 60 % 60:02d}:{seconds % 60:02d}"
 
 
 def table(header, rows):
-    return "\n".join(
-        [
-            "| " + " | ".join(header) + " |",
-            "|" + " --- |" * len(header),
-            *("| " + " | ".join(str(v) for v in row) + " |" for row in rows),
-        ]
-    )
+    """A table of Markdown."""
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join("| " + " | ".join(map(str, cells)) + " |" for cells in lines)
 
 
 def say_left_out(left_out):
+    """Print {what: names} that a command leaves out, and hand it on."""
     for what, names in left_out.items():
         if names:
             print(one_line(f"{len(names)} {what}: {few(names)}"))

@@ -14,10 +14,10 @@ NEAREST = 4  # no more squares than this meet in a point
 def holder(points, coords, tile):
     """Which tile holds each point: points (m, 2), coords (n, 2) top-left -> (m,), -1 for none.
 
-    Tiles do not overlap, on any grid or none; tile is their edge, a real number. A point lies in the
-    pixel [x, x + 1) x [y, y + 1), and a tile holds the pixels from its corner up to, not with, its
-    far edges: so tiles whose real pitch was rounded down to whole pixels leave no gap. A pixel that
-    two tiles share goes to the tile whose centre is nearer. [ours]
+    Tiles do not overlap, on any grid or none; tile is their edge, a real number. A point lies in
+    the pixel [x, x + 1) x [y, y + 1), and a tile holds the pixels from its corner up to, not with,
+    its far edges: so tiles whose real pitch was rounded down to whole pixels leave no gap. A pixel
+    that two tiles share goes to the tile whose centre is nearer. [ours]
     """
     points = np.asarray(points, np.float64).reshape(-1, 2)
     coords = np.asarray(coords, np.float64).reshape(-1, 2)
@@ -60,7 +60,7 @@ def inside(points, polygons):
 
 
 def cross(odd, x, y, ring):
-    """Flip `odd` of each point, ascending in y, whose ray to the right crosses an edge of the ring."""
+    """Flip `odd` of each point, ascending in y, whose ray to the right crosses the ring."""
     for (x0, y0), (x1, y1) in zip(ring, np.roll(ring, -1, 0), strict=True):
         if y0 > y1:  # the upper end first, from either side of a common edge
             x0, y0, x1, y1 = x1, y1, x0, y0
@@ -74,10 +74,10 @@ def shifts(places, n, seed):
     """Draws of a null that keeps neighbours alike: each slide's values moved as a whole.
 
     places: the locations (m, 2) of each slide, in any unit -> yields n index arrays over the places
-    of all slides; a[index] is a moved. The locations of a slide go round a torus, their bounding box
-    and one spacing, by one random vector, and each takes the value of the moved one now nearest.
-    Values stay in their slide; some come twice, some never. A shuffle would make p too small, since
-    neighbours are alike. [ours]
+    of all slides; a[index] is a moved. The locations of a slide go round a torus, their bounding
+    box and one spacing, by one random vector, and each takes the value of the moved one now
+    nearest. Values stay in their slide; some come twice, some never. A shuffle would make p too
+    small, since neighbours are alike. [ours]
     """
     rng = np.random.default_rng(seed)
     slides = []

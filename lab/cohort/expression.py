@@ -1,146 +1,205 @@
-"""lab.cohort.expression"""
+"""The expression table of a cohort, and the names of its genes."""
 
+import csv
+import gzip
 import re
-import zipfile
+import zlib
 from pathlib import Path
 
 import numpy as np
 
-from lab.files import (
-    InputError,
-    check_row,
-    few,
-    load_arrays,
-    read_rows,
-    read_table,
-    save_csv,
-    save_file,
-)
+from lab.files import InputError, few, load_arrays, number, read_rows, save_csv, save_file
+
+ENDINGS = (".csv", ".csv.gz", ".npz")
+KEYS = ("slide", "slides", "sample", "samples")  # arrays of an .npz that name its rows
+GENE_COLUMNS = {  # what GENCODE, BioMart and others call them
+    "id": ("gene_id", "ensembl", "ensembl_gene_id", "gene stable id", "id"),
+    "symbol": ("symbol", "gene_name", "hgnc_symbol", "gene name", "gene"),
+    "biotype": ("biotype", "gene_type", "gene_biotype", "gene type"),
+}
+ENSEMBL = r"ENS[A-Z]*G\d+"
+
+
+# ----- Reading ------------------------------------------------------------------------------------
 
 
 def read_expression(cohort):
-    """(key, ids, genes, a (n, G) float32) of expression.csv, .csv.gz or .npz; key: 'slide', 'sample' or '' (not said).
+    """(key, ids, genes, a (n, G) float32) of expression.csv, .csv.gz or .npz: linear FPKM-UQ.
 
-    Linear FPKM-UQ. Raises InputError with gene and row on duplicates, negative, non-numeric, infinite or missing values.
-    npz: arrays `expression` (n, G), `genes` (G,) and `slide` or `sample` (n,).
+    key: 'slide' or 'sample', what its rows are, or '' where it does not say. InputError with gene
+    and row for duplicates and for what is no number >= 0.
     """
-    paths = [Path(cohort) / f"expression{e}" for e in (".csv", ".csv.gz", ".npz")]
-    paths = [p for p in paths if p.is_file()]
-    folder = Path(cohort) / "expression"
-    if not paths and folder.is_dir():
-        raise InputError(
-            f"{folder} is a folder: GDC's files become a table with python he2rna.py expression {folder} "
-            f"--sheet FILE --out {folder}.npz"
-        )
-    if len(paths) != 1:
-        raise InputError(
-            f"{cohort}: "
-            + (
-                f"{paths[0].name} and {paths[1].name} are both there; keep one"
-                if paths
-                else "no expression.csv, .csv.gz or .npz (first column slide, then a column per gene, linear FPKM-UQ)"
-            )
-        )
-    path = paths[0]
-    if path.suffix == ".npz":
-        z = load_arrays(path) or {}
-        key = next((k for k in ("slide", "slides", "sample", "samples") if k in z), None)
-        if (
-            key is None
-            or not {"expression", "genes"} <= set(z)
-            or not z[key].ndim == z["genes"].ndim == 1
-            or z["expression"].shape != z[key].shape + z["genes"].shape
-            or not z["expression"].size
-        ):
-            shapes = ", ".join(f"{k} {v.shape}" for k, v in z.items()) or "none that can be read"
-            raise InputError(
-                f"{path}: wanted arrays expression (n, G), genes (G,) and slide or sample (n,); it has "
-                f"{shapes} (object arrays are pickles and not read: save names as str)"
-            )
-        ids, genes = [str(i) for i in z[key]], [str(g) for g in z["genes"]]
-        if z["expression"].dtype.kind not in "fiu":
-            raise InputError(f"{path}: expression is {z['expression'].dtype}, not numbers")
-        with np.errstate(over="ignore"):  # beyond float32: infinite, and refused below
-            key, rows = key.rstrip("s"), z["expression"].astype(np.float32, copy=False)
-        for i, row in zip(ids, rows):
-            check_row(row, genes, i, path)
-    else:
-        key, ids, genes, rows = read_table(path)
+    path = table_of(Path(cohort))
+    key, ids, genes, a = read_npz(path) if path.suffix == ".npz" else read_table(path)
     for what, names in (("gene", genes), ("row", ids)):
         seen = set()
-        twice = next((n for n in names if n in seen or seen.add(n)), None)
-        if twice is not None:
-            raise InputError(f"{path}: {what} {twice!r} stands there twice")
-    return key, ids, genes, rows
+        for name in names:
+            if name in seen:
+                raise InputError(f"{path}: {what} {name!r} stands there twice")
+            seen.add(name)
+    return key, ids, genes, a
+
+
+def table_of(cohort):
+    """The one expression table of a cohort."""
+    paths = [cohort / f"expression{ending}" for ending in ENDINGS]
+    paths = [path for path in paths if path.is_file()]
+    folder = cohort / "expression"
+    if not paths and folder.is_dir():
+        raise InputError(
+            f"{folder} is a folder: GDC's files become a table with python he2rna.py expression "
+            f"{folder} --sheet FILE --out {folder}.npz"
+        )
+    if not paths:
+        raise InputError(
+            f"{cohort}: no expression.csv, .csv.gz or .npz (first column slide, then a column per "
+            "gene, linear FPKM-UQ)"
+        )
+    if len(paths) > 1:
+        raise InputError(f"{cohort}: {paths[0].name} and {paths[1].name} are both there; keep one")
+    return paths[0]
+
+
+def read_npz(path):
+    """read_expression of arrays expression (n, G), genes (G,) and slide or sample (n,)."""
+    z = load_arrays(path) or {}
+    key = next((key for key in KEYS if key in z), "")
+    parts = [z.get(name, np.zeros(0)) for name in (key, "genes", "expression")]
+    shapes = [part.shape for part in parts]
+    if [len(shape) for shape in shapes] != [1, 1, 2] or shapes[2] != shapes[0] + shapes[1]:
+        has = ", ".join(f"{name} {a.shape}" for name, a in z.items()) or "none that can be read"
+        raise InputError(
+            f"{path}: wanted arrays expression (n, G), genes (G,) and slide or sample (n,); it has "
+            f"{has} (object arrays are pickles and not read: save names as str)"
+        )
+    ids, genes, a = parts
+    if a.dtype.kind not in "fiu":
+        raise InputError(f"{path}: expression is {a.dtype}, not numbers")
+    if not a.size:
+        raise InputError(f"{path}: no rows")
+    ids, genes = [str(i) for i in ids], [str(g) for g in genes]
+    with np.errstate(over="ignore"):  # beyond float32: infinite, and refused
+        a = a.astype(np.float32, copy=False)
+    for name, row in zip(ids, a, strict=True):
+        check_row(row, genes, name, path, row)
+    return key.rstrip("s"), ids, genes, a
+
+
+def read_table(path):
+    """read_expression of a csv, row by row: a table larger than memory as text still fits."""
+    opened = gzip.open if path.suffix == ".gz" else open
+    ids, rows = [], []
+    try:
+        with opened(path, "rt", newline="", encoding="utf-8-sig") as f:
+            reader = csv.reader(f)
+            header = [name.strip() for name in next(reader, [])]
+            if len(header) < 2:
+                raise InputError(
+                    f"{path}: the first line must be slide,GENE1,GENE2,... separated by commas"
+                )
+            for row in filter(None, reader):
+                if len(row) != len(header):
+                    raise InputError(
+                        f"{path} line {reader.line_num}: {len(row)} fields, the header has "
+                        f"{len(header)}"
+                    )
+                ids.append(row[0].strip())
+                rows.append(parse_row(row[1:], header[1:], ids[-1], path))
+    except (EOFError, zlib.error, gzip.BadGzipFile, UnicodeDecodeError, csv.Error) as e:
+        raise InputError(f"{path}: not a whole comma-separated table ({e})") from None
+    if not rows:
+        raise InputError(f"{path}: no rows")
+    key = header[0].lower()
+    return key if key in KEYS[::2] else "", ids, header[1:], np.stack(rows)
+
+
+def parse_row(texts, genes, name, path):
+    """(G,) float32 of a row's texts, checked."""
+    try:
+        a = np.fromiter(map(float, texts), np.float64, len(genes))
+    except ValueError:
+        a = np.array(list(map(number, texts)))
+    with np.errstate(over="ignore"):  # beyond float32: infinite, and refused
+        a = a.astype(np.float32)
+    check_row(a, genes, name, path, texts)
+    return a
+
+
+def check_row(a, genes, name, path, said):
+    """InputError for what is no number >= 0, as the file said it."""
+    bad = ~(np.isfinite(a) & (a >= 0))
+    if bad.any():
+        j = int(bad.argmax())
+        raise InputError(
+            f"{path}: gene {genes[j]} of {name} is {said[j]!r}; FPKM-UQ is a number >= 0"
+        )
+
+
+# ----- Writing ------------------------------------------------------------------------------------
 
 
 def save_expression(path, key, ids, genes, rows):
-    """What read_expression reads, as .npz, .csv or .csv.gz by the path's ending. rows: (G,) float32 of each of the ids, one
-    after the other, so that a table of some GB is not held twice."""
+    """What read_expression reads, as .npz, .csv or .csv.gz by the path's ending.
 
-    def write(f):
-        with zipfile.ZipFile(f, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as z:
-            for name, values in ((key, ids), ("genes", genes)):
-                with z.open(f"{name}.npy", "w") as part:
-                    np.lib.format.write_array(part, np.array(values), allow_pickle=False)
-            with z.open("expression.npy", "w", force_zip64=True) as part:
-                np.lib.format.write_array_header_1_0(
-                    part, dict(descr="<f4", fortran_order=False, shape=(len(ids), len(genes)))
-                )
-                for row in rows:
-                    part.write(row.astype("<f4").tobytes())
+    rows: (G,) of each of the ids, one after the other.
+    """
+    if Path(path).suffix != ".npz":
+        return save_csv(path, (key, *genes), ((i, *row) for i, row in zip(ids, rows, strict=True)))
+    a = np.empty((len(ids), len(genes)), np.float32)
+    for i, row in enumerate(rows):
+        a[i] = row
+    arrays = {key: np.array(ids), "genes": np.array(genes), "expression": a}
+    save_file(path, lambda f: np.savez_compressed(f, **arrays))
 
-    if Path(path).suffix == ".npz":
-        save_file(path, write)
-    else:
-        save_csv(path, (key, *genes), ((i, *row) for i, row in zip(ids, rows)))
+
+# ----- Names of genes -----------------------------------------------------------------------------
 
 
 def read_gene_table(path):
-    """({id without version: symbol}, ids and symbols that are protein-coding, or None) of a csv or tsv with columns for the
-    id (gene_id, ensembl), the name (symbol, gene_name) and, if it has one, the biotype (gene_type): GENCODE's or BioMart's
-    names."""
-    options = dict(
-        id=("gene_id", "ensembl", "ensembl_gene_id", "gene stable id", "id"),
-        symbol=("symbol", "gene_name", "hgnc_symbol", "gene name", "gene"),
-        biotype=("biotype", "gene_type", "gene_biotype", "gene type"),
-    )
+    """({id without version: symbol}, names that are protein-coding) of a csv or tsv.
+
+    It has a column for the id and for the symbol, and perhaps for the biotype (GENE_COLUMNS): the
+    second is None without it.
+    """
     header, rows = read_rows(path)
-    lower = [c.lower() for c in header]
-    column = {
-        k: next((lower.index(n) for n in names if n in lower), None) for k, names in options.items()
-    }
-    if (column["id"] is None and column["symbol"] is None) or (
-        column["symbol"] is None and column["biotype"] is None
-    ):
+    names = [name.lower() for name in header]
+    at = {}
+    for what, options in GENE_COLUMNS.items():
+        at[what] = next((names.index(name) for name in options if name in names), None)
+    if len(at) - list(at.values()).count(None) < 2:
         raise InputError(
-            f"--gene-table {path}: wanted two of the columns gene_id, symbol and biotype; it has {few(header)}"
+            f"--gene-table {path}: wanted two of the columns gene_id, symbol and biotype; it has "
+            f"{few(header)}"
         )
-    rows = [
-        [row[j].strip() if j is not None else "" for j in column.values()]
-        for row in rows
-        if len(row) == len(header)
-    ]
-    rows = [
-        (i.split(".")[0], symbol, biotype) for i, symbol, biotype in rows
-    ]  # without the version
-    coding = {name for *names, biotype in rows if biotype == "protein_coding" for name in names}
-    return {i: symbol for i, symbol, _ in rows if i and symbol}, coding if column[
-        "biotype"
-    ] is not None else None
+    symbols, coding = {}, set()
+    for row in rows:
+        if len(row) != len(header):
+            continue
+        fields = {what: row[j].strip() if j is not None else "" for what, j in at.items()}
+        gene = fields["id"].split(".")[0]  # without the version
+        if gene and fields["symbol"]:
+            symbols[gene] = fields["symbol"]
+        if fields["biotype"] == "protein_coding":
+            coding |= {gene, fields["symbol"]}
+    return symbols, coding if at["biotype"] is not None else None
 
 
-def as_symbols(genes, symbol):
-    """Names as gene sets use them: Ensembl ids without version, by the table their symbols. -> (names, a line on what is
-    lost)."""
-    ids = [re.match(r"(ENS[A-Z]*G\d+)?", g).group(1) for g in genes]
-    names = [symbol.get(i or g, i or g) for g, i in zip(genes, ids)]
-    lost, twice = (
-        [g for g, i in zip(genes, ids) if i and i not in symbol],
-        len(names) - len(set(names)),
-    )
-    said = [
-        f"{len(lost):,} of {len(genes):,} genes have no symbol ({few(lost, 3)}) and count only in sets of Ensembl ids: "
-        "give --gene-table"
-    ] * bool(lost) + [f"{twice:,} genes share a name with another"] * bool(twice)
+def as_symbols(genes, symbols):
+    """Names as gene sets use them: symbols of Ensembl ids -> (names, a line on what is lost)."""
+    names, lost = [], []
+    for gene in genes:
+        found = re.match(ENSEMBL, gene)
+        name = found.group() if found else gene  # without the version
+        if found and name not in symbols:
+            lost.append(gene)
+        names.append(symbols.get(name, name))
+    said = []
+    if lost:
+        said.append(
+            f"{len(lost):,} of {len(genes):,} genes have no symbol ({few(lost, 3)}) and count only "
+            "in sets of Ensembl ids: give --gene-table"
+        )
+    twice = len(names) - len(set(names))
+    if twice:
+        said.append(f"{twice:,} genes share a name with another")
     return names, "; ".join(said)

@@ -1,7 +1,7 @@
 """Truth about places on a slide: cells in points/, spots in spots/, outlines in regions/.
 
-Files are <slide>.csv, .tsv, .txt (also .gz) or .geojson, as people write them or QuPath exports them.
-All places come out as x, y in level-0 pixels.
+Files are <slide>.csv, .tsv, .txt (also .gz) or .geojson, as people write them or QuPath exports
+them. All places come out as x, y in level-0 pixels.
 """
 
 import json
@@ -122,7 +122,8 @@ def place_columns(path, known, mpp, origin):
 
 
 def read_outlines(folder, slide, origin, kind=None):
-    """Polygons of regions/<slide>.geojson as `lab.space.inside` takes them; None where there are none.
+    """Polygons of regions/<slide>.geojson as `lab.space.inside` takes them; None where there are
+    none.
 
     kind: those of one class; where the file has none of it, that is said.
     """

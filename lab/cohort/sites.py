@@ -11,8 +11,8 @@ def folds_by_site(patients, projects, sites, k, seed):
 
     A site leaves its stain and scanner on every slide; where it stands on both sides, that can pass
     for biology (Howard et al. 2021, doi:10.1038/s41467-021-24698-1). patients, projects, sites (n,)
-    names -> (n,) int. The largest sites go first, each to the fold that stays most even; then single
-    sites move while that helps. ValueError with fewer sites than folds.
+    names -> (n,) int. The largest sites go first, each to the fold that stays most even; then
+    single sites move while that helps. ValueError with fewer sites than folds.
     """
     names, site = np.unique(np.asarray(sites), return_inverse=True)
     if not 2 <= k <= len(names):

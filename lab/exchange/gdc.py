@@ -9,8 +9,9 @@ from pathlib import Path
 import numpy as np
 
 import he2rna
+from lab.cohort.expression import parse_row
 from lab.cohort.samples import SAMPLE_TYPES
-from lab.files import InputError, few, parse_row, read_rows
+from lab.files import InputError, few, read_rows
 
 FPKM_UQ = re.compile(
     r"(\.FPKM-UQ\.txt|_star_gene_counts\.tsv)(\.gz)?$"

@@ -1,108 +1,98 @@
-"""lab.tests.test_locks"""
+"""A folder is written by one run at a time. filelock's own tests say how its files behave."""
 
-import json
 import os
+import platform
 import subprocess
 import sys
-import time
 
 import numpy as np
 import pytest
 
-from lab.files import InputError, save_json
-from lab.locks import HELD, hold, release, started, this_process
+from lab.commands.tiling import main as tiling_main
+from lab.files import InputError
+from lab.locks import HELD, hold, release
 from lab.tests.helpers import ROOT, train, write_cohort
 
+ELSEWHERE = "4711\nanother\n"  # what filelock writes on a host called another
+HOLDER = """
+import sys, time
+from lab.locks import hold
+hold(sys.argv[1])
+print("held", flush=True)
+time.sleep(60)
+"""
 
-def test_a_lock_is_believed_stale_only_where_that_is_sure(tmp_path, capsys):
-    me, lock = this_process(), tmp_path / "lock"
-    at = dict(me, since="2026-01-01 00:00:00")
-    for changes, taken in (
-        (dict(host="another"), False),
-        (dict(pids="pid:[1]"), False),
-        (dict(pid=os.getppid(), started=started(os.getppid())), False),
-        (dict(pid=os.getppid(), started="1"), True),
-        (dict(pid=2**22 + 1), True),
-        ({}, True),
-    ):  # number used again; none; our own, copied
-        lock.write_text(json.dumps({**at, **changes}))
-        if taken:
-            hold(tmp_path)
-            assert json.loads(lock.read_text())["pid"] == os.getpid()
-            hold(tmp_path)  # once more is no conflict
-            release(tmp_path)
-            assert not list(tmp_path.iterdir()) and not HELD
-        else:
-            with pytest.raises(
-                InputError,
-                match="delete .*lock if it is dead" if "pid" not in changes else "stop it",
-            ):
-                hold(tmp_path)
-            assert json.loads(lock.read_text()) == {**at, **changes} and not HELD
-    no_pid = {
-        k: v for k, v in at.items() if k != "pid"
-    }  # edited by hand; "": just being made, or the disk was full
-    for text in (
-        "",
-        "[1, 2]",
-        "no json",
-        "\xff\0",
-        "null",
-        '{"host": [], "pids": {}, "pid": "x"}',
-        json.dumps(no_pid),
-        *(json.dumps({**at, "pid": pid}) for pid in ("12", [1], -1, 0, 1.5, None, 2**80)),
-    ):
-        lock.write_text(text, encoding="latin-1")
-        with pytest.raises(InputError, match="delete .*lock if it is dead, which can't be told"):
-            hold(tmp_path)
-        assert lock.read_text(encoding="latin-1") == text and not HELD
-    lock.write_text("")
-    os.utime(lock, (time.time() - 61,) * 2)  # killed between making it and writing it
-    capsys.readouterr()
-    hold(tmp_path)
-    assert (
-        json.loads(lock.read_text())["pid"] == os.getpid()
-        and "the lock of process ?, killed after an unknown time" in capsys.readouterr().out
+
+@pytest.fixture
+def holder(two_slides):
+    """A real process that holds tiles/ of a cohort."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", HOLDER, str(two_slides / "tiles")],
+        stdout=subprocess.PIPE,
+        text=True,
+        cwd=ROOT,
     )
+    assert process.stdout.readline() == "held\n"
+    yield process
+    process.kill()
+    process.wait()
+
+
+def test_a_second_run_hears_who_is_at_work_and_a_killed_ones_lock_is_taken_over(
+    two_slides, holder, capsys
+):
+    folder = two_slides / "tiles"
+    who = rf"tiles: process {holder.pid} on {platform.node()} since 20\d\d-.*: wait for it or stop"
+    with pytest.raises(InputError, match=who):
+        tiling_main(["tiles", str(two_slides)])
+    assert not list(folder.glob("*.npz")) and not HELD
+    holder.kill()
+    assert holder.wait() == -9
+    assert tiling_main(["tiles", str(two_slides)]) == 0
+    said = capsys.readouterr().out
+    assert f"the lock of process {holder.pid} on " in said and "is taken over" in said
+    assert not (folder / "lock").exists()
+    assert sorted(path.stem for path in folder.glob("*.npz")) == ["a", "b"]
+
+
+def test_a_folder_is_held_once_and_swept(tmp_path):
+    (tmp_path / ".a.npz.12.34.tmp").write_text("half")
+    hold(tmp_path)
+    hold(tmp_path)  # once more is no conflict
+    assert [path.name for path in tmp_path.iterdir()] == ["lock"]
+    assert (tmp_path / "lock").read_text().startswith(f"{os.getpid()}\n")
     release(tmp_path)
+    assert not list(tmp_path.iterdir()) and not HELD
 
 
-def test_of_two_that_take_over_a_stale_lock_one_gets_it(tmp_path):
-    (tmp_path / "lock").write_text(json.dumps(dict(this_process(), pid=2**22 + 1, since="x")))
-    ask = "try:\n tiling.hold(sys.argv[1]); print('held', flush=True)\nexcept ValueError:\n print('refused', flush=True)\nsys.stdin.readline()"
-    several = [
-        subprocess.Popen(
-            [
-                sys.executable,
-                "-c",
-                "import sys\nfrom lab import locks as tiling\nsys.stdin.readline()\n" + ask,
-                str(tmp_path),
-            ],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            cwd=ROOT,
-        )
-        for _ in range(2)
-    ]
-    for process in several:
-        process.stdin.write("go\n")
-        process.stdin.flush()
-    words = []
-    for process in several:
-        line = process.stdout.readline()
-        words.append(process.stdout.readline() if "taken over" in line else line)
-    for process in several:
-        process.communicate("end\n")
-    assert sorted(words) == ["held\n", "refused\n"]
+@pytest.mark.parametrize("text", [ELSEWHERE, "", "no record", "1", "12\n", "99999999999\n\n", "\0"])
+def test_a_lock_of_another_host_or_of_nobody_known_is_left_alone(tmp_path, text):
+    lock = tmp_path / "lock"
+    lock.write_text(text)
+    with pytest.raises(InputError, match=r"process .* on .* since .*if it is dead, delete .*lock$"):
+        hold(tmp_path)
+    assert lock.read_text() == text and not HELD
+
+
+def test_processes_that_share_the_slides_exclude_others_only(tmp_path):
+    (tmp_path / "lock-2-of-3").write_text(ELSEWHERE)
+    hold(tmp_path, (0, 3))
+    release()
+    for share in ((0, 1), (0, 2)):  # one process, or another division of the slides
+        with pytest.raises(InputError, match="process 4711 on another"):
+            hold(tmp_path, share)
+        assert not HELD and len(list(tmp_path.iterdir())) == 1
+    (tmp_path / "lock-2-of-3").rename(tmp_path / "lock")
+    with pytest.raises(InputError, match="process 4711 on another"):
+        hold(tmp_path, (0, 3))
 
 
 def test_runs_are_locked_and_given_back_however_they_end(tmp_path):
     write_cohort(tmp_path, np.random.default_rng(0))
     run = tmp_path / "runs" / "he2rna"
     run.mkdir(parents=True)
-    save_json(run / "lock", dict(this_process(), host="another", since="2026-01-01 00:00:00"))
-    with pytest.raises(InputError, match="he2rna: process .* on another"):
+    (run / "lock").write_text(ELSEWHERE)
+    with pytest.raises(InputError, match="he2rna: process 4711 on another"):
         train(tmp_path, "--epochs", "1")
     assert not (run / "config.json").exists() and (run / "lock").exists()
     (run / "lock").unlink()

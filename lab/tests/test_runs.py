@@ -1,149 +1,135 @@
-"""lab.tests.test_runs"""
+"""A run's folder: its settings, checkpoints and tables."""
 
 import json
 
-import numpy as np
 import pytest
-import scipy.cluster
-import scipy.signal
-import scipy.stats
 import torch
-from matplotlib.path import Path as Outline
 
-import tiling
-from lab.audit.compare import run_audit
-from lab.cohort.steps import tiles_of
-from lab.commands.histcode import main
-from lab.files import InputError, save_file, save_text
+from lab.files import InputError, load_json, save_csv, save_file
 from lab.locks import release
-from lab.runs import claim_folder, load_checkpoint
-from lab.tests.helpers import maps_of, read_csv, spoken_by_hand, swap, write_bag_table
+from lab.runs import (
+    claim_folder,
+    load_checkpoint,
+    mark_of,
+    read_config,
+    read_folds,
+    read_log,
+    versions,
+    write_log,
+)
+
+SETTINGS = {"command": "train", "version": 3, "folds": 5, "ks": (1, 5), "data": "12ab"}
+
+
+@pytest.fixture
+def run(tmp_path):
+    """The folder of a run with one checkpoint."""
+    folder = tmp_path / "run"
+    claim_folder(folder, SETTINGS, "fold*.pt", workers=2)
+    save(folder / "fold0.pt", {"model": torch.nn.Linear(2, 3).state_dict()})
+    release()
+    return folder
+
+
+def save(path, saved):
+    save_file(path, lambda f: torch.save({**saved, "run": mark_of(path)}, f))
+
+
+def claim(folder, **change):
+    try:
+        return claim_folder(folder, {**SETTINGS, **change}, "fold*.pt", workers=4)
+    finally:
+        release()
+
+
+def test_a_run_goes_on_with_its_settings_and_is_refused_with_others(run):
+    config = claim(run)
+    assert config == load_json(run / "config.json")
+    assert config["ks"] == [1, 5] and config["workers"] == 4  # what may change
+    assert {name: config[name] for name in versions()} == versions()
+    with pytest.raises(InputError, match=r"other settings \(folds 5 -> 3\): choose another --name"):
+        claim(run, folds=3)
+    with pytest.raises(InputError, match=r"data 12ab -> 34cd; data: slides, labels, expression"):
+        claim(run, data="34cd")
+    (run / "config.json").unlink()
+    with pytest.raises(InputError, match=r"has fold\*.pt but no config.json"):
+        claim(run)
+
+
+@pytest.mark.parametrize("change", [{"folds": 4}, {"id": "0" * 16}, {"data": None}])
+def test_settings_changed_by_hand_are_refused(run, change):
+    path = run / "config.json"
+    path.write_text(json.dumps({**load_json(path), **change}))
+    for look in (claim, read_config):
+        with pytest.raises(InputError, match=r"config.json was changed since its run was made"):
+            look(run)
+
+
+def test_what_may_change_and_other_versions_are_not_looked_at(run):
+    path = run / "config.json"
+    path.write_text(json.dumps({**load_json(path), "workers": 9}))
+    assert read_config(run)["workers"] == 9
+    path.write_text(json.dumps({**load_json(path), "version": 2}))
+    assert read_config(run, version=3)["version"] == 2  # the caller refuses it by its version
+    assert read_config(run.parent) is None
+
+
+def test_a_checkpoint_fills_its_network(run):
+    model = torch.nn.Linear(2, 3)
+    saved = load_checkpoint(run / "fold0.pt", "cpu", model)
+    assert torch.equal(model.weight, saved["model"]["weight"])
 
 
 @pytest.mark.parametrize(
-    "row",
+    "saved, words",
     [
-        "train,default",
-        "train,default,x,R,.1,0,",
-        "train,nosuch,0,R,.1,0,",
-        "x,default,0,R,.1,0,",
-        "train,bias,0,R,.1,0,",
-        "train,default,0,R,.1,0,\ntrain,bias,0,HS,.1,0,",
+        ({"model": {}, "run": ["another", "fold0.pt"]}, "of another run or fold"),
+        ({"weights": {}}, "without model"),
+        ([1, 2], "without model"),
+        ({"model": torch.nn.Linear(3, 3).state_dict()}, "of another network"),
+        ({"model": 5}, "of another network"),
+        ({"model": {}, "odd": print}, "UnpicklingError"),
     ],
 )
-def test_a_table_of_an_audit_with_a_row_that_is_none_of_ours_is_refused(tmp_path, row):
-    claim_folder(tmp_path, dict(command="audit"), "audit.csv")
-    save_text(tmp_path / "audit.csv", ["command,choice,seed,measure,value,change,seconds", row])
-    with pytest.raises(
-        InputError, match="audit.csv: not whole, or not of this program: delete it to begin again"
-    ):
-        run_audit(tmp_path, {}, {"train": {"bias": "none"}}, {}, "")
-    release()
+def test_a_checkpoint_that_is_not_this_runs_is_refused(run, saved, words):
+    torch.save(saved, run / "fold0.pt")
+    with pytest.raises(InputError, match=f"fold0.pt: not a whole checkpoint of this run .*{words}"):
+        load_checkpoint(run / "fold0.pt", "cpu", torch.nn.Linear(2, 3))
 
 
-def test_an_interrupted_table_of_bags_goes_on(tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(tmp_path)
-    write_bag_table(tmp_path / "toy.csv")
-    argv = "diagnose --bags toy.csv --repeats 1 --folds 3 --epochs 6 --lr 0.01 --device cpu".split()
-    assert main([*argv, "--name", "whole"]) == 0
-    save, saves = save_file, []
-
-    def breaks(path, write):
-        save(path, write)
-        saves.append(path)
-        if len(saves) == 3:
-            raise KeyboardInterrupt
-
-    with monkeypatch.context() as m, pytest.raises(KeyboardInterrupt):
-        swap(m, "lab.files", "save_file", breaks)
-        main([*argv, "--name", "broken"])
-    assert (
-        list((tmp_path / "broken").glob("*.state.pt"))
-        and main(argv + ["--name", "broken", "--bags", "./toy.csv"]) == 0
-    )
-    for path in (tmp_path / "whole").glob("*.pt"):
-        a, b = (load_checkpoint(tmp_path / d / path.name, "cpu") for d in ("whole", "broken"))
-        assert a["epoch"] == b["epoch"] and all(
-            torch.equal(v, b["model"][k]) for k, v in a["model"].items()
-        )
-    assert not list((tmp_path / "broken").glob("*.state.pt"))
+def test_a_fold_copied_from_another_run_or_fold_is_refused(run):
+    """It may have learned from the patients that this run tests with it."""
+    whole = (run / "fold0.pt").read_bytes()
+    (run / "fold1.pt").write_bytes(whole)
+    other = run.parent / "other"
+    claim(other, folds=3)
+    (other / "fold0.pt").write_bytes(whole)
+    for path in (run / "fold1.pt", other / "fold0.pt"):
+        with pytest.raises(InputError, match="of another run or fold"):
+            load_checkpoint(path, "cpu")
+    (run.parent / "fold0.pt").write_bytes(whole)  # in no run
+    load_checkpoint(run.parent / "fold0.pt", "cpu")
+    (run / "fold0.pt").write_bytes(whole[:-200])
+    with pytest.raises(InputError, match=r"fold0.pt: not a whole checkpoint"):
+        load_checkpoint(run / "fold0.pt", "cpu")
 
 
-@pytest.mark.filterwarnings("ignore:.*torch.jit")
-def test_attention_on_the_slide_against_its_outline(looked_at, capsys):
-    run, slides = looked_at / "runs" / "diagnosis", ["S001-01A-DX1", "S003-01A-DX1", "S001-11A-DX1"]
-    capsys.readouterr()
-    assert maps_of(looked_at, "diagnosis", *slides) == 0
-    said, part, aucs = (
-        capsys.readouterr().out,
-        {r["slide"]: r["part_0"] for r in read_csv(run / "folds.csv")},
-        [],
-    )
-    for slide in slides:
-        folder, (arrays, _) = run / "heatmaps" / "diagnose" / slide, tiles_of(looked_at, slide)
-        rows, coords, tile = read_csv(folder / "tiles.csv"), arrays["coords"], float(arrays["tile"])
-        assert [(int(r["x"]), int(r["y"])) for r in rows] == list(
-            map(tuple, coords.tolist())
-        ) and len(rows) > 20
-        a = np.array([float(r["attention"]) for r in rows])
-        saved = load_checkpoint(run / f"HistCode-r0-f{part[slide]}.pt", "cpu")
-        own = spoken_by_hand(saved, np.load(looked_at / "features" / "one" / f"{slide}.npy"))[1][0]
-        assert (
-            a.min() == 0
-            and a.max() == 1
-            and np.allclose(a, (own - own.min()) / np.ptp(own), atol=2e-4)
-        )
-        shapes = json.loads((folder / "tiles.geojson").read_text())["features"]
-        assert len(shapes) == len(rows)
-        assert {p.name for p in folder.iterdir()} == {
-            "map.png",
-            "gallery.png",
-            "tiles.csv",
-            "tiles.geojson",
-            "report.md",
-        }
-        (line,) = [x for x in said.splitlines() if x.startswith(f"{slide}, diagnose:")]
-        report = (folder / "report.md").read_text()
-        assert (
-            f"{len(rows)} tiles, 1 of 3 models" in line
-            and "none of which learned from the slide's patient" in report
-        )
-        if slide.split("-")[1] == "11A":
-            assert "outline" not in line and "inside" not in rows[0]
-            continue
-        region = json.loads((looked_at / "regions" / f"{slide}.geojson").read_text())["features"]
-        rings = [[Outline(np.array(ring)) for ring in f["geometry"]["coordinates"]] for f in region]
-        inside = [
-            any(sum(r.contains_point(xy) for r in polygon) % 2 for polygon in rings)
-            for xy in coords + tile / 2
-        ]
-        got = np.array([r["inside"] == "1" for r in rows])
-        assert (got == inside).mean() > 0.98  # but for points on an edge
-        up, down = a[got], a[~got]
-        auc = np.mean([(x > y) + 0.5 * (x == y) for x in up for y in down])
-        cut = tiling.otsu_threshold(a)
-        dice, everywhere = (
-            2 * ((a > cut) & got).sum() / ((a > cut).sum() + got.sum()),
-            2 * got.sum() / (len(a) + got.sum()),
-        )
-        assert f"outline AUC {auc:.3f}, Dice {dice:.3f} (all tiles {everywhere:.3f})" in line
-        assert f"AUC {auc:.3f}; Dice" in report
-        points = read_csv(looked_at / "points" / f"{slide}.csv")
-        held = sum(
-            any(x <= float(p["x"]) < x + tile and y <= float(p["y"]) < y + tile for x, y in coords)
-            for p in points
-        )
-        assert abs(sum(int(r["cells: all cells"]) for r in rows) - held) <= 0.01 * held
-        counts = np.array([int(r["cells: tumour"]) for r in rows])
-        assert f"tumour R {scipy.stats.pearsonr(a, counts)[0]:.3f}" in line
-        aucs.append(auc)
-    assert (
-        f"diagnose, 2 slides with an outline that divides their tiles: AUC mean {np.mean(aucs):.3f}"
-        in said
-    )
-    summary = (run / "heatmaps" / "diagnose" / "summary.md").read_text()
-    assert (
-        summary.startswith("# diagnose: 3 slides")
-        and f"above .5 on {sum(v > 0.5 for v in aucs)}" in summary
-    )
-    assert f"| {slides[0]} | " in summary and f" | {aucs[0]:.3f} | " in summary
+def test_folds_of_unknown_patients_are_refused(run):
+    rows = [("s0", "a", "0"), ("s1", "b", "1")]
+    save_csv(run / "folds.csv", ("slide", "patient", "test_fold"), rows)
+    known = read_folds(run, {"a": 0, "b": 1})
+    assert [row["patient"] for row in known] == ["a", "b"]
+    with pytest.raises(InputError, match="no model of the run knows the patients b; bring it back"):
+        read_folds(run, {"a": 0})
+    save_csv(run / "folds.csv", ("slide", "who"), [])
+    with pytest.raises(InputError, match="wanted are rows with slide and patient; it has slide, w"):
+        read_folds(run, {})
+
+
+def test_a_log_is_read_of_all_processes_without_half_lines(run):
+    (run / "log.jsonl").write_text('{"fold": 0}\n[1]\n{"fold": 1}\n{"fo')
+    (run / "log-1-of-2.jsonl").write_text('{"fold": 2}\n')
+    entries = read_log(run)
+    assert entries == [{"fold": 0}, {"fold": 1}, {"fold": 2}]
+    write_log(run, entries)
+    assert read_log(run) == entries and len(list(run.glob("log*"))) == 1

@@ -5,8 +5,6 @@ import re
 import resource
 import shutil
 import struct
-import subprocess
-import sys
 import tempfile
 import time
 import zlib
@@ -25,15 +23,13 @@ import lab.commands.tiling as commands_tiling
 import tiling
 from lab.cohort.expression import read_expression
 from lab.cohort.slides import open_slide
-from lab.cohort.steps import find_tiles, table_mpp, tiles_of
+from lab.cohort.tiles import table_mpp, tiles_of
 from lab.commands.he2rna import main as he2rna_main
 from lab.commands.tiling import main as tiling_main
 from lab.exchange.qupath import qupath_frame
-from lab.files import InputError, read_rows, save_json
-from lab.locks import this_process
+from lab.files import InputError, read_rows
 from lab.tests.helpers import (
     H_E,
-    ROOT,
     STAIN_PAIRS,
     WHOLE_TILES,
     degrees_between,
@@ -145,110 +141,6 @@ def test_a_slide_that_fails_does_not_stop_the_others(two_slides, capsys):
     )
     assert not (two_slides / "features" / "failed.csv").exists()
     assert sorted(p.stem for p in (two_slides / "features").rglob("*.npy")) == ["a", "b"]
-
-
-LOCKED = """
-import sys, time
-from lab.locks import hold
-hold(sys.argv[1])
-print("held", flush=True)
-time.sleep(60)
-"""
-
-
-def test_a_second_run_in_a_folder_says_who_is_at_work_and_a_killed_ones_lock_is_taken_over(
-    two_slides, capsys
-):
-    """A real process holds the folder; SIGKILL leaves its lock behind, SIGTERM and a mistake do not."""
-    folder, run = two_slides / "tiles", lambda: tiling_main(["tiles", str(two_slides)])
-    process = subprocess.Popen(
-        [sys.executable, "-c", LOCKED, str(folder)],
-        stdout=subprocess.PIPE,
-        text=True,
-        cwd=ROOT,
-    )
-    assert process.stdout.readline() == "held\n"
-    with pytest.raises(
-        InputError, match=rf"tiles: process {process.pid} on .* since 20.*: wait for it, or stop it"
-    ) as e:
-        run()
-    assert (
-        "\n" not in str(e.value)
-        and not list(folder.glob("*.npz"))
-        and not list(folder.glob(".lock*"))
-    )
-    process.kill()
-    time.sleep(0.1)  # a zombie: nobody has asked for its status yet
-    assert (
-        run() == 0 and f"the lock of process {process.pid}, killed after" in capsys.readouterr().out
-    )
-    assert (
-        process.wait() == -9
-        and not (folder / "lock").exists()
-        and sorted(p.stem for p in folder.glob("*.npz")) == ["a", "b"]
-    )
-
-
-def test_processes_share_the_slides_out(two_slides, tmp_path, monkeypatch, capsys):
-    """RANK and WORLD_SIZE, as torchrun and cluster arrays give them: together what one process makes, each slide once."""
-    tiny_encoder(tmp_path / "tiny.pt")
-    for name in "cd":
-        shutil.copyfile(two_slides / "slides" / "a.tif", two_slides / "slides" / f"{name}.tif")
-    (two_slides / "slides" / "e.tif").write_bytes(b"broken")
-    shutil.copytree(two_slides / "slides", tmp_path / "one" / "slides")
-    run = lambda cohort: tiling_main(
-        ["supertiles", str(cohort), "--device", "cpu", "--encoder", str(tmp_path / "tiny.pt")]
-    )
-    assert run(tmp_path / "one") == 1
-    original, read = find_tiles, []
-    swap(
-        monkeypatch,
-        "lab.cohort.steps",
-        "find_tiles",
-        lambda path, name, settings: read.append(name) or original(path, name, settings),
-    )
-    monkeypatch.setenv("WORLD_SIZE", "3")
-    with pytest.raises(InputError, match="RANK= WORLD_SIZE=3 in the environment: wanted are both"):
-        run(two_slides)
-    save_json(
-        two_slides / "tiles" / "lock-2-of-3", dict(this_process(), host="another", since="now")
-    )  # at work, and no conflict
-    status = []
-    for rank in "01":
-        monkeypatch.setenv("RANK", rank)
-        status.append(run(two_slides))
-    monkeypatch.setenv("WORLD_SIZE", "2")  # nor does another division begin meanwhile
-    with pytest.raises(InputError, match="tiles: process .* on another"):
-        (two_slides / "tiles" / "b.npz").unlink()
-        run(two_slides)
-    (two_slides / "tiles" / "lock-2-of-3").unlink()
-    monkeypatch.setenv("WORLD_SIZE", "3")
-    for rank in "12":
-        monkeypatch.setenv("RANK", rank)
-        status.append(run(two_slides))
-    assert (
-        status == [0, 1, 1, 0]
-        and sorted(read) == ["a", "b", "b", "c", "d", "e", "e"]
-        and not list(two_slides.rglob("lock*"))
-    )
-    assert [r["slide"] for r in read_csv(two_slides / "supertiles" / "failed-1-of-3.csv")] == ["e"]
-    for name in ("RANK", "WORLD_SIZE"):
-        monkeypatch.delenv(name)
-    assert (
-        run(two_slides) == 1 and not list(two_slides.rglob("failed-*")) and len(read) == 8
-    )  # one process again: nothing is made anew
-    mine, one = (
-        {
-            p.relative_to(cohort): p.read_bytes()
-            for p in cohort.rglob("*.*")
-            if p.parent.name != "slides"
-            and p.suffix not in (".csv", ".pt")
-            and "one" not in p.relative_to(cohort).parts
-            and p.is_file()
-        }
-        for cohort in (two_slides, tmp_path / "one")
-    )
-    assert mine == one and len(one) == 4 * 5 + 3
 
 
 def png_that_claims(path, width, height):
