@@ -36,6 +36,7 @@ from lab.fast.encoder import encode, prepare
 from lab.fast.heads import Together, train_together
 from lab.fast.topk import top_k_head
 from lab.he2rna.evaluation import write_genes
+from lab.histcode.networks import network_of
 from lab.weights import load_weights
 
 GENES, TILES, FEATURES = 30839, 8000, 2048  # the paper's
@@ -267,9 +268,8 @@ def bench_lists(cancers=28, n_lists=10_000, looped=20):
 
     direct = timed(loop) * n_lists / looped
     size = f"{len(sizes)} x {cancers} x {n_lists:,}"
-    say(
-        f"random lists, {size}: {ours:.1f} s, the loop about {direct:.0f}: {direct / ours:.0f} times"
-    )
+    times = direct / ours
+    say(f"random lists, {size}: {ours:.1f} s, the loop about {direct:.0f}: {times:.0f} times")
 
 
 def bench_networks(patients=441, genes=28334):
@@ -338,7 +338,7 @@ def bench_attention(slides=200, tiles=1000, features=1024):
     y = torch.arange(slides) % 2
     parts = [(np.arange(0, 160), np.arange(160, 180), np.arange(180, 200))] * 10
     torch.manual_seed(0)
-    models = [histcode.table_1_network("HistCode", features) for _ in parts]
+    models = [network_of("HistCode", features) for _ in parts]
     settings = {"loss": histcode.cross_entropy, "epochs": 1, "lr": 1e-4, "weight_decay": 1e-5}
 
     def train(models, parts):
