@@ -1,4 +1,4 @@
-"""The house: what may import what, how large a room may be, and that pieces copied out run alone."""
+"""The house: who may import whom, how large a room may be, and that copied pieces run alone."""
 
 import ast
 import io
@@ -169,7 +169,7 @@ def use_gated_attention(room):
 
 
 def use_otsu(room):
-    assert 1 <= room["otsu_threshold"](np.array([0.0, 1.0, 9.0, 10.0])) < 9
+    assert 0.9 < room["otsu_threshold"](np.array([0.0, 1.0, 9.0, 10.0])) < 9
 
 
 def use_tissue_mask(room):
@@ -283,9 +283,9 @@ def test_a_piece_copied_with_what_its_docstring_names_runs_alone(file, name, use
     packages = []
     for node in tree.body:
         if isinstance(node, ast.Import | ast.ImportFrom):
-            text = ast.unparse(node)
-            if not re.search(rf"\b({'|'.join(METHOD)})\b", text):
-                packages.append(text)
+            module = getattr(node, "module", None) or node.names[0].name
+            if module not in METHOD:
+                packages.append(ast.unparse(node))
     order = [target for target in pieces if target in {name, *wanted}]
     text = "\n".join(packages + list(dict.fromkeys(pieces[target] for target in order)))
     room = {}
