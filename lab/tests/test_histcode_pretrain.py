@@ -1,13 +1,10 @@
-"""lab.tests.test_histcode_pretrain"""
+"""histcode.py pretrain: a run that goes on, that several processes share, and what it leaves."""
 
-import argparse
 import json
 import os
-import shutil
 import subprocess
 import sys
 
-import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -15,209 +12,136 @@ from PIL import Image
 import histcode
 import tiling
 from lab.files import InputError
-from lab.histcode.epochs import read_batches
-from lab.histcode.pretraining import first_bank, save_encoder
-from lab.histcode.pretraining import train_step as pretraining_train_step
-from lab.tests.helpers import (
-    TINY,
-    data_of,
-    pretrain,
-    random_resnet,
-    read_csv,
-    relative,
-    saved,
-    swap,
-)
+from lab.histcode import pretraining
+from lab.tests.helpers import TINY, pretrain, read_csv, relative, saved
 from lab.weights import load_weights
 
 
-def test_pretraining_stops_where_the_loss_is_lost_and_keeps_the_epoch_before(
-    unlabelled, monkeypatch
-):
-    real_step, steps = pretraining_train_step, []
-
-    def train_step(*args):
-        steps.append(1)
-        return (float("nan"), *real_step(*args)[1:]) if len(steps) == 3 else real_step(*args)
-
-    swap(monkeypatch, "lab.histcode.pretraining", "train_step", train_step)
-    with pytest.raises(
-        InputError,
-        match=r"epoch 2 step 1: loss .* at tiles of S0[^;]*; .*state.pt keeps epoch 1; a lower --lr",
-    ):
-        pretrain(unlabelled, "--epochs", "4", "--name", "lost")
-    run = unlabelled / "runs" / "lost"
-    assert (
-        saved(run / "state.pt")["epoch"] == 1
-        and saved(run / "lost.pt")
-        and len((run / "log.jsonl").read_text().splitlines()) == 1
-    )
+def log_of(run):
+    return [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
 
 
 def test_interrupted_pretraining_ends_as_one_that_was_not(unlabelled, monkeypatch, capsys):
     argv = ("--epochs", "3", "--momentum-encoder", ".9", "--symmetric", "--cosine")
     assert pretrain(unlabelled, *argv, "--name", "whole") == 0
-    real_save, epochs = save_encoder, []
+    real, epochs = pretraining.save_epoch, []
 
-    def stop(path, model, o, epoch):
-        real_save(path, model, o, epoch)
-        epochs.append(epoch)
+    def stop(folder, model, o, state, entry):
+        real(folder, model, o, state, entry)
+        epochs.append(entry["epoch"])
         if len(epochs) == 2:
             raise KeyboardInterrupt
 
-    swap(monkeypatch, "lab.histcode.pretraining", "save_encoder", stop)
+    monkeypatch.setattr(pretraining, "save_epoch", stop)
     with pytest.raises(KeyboardInterrupt):
         pretrain(unlabelled, *argv, "--name", "cut")
-    run = unlabelled / "runs" / "cut"
-    with open(run / "log.jsonl", "a") as f:
+    runs = unlabelled / "runs"
+    with open(runs / "cut" / "log.jsonl", "a") as f:
         f.write('{"epoch": 3, "half')  # what a power cut leaves
-    assert pretrain(unlabelled, *argv, "--name", "cut", "--workers", "3") == 0 and epochs == [
-        1,
-        2,
-        1,
-        2,
-        3,
-    ]
-    a, b = saved(run / f"{run.name}.pt"), saved(unlabelled / "runs" / "whole" / "whole.pt")
-    assert all(
-        torch.equal(a[part][k], b[part][k]) for part in ("encoder", "projection") for k in b[part]
-    )
-    logs = [
-        [
-            json.loads(line)
-            for line in (unlabelled / "runs" / n / "log.jsonl").read_text().splitlines()
-        ]
-        for n in ("cut", "whole")
-    ]
-    assert [e["epoch"] for e in logs[0]] == [1, 2, 3] and [e["loss"] for e in logs[0]] == [
-        e["loss"] for e in logs[1]
-    ]
-    assert logs[0][2]["lr"] < logs[0][0]["lr"] == 0.03 and a["settings"] == b["settings"]
+    assert pretrain(unlabelled, *argv, "--name", "cut", "--workers", "3") == 0
+    assert epochs == [1, 2, 3]
+    cut, whole = (saved(runs / name / f"{name}.pt") for name in ("cut", "whole"))
+    for part in ("encoder", "projection"):
+        assert all(torch.equal(cut[part][k], whole[part][k]) for k in whole[part])
+    assert cut["settings"] == whole["settings"]
+    logs = [log_of(runs / name) for name in ("cut", "whole")]
+    assert [entry["epoch"] for entry in logs[0]] == [1, 2, 3]
+    assert [entry["loss"] for entry in logs[0]] == [entry["loss"] for entry in logs[1]]
+    assert logs[0][2]["lr"] < logs[0][0]["lr"] == 0.03
     capsys.readouterr()
-    (run / "cut.pt").unlink()  # made again from the state
-    assert (
-        pretrain(unlabelled, *argv, "--name", "cut") == 0 and "was ready" in capsys.readouterr().out
-    )
-    assert torch.equal(
-        saved(run / "cut.pt")["encoder"]["conv1.weight"], b["encoder"]["conv1.weight"]
-    )
+    (runs / "cut" / "cut.pt").unlink()  # made again from the state
+    assert pretrain(unlabelled, *argv, "--name", "cut") == 0
+    assert "was ready" in capsys.readouterr().out
+    again = saved(runs / "cut" / "cut.pt")["encoder"]
+    assert torch.equal(again["conv1.weight"], whole["encoder"]["conv1.weight"])
 
 
-def test_two_processes_equal_one(unlabelled, tmp_path):
-    """Whole: gathered embeddings, BatchNorm over both, summed gradients, averaged bank gradient, in-batch keys. Two
-    steps: more grow the rounding, up to .02 of a step in biases, where one part missing would be all of it."""
+def test_two_processes_equal_one(unlabelled):
+    """Gathered embeddings, BatchNorm over both, summed gradients, one bank, keys of the batch.
+
+    Of two steps: more would grow the rounding, up to .02 of a step in biases, where one part that
+    is missing would be all of it.
+    """
     argv = ["--epochs", "1", "--in-batch", "--symmetric", "--lr", "3e-4", "--workers", "1"]
     assert pretrain(unlabelled, *argv, "--name", "one") == 0
+    port = str(20000 + os.getpid() % 20000)
+    torchrun = ["-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", port]
+    start = ["--weights", str(unlabelled / "start.pth")]
+    command = [histcode.__file__, "pretrain", str(unlabelled), *start, *TINY, *argv]
     done = subprocess.run(
-        [
-            sys.executable,
-            "-m",
-            "torch.distributed.run",
-            "--nproc-per-node",
-            "2",
-            "--master-port",
-            str(20000 + os.getpid() % 20000),
-            histcode.__file__,
-            "pretrain",
-            str(unlabelled),
-            "--weights",
-            str(unlabelled / "start.pth"),
-            *TINY,
-            *argv,
-            "--name",
-            "two",
-        ],
+        [sys.executable, *torchrun, *command, "--name", "two"],
         capture_output=True,
         text=True,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("epoch   1/1") == 1  # one of them prints
-    one, two = (saved(unlabelled / "runs" / n / "state.pt") for n in ("one", "two"))
-    start = histcode.Embedder(load_weights(3, str(unlabelled / "start.pth"), 0)).state_dict()
-    for name, w in one["model"].items():
-        moved, off = ((w - other).double().norm() for other in (start[name], two["model"][name]))
-        assert moved > 0 and off < 0.1 * moved + 1e-7 * w.double().norm(), (
-            name
-        )  # the same way, not only near
-    assert (
-        relative(two["bank"], one["bank"]) < 1e-4
-        and relative(two["velocity"], one["velocity"]) < 1e-3
-    )
+    one, two = (saved(unlabelled / "runs" / name / "state.pt") for name in ("one", "two"))
+    before = histcode.Embedder(load_weights(3, start[1], 0)).state_dict()
+    for part in ("model", "keys"):
+        for name, value in one[part].items():
+            moved = (value - before[name]).double().norm()
+            off = (value - two[part][name]).double().norm()
+            assert off < 0.1 * moved + 1e-7 * value.double().norm(), name  # the same way
+            assert moved > 0 or part == "keys", name
+    negatives = one["negatives"], two["negatives"]
+    assert relative(negatives[1]["w"], negatives[0]["w"]) < 1e-4
+    assert relative(negatives[1]["velocity"], negatives[0]["velocity"]) < 1e-3
+
+
+def test_a_lost_loss_names_epoch_and_slides_and_keeps_the_epoch_before(unlabelled, monkeypatch):
+    real, steps = histcode.info_nce, []
+
+    def info_nce(*args):
+        steps.append(1)
+        return real(*args) * (float("nan") if len(steps) == 3 else 1)
+
+    monkeypatch.setattr(histcode, "info_nce", info_nce)
+    words = "epoch 2: loss .* at tiles of S0[^;]*; .*state.pt keeps epoch 1; a lower --lr"
+    with pytest.raises(InputError, match=words):
+        pretrain(unlabelled, "--epochs", "4", "--name", "lost")
+    run = unlabelled / "runs" / "lost"
+    assert saved(run / "state.pt")["epoch"] == 1 and saved(run / "lost.pt")
+    assert len(log_of(run)) == 1
 
 
 def test_the_encoder_file_is_what_tiling_takes(unlabelled):
     assert pretrain(unlabelled, "--epochs", "1", "--method", "simclr", "--seed", "1") == 0
-    e = saved(unlabelled / "runs" / "simclr" / "simclr.pt")
-    net = tiling.ResNet50(3)
-    net.load_state_dict(e["encoder"])  # strict: torchvision's names, nothing else
-    assert set(e) == {
-        "version",
-        "source",
-        "method",
-        "encoder",
-        "stages",
-        "n_features",
-        "projection",
-        "mean",
-        "std",
-        "tile_px",
-        "tile_um",
-        "colour",
-        "settings",
-        "patients",
+    run = unlabelled / "runs" / "simclr"
+    encoder = saved(run / "simclr.pt")
+    tiling.ResNet50(3).load_state_dict(encoder.pop("encoder"))  # strict: torchvision's names
+    shapes = [tuple(value.shape) for value in encoder.pop("projection").values()]
+    assert shapes == [(1024, 1024), (1024,), (128, 1024), (128,)]
+    assert "HistCode" in encoder.pop("source")
+    settings = encoder.pop("settings")
+    assert settings["seed"] == 1 and settings["epochs_done"] == 1
+    patients = {row["patient"] for row in read_csv(unlabelled / "samples.csv")}
+    assert encoder == {
+        "version": 1,
+        "method": "simclr",
+        "stages": 3,
+        "n_features": 1024,
+        "mean": tiling.IMAGENET_MEAN,
+        "std": tiling.IMAGENET_STD,
+        "tile_px": 36,
+        "tile_um": 128.0,
+        "colour": "none",
+        "patients": sorted(patients),
     }
-    assert e["patients"] == sorted({r["patient"] for r in read_csv(unlabelled / "samples.csv")})
-    assert (
-        e["version"],
-        e["method"],
-        e["stages"],
-        e["n_features"],
-        e["tile_px"],
-        e["tile_um"],
-    ) == (1, "simclr", 3, 1024, 36, 128.0)
-    assert [tuple(v.shape) for v in e["projection"].values()] == [
-        (1024, 1024),
-        (1024,),
-        (128, 1024),
-        (128,),
-    ] and "HistCode" in e["source"]
-    assert (
-        tuple(e["mean"]) == tiling.IMAGENET_MEAN
-        and e["settings"]["seed"] == 1
-        and e["settings"]["epochs_done"] == 1
-    )
-    assert not (unlabelled / "runs" / "simclr" / "config.json").read_text().count("bank")
+    assert "bank" not in (run / "config.json").read_text()
 
 
-def test_the_bank_starts_from_each_slides_tiles_or_at_random(unlabelled):
-    data = data_of(unlabelled)
-    counts = np.array([len(c) for c in data["coords"]])
-    o = argparse.Namespace(
-        bank_percent=30.0,
-        bank_size=10**6,
-        seed=0,
-        batch=8,
-        pool=1000,
-        view_px=32,
-        precision="float32",
-        workers=1,
-    )
-    model = histcode.Embedder(random_resnet(3))
-    full = int(np.ceil(0.3 * counts).sum())
-    bank = first_bank(model, data, counts, o, torch.device("cpu"), 0, 1)
-    assert bank.shape == (full // 8 * 8, 128) and torch.allclose(
-        bank.norm(dim=1), torch.ones(len(bank)), atol=1e-5
-    )
-    o.bank_size = 9
-    assert len(first_bank(model, data, counts, o, torch.device("cpu"), 0, 1)) == 8
-    o.bank_percent, o.bank_size = 0, 50
-    bank = first_bank(model, data, counts, o, torch.device("cpu"), 0, 1)
-    assert (
-        bank.shape == (50, 128)
-        and torch.allclose(bank.norm(dim=1), torch.ones(50))
-        and histcode.spread(bank) > 0.9
-    )
+@pytest.mark.parametrize(
+    "argv, size", [(["--bank-percent", "0"], 50), (["--bank-percent", "30"], 8)]
+)
+def test_the_bank_starts_from_each_slides_tiles_or_at_random(unlabelled, argv, size):
+    argv = [*argv, "--bank-size", "50", "--epochs", "1", "--bank-lr", "0"]
+    name = f"bank{size}"
+    assert pretrain(unlabelled, *argv, "--name", name) == 0
+    w = saved(unlabelled / "runs" / name / "state.pt")["negatives"]["w"]
+    assert w.shape == (size, 128)  # whole batches of 8
+    assert torch.allclose(w.norm(dim=1), torch.ones(size), atol=1e-5)
+    assert (histcode.spread(w) > 0.9) == (size == 50)  # untrained embeddings are alike
 
 
 @pytest.mark.parametrize(
@@ -231,6 +155,7 @@ def test_the_bank_starts_from_each_slides_tiles_or_at_random(unlabelled):
         (["--method", "simclr", "--bank-lr", "3"], "--bank-lr: not with --method simclr"),
         (["--weights", "nowhere.pth"], "--weights nowhere.pth"),
         (["--bank-percent", "101"], "--bank-percent 101"),
+        (["--final-lr", ".001"], "--final-lr 0.001: only with --cosine"),
     ],
 )
 def test_pretrain_says_one_line(unlabelled, argv, words):
@@ -241,34 +166,22 @@ def test_pretrain_says_one_line(unlabelled, argv, words):
 
 def test_a_run_of_other_settings_is_refused(unlabelled):
     assert pretrain(unlabelled, "--epochs", "1", "--name", "kept") == 0
-    before = (unlabelled / "runs" / "kept" / "kept.pt").read_bytes()
-    with pytest.raises(InputError, match="other settings .*lr 0.03 -> 0.02.*another --name"):
+    path = unlabelled / "runs" / "kept" / "kept.pt"
+    before = path.read_bytes()
+    with pytest.raises(InputError, match=r"other settings .*lr 0.03 -> 0.02.*another --name"):
         pretrain(unlabelled, "--epochs", "1", "--name", "kept", "--lr", ".02")
-    assert (unlabelled / "runs" / "kept" / "kept.pt").read_bytes() == before
+    assert path.read_bytes() == before
 
 
 def test_show_views_draws_and_stops(unlabelled, capsys):
     assert pretrain(unlabelled, "--show-views", "--name", "seen") == 0
-    assert [p.name for p in (unlabelled / "runs" / "seen").iterdir()] == ["views.png"]
-    assert Image.open(unlabelled / "runs" / "seen" / "views.png").size[1] > 1000
+    folder = unlabelled / "runs" / "seen"
+    assert [path.name for path in folder.iterdir()] == ["views.png"]
+    assert Image.open(folder / "views.png").size[1] > 1000
 
 
 def test_a_collapse_is_said(unlabelled, monkeypatch, capsys):
-    swap(monkeypatch, "lab.histcode.pretraining", "COLLAPSED", 0.999)
+    monkeypatch.setattr(pretraining, "COLLAPSED", 0.999)
     assert pretrain(unlabelled, "--epochs", "1", "--name", "fallen") == 0
-    assert (
-        "COLLAPSE" in capsys.readouterr().out
-        and json.loads((unlabelled / "runs" / "fallen" / "log.jsonl").read_text())["collapsed"]
-    )
-
-
-def test_a_slide_that_breaks_off_is_named(unlabelled, tmp_path):
-    shutil.copytree(unlabelled, tmp_path / "c", ignore=shutil.ignore_patterns("runs"))
-    data_of(tmp_path / "c")
-    path = sorted((tmp_path / "c" / "slides").iterdir())[0]
-    whole = path.read_bytes()
-    data = data_of(tmp_path / "c")
-    path.write_bytes(whole[: len(whole) // 2])
-    chosen = np.stack([np.zeros(len(data["coords"][0]), int), np.arange(len(data["coords"][0]))], 1)
-    with pytest.raises(InputError, match=f"{path.stem}.*(take it out|not a readable)"):
-        list(read_batches(data, chosen, np.arange(len(chosen)), len(chosen)))
+    assert "COLLAPSE" in capsys.readouterr().out
+    assert log_of(unlabelled / "runs" / "fallen")[0]["collapsed"]

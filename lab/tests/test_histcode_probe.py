@@ -1,4 +1,4 @@
-"""lab.tests.test_histcode_probe"""
+"""histcode.py probe: ridge regression of the cells in a tile on frozen features."""
 
 import gzip
 
@@ -6,108 +6,103 @@ import numpy as np
 import pytest
 import torch
 
-import stats
 from lab.commands.histcode import main
 from lab.files import InputError
 from lab.histcode.probe import cell_content, linear_probe
+from lab.ridge import r_squared
 from lab.tests.helpers import pretrain, read_csv, ridge_at, swap
 
 
-def test_the_probe_finds_what_is_linear_and_nothing_else():
+@pytest.fixture
+def twenty_patients():
+    """Features x (600, 12) of 20 patients, a column that is linear in them, and the patients."""
     rng = np.random.default_rng(0)
     patients = np.repeat([f"P{i}" for i in range(20)], 30)
-    x = rng.normal(size=(600, 12)) + rng.normal(size=(20, 12)).repeat(30, 0) * 2
-    signal = x @ rng.normal(size=12)
-    y = np.stack(
-        [
-            signal,
-            signal + signal.std() * rng.normal(size=600),
-            rng.normal(size=600),
-            rng.normal(size=20).repeat(30),
-        ],
-        1,
-    )
+    x = rng.normal(size=(600, 12)) + 2 * rng.normal(size=(20, 12)).repeat(30, 0)
+    return x, x @ rng.normal(size=12), patients
+
+
+def test_the_probe_finds_what_is_linear_and_nothing_else(twenty_patients):
+    x, signal, patients = twenty_patients
+    rng = np.random.default_rng(1)
+    noise = rng.normal(size=600)
+    y = np.stack([signal, signal + signal.std() * noise, noise], 1)
     r2 = linear_probe(x, y, patients)
-    assert (
-        r2[0] > 0.999 and 0.4 < r2[1] < 0.55 and r2[2] < 0.03 and r2[3] < 0.15
-    )  # a patient's own offset can't be learned from others
-    who = (patients[:, None] == np.unique(patients)).astype(float) + 0.01 * rng.normal(
-        size=(600, 20)
-    )
-    assert (
-        linear_probe(who, y[:, 3:], patients)[0]
-        < 0.2
-        < stats.pearson(
-            *[v[:, None] for v in (ridge_at(who, y[:, 3:], (1.0,), who)[0, :, 0], y[:, 3])]
-        )[0]
-        ** 2
-    )
-    order = rng.permutation(600)
+    assert r2[0] > 0.999 and 0.4 < r2[1] < 0.55 and r2[2] < 0.03
+    order = rng.permutation(600)  # of the rows does not matter
     assert np.allclose(linear_probe(x[order], y[order], patients[order]), r2, atol=1e-6)
+
+
+def test_the_probe_does_not_learn_who_a_patient_is():
+    rng = np.random.default_rng(0)
+    patients = np.repeat(np.arange(20), 30)
+    who = np.eye(20)[patients] + 0.01 * rng.normal(size=(600, 20))
+    offset = rng.normal(size=(20, 1)).repeat(30, 0)
+    fitted = r_squared(offset, ridge_at(who, offset, (1.0,), who)[0])
+    assert fitted[0] > 0.9 and linear_probe(who, offset, patients)[0] < 0.2
 
 
 def test_cell_content_of_points_and_spots(tmp_path):
     coords, tile = np.array([[0, 0], [10, 0], [20, 0]]), 10.0
-    (tmp_path / "points").mkdir(), (tmp_path / "spots").mkdir()
+    (tmp_path / "points").mkdir()
+    (tmp_path / "spots").mkdir()
     (tmp_path / "points" / "a.csv").write_text("x,y,cell\n1,1,T\n2,3,T\n12,5,B\n99,99,T\n")
     with gzip.open(tmp_path / "spots" / "b.csv.gz", "wt") as f:
-        f.write(
-            "x,y,fraction:T,fraction:B,CD3D\n5,5,.2,.8,9\n6,6,.4,.6,9\n25,5,1,0,9\n99,9,.5,.5,1\n"
-        )
-    a, b = (cell_content(tmp_path, n, coords, tile, 0.5) for n in "ab")
-    assert {k: v.tolist() for k, v in a.items()} == {"T": [2, 0, 0], "B": [0, 1, 0]}
-    assert (
-        np.allclose(b["T"], [0.3, np.nan, 1], equal_nan=True)
-        and np.allclose(b["B"], [0.7, np.nan, 0], equal_nan=True)
-        and len(b) == 2
-    )
-    assert cell_content(tmp_path, "c", coords, tile, 0.5) is None
+        f.write("x,y,fraction:T,fraction:B,CD3D\n5,5,.2,.8,9\n6,6,.4,.6,9\n")
+        f.write("25,5,1,0,9\n99,9,.5,.5,1\n")
+    a, b, c = (cell_content(tmp_path, name, coords, tile, 0.5) for name in "abc")
+    assert {kind: v.tolist() for kind, v in a.items()} == {"T": [2, 0, 0], "B": [0, 1, 0]}
+    assert b.keys() == {"T", "B"} and c is None
+    assert np.allclose(b["T"], [0.3, np.nan, 1], equal_nan=True)
+    assert np.allclose(b["B"], [0.7, np.nan, 0], equal_nan=True)
     (tmp_path / "points" / "c.csv").write_text("a,b\n1,2\n")
-    with pytest.raises(InputError, match="c.csv: no columns x and y"):
+    with pytest.raises(InputError, match=r"c\.csv: no columns x and y"):
         cell_content(tmp_path, "c", coords, tile, 0.5)
 
 
-def test_probe_prints_a_row_for_each_encoder(unlabelled, tmp_path, monkeypatch, capsys):
-    assert pretrain(unlabelled, "--epochs", "1", "--name", "probed") == 0
-    path = unlabelled / "runs" / "probed" / "probed.pt"
-    capsys.readouterr()
-    probe = lambda *argv: main(["probe", str(unlabelled), *argv, "--device", "cpu"])
+def probe(cohort, *argv):
+    return main(["probe", str(cohort), *map(str, argv), "--device", "cpu"])
 
+
+@pytest.fixture
+def probed(unlabelled):
+    assert pretrain(unlabelled, "--epochs", "1", "--name", "probed") == 0
+    return unlabelled / "runs" / "probed" / "probed.pt"
+
+
+def test_probe_prints_a_row_for_each_encoder(unlabelled, probed, tmp_path, monkeypatch, capsys):
     def quick(net, seed):  # calibrate takes seconds
-        for m in net.modules():
-            if isinstance(m, torch.nn.BatchNorm2d):
-                m.momentum = None
+        for module in net.modules():
+            if isinstance(module, torch.nn.BatchNorm2d):
+                module.momentum = None
         return net.eval()
 
     swap(monkeypatch, "lab.weights", "calibrate", quick)
-    assert probe("random", str(path), "--csv", str(tmp_path / "t.csv")) == 0
-    out = capsys.readouterr().out
-    assert "36 px" in out and [r["encoder"] for r in read_csv(tmp_path / "t.csv")] == [
-        "random",
-        str(path),
-    ]
-    assert {"lymphocyte", "stroma", "tumour"} < set(read_csv(tmp_path / "t.csv")[0])
-    before = {p: p.read_bytes() for p in (unlabelled / "tiles").glob("*.npz")}
-    for argv, words in (
-        (("--tile-um", "300"), "learned from tiles of .* --tile-um is 300"),
-        (("--colour", "macenko"), "leave --colour out"),
-        *(
-            (("--tile-px", px), f"--tile-px {px}.*: must lie between 32 and 2048")
-            for px in ("0", "-3", "10000")
-        ),
-        (("--tiles-per-slide", "-1"), "--tiles-per-slide -1: must lie"),
-        (("--csv", str(tmp_path)), "a folder; wanted is the name"),
-    ):
-        with pytest.raises(InputError, match=words):
-            probe(str(path), *argv)
-    assert {
-        p: p.read_bytes() for p in (unlabelled / "tiles").glob("*.npz")
-    } == before  # and no tile was cut
-    with pytest.raises(InputError, match="nowhere.pt: no such file"):
-        probe("nowhere.pt")
-    with pytest.raises(InputError, match="not a whole encoder file"):
-        probe(str(unlabelled / "samples.csv"))
-    with pytest.raises(
-        InputError, match="no encoder's checkpoint|the checkpoint has no|of version"
-    ):
-        probe(str(unlabelled / "runs" / "probed" / "state.pt"))
+    assert probe(unlabelled, "random", probed, "--csv", tmp_path / "t.csv") == 0
+    assert "36 px" in capsys.readouterr().out
+    rows = read_csv(tmp_path / "t.csv")
+    assert [row["encoder"] for row in rows] == ["random", str(probed)]
+    assert {"lymphocyte", "stroma", "tumour"} < set(rows[0])
+
+
+@pytest.mark.parametrize(
+    "argv, words",
+    [
+        (["--tile-um", "300"], "learned from tiles of .* --tile-um is 300"),
+        (["--colour", "macenko"], "leave --colour out"),
+        (["--tile-px", "0"], "--tile-px 0: must lie between 32 and 2048"),
+        (["--tile-px", "10000"], "--tile-px 10000: must lie between 32 and 2048"),
+        (["--tiles-per-slide", "-1"], "--tiles-per-slide -1: must lie"),
+        (["--csv", "."], "a folder; wanted is the name"),
+        (["nowhere.pt"], "nowhere.pt: no such file"),
+        (["{cohort}/samples.csv"], "not a whole encoder file"),
+        (["{run}/state.pt"], "no encoder's checkpoint"),
+    ],
+)
+def test_probe_says_one_line_and_cuts_no_tile(unlabelled, probed, argv, words):
+    tiles = unlabelled / "tiles"
+    before = {path: path.read_bytes() for path in tiles.glob("*.npz")}
+    argv = [word.format(cohort=unlabelled, run=probed.parent) for word in argv]
+    with pytest.raises(InputError, match=words):
+        probe(unlabelled, probed, *argv)
+    assert {path: path.read_bytes() for path in tiles.glob("*.npz")} == before
