@@ -17,20 +17,20 @@ SHIFTS = 199  # random shifts behind a p over tiles; five times as many over spo
 
 
 def against_cells(scores, cells, coords, tile):
-    """Counts of each class on each tile {class: (T,)}, and a row for each class.
+    """Counts of each class on each tile {class: (T,)}, and {class: figures}.
 
-    A row: class, cells, R, p, rho, median count in the best tiles, and in all.
+    Figures: R, its p, rho, the median count in the best tiles, and in all.
     cells: {class: (m, 2) places}.
     """
     counts = {kind: space.count_points(points, coords, tile) for kind, points in cells.items()}
     together = np.stack(list(counts.values()), 1)
     _, p = space.shift_p(scores, together, [coords], SHIFTS)  # the same shifts for all
-    rows = []
+    figures = {}
     for (kind, n), its_p in zip(counts.items(), p):
         r, *medians = he2rna.against_cells(scores, n)
         rho = stats.spearman(scores, n.astype(float))
-        rows.append((kind, n.sum(), r, its_p, rho, *medians))
-    return counts, rows
+        figures[kind] = r, its_p, rho, *medians
+    return counts, figures
 
 
 def as_log(measured):

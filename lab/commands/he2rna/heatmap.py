@@ -8,22 +8,20 @@ Writes RUN/heatmaps/GENES/SLIDE/: map.png, gallery.png, cells.png, tiles.csv, ti
 provenance.csv, spots.csv, report.md; summary.md of several slides beside.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 
 import he2rna
 import stats
-import tiling
 from lab import space
 from lab.application import each_slide, every_tile, held_out, pick_genes
 from lab.cohort.features import load_features
 from lab.cohort.places import read_outlines, read_places
-from lab.commands.options import report_failures
 from lab.commands.slide_options import add_options
 from lab.devices import pick_device
-from lab.exchange.qupath import qupath_frame, tiles_geojson
-from lab.files import InputError, digest, few, save_csv, save_json, save_text
+from lab.exchange.qupath import qupath_frame
+from lab.files import InputError, digest, few, save_text
 from lab.he2rna.options import check_name, slide_options
 from lab.he2rna.report import section
 from lab.he2rna.runs import bag_of, load_run, model_of
@@ -35,12 +33,13 @@ from lab.he2rna.spatial import (
     spot_rows,
     spot_summary,
 )
-from lab.progress import table
-from lab.show.gallery import draw_gallery
-from lab.show.maps import draw_heatmap, map_ground, whole_folder
-from lab.show.plots import draw_scatter, need_matplotlib
+from lab.progress import report_failures, table
+from lab.show.maps import map_ground
+from lab.show.plots import need_matplotlib
+from lab.show.slide_map import SlideMap, table_of_maps, write_map
 
-CELL_FIGURES = ("on tiles", "R", "p", "Spearman", "median in the best tiles", "in all")
+CELL_FIGURES = ("R", "p", "Spearman", "median in the best tiles", "in all")
+UNIT = "score, log$_{10}$(1 + FPKM-UQ)"
 
 
 def options(parser):
@@ -75,26 +74,6 @@ class Asked:
     group: list  # lines on the slides of the run
 
 
-@dataclass
-class SlideMap:
-    """What is shown and said of one slide."""
-
-    name: str
-    use: list  # folds of the models that speak of it
-    coords: np.ndarray  # (T, 2) level-0 pixels
-    tile: float  # edge, level-0 pixels
-    scores: np.ndarray  # (T,)
-    columns: dict  # of tiles.csv {name: (T,)}
-    lines: list = field(default_factory=list)  # of report.md
-    tables: dict = field(default_factory=dict)  # {file: (header, rows)}
-    cells: dict = field(default_factory=dict)  # {class: (figures in words, R, p)}
-    spots: tuple | None = None  # what spot_rows takes of a slide
-    said: str = ""  # of the truth, for the terminal
-
-    def models(self):
-        return ", ".join(map(str, self.use))
-
-
 def run(o):
     need_matplotlib()
     asked = what_is_asked(o)
@@ -108,8 +87,10 @@ def run(o):
             failed[name] = str(e)
             continue
         maps.append(done)
-        n = len(done.coords)
-        print(f"{name}: {n:,} tiles, models of folds {done.models()}{done.said}", flush=True)
+        models = done.about["models"]
+        print(
+            f"{name}: {len(done.coords):,} tiles, models of folds {models}{done.said}", flush=True
+        )
     if len(maps) > 1:
         write_summary(folder / "summary.md", asked, maps, o.seed)
     return report_failures(failed, len(maps) + len(failed), folder)
@@ -138,56 +119,46 @@ def what_is_asked(o):
 def map_slide(asked, o, folder, home, into, source, name):
     """Score a slide's tiles, compare them with the truth, write FOLDER/NAME/ at once."""
     features, coords = load_features(into, source, name)
-    slide, size, mpp, tile = map_ground(home, into, source, name, coords, o)
+    ground = map_ground(home, into, source, name, coords, o)
     use = held_out(asked.run, name, home, o.all_models)
     models = [asked.models[f] for f in use]
     each = he2rna.score_tiles(models, features)  # (T, genes)
     scores = each.mean(1).astype(np.float64)
-    done = SlideMap(name, use, coords, tile, scores, {"score": scores})
+    columns = {"score": scores}
     if len(asked.genes) > 1:
-        done.columns.update(zip(asked.genes, each.T))
-    done.lines = first_lines(asked, done, o, tile * mpp)
-    um, origin = qupath_frame(slide, mpp)
+        columns.update(zip(asked.genes, each.T))
+    done = SlideMap(name, f"{asked.label} on {name}", *ground, coords, scores, UNIT, columns)
+    project = {row["slide"]: row["project"] for row in asked.run["rows"]}.get(name, "new")
+    done.about = {"project": project, "models": ", ".join(map(str, use))}
+    done.lines = first_lines(asked, done, o.all_models)
+    um, origin = qupath_frame(done.slide, done.mpp)
     cells, spots = read_places(home, name, um, origin)
-    outlines = read_outlines(home, name, origin, o.regions)
+    done.outlines = read_outlines(home, name, origin, o.regions)
     if cells:
         add_cells(done, cells, asked.cells)
     if spots:
-        add_spots(done, spots, asked.run, features)
-    if outlines:
-        add_outline(done, outlines)
+        add_spots(done, spots, asked.run, use, features)
+    if done.outlines:
+        add_outline(done)
     done.lines += asked.group
-    add_provenance(done, asked, models, features, into)
-
-    with whole_folder(folder / name) as work:
-        rgb, _ = tiling.thumbnail(slide, mpp, max(size) * mpp / 1500)
-        title = f"{asked.label} on {name}"
-        unit = "score, log$_{10}$(1 + FPKM-UQ)"
-        points = cells and cells[asked.cells]
-        counts = cells and done.columns[f"cells: {asked.cells}"]
-        place = (coords, tile, scores)
-        draw_heatmap(work / "map.png", rgb, size, mpp, *place, title, unit, points, outlines)
-        ends = f"{title}: highest and lowest tiles"
-        draw_gallery(work / "gallery.png", slide, *place, ends, counts, asked.cells)
-        if cells:
-            axes = ("score", f"{asked.cells} in a tile")
-            draw_scatter(work / "cells.png", scores, counts, *axes, title)
-        write_tables(work, done, origin)
+    add_provenance(done, asked, use, models, features, into)
+    write_map(folder / name, done, origin)
     return done
 
 
-def first_lines(asked, done, o, tile_um):
+def first_lines(asked, done, everyone):
     """The report's title, and who speaks of the slide."""
+    folds = done.about["models"]
     who = ", none of which knows the slide"
-    if len(done.use) < len(asked.models):
+    if folds.count(",") + 1 < len(asked.models):
         who = ", which did not learn from its patient"
-    elif o.all_models:
+    elif everyone:
         who = ", also those that learned from its patient"
     return [
-        f"# {asked.label} on {done.name}",
+        f"# {done.title}",
         "",
-        f"{len(done.coords):,} tiles of {tile_um:.0f} µm; score: mean of {few(asked.genes)} in "
-        f"log10(1 + FPKM-UQ), of the models of fold {done.models()}{who}. Run "
+        f"{len(done.coords):,} tiles of {done.tile * done.mpp:.0f} µm; score: mean of "
+        f"{few(asked.genes)} in log10(1 + FPKM-UQ), of the models of fold {folds}{who}. Run "
         f"{asked.run['folder']}.",
         "",
         "![Map](map.png)",
@@ -202,23 +173,23 @@ def add_cells(done, cells, drawn):
     if drawn not in cells:
         print(f"{done.name}: no cells of class {drawn}; it has {few(list(cells))}")
         cells[drawn] = np.zeros((0, 2))
-    counts, rows = against_cells(done.scores, cells, done.coords, done.tile)
-    done.columns.update((f"cells: {kind}", n) for kind, n in counts.items())
-    for kind, n, r, p, rho, best, of_all in rows:
-        figures = (f"{n:,}", f"{r:.3f}", f"{p:.3f}", f"{rho:.3f}", f"{best:g}", f"{of_all:g}")
-        done.cells[kind] = figures, r, p
-        if kind == drawn:
-            done.said += f"; {kind}: R {r:.3f} (p {p:.3f})"
-    shown = [(kind, *figures) for kind, (figures, *_) in done.cells.items()]
+    done.points, done.counted = cells[drawn], drawn
+    counts, figures = against_cells(done.scores, cells, done.coords, done.tile)
+    rows = []
+    for kind, n in counts.items():
+        done.columns[f"cells: {kind}"] = n
+        rows.append((kind, f"{n.sum():,}", *(f"{v:.3f}" for v in figures[kind])))
+    done.figures = dict(zip(CELL_FIGURES, figures[drawn]))
+    done.said += "; {}: R {:.3f} (p {:.3f})".format(drawn, *figures[drawn])
     done.lines += section(
         "Cells in each tile",
         f"p: a spatial shift of the scores ({SHIFTS} of them) gives an R as high.",
-        table(("cells", *CELL_FIGURES), shown),
+        table(("cells", "on tiles", *CELL_FIGURES), rows),
         "![Scores and cells](cells.png)",
     )
 
 
-def add_spots(done, spots, run, features):
+def add_spots(done, spots, run, use, features):
     """Compare what was measured on spots with the scores of their tiles."""
     places, measured = spots
     on_tile = space.holder(places, done.coords, done.tile)  # (m,) -1: on none
@@ -230,7 +201,7 @@ def add_spots(done, spots, run, features):
     pairs = {}
     if own:
         outputs = [run["genes"].index(gene) for gene in own]
-        models = [model_of(run["folds"][f], "cpu", outputs) for f in done.use]
+        models = [model_of(run["folds"][f], "cpu", outputs) for f in use]
         each = he2rna.score_tiles(models, features[tiles])
         pairs = {g: (s, as_log(measured[g][held])) for g, s in zip(own, each.T)}
     for name in measured:
@@ -243,17 +214,18 @@ def add_spots(done, spots, run, features):
     done.tables["spots.csv"] = ("column", "R", "p"), shown
 
 
-def add_outline(done, outlines):
+def add_outline(done):
     """Compare the scores with what lies inside outlines."""
-    inside = space.inside(done.coords + done.tile / 2, outlines)
-    auc = f"{stats.roc_auc(inside, done.scores):.3f}"
+    inside = space.inside(done.coords + done.tile / 2, done.outlines)
+    auc = stats.roc_auc(inside, done.scores)
     done.columns["inside"] = inside.astype(int)
-    done.said += f"; outline AUC {auc}"
+    done.figures["outline AUC"] = auc
+    done.said += f"; outline AUC {auc:.3f}"
     n = f"{inside.sum():,} of {len(inside):,} tiles have their centre inside"
-    done.lines += section("Outline", f"{n}; AUC of the scores {auc}")
+    done.lines += section("Outline", f"{n}; AUC of the scores {auc:.3f}")
 
 
-def add_provenance(done, asked, models, features, into):
+def add_provenance(done, asked, use, models, features, into):
     """How much each tile counts in the prediction of the first gene.
 
     It is the sum of weight x score over the (super-)tiles. [HE2RNA Methods, Model architecture]
@@ -264,7 +236,7 @@ def add_provenance(done, asked, models, features, into):
     x, y = (np.bincount(row_of, axis) / tiles for axis in done.coords.T)
     rows, sums = [], []
     weights = np.zeros(len(features))
-    for fold, model in zip(done.use, models):
+    for fold, model in zip(use, models):
         scores = he2rna.score_tiles([model], bag)[:, 0].astype(np.float64)
         weight = he2rna.provenance(scores, model.ks)
         weights += (weight / tiles)[row_of] / len(models)
@@ -287,57 +259,27 @@ def add_provenance(done, asked, models, features, into):
     done.lines += section("Where the prediction comes from", text)
 
 
-def write_tables(work, done, origin):
-    """All tables of a slide; its tiles as GeoJSON in QuPath's frame."""
-    values = np.stack(list(done.columns.values()), 1)
-    rows = [(*xy, *(f"{v:.6g}" for v in row)) for xy, row in zip(done.coords, values)]
-    done.tables["tiles.csv"] = ("x", "y", *done.columns), rows
-    for file, (header, rows) in done.tables.items():
-        save_csv(work / file, header, rows)
-    shapes = tiles_geojson(done.coords - origin, done.tile, values, list(done.columns))
-    save_json(work / "tiles.geojson", shapes)
-    save_text(work / "report.md", done.lines)
-
-
 def write_summary(path, asked, maps, seed):
-    """summary.md: the drawn cells slide by slide, and the spots of slides with the same models."""
+    """summary.md: the figures of each slide, and the spots of slides with the same models."""
     said = f"Run {asked.run['folder']}. Each slide has its own folder and report beside this file."
+    figures = table_of_maps(maps)
     lines = [f"# {asked.label}: {len(maps)} slides", "", said, "", *asked.group]
-    counted = [done for done in maps if done.cells]
-    if counted:
-        lines += cells_of_slides(asked, counted)
+    lines += section(f"Scores and {asked.cells}", figures)
     together = {}
     for done in maps:
         if done.spots:
-            together.setdefault(done.models(), []).append(done.spots)
+            together.setdefault(done.about["models"], []).append(done.spots)
     rows = []
     for models, spots in sorted(together.items()):
         n = sum(len(places) for places, _ in spots)
-        rows.append(
-            (models, len(spots), n, spot_summary(spot_rows(spots, seed), asked.run["genes"]))
-        )
-        print("spots: models of folds {} on {} slides, {} spots; {}".format(*rows[-1]))
+        found = spot_summary(spot_rows(spots, seed), asked.run["genes"])
+        rows.append((models, len(spots), n, found))
     if rows:
         about = (
             "Spots of all slides that the same models speak of; p: scores shifted on each slide."
         )
-        lines += section("Spots", about, table(("models", "slides", "spots", "found"), rows))
+        spots = table(("models", "slides", "spots", "found"), rows)
+        lines += section("Spots", about, spots)
+        print(spots)
     save_text(path, lines)
-    print(f"report: {path}")
-
-
-def cells_of_slides(asked, maps):
-    """The section on the cells that are drawn, a row for each slide."""
-    project = {row["slide"]: row["project"] for row in asked.run["rows"]}
-    rows, found = [], []
-    for done in maps:
-        figures, *r_and_p = done.cells[asked.cells]
-        rows.append((done.name, project.get(done.name, "new"), done.models(), *figures))
-        found.append(r_and_p)
-    r, p = np.array(found).T
-    line = (
-        f"{asked.cells}: R per tile, mean over {(~np.isnan(r)).sum()} slides {np.nanmean(r):.3f}, "
-        f"median {np.nanmedian(r):.3f}; p < {he2rna.ALPHA} in {(p < he2rna.ALPHA).sum()} of them"
-    )
-    print(line)
-    return section(asked.cells, line, table(("slide", "project", "models", *CELL_FIGURES), rows))
+    print(f"{figures}\nreport: {path}")

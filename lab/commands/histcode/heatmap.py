@@ -8,7 +8,7 @@ RUN/heatmaps/LABEL/SLIDE/: map.png, gallery.png, tiles.csv, tiles.geojson, repor
 of several slides beside.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -21,17 +21,16 @@ from lab.application import each_slide, every_tile, held_out, pick_genes
 from lab.cohort.features import load_features
 from lab.cohort.places import read_outlines, read_places
 from lab.commands.histcode.options import slides_of_run
-from lab.commands.options import report_failures
 from lab.devices import pick_device
-from lab.exchange.qupath import qupath_frame, tiles_geojson
-from lab.files import InputError, save_csv, save_json, save_text
+from lab.exchange.qupath import qupath_frame
+from lab.files import InputError, save_text
 from lab.histcode.heads import apply_heads
 from lab.histcode.predictions import contributions
 from lab.histcode.runs import load_run, off_scale
-from lab.progress import table
-from lab.show.gallery import draw_gallery
-from lab.show.maps import draw_heatmap, map_ground, whole_folder
+from lab.progress import report_failures, table
+from lab.show.maps import map_ground
 from lab.show.plots import need_matplotlib
+from lab.show.slide_map import SlideMap, table_of_maps, write_map
 
 SHIFTS = 199  # random shifts behind a p over tiles  [ours]
 MEANING = {
@@ -70,20 +69,6 @@ class Asked:
     output: int
     score: str
     label: str  # of the folder
-
-
-@dataclass
-class SlideMap:
-    """What is known of the tiles of one slide."""
-
-    name: str
-    coords: np.ndarray  # (T, 2) level-0 pixels
-    tile: float  # edge, level-0 pixels
-    scores: np.ndarray  # (T,), nan where a tile has none
-    columns: dict  # of tiles.csv {name: (T,)}
-    lines: list  # of report.md
-    figures: dict = field(default_factory=dict)  # {name: value} of summary.md
-    said: str = ""  # for the terminal
 
 
 def run(o):
@@ -168,38 +153,30 @@ def map_slide(asked, o, home, into, source, name):
     h, coords = load_features(into, source, name)
     if len(h) < 2:
         raise InputError("one tile: no highest and lowest")
-    slide, size, mpp, tile = map_ground(home, into, source, name, coords, o)
+    ground = map_ground(home, into, source, name, coords, o)
     use = held_out(asked.run, name, home, o.all_models)
     scores = map_scores(asked, use, h)
-    done = SlideMap(name, coords, tile, scores, {asked.score: scores}, [])
-    done.lines = first_lines(asked, done, use, tile * mpp, o.all_models)
+    title, columns = f"{asked.label} on {name}", {asked.score: scores}
+    done = SlideMap(name, title, *ground, coords, scores, asked.score, columns)
+    done.lines = first_lines(asked, done, use, o.all_models)
     truth = home
     if not any((home / kind).is_dir() for kind in ("points", "regions")):
         truth = asked.run["cohort"]
-    um, origin = qupath_frame(slide, mpp)
-    outlines = read_outlines(truth, name, origin, o.regions)
+    um, origin = qupath_frame(done.slide, done.mpp)
+    done.outlines = read_outlines(truth, name, origin, o.regions)
     cells, _ = read_places(truth, name, um, origin)
-    if outlines:
-        add_outline(done, outlines, o.regions)
+    if done.outlines:
+        add_outline(done, o.regions)
     if cells:
         add_cells(done, cells, o.seed)
     folder = asked.run["folder"] / "heatmaps" / asked.label / name
-    with whole_folder(folder) as work:
-        rgb, _ = tiling.thumbnail(slide, mpp, max(size) * mpp / 1500)
-        shown = ~np.isnan(scores)
-        place = (coords[shown], tile, scores[shown])
-        title = f"{asked.label} on {name}"
-        draw_heatmap(
-            work / "map.png", rgb, size, mpp, *place, title, asked.score, outlines=outlines
-        )
-        draw_gallery(work / "gallery.png", slide, *place, f"{title}: highest and lowest tiles")
-        write_tables(work, done, origin)
+    write_map(folder, done, origin)
     models = f"{len(use)} of {len(asked.appliers)} models"
     print(f"{name}, {asked.label}: {len(h):,} tiles, {models}{done.said} -> {folder}", flush=True)
     return done
 
 
-def first_lines(asked, done, use, tile_um, everyone):
+def first_lines(asked, done, use, everyone):
     """The report's title, what the scores are and who speaks of the slide."""
     who = "none of which learned from the slide's patient"
     if everyone:
@@ -207,10 +184,10 @@ def first_lines(asked, done, use, tile_um, everyone):
     n, scored = len(done.scores), np.count_nonzero(~np.isnan(done.scores))
     less = f"; {scored:,} tiles have one" if scored < n else ""
     return [
-        f"# {asked.label} on {done.name}",
+        f"# {done.title}",
         "",
-        f"{n:,} tiles of {tile_um:.0f} µm; {MEANING[asked.score]}{less}; mean of {len(use)} of "
-        f"{len(asked.appliers)} models, {who}. Run {asked.run['folder']}.",
+        f"{n:,} tiles of {done.tile * done.mpp:.0f} µm; {MEANING[asked.score]}{less}; mean of "
+        f"{len(use)} of {len(asked.appliers)} models, {who}. Run {asked.run['folder']}.",
         "",
         "![Map](map.png)",
         "",
@@ -219,12 +196,12 @@ def first_lines(asked, done, use, tile_um, everyone):
     ]
 
 
-def add_outline(done, outlines, kind):
+def add_outline(done, kind):
     """Compare the scores with what lies inside a pathologist's outlines. [HistCode Fig. 10]
 
     The map is cut by Otsu of the scores, which knows no outline. [ours]
     """
-    inside = space.inside(done.coords + done.tile / 2, outlines)
+    inside = space.inside(done.coords + done.tile / 2, done.outlines)
     done.columns["inside"] = inside.astype(float)
     shown = ~np.isnan(done.scores)
     scores, inside = done.scores[shown], inside[shown]
@@ -267,30 +244,8 @@ def add_cells(done, cells, seed):
     ]
 
 
-def write_tables(work, done, origin):
-    """tiles.csv, the same as GeoJSON in QuPath's frame, and report.md."""
-    values = np.stack(list(done.columns.values()), 1)
-    rows = []
-    for xy, row in zip(done.coords, values, strict=True):
-        rows.append([*xy, *("" if np.isnan(v) else f"{v:.6g}" for v in row)])
-    save_csv(work / "tiles.csv", ("x", "y", *done.columns), rows)
-    shapes = tiles_geojson(done.coords - origin, done.tile, values, list(done.columns))
-    save_json(work / "tiles.geojson", shapes)
-    save_text(work / "report.md", done.lines)
-
-
-def write_summary(path, label, slides):
+def write_summary(path, label, maps):
     """summary.md of a label: the figures of each slide, their means and medians."""
-    names = dict.fromkeys(name for done in slides for name in done.figures)
-    rows = [[done.name, len(done.scores)] for done in slides]
-    means, medians = ["mean", ""], ["median", ""]
-    for name in names:
-        values = np.array([done.figures.get(name, np.nan) for done in slides])
-        known = values[~np.isnan(values)]
-        for row, value in zip(rows, values, strict=True):
-            row.append("" if np.isnan(value) else f"{value:.3f}")
-        means.append(f"{known.mean():.3f}" if len(known) else "")
-        medians.append(f"{np.median(known):.3f}" if len(known) else "")
-    figures = table(("slide", "tiles", *names), [*rows, means, medians])
-    save_text(path, [f"# {label}: {len(slides)} slides", "", figures, ""])
+    figures = table_of_maps(maps)
+    save_text(path, [f"# {label}: {len(maps)} slides", "", figures, ""])
     print(f"{figures}\nreport: {path}")
