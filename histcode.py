@@ -601,7 +601,8 @@ class PooledClassifier(nn.Module):
     """One vector for the slide and one fully connected layer. [HistCode eq. 7, its softmax apart]
 
     This and the two below: forward(h, mask) -> outputs (B, streams, C), a (B, T). Each stream
-    learns the label, and the last one answers.
+    learns the label, and the last one answers. Table 1: MIL-RNN, DSMIL, and this with ABMIL's
+    GatedAttention(D, gated=False), max_pooling, mean_pooling or GatedAttention(D).
     """
 
     def __init__(self, pooling, n_features, outputs=2):
@@ -621,7 +622,7 @@ class DSMIL(nn.Module):
     Second: for each class, the softmax over the tiles of <q_i, q_critical> / sqrt(queries) weighs
     the features; one layer over the vectors of all classes answers. a: of the last class.
     Each stream has its own loss and the second answers, as in their code; the paper averages their
-    scores. One layer makes the queries and the values stay as they are; their code is deeper. [ours]
+    scores. One layer makes the queries, the values stay as they are; their code is deeper. [ours]
     """
 
     def __init__(self, n_features, outputs=2, queries=QUERIES):
@@ -680,53 +681,8 @@ def tiles_at(values, which):
     return values.gather(1, which[:, :, None].expand(-1, -1, values.shape[2]))
 
 
-POOLINGS = ("MIL-RNN", "ABMIL", "DSMIL", "max", "mean", "HistCode")  # [HistCode Table 1]
-
-
-def table_1_network(row, n_features, outputs=2, hidden=ATTENTION):
-    """The network of one of POOLINGS, from the features of the tiles to the slide's outputs."""
-    match row:
-        case "MIL-RNN":
-            return MILRNN(n_features, outputs)
-        case "DSMIL":
-            return DSMIL(n_features, outputs)
-        case "ABMIL":
-            pooling = GatedAttention(n_features, hidden, gated=False)
-        case "HistCode":
-            pooling = GatedAttention(n_features, hidden)
-        case "max":
-            pooling = max_pooling
-        case "mean":
-            pooling = mean_pooling
-        case _:
-            raise ValueError(f"no pooling {row!r}: it is one of {', '.join(POOLINGS)}")
-    return PooledClassifier(pooling, n_features, outputs)
-
-
-class SlideModel(nn.Module):
-    """Standardised features, layers of `embed` with ReLU (the paper has none), one of POOLINGS.
-
-    mean, sd (D,): of the tiles of the training slides. [ours]
-    forward(h (B, T, D), mask (B, T)) -> outputs (B, streams, C), a (B, T)
-    """
-
-    def __init__(self, pooling, mean, sd, outputs=2, embed=(), hidden=ATTENTION):
-        super().__init__()
-        self.register_buffer("mean", torch.from_numpy(np.float32(mean)))
-        self.register_buffer("scale", torch.from_numpy(np.float32(1 / divisor(mean, sd))))
-        self.layers = nn.Sequential()
-        width = len(mean)
-        for wide in embed:
-            self.layers.extend([nn.Linear(width, wide), nn.ReLU()])
-            width = wide
-        self.head = table_1_network(pooling, width, outputs, hidden)
-
-    def forward(self, h, mask):
-        return self.head(self.layers((h.float() - self.mean) * self.scale), mask)
-
-
 def divisor(mean, sd):
-    """(D,) by which centred features are divided: their SD; infinity for constants, which become 0."""
+    """(D,) by which to divide centred features: their SD; infinity for constants, which become 0."""
     return np.where(sd > 1e-6 * np.abs(mean) + 1e-12, sd, np.inf)
 
 
@@ -734,18 +690,18 @@ def divisor(mean, sd):
 
 
 def cross_entropy(outputs, y):
-    """Mean over the streams: outputs (..., streams, C), classes y (...) -> (...). [HistCode eq. 7]"""
+    """Mean over the streams: outputs (..., streams, C), class y (...) -> (...). [HistCode eq. 7]"""
     y = y[..., None, None].expand(*outputs.shape[:-1], 1)
     return -outputs.log_softmax(-1).gather(-1, y).mean((-2, -1))
 
 
 def mistakes(outputs, y):
-    """1 where the stream that answers is wrong, else 0: outputs (..., streams, C), y (...) -> (...)"""
+    """1 where the last stream is wrong, else 0: outputs (..., streams, C), class y (...) -> (...)"""
     return (outputs[..., -1, :].argmax(-1) != y).float()
 
 
 def squared_error(outputs, y):
-    """Mean over the known genes: outputs (..., 1, G), y (..., G) with nan -> (...). [HistCode eq. 8]"""
+    """Mean over known genes: outputs (..., 1, G), y (..., G) with nan -> (...). [HistCode eq. 8]"""
     known = ~y.isnan()
     errors = (outputs[..., -1, :] - y.nan_to_num()) ** 2 * known
     return errors.sum(-1) / known.sum(-1).clamp(min=1)
@@ -753,12 +709,9 @@ def squared_error(outputs, y):
 
 def padded(bags):
     """Slides of different length, each (T_i, D), as one batch: h (B, T, D), mask (B, T)."""
-    h = np.zeros((len(bags), max(map(len, bags)), bags[0].shape[1]), bags[0].dtype)
-    mask = np.zeros(h.shape[:2], bool)
-    for i, bag in enumerate(bags):
-        h[i, : len(bag)] = bag
-        mask[i, : len(bag)] = True
-    return torch.from_numpy(h), torch.from_numpy(mask)
+    lengths = torch.tensor([len(bag) for bag in bags])
+    h = nn.utils.rnn.pad_sequence([torch.tensor(bag) for bag in bags], batch_first=True)
+    return h, torch.arange(h.shape[1]) < lengths[:, None]
 
 
 @torch.no_grad()
@@ -852,12 +805,12 @@ def fold_change(tumour, normal):
 
 
 def label_of(y):
-    """The label that y = log10(fc + 1) stands for; a y that no fc can give counts as the nearest."""
+    """The label that y = log10(fc + 1) stands for; a y that no fc gives counts as the nearest."""
     return np.abs(np.log2(np.maximum(10.0**y - 1, 1e-12))) > LOG2_FC
 
 
 def ends_of(a, most=ENDS):
-    """The l highest and the l lowest tiles by attention a (T,), T >= 2; of equals the first is higher.
+    """The l highest, the l lowest tiles by attention a (T,), T >= 2; of equals the first is higher.
 
     "l takes 100" [HistCode Methods], but at most half of the tiles, so that none is in both. [ours]
     """
@@ -892,15 +845,15 @@ def least_squares(x, y):
     all solutions the smallest in standardised features, which descent from 0 also finds. [ours]
     """
     weights = np.zeros((x.shape[1], y.shape[1]))
-    bias = np.full(y.shape[1], np.nan)
+    bias = np.zeros(y.shape[1])
     for rows, genes in known_alike(y):
+        truth = y[np.ix_(rows, genes)]
         mean = x[rows].mean(0)
         scale = divisor(mean, x[rows].std(0))
-        target = y[np.ix_(rows, genes)]
         z = (x[rows] - mean) / scale
-        solution = np.linalg.lstsq(z, target - target.mean(0), rcond=RANK)[0]  # (2D, block)
+        solution = np.linalg.lstsq(z, truth - truth.mean(0), rcond=RANK)[0]  # (2D, block)
         weights[:, genes] = solution / scale[:, None]
-        bias[genes] = target.mean(0) - mean @ weights[:, genes]
+        bias[genes] = truth.mean(0) - mean @ weights[:, genes]
     return weights, bias
 
 
@@ -923,8 +876,9 @@ def train_label_epochs(x, label, train, valid, *, epochs=LABEL_EPOCHS, lr=LABEL_
 
     def loss(rows):
         odds = x[rows] @ weights + bias
-        each = F.binary_cross_entropy_with_logits(odds, target[rows], reduction="none")
-        return (each * known[rows]).sum() / known[rows].sum().clamp(min=1)
+        of = known[rows].float()
+        error = F.binary_cross_entropy_with_logits(odds, target[rows], of, reduction="sum")
+        return error / of.sum().clamp(min=1)
 
     for epoch in range(epochs + 1):
         if epoch:
@@ -944,21 +898,26 @@ def judge_genes(prediction, y, rng):
     better, 1 where its errors are the smaller [stats.against_baseline].
     [HistCode Results, Differential gene expression prediction, Fig. 4]
     """
-    out = {"n": (~np.isnan(y)).sum(0)}
-    for name in ("r", "rho", "baseline", "location_p", "error_p", "better"):
-        out[name] = np.full(y.shape[1], np.nan)
+    names = ("r", "rho", "baseline", "location_p", "error_p", "better")
+    out = {name: np.full(y.shape[1], np.nan) for name in names}
     for rows, genes in known_alike(y):
         if len(rows) < stats.MIN_R:
             continue
-        block = np.ix_(rows, genes)
-        random = stats.random_baseline(y[block], rng)
-        against = stats.against_baseline(prediction[block], y[block], random)
-        out["r"][genes] = stats.pearson(prediction[block], y[block])
-        out["rho"][genes] = stats.spearman(prediction[block], y[block])
-        out["baseline"][genes] = stats.pearson(random, y[block])
-        out["location_p"][genes] = against["p"]
-        out["error_p"][genes] = against["error_p"]
-        out["better"][genes] = against["better"]
+        truth = y[np.ix_(rows, genes)]
+        guess = prediction[np.ix_(rows, genes)]
+        random = stats.random_baseline(truth, rng)
+        against = stats.against_baseline(guess, truth, random)
+        found = (
+            stats.pearson(guess, truth),
+            stats.spearman(guess, truth),
+            stats.pearson(random, truth),
+            against["p"],
+            against["error_p"],
+            against["better"],
+        )
+        for name, values in zip(names, found, strict=True):
+            out[name][genes] = values
+    out["n"] = (~np.isnan(y)).sum(0)
     out["p"] = np.minimum(1, 2 * stats.pearson_p(out["r"], out["n"]))
     for p, corrected in (("p", "bh"), ("location_p", "location_bh"), ("error_p", "error_bh")):
         out[corrected] = stats.benjamini_hochberg(out[p])

@@ -15,6 +15,7 @@ from scipy import ndimage
 
 import histcode
 from lab.histcode.figures import best_cut, figures_of
+from lab.histcode.networks import POOLINGS, SlideModel, network_of
 from lab.ridge import PENALTIES
 from lab.tests.helpers import (
     MODELS,
@@ -399,7 +400,7 @@ def ragged(sizes, d=7, seed=0):
 
 def classifier(name, d=7, seed=0):
     torch.manual_seed(seed)
-    return histcode.table_1_network(name, d)
+    return network_of(name, d)
 
 
 def by_loop(name, model, h):
@@ -439,7 +440,7 @@ def by_loop(name, model, h):
     return [scores[order[0]], out("classify", s)]
 
 
-@pytest.mark.parametrize("name", histcode.POOLINGS)
+@pytest.mark.parametrize("name", POOLINGS)
 def test_poolings_equal_loops_over_tiles(name):
     sizes = (1, 3, 12, 25)
     model, (h, mask) = classifier(name), ragged(sizes)
@@ -455,7 +456,7 @@ def test_poolings_equal_loops_over_tiles(name):
     assert all(p.grad is None or p.grad.isfinite().all() for p in model.parameters())
 
 
-@pytest.mark.parametrize("name", histcode.POOLINGS)
+@pytest.mark.parametrize("name", POOLINGS)
 def test_order_of_tiles_and_padding_change_nothing(name):
     model, (h, mask) = classifier(name, 64), ragged((1, 9, 40), 64)
     logits, a = model(h, mask)
@@ -487,7 +488,7 @@ def test_attention_has_the_shapes_and_parts_of_its_equations():
     assert model(h, mask)[1].isfinite().all()
 
 
-@pytest.mark.parametrize("name", histcode.POOLINGS)
+@pytest.mark.parametrize("name", POOLINGS)
 def test_classifiers_trained_at_once_are_those_trained_one_by_one(name):
     (bags, y), splits = planted_bags(), three_splits()
     at_once = learn(name, bags, y, splits, [5, 6, 7])
@@ -612,7 +613,7 @@ def test_the_epoch_kept_is_the_last_one_with_the_fewest_mistakes():
         assert np.allclose(losses, got["losses"], atol=1e-5)
         assert got["epoch"] == 1 + min(range(25), key=lambda e: (mistakes[e], -e))
         differ += got["epoch"] != 1 + int(np.argmin(losses))
-        model = histcode.SlideModel("HistCode", np.zeros(6), np.ones(6), 2, (), 8)
+        model = SlideModel("HistCode", np.zeros(6), np.ones(6), 2, (), 8)
         model.load_state_dict(got["model"])  # and its weights are that epoch's
         for i, t in zip(split[1], got["tests"][got["epoch"] - 1]):
             out, _ = model(

@@ -9,6 +9,7 @@ import histcode
 from lab.audit.ledger import saw
 from lab.fast.heads import Together, train_together
 from lab.files import InputError, save_file
+from lab.histcode.networks import SlideModel
 from lab.progress import ordered_map, progress
 from lab.runs import load_checkpoint
 
@@ -115,7 +116,7 @@ def empty_model(saved):
     """A SlideModel of the shape that a checkpoint's networks have."""
     D = saved["n_features"]
     shape = (saved["outputs"], saved["embed"], saved["hidden"])
-    return histcode.SlideModel(saved["pooling"], np.zeros(D), np.ones(D), *shape)
+    return SlideModel(saved["pooling"], np.zeros(D), np.ones(D), *shape)
 
 
 def apply_heads(saved, device, block=16):

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import numpy as np
 
-import histcode
 from lab.files import InputError, digest, few
+from lab.histcode.networks import POOLINGS
 from lab.histcode.splits import tested_parts
 from lab.runs import claim_folder, load_checkpoint, read_config, read_folds
 
@@ -90,7 +90,7 @@ def checkpoints_of(folder, config, pooling):
         if pooling:
             raise InputError(f"--pooling {pooling}: {folder} is a run of expression, which has one")
         return [f"fold{f}.pt" for f in range(config["folds"])]
-    there = [name for name in histcode.POOLINGS if (folder / f"{name}-r0-f0.pt").is_file()]
+    there = [name for name in POOLINGS if (folder / f"{name}-r0-f0.pt").is_file()]
     if pooling is None:
         pooling = there[0] if there and "HistCode" not in there else "HistCode"
     if pooling not in there:

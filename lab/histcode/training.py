@@ -12,6 +12,7 @@ from lab.audit.ledger import saw
 from lab.files import save_file
 from lab.histcode.figures import figures_of
 from lab.histcode.heads import mean_and_sd, train_heads
+from lab.histcode.networks import SlideModel
 from lab.histcode.runs import VERSION
 from lab.processes import by_first, log_path, of_all, say
 from lab.runs import load_checkpoint, mark_of
@@ -27,7 +28,7 @@ def seed_of(o, *key):
 def draw_model(pooling, sums, rows, seed, o, outputs=2):
     """A network to train on some bags, its features standardised over their tiles."""
     torch.manual_seed(seed)
-    return histcode.SlideModel(pooling, *mean_and_sd(sums, rows), outputs, o.embed, o.hidden)
+    return SlideModel(pooling, *mean_and_sd(sums, rows), outputs, o.embed, o.hidden)
 
 
 def save_fold(path, done, data, o, pooling, outputs, patients, rows, learned_from, **more):

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 import torch
 
-import histcode
 from lab.cohort.features import load_features
 from lab.commands.histcode import main
 from lab.files import InputError
 from lab.histcode.heads import apply_heads
+from lab.histcode.networks import POOLINGS
 from lab.histcode.splits import roles
 from lab.runs import load_checkpoint
 from lab.tests.helpers import (
@@ -38,9 +38,9 @@ def test_diagnose_slides_all_poolings_and_an_external_cohort(tmp_path, capsys):
     said, run = capsys.readouterr().out, cohort / "runs" / "diagnosis"
     assert "1 slides without a label: gone" in said
     rows = read_csv(run / "predictions.csv")
-    assert len(rows) == 6 * 32 and {r["pooling"] for r in rows} == set(histcode.POOLINGS)
+    assert len(rows) == 6 * 32 and {r["pooling"] for r in rows} == set(POOLINGS)
     table = {r["pooling"]: r for r in read_csv(run / "table.csv")}
-    assert list(table) == list(histcode.POOLINGS) and float(table["max"]["auc"]) > 0.9
+    assert list(table) == list(POOLINGS) and float(table["max"]["auc"]) > 0.9
     folds = {p: {(r["slide"], r["fold"]) for r in rows if r["pooling"] == p} for p in table}
     assert all(f == folds["max"] for f in folds.values())  # the same folds for all
     external = read_csv(run / "external.csv")

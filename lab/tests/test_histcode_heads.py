@@ -8,6 +8,7 @@ import torch
 
 import histcode
 from lab.histcode.heads import apply_heads, mean_and_sd, sums_of, train_heads
+from lab.histcode.networks import POOLINGS, SlideModel
 from lab.tests.helpers import learn, planted_bags, some_networks, three_splits
 
 
@@ -53,7 +54,7 @@ def test_features_are_standardised_over_the_training_tiles():
     tiles = np.concatenate([bags[i] for i in rows])
     mean, sd = mean_and_sd(list(map(sums_of, bags)), rows)
     assert np.allclose(mean, tiles.mean(0)) and np.allclose(sd, tiles.std(0), atol=1e-7)
-    model = histcode.SlideModel("mean", mean, sd)
+    model = SlideModel("mean", mean, sd)
     assert np.allclose(model.scale[:-1], 1 / tiles.std(0)[:-1], rtol=1e-5) and model.scale[-1] == 0
 
 
@@ -67,7 +68,7 @@ def regress(bags, y, parts, seeds, epochs=6, columns=None):
     columns, models = range(y.shape[1]) if columns is None else columns, []
     for m in columns:
         torch.manual_seed(m)
-        models.append(histcode.SlideModel("HistCode", *mean_and_sd(sums, parts[0][0]), 1, (), 4))
+        models.append(SlideModel("HistCode", *mean_and_sd(sums, parts[0][0]), 1, (), 4))
     target = lambda rows: torch.from_numpy(
         np.float32([[[y[i, m]] for i in rows[0]] for m in columns])
     )
@@ -108,7 +109,7 @@ def test_networks_that_share_their_bags_are_those_trained_one_by_one():
         assert together["tests"][m].shape == (6, 6, 1)  # (epochs, n_test, C)
 
 
-@pytest.mark.parametrize("name", histcode.POOLINGS)
+@pytest.mark.parametrize("name", POOLINGS)
 def test_a_checkpoint_of_many_networks_speaks_as_each_of_them(name):
     bags, _ = planted_bags()
     models = some_networks(name, bags, [(np.arange(9), (), ())] * 5, range(5), embed=(5,))

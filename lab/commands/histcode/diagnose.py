@@ -20,7 +20,6 @@ from lab.audit.choices import add_choices
 from lab.audit.ledger import encoder_saw, ledger_lines, saw
 from lab.cohort.features import features_of
 from lab.commands.histcode.options import pooling_options
-from lab.commands.options import report_failures
 from lab.commands.slide_options import add_options
 from lab.devices import pick_device
 from lab.files import InputError, few, save_csv, save_text
@@ -33,7 +32,7 @@ from lab.histcode.options import DIAGNOSIS, settle_training
 from lab.histcode.runs import claim_run
 from lab.histcode.splits import MAY_SEE, folds_of
 from lab.histcode.training import train_pooling
-from lab.progress import clock, counted, say_left_out, table
+from lab.progress import clock, counted, report_failures, say_left_out, table
 from lab.runs import read_log, write_log
 from lab.show.plots import figure, need_matplotlib
 
