@@ -175,6 +175,8 @@ class HE2RNA(nn.Module):
     head(h, mask, layer, ks)    does so at once from the last hidden layer: lab/fast/topk.py
     one_k_per_gene              in training draws a k for each gene
     relu                        leaves no negative prediction in evaluation [HE2RNA code]
+
+    Needs: top_k_mean, HIDDEN, KS_SUPERTILES, DROPOUT.
     """
 
     def __init__(
@@ -320,6 +322,8 @@ def train_epochs(
     last epoch is the best where no slides validate. All draws of an epoch come from `seed`, a
     number or several as (0, fold), and from the epoch: a saved state that is handed back as `state`
     ends as if nothing had happened. ahead(bags, parts): a map that may read ahead.
+    Needs: draw_epoch, learn, NotFinite, predict, validate, chosen_by_r, mean_r, stats, EPOCHS,
+    PATIENCE, BATCH_SLIDES, LEARNING_RATE.
     """
     optimizer = torch.optim.Adam(model.parameters(), lr, fused=True)
     if state is None:

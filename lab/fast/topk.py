@@ -1,5 +1,4 @@
-"""The exact twin of HE2RNA's last layer and top-k mean, in a fraction of their time and memory.
-[ours]
+"""HE2RNA's last layer and top-k mean at once: exact, in a fraction of the time and memory. [ours]
 
     model = he2rna.HE2RNA(D, G, head=top_k_head)
 
@@ -41,10 +40,10 @@ THREADS_PAY = 2**17  # scores that several threads sort sooner: they take .5 ms 
 
 
 def top_k_head(h, mask, layer, k, precision="float32"):
-    """he2rna.top_k_mean(layer(h), mask, k); of several k the mean. h (B, T, H), mask (B, T) -> (B,
-    G).
+    """he2rna.top_k_mean(layer(h), mask, k), and of several k the mean. (B, G)
 
-    precision "bfloat16": tiles are chosen by rounded scores, and their mean is taken in float32.
+    h (B, T, H) the last hidden layer, mask (B, T); layer: that of the genes. precision "bfloat16":
+    in training, tiles are chosen by rounded scores, and their mean is taken in float32.
     """
     ks = (k,) if isinstance(k, int) else k
     if not torch.is_grad_enabled():
@@ -68,8 +67,7 @@ def one_k_head(tiles, sizes, layer, k, precision):
 
 
 def all_k_head(h, mask, layer, ks):
-    """The mean over ks of top_k_mean(layer(h), mask, k), by one sort for all. No gradient. (B, G)
-    """
+    """The mean over ks of top_k_mean(layer(h), mask, k), by one sort for all. No gradient. (B, G)"""
     tiles, sizes = end_to_end(h, mask)
     weights = [he2rna.rank_weights(n, ks).flip(0).to(h) for n in sizes]  # the highest comes last
     prediction = h.new_empty(len(sizes), len(layer.weight))
@@ -152,8 +150,7 @@ def by_products(tiles, share, h, weight, dh, dweight):
 
 
 def gene_blocks(n_genes, n_tiles):
-    """Slices of genes whose scores of all tiles are at most BLOCK_SCORES: what bounds the memory.
-    """
+    """Slices of genes whose scores of all tiles are at most BLOCK_SCORES: what bounds the memory."""
     size = max(1, BLOCK_SCORES // n_tiles)
     return [slice(g, min(g + size, n_genes)) for g in range(0, n_genes, size)]
 
