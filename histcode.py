@@ -54,10 +54,7 @@ JITTER = 0.4, 0.4, 0.4, 0.1  # brightness, contrast, saturation, hue (in turns) 
 JITTER_CHANCE = 0.8  # [AdCo code]
 GREY_CHANCE = 0.2  # [AdCo code]
 BLUR_CHANCE = 0.5  # [AdCo code]
-BLUR_SIGMA = (
-    0.1,
-    2.0,
-)  # px of a view of 224; in smaller views less, the same tissue [AdCo code; ours]
+BLUR_SIGMA = 0.1, 2.0  # px of a view of 224 [AdCo code]; in smaller views as much tissue [ours]
 TURN_CHANCE = 0.5  # of two mirrors and a transposition: tissue has no up; they mirror once [ours]
 LUMINANCE = 0.299, 0.587, 0.114  # of R, G, B [AdCo code]
 PLAIN_COLOUR = 1.0, 1.0, 1.0, 0.0  # factors of brightness, contrast, saturation; turn of the hue
@@ -96,9 +93,8 @@ def draw_crop(n, generator):
 def draw_view(n, generator):
     """What a random view of each of n tiles will be, a dict of tensors with n rows."""
     box = draw_crop(n, generator)
-    plain, reach = torch.tensor(PLAIN_COLOUR), torch.tensor(JITTER)
     jittered = coin(JITTER_CHANCE, (n, 1), generator)
-    colour = plain + between(-1, 1, (n, 4), generator) * reach
+    change = between(-1, 1, (n, 4), generator) * torch.tensor(JITTER)
     turns = coin(TURN_CHANCE, (n, 3), generator)
     grey = coin(GREY_CHANCE, n, generator)
     blurred = coin(BLUR_CHANCE, n, generator)
@@ -106,17 +102,16 @@ def draw_view(n, generator):
     return {
         "box": box,  # (n, 4) left, top, width, height
         "turns": turns,  # (n, 3) mirror x, mirror y, transpose
-        "colour": torch.where(jittered, colour, plain),  # (n, 4)
+        "colour": torch.tensor(PLAIN_COLOUR) + jittered * change,  # (n, 4)
         "grey": grey,  # (n,)
-        "sigma": torch.where(blurred, sigma, 0),  # (n,) px of a view of 224
+        "sigma": blurred * sigma,  # (n,) px of a view of 224
     }
 
 
 def make_view(tiles, view, px=VIEW_PX):
-    """Views as drawn: (n, 3, h, w) uint8, or float in 0..1 -> (n, 3, px, px) float32 in 0..1."""
+    """Views as drawn: (n, 3, h, w) uint8 -> (n, 3, px, px) float32 in 0..1."""
     view = {name: value.to(tiles.device) for name, value in view.items()}
-    x = tiles if tiles.is_floating_point() else tiles / 255
-    x = crop(x, view["box"], px)
+    x = crop(tiles / 255, view["box"], px)
     x = turn(x, view["turns"])
     x = jitter(x, view["colour"])
     x = torch.where(column(view["grey"]), luminance(x), x)
@@ -135,23 +130,23 @@ def crop(x, box, px):
     shrinks is averaged (antialiased) as by Pillow's bilinear resize. [ours]
     """
     left, top, width, height = box.T
-    rows = resize_weights(top, height, x.shape[2], px)[:, None]  # (n, 1, px, h)
-    columns = resize_weights(left, width, x.shape[3], px)[:, None]  # (n, 1, px, w)
+    rows = resize_weights(top, height, x.shape[2], px)  # (n, 1, px, h)
+    columns = resize_weights(left, width, x.shape[3], px)  # (n, 1, px, w)
     return rows @ x @ columns.mT
 
 
 def resize_weights(start, length, size, px):
-    """(n, px, size): row i holds how much of each of `size` pixels goes into pixel i of the crop.
+    """(n, 1, px, size): row i holds how much of each of `size` pixels goes into pixel i.
 
     start, length (n,): of the crop, as shares of the edge. A triangle as wide as two pixels, of
     the crop or of the tile, whichever are larger.
     """
-    scale = (length * size / px)[:, None, None]  # source pixels per pixel
+    scale = column(length) * size / px  # pixels of the tile per pixel of the crop
     i = torch.arange(px, device=start.device)[:, None] + 0.5
     j = torch.arange(size, device=start.device) + 0.5
-    distance = (j - (start * size)[:, None, None] - i * scale).abs()
-    weights = (1 - distance / scale.clamp(min=1)).clamp(min=0)
-    return weights / weights.sum(2, keepdim=True)
+    middle = column(start) * size + i * scale
+    weights = (1 - (j - middle).abs() / scale.clamp(min=1)).clamp(min=0)
+    return weights / weights.sum(3, keepdim=True)
 
 
 def turn(x, turns):
@@ -182,7 +177,7 @@ def jitter(x, colour):
     x = blend(x, 0, brightness)
     x = blend(x, luminance(x).mean((2, 3), keepdim=True), contrast)
     x = blend(x, luminance(x), saturation)
-    return torch.where(hue == 0, x, shift_hue(x, hue[:, 0]))
+    return shift_hue(x, hue[:, 0])
 
 
 def shift_hue(x, shift):
@@ -199,23 +194,18 @@ def shift_hue(x, shift):
 
 
 def blur(x, sigma):
-    """Gaussian blur by sigma (n,) px; 0 is none."""
-    weights = blur_weights(sigma, x.shape[3])[:, None]  # (n, 1, px, px)
+    """Gaussian blur by sigma (n,) px, 0 for none; at the rim, of the pixels that there are."""
+    i = torch.arange(x.shape[3], device=x.device)
+    distance = (i[:, None] - i) / column(sigma).clamp(min=0.01)
+    weights = torch.exp(-0.5 * distance**2)  # (n, 1, px, px)
+    weights = weights / weights.sum(3, keepdim=True)
     return weights @ x @ weights.mT
-
-
-def blur_weights(sigma, px):
-    """(n, px, px) along one axis; at the rim, of the pixels that there are."""
-    i = torch.arange(px, device=sigma.device)
-    distance = (i[:, None] - i) / sigma.clamp(min=0.01)[:, None, None]
-    weights = torch.exp(-0.5 * distance**2)
-    return weights / weights.sum(2, keepdim=True)
 
 
 def standardise(x):
     """0..1 -> as ImageNet's weights want it. (n, 3, h, w)"""
-    mean = torch.tensor(tiling.IMAGENET_MEAN, device=x.device)[:, None, None]
-    sd = torch.tensor(tiling.IMAGENET_STD, device=x.device)[:, None, None]
+    mean = x.new_tensor(tiling.IMAGENET_MEAN)[:, None, None]
+    sd = x.new_tensor(tiling.IMAGENET_STD)[:, None, None]
     return ((x - mean) / sd).contiguous(memory_format=torch.channels_last)
 
 
@@ -362,8 +352,8 @@ class Bank(nn.Module):
         self.register_buffer("w", w)
         self.register_buffer("velocity", torch.zeros_like(w))
         self.tau = tau
+        self.step_tau = step_tau or tau
         self.in_batch = in_batch
-        self.step_tau = tau if step_tau is None else step_tau
         self.step = {"rate": rate, "momentum": momentum, "weight_decay": weight_decay}
         self.gradient = gradient
 
@@ -439,8 +429,7 @@ def learning_rate(epoch, epochs, lr=LEARNING_RATE, final_lr=None):
     """Constant [HistCode Methods], or half a cosine to final_lr [HistCode code]; epoch from 1."""
     if final_lr is None:
         return lr
-    done = (epoch - 1) / epochs
-    share = (1 + math.cos(math.pi * done)) / 2
+    share = (1 + math.cos(math.pi * (epoch - 1) / epochs)) / 2
     return final_lr + share * (lr - final_lr)
 
 
