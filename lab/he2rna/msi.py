@@ -13,32 +13,32 @@ from lab.files import InputError
 from lab.he2rna.report import MAY_SEE
 
 EPOCHS_CODE = 100  # of the autoencoders [HE2RNA code]
-CODERS = {
+STEPS = {
     "transcriptome": "networks of A",
     "autoencoder-a": "autoencoder A",
     "autoencoder-b": "autoencoder B",
 }
 
 
-def compare_arms(d, in_a, arms, o, key, device):
-    """({arm: AUC (repeats, folds)}, what was learned) of a study divided at in_a (S,).
+def compare_arms(study, in_a, arms, o, key, device):
+    """({arm: AUC (repeats, folds)}, what was learned from whom) of a study divided at in_a (S,).
 
-    d: of read_study; key: numbers that decide every draw together with --seed.
+    key: numbers that together with --seed decide every draw of this division.
     """
     seed = [o.seed, *key]
-    a, b = np.flatnonzero(in_a), np.flatnonzero(~in_a)
-    fold_a = stats.patient_folds(d["patients"][a], d["projects"][a], o.folds, seed)
-    names, first, patient = np.unique(d["patients"][b], return_index=True, return_inverse=True)
-    high = d["high"][b][first]
+    patients, a, b = study.patients, np.flatnonzero(in_a), np.flatnonzero(~in_a)
+    fold_a = stats.patient_folds(patients[a], study.projects[a], o.folds, seed)
+    names, first, patient = np.unique(patients[b], return_index=True, return_inverse=True)
+    high = study.high[b][first]
     tests = he2rna.folds_in_b(names, high, seed, o.folds, o.repeats)
-    judged = d["has_y"] if "genes" in o.code else in_a
-    expressed = he2rna.above_floor(d["y"][judged])
+    judged = study.has_y if "genes" in o.code else in_a
+    expressed = he2rna.above_floor(study.y[judged])
     if "transcriptome" in arms and not expressed.any():
         raise InputError(f"no gene is expressed in half of the {len(a)} slides of hospital A")
     hospitals = he2rna.Hospitals(
-        x=d["x"],
-        y=d["y"][:, expressed],
-        high=d["high"],
+        x=study.x,
+        y=study.y[:, expressed],
+        high=study.high,
         trains_a=[a[fold_a != f] for f in range(o.folds)],
         trains_b=[b[~test[patient]] for test in tests],
         seed=seed,
@@ -50,54 +50,50 @@ def compare_arms(d, in_a, arms, o, key, device):
         auc = he2rna.fold_aucs(scores[arm][:, :, b], patient, high, tests)
         aucs[arm] = auc.reshape(o.repeats, o.folds)
 
+    note = {"patients_b": len(names), "msi_h_b": int(high.sum())}
     ledgers = [{} for _ in tests]
-    note = {}
     if "transcriptome" in arms:
         for ledger in ledgers:
-            saw(ledger, "gene filter", d["patients"][judged])
+            saw(ledger, "gene filter", patients[judged])
         note["genes"] = int(expressed.sum())
-        note["r_in_a"] = r_in_a(teachers["transcriptome"].outputs, hospitals.y, a, fold_a)
     for teacher in teachers.values():
-        teacher.write_ledgers(ledgers, d["patients"], in_a)
+        teacher.write_ledgers(ledgers, patients, in_a)
     tested = [names[test] for test in tests]
     note["saw"], note["leaks"] = what_saw_whom(ledgers, tested, MAY_SEE)
     return aucs, note
 
 
 def score_arms(hospitals, teachers, device):
-    """Scores of each arm, {arm: (members, M, S)}: all at once, so that no core waits."""
+    """The scores of each arm, {arm: (members, M, S)}, all arms side by side: no core waits."""
     begun = dict(teachers)
     if "ensemble" in begun:
         begun.pop("direct", None)  # it is the ensemble's first member
-    with threads(device) as pool, ThreadPoolExecutor(len(begun)) as arms:
-
-        def score(arm):
-            train = partial(teachers[arm].train, pool=pool, device=device)
-            return he2rna.MSI_ARMS[arm](hospitals._replace(train=train))
-
+    with threads(device) as pool, ThreadPoolExecutor(len(begun)) as side_by_side:
+        jobs = {}
+        for arm, teacher in begun.items():
+            train = partial(teacher.train, pool=pool, device=device)
+            score = he2rna.MSI_ARMS[arm]
+            jobs[arm] = side_by_side.submit(score, hospitals._replace(train=train))
         try:
-            jobs = {arm: arms.submit(score, arm) for arm in begun}
             scores = {arm: job.result() for arm, job in jobs.items()}
         finally:
-            pool.shutdown(wait=False, cancel_futures=True)
+            pool.shutdown(cancel_futures=True)
     if "ensemble" in scores:
         scores["direct"] = scores["ensemble"][:1]
     return scores
 
 
 class Teacher:
-    """Trains the networks of an arm, with the choices of the authors' code, and keeps their lessons
-    for the ledger.
-    """
+    """Trains an arm's networks, with what `code` turns, and keeps their lessons for the ledger."""
 
     def __init__(self, arm, code, b, n_slides):
-        self.arm, self.code, self.b, self.every = arm, code, b, np.arange(n_slides)
+        self.arm, self.code = arm, code
+        self.b, self.every = b, np.arange(n_slides)
         self.taught = []  # (step, its lessons)
-        self.outputs = []  # of the networks that are no classifiers
 
     def train(self, recipe, lessons, pool, device):
-        """The `train` of he2rna.Hospitals."""
-        step = "classifiers" if recipe.kind == 2 else CODERS[self.arm]
+        """`train` of he2rna.Hospitals."""
+        step = "classifiers" if recipe.kind == 2 else STEPS[self.arm]
         copies = 1
         if step == "autoencoder B" and "autoencoder" in self.code:  # one, of all of B
             copies = len(lessons)
@@ -107,27 +103,13 @@ class Teacher:
         if recipe.kind == 1 and "epochs" in self.code:
             recipe = recipe._replace(epochs=EPOCHS_CODE)
         self.taught.append((step, lessons))
-        outputs = list(train_networks(recipe, lessons, pool, device)) * copies
-        if step != "classifiers":
-            self.outputs = outputs
-        return outputs
+        return list(train_networks(recipe, lessons, pool, device)) * copies
 
     def write_ledgers(self, ledgers, patients, in_a):
         """Put into the ledger of each test fold whom its networks learned from."""
         for step, lessons in self.taught:
             for i, lesson in enumerate(lessons):
-                of_all = in_a[lesson.rows[0]] or len(lessons) == 1
-                for ledger in ledgers if of_all else [ledgers[i % len(ledgers)]]:
+                for_all = in_a[lesson.rows[0]] or len(lessons) == 1
+                for ledger in ledgers if for_all else [ledgers[i % len(ledgers)]]:
                     saw(ledger, step, patients[lesson.rows])
                     saw(ledger, f"scaling of {step}", patients[lesson.known])
-
-
-def r_in_a(outputs, y, a, fold):
-    """R of expression in the test folds of hospital A, mean over genes and folds; None without."""
-    r = []
-    for f, (_, predicted) in enumerate(outputs):
-        rows = a[fold == f]
-        if len(rows) >= stats.MIN_R:
-            r.append(stats.pearson(predicted[rows], y[rows]))
-    r = np.array(r)
-    return None if np.isnan(r).all() else float(np.nanmean(r))

@@ -1,11 +1,11 @@
-"""lab.he2rna.msi_report"""
+"""The report of an MSI study: a table, where the transcriptomic representation wins, Fig. 5."""
 
+from collections import defaultdict
 from fractions import Fraction
 
 import numpy as np
 
 import he2rna
-import stats
 from lab.audit.choices import switches
 from lab.files import save_csv, save_text
 from lab.he2rna.choices import CHOICES
@@ -13,244 +13,205 @@ from lab.progress import table
 from lab.runs import read_log
 from lab.show.plots import figure
 
-MSI_INTERVAL = (0.16, 0.84)  # 68 %                                     [HE2RNA Fig. 5b]
-
-
-MSI_ARMS = {
+INTERVAL = (0.16, 0.84)  # 68 % of the splits [HE2RNA Fig. 5b]
+VIOLINS_AT = 0.75  # of the patients in A, or the share nearest to it [ours]
+STARS = (0.05, 0.01, 0.001, 0.0001)
+TITLES = {
     "transcriptome": "transcriptome of A",
     "direct": "direct, one network",
     "ensemble": "direct, ensemble",
     "autoencoder-a": "autoencoder of A",
     "autoencoder-b": "autoencoder of B",
 }
-#   the ensemble: the mean of as many direct networks as A has folds, as many as stand behind its representation [ours]
-
-
-MSI_LINES = {
-    "transcriptome": ("tab:blue", "-"),
+LINES = {
+    "transcriptome": ("tab:blue", "-"),  # [HE2RNA Fig. 5b]
     "direct": ("tab:red", "-"),  # [HE2RNA Fig. 5b]
     "ensemble": ("tab:red", "--"),
     "autoencoder-a": ("tab:grey", "-"),
     "autoencoder-b": ("tab:grey", "--"),
-}  # [ours]
+}
+HEADER = (
+    *("ratio", "patients_b", "msi_h_b", "arm", "splits"),
+    *("auc", "sd", "low_68", "high_68", "p", "transcriptome_better"),
+)
 
 
-def compare_to(results, ratio, arm, other="transcriptome"):
-    """(AUC of an arm, of the other) over the splits that have both, two-sided p of their paired Wilcoxon test."""
-    pairs = [
-        (v, results[s, r, other])
-        for (s, r, a), v in sorted(results.items())
-        if (r, a) == (ratio, arm) and (s, r, other) in results
+def as_share(ratio):
+    """The share of the patients in A of a ratio's name; 0 where the hospitals are given."""
+    return Fraction(0 if ratio == "given" else ratio)
+
+
+class Aucs:
+    """Mean AUC of each split, by ratio and arm, from the rows of results.csv."""
+
+    def __init__(self, results):
+        self.of = defaultdict(dict)  # {(ratio, arm): {split: AUC}}
+        self.in_b = {}  # {ratio: (patients, MSI-H) in hospital B}
+        for (split, ratio, arm), rows in sorted(results.items()):
+            self.of[ratio, arm][split] = np.mean([float(row[5]) for row in rows])
+            self.in_b[ratio] = rows[0][6:8]
+        self.ratios = sorted(self.in_b, key=as_share)
+        self.arms = [arm for arm in he2rna.MSI_ARMS if any(arm == a for _, a in self.of)]
+
+    def each(self, ratio, arm):
+        """The AUC of every split, an array."""
+        return np.array(list(self.of[ratio, arm].values()))
+
+    def against(self, ratio, arm):
+        """(AUC of the arm, of the transcriptome) in the splits that have both, and their p."""
+        own, other = self.of[ratio, arm], self.of[ratio, "transcriptome"]
+        pairs = np.array([(own[s], other[s]) for s in own if s in other]).reshape(-1, 2).T
+        tested = arm != "transcriptome" and pairs.size
+        return *pairs, he2rna.arms_p(pairs[1], pairs[0]) if tested else np.nan
+
+
+def write_msi_report(folder, config, study, results):
+    """report.md, table.csv, shares.png and arms.png."""
+    aucs = Aucs(results)
+    rows = list(summary(aucs))
+    save_csv(folder / "table.csv", HEADER, rows)
+    log = read_log(folder)
+    text = [
+        f"# MSI: what hospital A's transcriptome is worth in hospital B, {config['study']}",
+        *leaks(log),
+        f"{study.line}.",
+        what_was_done(config),
+        table(HEADER, rows),
+        "Patients that each step learned from, in the test folds of hospital B (of the last split "
+        "that did it):",
+        whom_steps_saw(log),
     ]
-    a, b = np.array(pairs, float).reshape(-1, 2).T
-    return a, b, stats.wilcoxon_signed_rank(b, a)[1] if len(a) and arm != other else np.nan
+    others = [arm for arm in aucs.arms if arm != "transcriptome"]
+    if others and others != aucs.arms:
+        words = verdict(aucs, others, config["folds"])
+        print(words)
+        text.append(words)
+    if aucs.ratios != ["given"]:
+        draw_shares(folder / "shares.png", aucs)
+        text.append("![AUC against the fraction in B](shares.png)")
+    draw_arms(folder / "arms.png", aucs)
+    text.append("![AUC of each arm](arms.png)")
+    save_text(folder / "report.md", ["\n\n".join(text)])
+    print(f"report: {folder / 'report.md'}")
 
 
-def verdict(results, ratios, arms, folds):
-    """One paragraph: where the transcriptomic representation wins and where it does not, against each other arm."""
-    text, given = [], ratios == ["given"]
-    for arm in arms:
-        kinds = {
-            "wins at": [],
-            "loses at": [],
-            "cannot be told apart at": [],
-            "has too few splits for a p < .05 at": [],
-        }
-        for ratio in ratios:
-            a, b, p = compare_to(results, ratio, arm)
-            if len(a):
-                wins, loses, even, few_splits = kinds
-                kind = (
-                    few_splits
-                    if 2 ** (1 - len(a)) >= he2rna.ALPHA
-                    else even
-                    if not p < he2rna.ALPHA
-                    else wins
-                    if b.mean() > a.mean()
-                    else loses
-                )
-                kinds[kind].append(f"{ratio} ({b.mean() - a.mean():+.3f})")
-        said = [f"{kind} {', '.join(v)}" for kind, v in kinds.items() if v]
-        if said:
-            text.append(f"Against {MSI_ARMS[arm]} it {'; '.join(said)}.")
+# ----- Words --------------------------------------------------------------------------------------
+
+
+def what_was_done(config):
+    turned = [f" As the authors' code: {switches(CHOICES, 'msi')[c]}." for c in config["code"]]
     return (
-        "The transcriptomic representation, by the share of the patients in hospital A (difference of mean AUC; told "
-        f"apart: two-tailed Wilcoxon over paired splits, p < {he2rna.ALPHA}, not corrected over ratios and arms). "
-        + " ".join(text)
-        + f" It is the mean of the last hidden layers of A's {folds} networks, as autoencoder A is of "
-        "its, an advantage of ensembling that the one direct network and autoencoder B lack: the fair comparison of "
-        f"features is with the ensemble of {folds} direct networks. "
-        + (
-            "The hospitals are given: splits differ in folds and first weights alone, p and the 68 % range say "
-            "nothing of other patients."
-            if given
-            else "Splits divide the same patients again and again: p and the 68 % "
-            "range tell whether another split of *these* patients would agree, not whether other patients would."
-        )
+        f"{config['repeats']} x {config['folds']} folds in B by patient. auc is over a test fold's "
+        "patients, its mean over folds and repeats, then over splits; low_68 to high_68 is the "
+        "range of 68 % of the splits. p is of the two-tailed Wilcoxon test against the "
+        "transcriptome, paired over splits; of n splits it cannot be below 2 / 2^n."
+        + "".join(turned)
     )
 
 
-def plot_shares(path, results, ratios, arms):
-    """AUC against the fraction of the patients in B, mean and 68 % range over the splits (Fig. 5b)."""
-    x = [1 - float(Fraction(r)) for r in ratios]
+def leaks(log):
+    steps = sorted({step for entry in log for step in entry["leaks"]})
+    return [f"**Steps that saw test patients: {', '.join(steps)}** (below)."] if steps else []
+
+
+def whom_steps_saw(log):
+    rows = {row[0]: row for entry in log for row in entry["saw"]}
+    return table(("step", "patients", "test patients of the fold", ""), rows.values())
+
+
+def summary(aucs):
+    """The rows of table.csv."""
+    for ratio in aucs.ratios:
+        for arm in aucs.arms:
+            auc = aucs.each(ratio, arm)
+            if not len(auc):
+                continue
+            own, other, p = aucs.against(ratio, arm)
+            sd = auc.std(ddof=1) if len(auc) > 1 else 0
+            numbers = [f"{v:.4f}" for v in (auc.mean(), sd, *np.quantile(auc, INTERVAL))]
+            test = ("", "") if np.isnan(p) else (f"{p:.3g}", int((other > own).sum()))
+            yield ratio, *aucs.in_b[ratio], arm, len(auc), *numbers, *test
+
+
+def verdict(aucs, others, folds):
+    """Where the transcriptomic representation wins and where it does not, in one paragraph."""
+    said = []
+    for arm in others:
+        kinds = defaultdict(list)
+        for ratio in aucs.ratios:
+            own, other, p = aucs.against(ratio, arm)
+            if len(own):
+                change = other.mean() - own.mean()
+                kinds[outcome(len(own), p, change)].append(f"{ratio} ({change:+.3f})")
+        words = "; ".join(f"{kind} {', '.join(where)}" for kind, where in kinds.items())
+        said.append(f"Against {TITLES[arm]} it {words}.")
+    return (
+        "The transcriptomic representation, by the share of the patients in hospital A (difference "
+        f"of mean AUC; told apart where p < {he2rna.ALPHA}, not corrected over ratios and arms). "
+        f"{' '.join(said)} It is the mean of the last hidden layers of A's {folds} networks, as "
+        "autoencoder A is of its. The one direct network and autoencoder B lack that advantage of "
+        f"ensembling: the fair comparison of features is with the ensemble of {folds} direct "
+        "networks. Splits divide the same patients again and again: p and the 68 % range tell "
+        "whether another split of *these* patients would agree, not whether other patients would."
+    )
+
+
+def outcome(n, p, change):
+    if 2 / 2**n >= he2rna.ALPHA:
+        return "has too few splits for a p < .05 at"
+    if np.isnan(p) or p >= he2rna.ALPHA:
+        return "cannot be told apart at"
+    return "wins at" if change > 0 else "loses at"
+
+
+# ----- Pictures -----------------------------------------------------------------------------------
+
+
+def draw_shares(path, aucs):
+    """AUC by the fraction of patients in B, mean and 68 % range over splits. [HE2RNA Fig. 5b]"""
     with figure(path, figsize=(6.4, 4.4)) as ax:
-        for arm in arms:
-            each = [
-                [v for (_, r, a), v in results.items() if (r, a) == (ratio, arm)]
-                for ratio in ratios
-            ]
-            some = [i for i, v in enumerate(each) if v]
-            line = [np.mean(each[i]) for i in some]
-            color, style = MSI_LINES[arm]
-            ax.plot(
-                [x[i] for i in some],
-                line,
-                style,
-                color=color,
-                marker="o",
-                ms=3,
-                label=MSI_ARMS[arm],
-            )
+        for arm in aucs.arms:
+            ratios = [ratio for ratio in aucs.ratios if aucs.of[ratio, arm]]
+            x = [float(1 - as_share(ratio)) for ratio in ratios]
+            each = [aucs.each(ratio, arm) for ratio in ratios]
+            color, style = LINES[arm]
+            means = [auc.mean() for auc in each]
+            ax.plot(x, means, style, color=color, marker="o", ms=3, label=TITLES[arm])
             if arm in ("transcriptome", "direct"):
-                low_high = np.array([np.quantile(each[i], MSI_INTERVAL) for i in some]).T
-                ax.fill_between([x[i] for i in some], *low_high, color=color, alpha=0.2, lw=0)
-        ax.set(
-            xlabel="fraction of the patients in hospital B", ylabel="AUC for MSI-H in hospital B"
-        )
-        ax.set_xticks(x, [f"{Fraction(1) - Fraction(r)}" for r in ratios])
+                low, high = np.array([np.quantile(auc, INTERVAL) for auc in each]).T
+                ax.fill_between(x, low, high, color=color, alpha=0.2, lw=0)
+        ax.set_xlabel("fraction of the patients in hospital B")
+        ax.set_ylabel("AUC for MSI-H in hospital B")
+        in_b = [1 - as_share(ratio) for ratio in aucs.ratios]
+        ax.set_xticks([float(share) for share in in_b], [str(share) for share in in_b])
         ax.legend(fontsize=8)
 
 
-def plot_arms(path, results, ratio, arms):
-    """Each arm's AUC over the splits of one ratio: quartiles, median, mean, p against the transcriptome (Fig. 5c)."""
+def draw_arms(path, aucs):
+    """Each arm's AUC over the splits of one ratio, p against the transcriptome. [HE2RNA Fig. 5c]"""
+    ratio = min(aucs.ratios, key=lambda ratio: abs(as_share(ratio) - VIOLINS_AT))
+    arms = [arm for arm in aucs.arms if aucs.of[ratio, arm]]
     with figure(path, figsize=(1.5 + 1.5 * len(arms), 4.4)) as ax:
         for i, arm in enumerate(arms):
-            a = np.array([v for (_, r, k), v in results.items() if (r, k) == (ratio, arm)])
-            if len(a) > 1 and np.ptp(a) > 0:
-                body = ax.violinplot(a, [i], widths=0.8, showextrema=False)["bodies"][0]
-                body.set_facecolor(MSI_LINES[arm][0])
-            ax.vlines(i, *np.quantile(a, (0.25, 0.75)), color="black", lw=5)
-            ax.plot(
-                i,
-                np.median(a),
-                "o",
-                color="white",
-                ms=5,
-                mec="black",
-                zorder=3,
-                label="median" if i == 0 else None,
-            )
-            ax.plot(i, a.mean(), "^", color="red", ms=6, zorder=3, label="mean" if i == 0 else None)
-            p = compare_to(results, ratio, arm)[2]
+            draw_violin(ax, i, aucs.each(ratio, arm), LINES[arm][0])
+            p = aucs.against(ratio, arm)[2]
             if not np.isnan(p):
-                stars = "*" * sum(p < level for level in (0.05, 0.01, 0.001, 0.0001))
-                ax.annotate(
-                    f"p = {p:.2g} {stars}",
-                    (i, 1.01),
-                    xycoords=("data", "axes fraction"),
-                    ha="center",
-                    fontsize=8,
-                )
-        ax.set_xticks(
-            range(len(arms)), [MSI_ARMS[arm].replace(" ", "\n", 1) for arm in arms], fontsize=8
-        )
+                text = f"p = {p:.2g} " + "*" * sum(p < level for level in STARS)
+                at = ("data", "axes fraction")
+                ax.annotate(text, (i, 1.01), xycoords=at, ha="center", fontsize=8)
+        names = [TITLES[arm].replace(" ", "\n", 1) for arm in arms]
+        ax.set_xticks(range(len(arms)), names, fontsize=8)
         ax.set_ylabel(f"AUC for MSI-H in hospital B, {ratio} of the patients in A")
         ax.legend(fontsize=8, loc="lower left")
 
 
-def write_msi_report(folder, config, d, results, sizes):
-    """report.md, table.csv and the two figures from the mean AUC of each (split, ratio, arm). sizes: ratio -> (B, MSI-H)."""
-    arms = [a for a in MSI_ARMS if any(k[2] == a for k in results)]
-    ratios = sorted({k[1] for k in results}, key=lambda r: Fraction(r) if "/" in r else 0)
-    n = max(len([k for k in results if k[1:] == which]) for which in {k[1:] for k in results})
-    rows, cells = [], []
-    for ratio in ratios:
-        cells.append([ratio, f"{sizes[ratio][0]} ({sizes[ratio][1]})"])
-        for arm in arms:
-            a = np.array([v for (_, r, k), v in results.items() if (r, k) == (ratio, arm)])
-            if not len(a):
-                cells[-1].append("")
-                continue
-            (low, high), (own, other, p) = (
-                np.quantile(a, MSI_INTERVAL),
-                compare_to(results, ratio, arm),
-            )
-            rows.append(
-                (
-                    ratio,
-                    arm,
-                    len(a),
-                    f"{a.mean():.4f}",
-                    f"{a.std(ddof=1) if len(a) > 1 else 0:.4f}",
-                    f"{low:.4f}",
-                    f"{high:.4f}",
-                    "" if np.isnan(p) else f"{p:.3g}",
-                    "" if np.isnan(p) else int((other > own).sum()),
-                )
-            )
-            cells[-1].append(
-                f"{a.mean():.3f} ({low:.3f}–{high:.3f})"
-                + ("" if np.isnan(p) else f", p {p:.2g}")
-                + f", {len(a)} splits" * (len(a) < n)
-            )
-    save_csv(
-        folder / "table.csv",
-        ("ratio", "arm", "splits", "auc", "sd", "low_68", "high_68", "p", "transcriptome_better"),
-        rows,
-    )
-    text = [
-        f"# MSI: what hospital A's transcriptome is worth in hospital B, {config['study']}",
-        "",
-        d["line"] + ".",
-        "",
-        f"{n} splits where not said otherwise, {config['repeats']} x {config['folds']} folds in B by "
-        "patient; AUC over a test fold's patients, its mean over folds and repeats, then over splits (68 % range over "
-        "splits); p: "
-        f"two-tailed Wilcoxon against transcriptome, paired, over the splits; of {n} it can't be below "
-        f"{2 / 2**n:.2g}."
-        + "".join(f" As the authors' code: {switches(CHOICES, 'msi')[c]}." for c in config["code"]),
-        "",
-        table(("in A", "patients in B (MSI-H)", *arms), cells),
-        "",
-    ]
-    log = read_log(folder)
-    leaks = sorted({step for e in log for step in e["leaks"]})
-    text[2:2] = (
-        [f"**Steps that saw test patients: {', '.join(leaks)}** (below).", ""] if leaks else []
-    )
-    seen = {row[0]: row for e in log for row in e["saw"]}
-    text += (
-        [
-            "Patients that each step learned from, in the test folds of hospital B (of the last split that did it):",
-            "",
-            table(("step", "patients", "test patients of the fold", ""), seen.values()),
-            "",
-        ]
-        if seen
-        else []
-    )
-    r = [e["r_in_a"] for e in log if e.get("r_in_a") is not None]
-    if r:
-        text += [
-            f"R of expression in A's own test folds, mean over genes and splits: {np.mean(r):.3f}.",
-            "",
-        ]
-    if "transcriptome" in arms and len(arms) > 1:
-        text += [
-            verdict(results, ratios, [a for a in arms if a != "transcriptome"], config["folds"]),
-            "",
-        ]
-        print(text[-2])
-    if ratios != ["given"]:
-        plot_shares(folder / "shares.png", results, ratios, arms)
-        text += ["![AUC against the fraction in B](shares.png)", ""]
-    at = min(ratios, key=lambda r: abs(float(Fraction(r)) - 0.75) if "/" in r else 0)
-    plot_arms(
-        folder / "arms.png",
-        results,
-        at,
-        [a for a in arms if any(k[1:] == (at, a) for k in results)],
-    )
-    text += ["![AUC of each arm](arms.png)", ""]
-    save_text(folder / "report.md", text)
-    print(f"report: {folder / 'report.md'}")
+def draw_violin(ax, i, auc, color):
+    """A violin with quartiles, median and mean."""
+    first = i == 0
+    if np.ptp(auc) > 0:
+        body = ax.violinplot(auc, [i], widths=0.8, showextrema=False)["bodies"][0]
+        body.set_facecolor(color)
+    ax.vlines(i, *np.quantile(auc, (0.25, 0.75)), color="black", lw=5)
+    dot = {"color": "white", "mec": "black", "ms": 5, "zorder": 3}
+    ax.plot(i, np.median(auc), "o", **dot, label="median" if first else None)
+    ax.plot(i, auc.mean(), "^", color="red", ms=6, zorder=3, label="mean" if first else None)

@@ -1,7 +1,7 @@
 """What the MSI study learns from: a cohort folder, or an .npz of arrays, read and checked."""
 
-import collections
-from dataclasses import dataclass, fields, replace
+from collections import Counter
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from pathlib import Path
 
@@ -12,10 +12,9 @@ from lab.cohort.encoding import make_features
 from lab.cohort.expression import read_expression
 from lab.cohort.features import features_of, load_features, provenance
 from lab.cohort.samples import join, read_samples, select
-from lab.commands.options import report_failures
 from lab.files import InputError, few, load_arrays
 from lab.processes import share_out
-from lab.progress import counted, say_left_out
+from lab.progress import counted, report_failures, say_left_out
 
 MSI_SHARES = tuple(map(Fraction, ("1/6", "1/3", "1/2", "2/3", "3/4", "5/6")))  # [HE2RNA Fig. 5b]
 LABELS = {"msi-h": "MSI-H", "msi-l": "MSI-L", "mss": "MSS", "indeterminate": "", "": ""}
@@ -29,16 +28,15 @@ WANTED = "numbers features (n, D) and expression (n, G); names genes (G,), patie
 class Study:
     """The slides of a study, a row each."""
 
-    x: np.ndarray  # (S, D) mean feature
-    y: np.ndarray  # (S, G) log expression, 0 where has_y says that there is none
-    has_y: np.ndarray  # (S,)
+    x: np.ndarray | None  # (S, D) mean feature
+    y: np.ndarray  # (S, G) log expression, NaN where a slide of hospital B has none
     labels: np.ndarray  # (S,) MSI-H, MSI-L, MSS or empty
     patients: np.ndarray  # (S,)
     projects: np.ndarray  # (S,)
     hospital: np.ndarray | None  # (S,) A or B; None: to be drawn
     features: object  # what they are, for the run's settings
-    dropped: int = 0  # slides without a label, that needed one
-    failed: dict = None  # {slide: why}
+    dropped: int = 0  # slides that lack what their hospital needs
+    failed: dict = field(default_factory=dict)  # {slide: why it has no features}
     line: str = ""  # how many patients there are
 
     @property
@@ -46,16 +44,28 @@ class Study:
         return self.labels == "MSI-H"
 
     @property
+    def has_y(self):
+        return ~np.isnan(self.y).all(1)
+
+    @property
     def in_b(self):
         """(S,) whether a slide may be hospital B's."""
-        every = np.ones(len(self.x), bool)
-        return every if self.hospital is None else self.hospital == "B"
+        return np.full(len(self.y), True) if self.hospital is None else self.hospital == "B"
 
     def take(self, rows):
         """The study of some rows."""
-        arrays = {f.name: getattr(self, f.name) for f in fields(self)}
-        some = {k: v[rows] for k, v in arrays.items() if isinstance(v, np.ndarray)}
-        return replace(self, **some)
+        arrays = {k: v for k, v in vars(self).items() if isinstance(v, np.ndarray)}
+        return replace(self, **{k: v[rows] for k, v in arrays.items()})
+
+    def needed(self):
+        """(S,) what has what its hospital needs: expression in A, a label in B, both if drawn."""
+        if self.hospital is None:
+            return (self.labels != "") & self.has_y
+        odd = np.isin(self.hospital, ("A", "B"), invert=True)
+        if odd.any():
+            names = few(sorted(set(self.hospital[odd])))
+            raise InputError(f"hospital: {names} in {odd.sum()} rows: write A or B")
+        return np.where(self.hospital == "A", self.has_y, self.labels != "")
 
 
 def read_study(o):
@@ -63,69 +73,54 @@ def read_study(o):
     if not Path(o.study).exists():
         raise InputError(f"{o.study}: no such cohort folder or .npz file")
     study = study_of_cohort(o) if Path(o.study).is_dir() else study_of_file(o)
-    low = study.labels == "MSI-L"
+    low = study.in_b & (study.labels == "MSI-L")
+    without = ""
     if "msi-l" in o.code:
-        low &= study.in_b  # labels of A are not used
-        n_low = len(set(study.patients[low]))
+        without = f", {len(set(study.patients[low]))} patients MSI-L"
         study = study.take(~low)
     in_b = study.in_b
-    refuse_two_kinds(study.patients[in_b], study.labels[in_b], "labels")
+    label_of = one_each(study.patients[in_b], study.labels[in_b], "labelled")
     if study.hospital is not None:
-        refuse_two_kinds(study.patients, study.hospital, "hospitals")
-    label_of = dict(zip(study.patients[in_b], study.labels[in_b]))
-    count = collections.Counter(label_of.values())
-    where = "" if study.hospital is None else f", {len(label_of)} patients in hospital B"
-    kinds = ", ".join(f"{count[kind]} {kind}" for kind in ("MSI-H", "MSI-L", "MSS"))
+        one_each(study.patients, study.hospital, "of hospital")
+    count = Counter(label_of.values())
     study.line = (
-        f"{len(set(study.patients))} patients, {len(study.x)} slides{where}: {kinds}; dropped: "
-        f"{study.dropped} slides Indeterminate or without a label"
+        f"{len(set(study.patients))} patients, {len(study.x)} slides; {len(label_of)} may be in "
+        f"hospital B: {count['MSI-H']} MSI-H, {count['MSI-L']} MSI-L, {count['MSS']} MSS; dropped: "
+        f"{study.dropped} slides without the label or expression that they need{without}"
     )
-    if "msi-l" in o.code:
-        study.line += f", {n_low} patients MSI-L"
     print(study.line)
     others = len(label_of) - count["MSI-H"]
     if min(count["MSI-H"], others) < o.folds:
         raise InputError(
-            f"{o.study}: {count['MSI-H']} MSI-H and {others} other patients{where and ' in B'}; "
+            f"{o.study}: {count['MSI-H']} MSI-H and {others} other patients for hospital B; "
             f"--folds {o.folds} needs as many of each"
         )
     return study
 
 
-def refuse_two_kinds(patients, kinds, what):
-    """InputError where slides of one patient differ."""
-    of = {}
-    for patient, kind in zip(patients, kinds):
-        of.setdefault(patient, set()).add(kind)
-    twice = [f"{p} ({', '.join(sorted(k))})" for p, k in sorted(of.items()) if len(k) > 1]
+def one_each(patients, kinds, what):
+    """{patient: kind}; InputError where slides of a patient differ."""
+    pairs = sorted(set(zip(patients.tolist(), kinds.tolist(), strict=True)))
+    kind_of = dict(pairs)
+    twice = sorted({p for p, kind in pairs if kind != kind_of[p]})
     if twice:
         raise InputError(
-            f"{len(twice)} of {len(of)} patients have several {what}: {few(twice)}; a patient's "
-            "slides must agree"
+            f"{len(twice)} of {len(kind_of)} patients are {what} two kinds: {few(twice)}; a "
+            "patient's slides must agree"
         )
+    return kind_of
 
 
 def msi_labels(labels, where):
-    """'MSI-H', 'MSI-L', 'MSS' or '' of each label, in any case; (S,)."""
-    odd = collections.Counter(v for v in labels if v.strip().lower() not in LABELS)
+    """(S,) 'MSI-H', 'MSI-L', 'MSS' or '' of each label, in any case."""
+    odd = Counter(label for label in labels if label.strip().lower() not in LABELS)
     if odd:
-        counts = few([f"{n} of {v!r}" for v, n in sorted(odd.items())])
+        counts = few([f"{n} of {label!r}" for label, n in sorted(odd.items())])
         raise InputError(
             f"{where}: {counts}, of {len(labels)} labels, are none of MSI-H, MSI-L, MSS, "
             "Indeterminate or empty: write them so"
         )
-    return np.array([LABELS[v.strip().lower()] for v in labels])
-
-
-def needed(labels, has_y, hospital):
-    """(S,) slides with what their hospital needs: expression in A, a label in B, both if drawn."""
-    if hospital is None:
-        return (labels != "") & has_y
-    odd = sorted(set(hospital) - {"A", "B"})
-    if odd:
-        n = np.isin(hospital, odd).sum()
-        raise InputError(f"hospital: {few(odd)} in {n} rows; A has expression, B has msi")
-    return np.where(hospital == "A", has_y, labels != "")
+    return np.array([LABELS[label.strip().lower()] for label in labels])
 
 
 # ----- A cohort folder ----------------------------------------------------------------------------
@@ -133,65 +128,60 @@ def needed(labels, has_y, hospital):
 
 def study_of_cohort(o):
     """The slides of a cohort that have what their hospital needs."""
-    cohort, table = Path(o.study), Path(o.study) / "samples.csv"
-    samples = read_samples(cohort)
+    cohort = Path(o.study)
     if o.scale:
         raise InputError(f"--scale {o.scale}: only with FILE.npz; a cohort has linear FPKM-UQ")
+    samples, wrong_type = select(read_samples(cohort), o.types, o.project)
     if "msi" not in samples[0]:
-        raise InputError(f"{table}: no column msi; it has {few(list(samples[0]))}")
-    samples, wrong_type = select(samples, o.types, o.project)
-    labels = msi_labels([s["msi"] for s in samples], table)
-    hospital = None
-    if "hospital" in samples[0]:
-        hospital = np.array([s["hospital"].upper() for s in samples])
+        raise InputError(f"{cohort / 'samples.csv'}: no column msi; it has {few(list(samples[0]))}")
+    column = {name: np.array([s[name] for s in samples]) for name in samples[0]}
     key, ids, genes, a = read_expression(cohort)
     joined, rows, unmatched = join(samples, key, ids, cohort / "expression")
-    row_of = {s["slide"]: row for s, row in zip(joined, rows)}
-    has_y = np.array([s["slide"] in row_of for s in samples])
     say_left_out({**wrong_type, **unmatched})
-
-    use = needed(labels, has_y, hospital)
-    slides = [samples[i]["slide"] for i in np.flatnonzero(use)]
-    failed = {} if o.features else share_out(make_features, cohort, slides, o)
-    mean = mean_features(cohort, o, slides, failed)
-    ready = [i for i in np.flatnonzero(use) if samples[i]["slide"] in mean]
-    y = np.zeros((len(ready), len(genes)), np.float32)
-    for j, i in enumerate(ready):
-        if has_y[i]:
-            y[j] = he2rna.log_expression(a[row_of[samples[i]["slide"]]])
+    y = np.full((len(samples), len(genes)), np.nan, np.float32)
+    at = {slide: i for i, slide in enumerate(column["slide"])}
+    for s, row in zip(joined, rows, strict=True):
+        y[at[s["slide"]]] = he2rna.log_expression(a[row])
+    study = Study(
+        x=None,
+        y=y,
+        labels=msi_labels(column["msi"].tolist(), cohort / "samples.csv"),
+        patients=column["patient"],
+        projects=column["project"],
+        hospital=np.char.upper(column["hospital"]) if "hospital" in column else None,
+        features=None,
+    )
+    needed = study.needed()
+    mean, failed = mean_features(cohort, o, column["slide"][needed].tolist())
     features = provenance(cohort, o, list(mean))
     features.pop("supertiles")
-    return Study(
+    return replace(
+        study.take([at[slide] for slide in mean]),
         x=np.stack(list(mean.values())).astype(np.float32),
-        y=y,
-        has_y=has_y[ready],
-        labels=labels[ready],
-        patients=np.array([samples[i]["patient"] for i in ready]),
-        projects=np.array([samples[i]["project"] for i in ready]),
-        hospital=None if hospital is None else hospital[ready],
         features=features,
-        dropped=int(((labels == "") & ~use).sum()),
+        dropped=int((~needed).sum()),
         failed=failed,
     )
 
 
-def mean_features(cohort, o, slides, failed):
-    """{slide: (D,) the mean of its tiles}; puts into `failed` why a slide has none."""
-    source, mean = features_of(o), {}
+def mean_features(cohort, o, slides):
+    """({slide: (D,) the mean of its tiles}, {slide: why it has none})."""
+    failed = {} if o.features else share_out(make_features, cohort, slides, o)
+    mean = {}
     for slide in counted("mean tiles", [s for s in slides if s not in failed], "slides"):
         try:
-            features, _ = load_features(cohort, source, slide)
+            features, _ = load_features(cohort, features_of(o), slide)
             mean[slide] = features.mean(0, dtype=np.float64)
         except InputError as e:
             failed[slide] = str(e)
     widths = sorted({len(v) for v in mean.values()})
     if len(widths) != 1:
         report_failures(failed, len(slides))
-        why = "no slide has features and what its hospital needs"
-        if widths:
-            why = f"slides have features of {few(widths)} numbers: one encoder for all is needed"
-        raise InputError(f"{cohort}: {why}")
-    return mean
+        raise InputError(
+            f"{cohort}: of {len(slides)} slides with what their hospital needs {len(mean)} have "
+            f"features, of {few(widths) or 'no'} numbers: wanted are those of one encoder"
+        )
+    return mean, failed
 
 
 # ----- A file -------------------------------------------------------------------------------------
@@ -200,36 +190,33 @@ def mean_features(cohort, o, slides, failed):
 def study_of_file(o):
     """The rows of an .npz that have what their hospital needs."""
     path = Path(o.study)
-    idle = [f"--{k.replace('_', '-')}" for k in OF_COHORTS if getattr(o, k) is not None]
+    idle = [k.replace("_", "-") for k in OF_COHORTS if getattr(o, k) is not None]
     if idle:
-        raise InputError(f"{few(idle)}: only with a cohort folder; {path} has features")
+        raise InputError(f"--{few(idle)}: only with a cohort folder; {path} has features")
     z = checked_arrays(path)
-    y = z["expression"].astype(np.float32)
     study = Study(
         x=z["features"].astype(np.float32),
-        y=y,
-        has_y=~np.isnan(y).all(1),
+        y=z["expression"].astype(np.float32),
         labels=msi_labels(z["msi"].astype(str).tolist(), path),
         patients=z["patients"].astype(str),
-        projects=np.full(len(y), "all"),
+        projects=np.full(len(z["msi"]), "all"),
         hospital=np.char.upper(z["hospital"].astype(str)) if "hospital" in z else None,
         features=z["features"].shape[1],
-        failed={},
     )
-    use = needed(study.labels, study.has_y, study.hospital)
-    if study.hospital is None and not study.has_y.all():
-        print(f"{(~study.has_y).sum()} rows have no expression and are left out")
-    dropped = int(((study.labels == "") & ~use).sum())
-    study = replace(study.take(use), dropped=dropped)
-    study.y[~study.has_y] = 0
-    for name, values in (("features", study.x), ("expression", study.y)):
-        bad = ~np.isfinite(values).all(1)
-        if bad.any():
+    needed = study.needed()
+    study = replace(study.take(needed), dropped=int((~needed).sum()))
+    has_y = study.has_y
+    bad = {
+        "features": ~np.isfinite(study.x).all(1),
+        "expression": has_y & ~np.isfinite(study.y).all(1),
+    }
+    for name, rows in bad.items():
+        if rows.any():
             raise InputError(
-                f"{path}: {name} of {bad.sum()} rows are NaN or infinite, the first of patient "
-                f"{study.patients[bad.argmax()]}"
+                f"{path}: {name} of {rows.sum()} rows are NaN or infinite, the first of patient "
+                f"{study.patients[rows.argmax()]}"
             )
-    study.y = as_logarithms(study.y, study.has_y, o.scale, path)
+    study.y = as_logarithms(study.y, study.y[has_y], o.scale, path)
     return study
 
 
@@ -237,41 +224,37 @@ def checked_arrays(path):
     """The arrays of an .npz, of the shapes and kinds wanted."""
     z = load_arrays(path)
     if z is None:
-        raise InputError(
-            f"{path}: no such cohort folder, and no .npz that can be read (object arrays are "
-            "pickles and not read: save names as str)"
-        )
+        raise InputError(f"{path}: no .npz that can be read (names must be str, not objects)")
     lost = [name for name in ARRAYS if name not in z]
     if lost:
         raise InputError(f"{path}: no array {few(lost)}; it has {few(list(z))}")
     n, n_genes = z["patients"].size, z["genes"].size
-    shapes = {name: (n,) for name in ("patients", "msi", "hospital")}
-    shapes.update(genes=(n_genes,), expression=(n, n_genes), features=(n, z["features"].size // n))
+    shapes = dict.fromkeys(("patients", "msi", "hospital"), (n,))
+    shapes.update(
+        genes=(n_genes,), expression=(n, n_genes), features=(n, *z["features"].shape[1:2])
+    )
     wrong = []
-    for name, shape in shapes.items():
-        array = z.get(name, np.empty(shape, str))
-        numbers = name not in ("features", "expression") or array.dtype.kind in "fiu"
-        if array.shape != shape or not array.size or not numbers:
-            wrong.append(f"{name} are {array.dtype} {array.shape}")
+    for name in z.keys() & shapes:
+        array = z[name]
+        numbers = array.dtype.kind in "fiu" or name not in ("features", "expression")
+        if array.shape != shapes[name] or not array.size or not numbers:
+            wrong.append(f"{name} {array.shape} of {array.dtype}")
     if wrong:
-        raise InputError(f"{path}: {few(wrong)}; wanted are {WANTED}, n {n} and G {n_genes}")
+        raise InputError(f"{path}: {few(wrong)} for {n} patients, {n_genes} genes; wanted {WANTED}")
     return z
 
 
-def as_logarithms(y, has_y, scale, path):
-    """Expression as it is learned; says which scale it was taken to have."""
-    low, high = y[has_y].min(initial=0), y[has_y].max(initial=0)
+def as_logarithms(y, known, scale, path):
+    """Expression as it is learned; says which scale its known rows were taken to have."""
+    low, high = known.min(initial=0), known.max(initial=0)
     if scale == "linear" and low < 0:
-        raise InputError(f"{path}: --scale linear, but expression has {low:g}: it is at least 0")
+        raise InputError(f"{path}: --scale linear, but expression has {low:g}, below 0")
     hint = "" if scale else " (--scale to say otherwise)"
-    if scale is None:
-        scale = "log" if low < 0 or high < LOG_BELOW else "linear"
-    words = {
-        "log": "logarithms, as it is",
-        "linear": "linear FPKM-UQ, learned as log10(1 + a)",
-    }
-    print(f"expression from {low:g} to {high:g}: taken as {words[scale]}{hint}")
-    return y if scale == "log" else he2rna.log_expression(y)
+    if scale == "log" or (scale is None and (low < 0 or high < LOG_BELOW)):
+        print(f"expression from {low:g} to {high:g}: taken as logarithms{hint}")
+        return y
+    print(f"expression from {low:g} to {high:g}: taken as linear, learned as log10(1 + a){hint}")
+    return he2rna.log_expression(y)
 
 
 # ----- Shares -------------------------------------------------------------------------------------
@@ -280,10 +263,9 @@ def as_logarithms(y, has_y, scale, path):
 def shares_of(o, study):
     """{name: share of the patients in A} that leave both hospitals enough; --ratios must."""
     if study.hospital is not None:
-        if o.ratios:
-            given = ",".join(map(str, o.ratios))
-            raise InputError(f"--ratios {given}: not where {o.study} says each hospital")
         n = len(set(study.patients[~study.in_b]))
+        if o.ratios:
+            raise InputError(f"--ratios: not where {o.study} says each patient's hospital")
         if n < o.folds:
             raise InputError(
                 f"{o.study}: hospital A has {n} patients with expression; --folds {o.folds} needs "
@@ -302,8 +284,9 @@ def shares_of(o, study):
             shares[str(share)] = share
     text = f"{few(short)}; --folds {o.folds} needs as many of each (and as many patients in A)"
     if short and (o.ratios or not shares):
-        mend = f"--ratios {','.join(shares)} would work" if shares else "more patients are needed"
-        raise InputError(f"{o.study}: {text}: {mend}")
+        raise InputError(
+            f"{o.study}: {text}; shares that would work: {few(list(shares)) or 'none'}"
+        )
     if short:
         print(f"left out: {text}")
     return shares

@@ -12,7 +12,7 @@ import stats
 from lab.audit.choices import chosen_of, switches
 from lab.audit.compare import run_audit
 from lab.cohort.samples import read_samples
-from lab.commands.he2rna.msi import MSI_FOLDS
+from he2rna import MSI_FOLDS
 from lab.commands.he2rna.msi import run as msi
 from lab.commands.he2rna.train import run as train
 from lab.encoders import encoder_wants
