@@ -7,7 +7,7 @@ import time
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 
-from lab.files import few, one_line
+from lab.files import few, one_line, save_csv
 
 MINUTE = 60.0
 BLINK = 0.5  # seconds between two states of a line on a terminal
@@ -102,3 +102,25 @@ def say_left_out(left_out):
         if names:
             print(one_line(f"{len(names)} {what}: {few(names)}"))
     return left_out
+
+
+def report_failures(failed, total, folder=None, share=(0, 1)):
+    """Say which slides failed and why, also in FOLDER/failed.csv -> exit status, 1 where some did.
+
+    Each of several processes has a file of its own; a file where nothing failed is removed.
+    """
+    if folder:
+        rank, world = share
+        path = folder / ("failed.csv" if world == 1 else f"failed-{rank}-of-{world}.csv")
+        path.unlink(missing_ok=True)
+        if world == 1:
+            for old in folder.glob("failed-*-of-*.csv"):
+                old.unlink()
+        if failed:
+            rows = [(name, one_line(why)) for name, why in failed.items()]
+            save_csv(path, ("slide", "reason"), rows)
+    for name, why in failed.items():
+        print(one_line(f"failed: {name}: {why}"), file=sys.stderr)
+    if failed:
+        print(f"{len(failed)} of {total} slides failed", file=sys.stderr)
+    return 1 if failed else 0

@@ -1,4 +1,4 @@
-"""lab.commands.options"""
+"""What the three programs share: a command line of verbs, its --help, and how a command ends."""
 
 import argparse
 import signal
@@ -7,41 +7,43 @@ import textwrap
 import threading
 from functools import partial
 
-from lab.cohort.steps import RANGES
-from lab.files import InputError, one_line, save_csv, say_error
+from lab.files import InputError, say_error
 from lab.locks import release
 from lab.processes import one_voice
+from lab.progress import report_failures  # noqa: F401  stood here before
+
+SEEDS = 2**63  # numbers that every generator of random numbers takes
+LETTERS = {int: "N", float: "X"}  # how --help names an option's value
+AGAIN = 0.05  # seconds after which a lost interruption comes again
 
 
-def natural(text):
-    """A whole number >= 0 that every generator of random numbers takes, for argparse."""
-    if not text.isascii() or not text.isdigit() or len(text) > 19 or int(text) > RANGES["seed"][1]:
-        raise argparse.ArgumentTypeError(f"{text[:40]!r} is not a whole number >= 0 and < 2**63")
-    return int(text)
+# ----- A program and its verbs --------------------------------------------------------------------
 
 
-class Help(argparse.HelpFormatter):
-    """--help within two screens: usage names only what must be given; numbers are N or X, so that options fit a column;
-    names of options and genes stay whole."""
+def run_program(program, manual, verbs, shared, argv=None):
+    """Parse a command line and run its verb -> exit status.
 
-    def add_usage(self, usage, actions, groups, prefix=None):
-        named = [x for x in actions if x.required or not x.option_strings]
-        rest = [argparse.Action(["[options]"], "", nargs=0, required=True)] * (
-            len(named) < len(actions)
-        )
-        super().add_usage(usage, rest + named, groups, prefix)
-
-    def _get_default_metavar_for_optional(self, action):
-        return {int: "N", natural: "N", float: "X"}.get(
-            action.type
-        ) or super()._get_default_metavar_for_optional(action)
-
-    def _split_lines(self, text, width):
-        return textwrap.wrap(" ".join(text.split()), width, break_on_hyphens=False)
-
-
-class RawHelp(Help, argparse.RawDescriptionHelpFormatter):
-    """The same, the description as it is written."""
+    manual: what --help of the program says; verbs: {name: (module, one line)}, where a module has
+    options(parser) and run(o), and its docstring is what --help of the verb says; shared: the verbs
+    that several processes may share, None for steps that share the slides.
+    """
+    parser = Parser(prog=program, description=manual, formatter_class=Help)
+    help_of = partial(Parser, formatter_class=Help)
+    add = parser.add_subparsers(dest="verb", required=True, parser_class=help_of)
+    for name, (module, line) in verbs.items():
+        about = module.__doc__ or ""
+        if about.startswith("lab."):
+            about = module.run.__doc__ or line
+        verb = add.add_parser(name, help=line, description=about)
+        verb.set_defaults(function=module.run, parse=parser.parse_args)
+        module.options(verb)
+    o = parser.parse_args(argv)
+    o.seed = getattr(o, "seed", 0) or 0
+    try:
+        with one_voice(o, shared):
+            return o.function(o)
+    finally:
+        release()
 
 
 class Parser(argparse.ArgumentParser):
@@ -55,59 +57,49 @@ class Parser(argparse.ArgumentParser):
         return super()._get_value(action, text)
 
 
-def parsers(program, manual):
-    """A program's parser, and where its verbs are added; `manual`: its description, lines as they are."""
-    parser = Parser(prog=program, description=manual, formatter_class=RawHelp)
-    return parser, parser.add_subparsers(
-        dest="verb", required=True, parser_class=partial(Parser, formatter_class=Help)
-    )
+class Help(argparse.RawDescriptionHelpFormatter):
+    """--help within two screens: usage names only what must be given, names stay whole."""
+
+    def add_usage(self, usage, actions, groups, prefix=None):
+        named = [action for action in actions if action.required or not action.option_strings]
+        if len(named) < len(actions):
+            rest = argparse.Action(["[options]"], "", nargs=0, required=True)
+            named = [rest, *named]
+        super().add_usage(usage, named, groups, prefix)
+
+    def _get_default_metavar_for_optional(self, action):
+        letter = "N" if action.type is natural else LETTERS.get(action.type)
+        return letter or super()._get_default_metavar_for_optional(action)
+
+    def _split_lines(self, text, width):
+        return textwrap.wrap(" ".join(text.split()), width, break_on_hyphens=False)
 
 
-def report_failures(failed, total, folder=None, share=(0, 1)):
-    """Say which slides failed and why, also in FOLDER/failed.csv, which is gone where none did; each of several processes
-    has its own. Returns the exit status: 0 all done, 1 some failed."""
-    if folder:
-        path = folder / ("failed.csv" if share[1] == 1 else f"failed-{share[0]}-of-{share[1]}.csv")
-        for old in [path, *(folder.glob("failed-*-of-*.csv") if share[1] == 1 else ())]:
-            old.unlink(missing_ok=True)
-        if failed:
-            save_csv(
-                path, ("slide", "reason"), ((name, one_line(why)) for name, why in failed.items())
-            )
-    for name, why in failed.items():
-        print(one_line(f"failed: {name}: {why}"), file=sys.stderr)
-    if failed:
-        print(f"{len(failed)} of {total} slides failed", file=sys.stderr)
-    return 1 if failed else 0
+def natural(text):
+    """A whole number >= 0 that every generator of random numbers takes, for argparse."""
+    if not (text.isascii() and text.isdigit() and len(text) < 20 and int(text) < SEEDS):
+        raise argparse.ArgumentTypeError(f"{text[:40]!r} is not a whole number >= 0 and < 2**63")
+    return int(text)
+
+
+# ----- How a command ends -------------------------------------------------------------------------
 
 
 def run(main):
-    """Run a command: a user's mistake is one line and status 2, SIGINT and SIGTERM one line and status 130 and 143."""
-    caught = []
+    """Run a program and end the process.
 
-    def stop(number, _):
-        caught.append(number)
-        raise KeyboardInterrupt
-
-    def dropped(what):  # what is raised in a callback: again
-        if caught and isinstance(what.exc_value, KeyboardInterrupt):
-            threading.Timer(0.05, signal.raise_signal, caught[-1:]).start()
-        else:
-            sys.__unraisablehook__(what)
-
-    sys.unraisablehook = dropped
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, stop)
+    A user's mistake is one line and status 2; SIGINT and SIGTERM are one line and status 130 and
+    143. Anything else is a mistake of ours, and its traceback is shown.
+    """
+    caught = catch_signals()
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(encoding="utf-8", errors="replace")  # µ and ± on any terminal
     try:
         sys.exit(main())
     except BaseException as e:
-        if caught:  # in a lock it comes out as another error
-            print(
-                f"\n{'terminated' if caught[0] == signal.SIGTERM else 'interrupted'}; the same command goes on from here",
-                file=sys.stderr,
-            )
+        if caught:  # where a library was interrupted, it comes out as another error
+            what = "terminated" if caught[0] == signal.SIGTERM else "interrupted"
+            print(f"\n{what}; the same command goes on from here", file=sys.stderr)
             sys.exit(128 + caught[0])
         if not isinstance(e, (InputError, OSError)):
             raise
@@ -115,17 +107,22 @@ def run(main):
         sys.exit(2)
 
 
-def run_program(program, manual, verbs, shared, argv=None):
-    """Parse a command line and run its verb -> exit status. verbs: {name: (module, one line)}."""
-    parser, add = parsers(program, manual)
-    for name, (module, line) in verbs.items():
-        p = add.add_parser(name, help=line, description=module.run.__doc__ or line)
-        p.set_defaults(function=module.run, parse=parser.parse_args)
-        module.options(p)
-    o = parser.parse_args(argv)
-    o.seed = getattr(o, "seed", 0) or 0
-    try:
-        with one_voice(o, shared):
-            return o.function(o)
-    finally:
-        release()
+def catch_signals():
+    """SIGINT and SIGTERM raise KeyboardInterrupt from here on -> the list of those that came."""
+    caught = []
+
+    def stop(number, _):
+        caught.append(number)
+        raise KeyboardInterrupt
+
+    def lost(error):
+        """Python drops what is raised while it collects garbage: let the signal come again."""
+        if caught and isinstance(error.exc_value, KeyboardInterrupt):
+            threading.Timer(AGAIN, signal.raise_signal, caught[-1:]).start()
+        else:
+            sys.__unraisablehook__(error)
+
+    sys.unraisablehook = lost
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, stop)
+    return caught

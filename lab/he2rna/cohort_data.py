@@ -10,12 +10,11 @@ from lab.cohort.expression import as_symbols, read_expression, read_gene_table
 from lab.cohort.features import features_of, source_name
 from lab.cohort.samples import join, read_samples, select
 from lab.cohort.supertiles import make_supertiles
-from lab.commands.options import report_failures
 from lab.files import InputError
 from lab.he2rna.bags import load_bags
 from lab.he2rna.folds import authors_roles, check_folds, folds_of
 from lab.processes import share_out
-from lab.progress import say_left_out
+from lab.progress import report_failures, say_left_out
 
 
 @dataclass

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 
 from lab.cohort.supertiles import half_supertiles
-from lab.commands.options import report_failures
+from lab.progress import report_failures
 from lab.files import InputError, digest
 from lab.he2rna.folds import save_folds, split_folds
 from lab.he2rna.training import VERSION, cross_validate, fold_path, model_of_choices

@@ -15,12 +15,11 @@ import numpy as np
 from lab.cohort.encoding import make_features
 from lab.cohort.features import features_made_by, features_of, load_features, provenance
 from lab.cohort.samples import TISSUES, barcode, read_samples
-from lab.commands.options import report_failures
 from lab.encoders import ENCODERS
 from lab.files import InputError, few, load_json, number, read_rows
 from lab.histcode.heads import sums_of
 from lab.processes import share_out
-from lab.progress import counted, ordered_map, progress
+from lab.progress import counted, ordered_map, progress, report_failures
 
 TILE_UM = 128.0  # edge of a tile, µm  [HistCode Methods, Image processing]
 MAX_TILES = 10**9  # of a slide: all  [HistCode Methods, Image processing]

@@ -6,12 +6,11 @@ import tiling
 from lab.cohort.samples import read_samples
 from lab.cohort.slides import SLIDE_ENDINGS, find_slides, open_slide
 from lab.cohort.tiles import make_tiles, tiles_of
-from lab.commands.options import report_failures
 from lab.encoders import COLOURS
 from lab.files import TISSUE, InputError, few, load_json
 from lab.histcode.bags import MAX_TILES, TILE_UM
 from lab.processes import share_out
-from lab.progress import counted, ordered_map
+from lab.progress import counted, ordered_map, report_failures
 
 TILES_PER_SLIDE = 256  # drawn anew each epoch; the paper takes all [ours]
 

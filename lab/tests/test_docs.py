@@ -1,107 +1,18 @@
-"""lab.tests.test_docs"""
+"""What README and docs name exists."""
 
-import argparse
 import re
-import subprocess
-import sys
 
-import numpy as np
 import pytest
 
-import he2rna
 import lab.commands.he2rna as commands_he2rna
 import lab.commands.histcode as commands_histcode
 import lab.commands.tiling as commands_tiling
 import stats
-import tiling
 from lab.audit.compare import COUNTS, over_seeds
 from lab.commands.histcode.audit import UNSEEN
-from lab.tests.helpers import ROOT, read_csv, write_cohort
+from lab.tests.helpers import ROOT, read_csv
 
 
-@pytest.mark.parametrize(
-    "argv, words",
-    [
-        (["tiles", "{}/nowhere"], "nowhere"),
-        (["tiles", "{}", "--tile-um", "-3"], "--tile-um -3"),
-        (["tiles", "{}", "--mpp", "90"], "--mpp 90"),
-        (["features", "{}", "--weights", "{}/absent.pth"], "absent.pth"),
-        (["features", "{}", "--device", "cuda:77"], "cuda:77"),
-        (["supertiles", "{}", "--features", "{}/h5"], "no such folder"),
-    ],
-)
-def test_tiling_commands_say_one_line(two_slides, argv, words):
-    done = subprocess.run(
-        [sys.executable, tiling.__file__, *(a.format(two_slides) for a in argv)],
-        capture_output=True,
-        text=True,
-    )
-    assert (
-        done.returncode == 2
-        and words in done.stderr
-        and done.stderr.count("\n") == 1
-        and "Traceback" not in done.stderr
-    )
-
-
-@pytest.mark.parametrize(
-    "program, argv, words",
-    [
-        (
-            commands_tiling,
-            ["features", "x", "--features", ""],
-            "argument --features: an empty word was given",
-        ),
-        (commands_he2rna, ["predict", "x", "y", "--into="], "argument --into: an empty word"),
-        (commands_tiling, ["tiles", ""], "argument cohort: an empty word"),
-        (
-            commands_histcode,
-            ["diagnose", "x", "--external", ""],
-            "argument --external: an empty word",
-        ),
-        (
-            commands_tiling,
-            ["tiles", "x", "--seed", str(2**63)],
-            "'9223372036854775808' is not a whole number >= 0 and < 2..63",
-        ),
-    ],
-)
-def test_empty_words_and_seeds_that_no_generator_takes_are_refused(capsys, program, argv, words):
-    with pytest.raises(SystemExit, match="2"):
-        program.main(argv)
-    assert re.search(words, capsys.readouterr().err)
-
-
-@pytest.mark.parametrize(
-    "argv, words",
-    [
-        (["train", "nowhere"], "nowhere"),
-        (["train", "{}", "--epochs", "0"], "--epochs 0"),
-        (["train", "{}", "--folds", "99"], "--folds 12 would work"),
-        (["train", "{}", "--name", "../x"], "--name ../x"),
-        (["train", "{}", "--project", "Q"], "--project Q"),
-        (["train", "{}", "--device", "cuda:9"], "cuda:9"),
-        (["train", "{}", "--features", "none"], "none"),
-        (["train", "{}", "--ks", "0"], "--ks"),
-    ],
-)
-def test_train_says_one_line(tmp_path, argv, words):
-    write_cohort(tmp_path, np.random.default_rng(0))
-    done = subprocess.run(
-        [sys.executable, he2rna.__file__, *(a.format(tmp_path) for a in argv)],
-        capture_output=True,
-        text=True,
-        cwd=tmp_path,
-    )
-    assert (
-        done.returncode == 2
-        and words in done.stderr.splitlines()[-1]
-        and "Traceback" not in done.stderr
-        and not (tmp_path / "runs").exists()
-    )
-
-
-# README and --help
 def test_readme_names_symbols_and_tests_that_exist():
     rows = re.findall(
         r"^\| (?!paper|---|file|step)(.*?) \| (.*?) \| (.*?) \|$",
@@ -190,43 +101,6 @@ def test_readme_has_a_row_for_every_section_equation_figure_and_table():
         ),
     ):
         assert [s for s in sections if not any(s in p for p in part)] == []
-
-
-@pytest.mark.parametrize("program", [commands_tiling, commands_he2rna, commands_histcode])
-def test_help_of_every_verb_fits_two_screens_and_states_every_default(program, monkeypatch):
-    asked = []
-    monkeypatch.setenv("COLUMNS", "100")
-    monkeypatch.setattr(
-        argparse.ArgumentParser, "print_help", lambda parser, file=None: asked.append(parser)
-    )
-
-    def parser_of(*verb):
-        with pytest.raises(SystemExit):
-            program.main([*verb, "--help"])
-        return asked.pop()
-
-    verbs = list(next(x for x in parser_of()._actions if x.dest == "verb").choices)
-    assert len(verbs) > 5
-    for verb in verbs:
-        parser = parser_of(verb)
-        lines = parser.format_help().splitlines()
-        assert (
-            len(lines) <= 100
-            and lines[0].startswith(f"usage: {program.__name__.split('.')[-1]}.py {verb} [options]")
-            and parser.description
-        ), verb
-        for x in parser._actions:
-            silent = x.dest in ("mpp", "min_r", "at_least") or "made elsewhere" in (
-                x.help or ""
-            )  # numbers that nothing replaces
-            free = (
-                x.nargs == 0 or x.default in (None, []) and (silent or x.type not in (int, float))
-            )
-            assert x.help and (free or "default" in x.help), (verb, x.dest)
-            assert not (x.required and x.option_strings) or f"{x.option_strings[0]} " in lines[0], (
-                verb,
-                x.dest,
-            )
 
 
 def disagreements(program, folder=ROOT):

@@ -13,7 +13,7 @@ import torch
 import he2rna
 from lab.application import each_slide, held_out
 from lab.cohort.features import load_features
-from lab.commands.options import report_failures
+from lab.progress import report_failures
 from lab.commands.slide_options import add_options
 from lab.devices import pick_device
 from lab.files import InputError, save_csv, save_file

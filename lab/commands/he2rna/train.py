@@ -18,7 +18,7 @@ import tiling
 from lab.audit.choices import add_choices
 from lab.audit.ledger import saw
 from lab.cohort.features import provenance
-from lab.commands.options import report_failures
+from lab.progress import report_failures
 from lab.devices import pick_device
 from lab.files import InputError, save_file
 from lab.he2rna.bags import in_memory

@@ -20,7 +20,6 @@ from lab.audit.choices import add_choices
 from lab.audit.ledger import encoder_saw
 from lab.cohort.features import features_of
 from lab.commands.histcode.options import pair_options, penalty_of
-from lab.commands.options import report_failures
 from lab.devices import pick_device
 from lab.files import InputError, save_csv, save_file
 from lab.gene_sets import read_sets
@@ -32,7 +31,7 @@ from lab.histcode.options import DIAGNOSIS, check_ranges, settle_training
 from lab.histcode.pairs import bags_of_pairs, chosen_genes, pairs_of
 from lab.histcode.runs import claim_run
 from lab.histcode.splits import check_folds, roles
-from lab.progress import clock, say_left_out
+from lab.progress import clock, report_failures, say_left_out
 from lab.show.plots import need_matplotlib
 
 TISSUES = ("normal", "tumour")

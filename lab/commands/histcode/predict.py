@@ -11,7 +11,7 @@ import histcode
 from lab.application import each_slide, held_out
 from lab.cohort.features import load_features
 from lab.commands.histcode.options import slides_of_run
-from lab.commands.options import report_failures
+from lab.progress import report_failures
 from lab.devices import pick_device
 from lab.files import InputError, save_csv
 from lab.histcode.heads import apply_heads

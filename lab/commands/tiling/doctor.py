@@ -14,7 +14,7 @@ from lab.cohort.features import features_of
 from lab.cohort.slides import find_slides, open_slide, orientation
 from lab.cohort.steps import work_through
 from lab.cohort.tiles import find_tiles, table_mpp, tile_settings
-from lab.commands.options import report_failures
+from lab.progress import report_failures
 from lab.commands.tiling.over_slides import chosen_slides, tiling_options
 from lab.devices import pick_device
 from lab.encoders import encoder_wants

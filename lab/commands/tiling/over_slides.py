@@ -5,11 +5,10 @@ from pathlib import Path
 
 from lab.cohort.samples import read_samples
 from lab.cohort.slides import SLIDE_ENDINGS, find_slides
-from lab.commands.options import report_failures
 from lab.commands.slide_options import add_options
 from lab.files import InputError, few
 from lab.processes import wait_for_others
-from lab.progress import clock
+from lab.progress import clock, report_failures
 
 
 def tiling_options(parser, cohort="folder with slides/ (and samples.csv), or a folder of slides"):
