@@ -29,20 +29,21 @@ def draw_r(path, results, merged):
 
 def draw_cancers(ax, results):
     """A violin for each cancer, its number of significant genes, and the R that they need."""
-    label = "R for significance (Holm–Šidák, {} null)"
-    for i, e in enumerate(results.values()):
+    null = next(iter(results.values()))["null"]
+    needed = [e["r_sign"][null] for e in results.values()]
+    places = range(len(results))
+    ax.plot(places, needed, "k^", ms=6, label=f"R for significance (Holm–Šidák, {null} null)")
+    for place, e in zip(places, results.values()):
         r = with_value(e["r"])
         if len(r) > 1 and np.ptp(r) > 0:
-            drawn = ax.violinplot(r, [i], widths=0.8, showextrema=False, showmedians=True)
+            drawn = ax.violinplot(r, [place], widths=0.8, showextrema=False, showmedians=True)
             drawn["cmedians"].set_color(BLUE)
             drawn["bodies"][0].set_facecolor(BLUE)
-        ax.plot(i, e["r_sign"][e["null"]], "k^", ms=6, label=label.format(e["null"]))
-        label = "_"  # stands once in the legend
         found = f"{(e['hs'] < he2rna.ALPHA).sum():,}"
-        ax.annotate(found, (i, 1.02), ha="center", color=ORANGE, annotation_clip=False)
+        ax.annotate(found, (place, 1.02), ha="center", color=ORANGE, annotation_clip=False)
     ax.axhline(0, color="grey", lw=0.5)
     names = [f"{name}\nn = {e['slides']}" for name, e in results.items()]
-    ax.set_xticks(range(len(results)), names, fontsize=8)
+    ax.set_xticks(places, names, fontsize=8)
     ax.set(ylabel="R over slides, mean of the folds", ylim=(-1, 1.12))
     ax.set_title("Prediction of each gene; number: significant genes", fontsize=10)
     ax.legend(loc="lower right", fontsize=8)

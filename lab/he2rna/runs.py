@@ -5,11 +5,11 @@ from pathlib import Path
 import numpy as np
 
 from lab.cohort.supertiles import half_supertiles
-from lab.progress import report_failures
 from lab.files import InputError, digest
 from lab.he2rna.folds import save_folds, split_folds
 from lab.he2rna.training import VERSION, cross_validate, fold_path, model_of_choices
 from lab.processes import by_first
+from lab.progress import report_failures
 from lab.runs import claim_folder, load_checkpoint, read_config, read_folds
 
 OPTIONS = ("lr", "batch", "epochs", "patience", "folds", "folds_by", "seed", "code")  # as settings

@@ -1,14 +1,11 @@
-"""lab.tests.test_he2rna_heatmap"""
+"""Maps of genes on slides. Authorities: the checkpoints' models, SciPy, counts in loops."""
 
 import json
-import re
 import shutil
 
 import h5py
 import numpy as np
 import pytest
-import scipy.cluster
-import scipy.signal
 import scipy.stats
 import torch
 
@@ -16,267 +13,218 @@ from lab.cohort.tiles import tiles_of
 from lab.commands.he2rna import main
 from lab.files import InputError
 from lab.he2rna.runs import model_of
-from lab.tests.helpers import (
-    read_csv,
-    train,
-    write_cohort,
-    write_pyramid,
-)
+from lab.tests.helpers import read_csv, train, write_cohort, write_pyramid
+
+FILES = "map.png gallery.png cells.png tiles.csv tiles.geojson provenance.csv report.md"
 
 
-def test_heatmap_of_simulated_slides(mapped, capsys):
+def heatmap(run, *argv):
+    return main(["heatmap", str(run), *map(str, argv), "--device", "cpu"])
+
+
+@pytest.fixture(scope="module")
+def drawn_map(mapped):
+    """A map of two genes: (cohort, run, slide, its folder, its test fold)."""
     run = mapped / "runs" / "he2rna"
-    folds = {r["slide"]: r for r in read_csv(run / "folds.csv")}
-    slide = sorted(folds)[0]
-    assert (
-        main(
-            [
-                "heatmap",
-                str(run),
-                slide,
-                "--genes",
-                "CD3D,CD3E",
-                "--cells",
-                "lymphocyte",
-                "--device",
-                "cpu",
-            ]
-        )
-        == 0
-    )
-    folder = run / "heatmaps" / "CD3D-CD3E" / slide
-    rows, coords = read_csv(folder / "tiles.csv"), tiles_of(mapped, slide)[0]["coords"]
-    model = model_of(
-        torch.load(run / f"fold{folds[slide]['test_fold']}.pt", weights_only=True), "cpu"
-    ).eval()
-    genes = torch.load(run / "fold0.pt", weights_only=True)["genes"]
-    features = torch.from_numpy(
-        np.load(mapped / "features" / "resnet50-stage3" / f"{slide}.npy")
-    ).float()
-    want = (
-        model.tile_scores(features)[:, [genes.index("CD3D"), genes.index("CD3E")]].detach().numpy()
-    )  # the one model held out
-    assert [(int(r["x"]), int(r["y"])) for r in rows] == list(map(tuple, coords.tolist()))
-    assert np.allclose([[float(r["CD3D"]), float(r["CD3E"])] for r in rows], want, atol=1e-4)
+    row = min(read_csv(run / "folds.csv"), key=lambda row: row["slide"])
+    slide = row["slide"]
+    assert heatmap(run, slide, "--genes", "CD3D,CD3E", "--cells", "lymphocyte") == 0
+    return mapped, run, slide, run / "heatmaps" / "CD3D-CD3E" / slide, row["test_fold"]
+
+
+def test_scores_are_those_of_the_model_that_did_not_learn_from_the_patient(drawn_map):
+    cohort, run, slide, folder, fold = drawn_map
+    saved = torch.load(run / f"fold{fold}.pt", weights_only=True)
+    features = np.load(cohort / "features" / "resnet50-stage3" / f"{slide}.npy")
+    every = model_of(saved, "cpu").tile_scores(torch.from_numpy(features).float())
+    genes = [saved["genes"].index(gene) for gene in ("CD3D", "CD3E")]
+    want = every[:, genes].detach().numpy()
+    rows = read_csv(folder / "tiles.csv")
+    places = [(int(r["x"]), int(r["y"])) for r in rows]
+    assert places == list(map(tuple, tiles_of(cohort, slide)[0]["coords"].tolist()))
+    assert np.allclose([[float(r[g]) for g in ("CD3D", "CD3E")] for r in rows], want, atol=1e-4)
     assert np.allclose([float(r["score"]) for r in rows], want.mean(1), atol=1e-4)
-    points = read_csv(mapped / "points" / f"{slide}.csv")
-    tile = float(tiles_of(mapped, slide)[0]["tile"])
-    for (x, y), r in list(zip(coords, rows))[:5]:
-        for kind in ("all cells", "lymphocyte"):  # a pixel on the edge is one of two tiles'
-            low, high = (
-                sum(
-                    x <= float(p["x"]) < x + t
-                    and y <= float(p["y"]) < y + t
-                    and kind in (p["cell"], "all cells")
-                    for p in points
-                )
-                for t in (int(tile), int(tile) + 1)
-            )
-            assert low <= int(r[f"cells: {kind}"]) <= high
-    ledger = read_csv(folder / "provenance.csv")
-    prediction = sum(float(r["weight"]) * float(r["score"]) for r in ledger)
-    z = np.load(run / "predictions.npz")
-    assert prediction == pytest.approx(
-        z["prediction"][z["slide"].tolist().index(slide), genes.index("CD3D")], abs=1e-5
-    )
-    assert sum(float(r["weight"]) for r in ledger) == pytest.approx(1, abs=1e-6)
     report = (folder / "report.md").read_text()
-    assert (
-        f"{prediction:.5f}"[:-1] in report
-        and f"fold {folds[slide]['test_fold']}, which did not learn from its patient" in report
-    )
-    counts = np.array([int(r["cells: lymphocyte"]) for r in rows])
-    r = scipy.stats.pearsonr(want.mean(1), counts)[0] if counts.std() else np.nan
-    assert (
-        f"| lymphocyte | {counts.sum()} | {r:.3f}" in report.replace(",", "")
-        and "Mean of the genes over the slides" in report
-    )
+    assert f"fold {fold}, which did not learn from its patient" in report
+    assert "Mean of the genes over the slides" in report
+    assert {path.name for path in folder.iterdir()} == set(FILES.split())
     shapes = json.loads((folder / "tiles.geojson").read_text())
-    assert len(shapes["features"]) == len(coords) and {p.name for p in folder.iterdir()} == {
-        "map.png",
-        "gallery.png",
-        "cells.png",
-        "tiles.csv",
-        "tiles.geojson",
-        "provenance.csv",
-        "report.md",
-    }
-    capsys.readouterr()
-    assert (
-        main(
-            [
-                "heatmap",
-                str(run),
-                slide,
-                "--genes",
-                "CD3D",
-                "--cells",
-                "lymphocyt",
-                "--device",
-                "cpu",
-            ]
-        )
-        == 1
-    )
-    assert "no such class" in capsys.readouterr().err
-    assert (
-        main(
-            [
-                "heatmap",
-                str(run),
-                *sorted(folds)[:3],
-                "--genes",
-                "CD3D",
-                "--all-models",
-                "--device",
-                "cpu",
-            ]
-        )
-        == 0
-    )
-    assert (
-        "models of folds 0, 1, 2" in capsys.readouterr().out
-        and (run / "heatmaps" / "CD3D" / "summary.md").is_file()
-    )
+    assert len(shapes["features"]) == len(rows)
 
 
-def test_spots_and_outlines_as_truth(tmp_path, capsys):
-    """A run on .h5 features whose tiles lie on a painted slide; spots that follow the score, an outline around the best tiles."""
-    rng = np.random.default_rng(4)
-    write_cohort(tmp_path, rng, patients=9, tiles=64)
+def test_cells_are_counted_on_each_tile_and_compared(drawn_map):
+    cohort, _, slide, folder, _ = drawn_map
+    points = read_csv(cohort / "points" / f"{slide}.csv")
+    tile = float(tiles_of(cohort, slide)[0]["tile"])
+    rows = read_csv(folder / "tiles.csv")
+
+    def counted(row, kind, edge):
+        x, y = int(row["x"]), int(row["y"])
+        on_tile = 0
+        for p in points:
+            inside = x <= float(p["x"]) < x + edge and y <= float(p["y"]) < y + edge
+            on_tile += inside and kind in (p["cell"], "all cells")
+        return on_tile
+
+    for row in rows[:5]:
+        for kind in ("all cells", "lymphocyte"):  # a pixel on the edge is one of two tiles'
+            low, high = (counted(row, kind, int(tile) + more) for more in (0, 1))
+            assert low <= int(row[f"cells: {kind}"]) <= high
+    counts = np.array([int(r["cells: lymphocyte"]) for r in rows])
+    r = scipy.stats.pearsonr([float(r["score"]) for r in rows], counts)[0]
+    line = next(s for s in (folder / "report.md").read_text().splitlines() if "| lymph" in s)
+    _, kind, n, said, *_ = [cell.strip() for cell in line.split("|")]
+    assert (kind, n) == ("lymphocyte", f"{counts.sum():,}")
+    assert float(said) == pytest.approx(r, abs=2e-3)  # tiles.csv has six digits
+
+
+def test_the_weights_of_the_tiles_sum_to_the_runs_prediction(drawn_map):
+    _, run, slide, folder, _ = drawn_map
+    account = read_csv(folder / "provenance.csv")
+    weights = [float(r["weight"]) for r in account]
+    assert sum(weights) == pytest.approx(1, abs=1e-6)
+    prediction = sum(float(r["weight"]) * float(r["score"]) for r in account)
+    z = np.load(run / "predictions.npz")
+    at = z["slide"].tolist().index(slide), z["genes"].tolist().index("CD3D")
+    assert prediction == pytest.approx(z["prediction"][at], abs=1e-5)
+    assert f"CD3D: {prediction:.5f}"[:-1] in (folder / "report.md").read_text()
+    shared = [float(r["weight: CD3D"]) for r in read_csv(folder / "tiles.csv")]
+    assert sum(shared) == pytest.approx(1, abs=1e-4)
+
+
+def test_several_slides_by_all_models_have_a_summary(drawn_map, capsys):
+    _, run, _, _, _ = drawn_map
+    slides = sorted(r["slide"] for r in read_csv(run / "folds.csv"))[:3]
+    argv = ("--genes", "CD3D", "--all-models", "--cells", "lymphocyt")
+    assert heatmap(run, *slides, *argv) == 0
+    said = capsys.readouterr().out
+    assert "models of folds 0, 1, 2" in said
+    assert f"{slides[0]}: no cells of class lymphocyt; it has all cells, " in said
+    summary = (run / "heatmaps" / "CD3D" / "summary.md").read_text()
+    assert all(f"| {slide} |" in summary for slide in slides) and "| median |" in summary
+
+
+@pytest.fixture
+def painted_run(tmp_path):
+    """A run on .h5 features whose 8 x 8 tiles lie on a painted slide, and the scores of a map."""
+    write_cohort(tmp_path, np.random.default_rng(4), patients=9, tiles=64)
     grid = np.stack(np.meshgrid(np.arange(8), np.arange(8)), -1).reshape(-1, 2) * 224
     (tmp_path / "slides").mkdir()
+    pink = np.full((1792, 1792, 3), (225, 150, 185), np.uint8)
     for path in (tmp_path / "h5").iterdir():
         with h5py.File(path, "a") as h:
             x = h["features"][:64]
-            del h["coords"], h["features"]
             x[:, :3] += 0.8 * np.sin(grid[:, :1] / 300)  # a pattern on the slide
+            del h["coords"], h["features"]
             h["features"], h["coords"] = x, grid.astype(np.int32)
             h["coords"].attrs["patch_size_level0"] = 224
-        write_pyramid(
-            tmp_path / "slides" / f"{path.stem}.tif",
-            np.full((1792, 1792, 3), (225, 150, 185), np.uint8),
-        )
+        write_pyramid(tmp_path / "slides" / f"{path.stem}.tif", pink)
     assert train(tmp_path, "--epochs", "30", "--lr", "3e-3") == 0
     run = tmp_path / "runs" / "he2rna"
-    heatmap = lambda *argv: main(["heatmap", str(run), *argv, "--genes", "G0", "--device", "cpu"])
-    assert heatmap("s00_0") == 0
-    score = np.array(
-        [float(r["score"]) for r in read_csv(run / "heatmaps" / "G0" / "s00_0" / "tiles.csv")]
-    )
-    for d in ("spots", "regions"):
-        (tmp_path / d).mkdir()
-    for i, slide in enumerate(("s00_0", "s03_0")):
-        rows = [
-            f"{x + 100:.1f},{y + 7},{10**s - 1:.5f},{10 ** rng.normal():.4f},{s + rng.normal() * 0.01}"
-            for (x, y), s in zip(grid, score)
-        ]
-        (tmp_path / "spots" / f"{slide}.csv").write_text(
-            "\n".join(["x,y,G0,G5,T-cells", *rows, "9999,9999,1,1,1"]) + "\n"
-        )
-    best = [
-        [
-            [int(x), int(y)],
-            [int(x) + 224, int(y)],
-            [int(x) + 224, int(y) + 224],
-            [int(x), int(y) + 224],
-        ]
-        for x, y in grid[score > np.median(score)]
-    ]
-    (tmp_path / "regions" / "s00_0.geojson").write_text(
-        json.dumps(dict(type="MultiPolygon", coordinates=[[ring] for ring in best]))
-    )
-    assert heatmap("s00_0", "s03_0") == 0
-    rows = {r["column"]: r for r in read_csv(run / "heatmaps" / "G0" / "s00_0" / "spots.csv")}
-    assert (
-        float(rows["G0"]["R"]) > 0.999
-        and float(rows["G0"]["p"]) < 0.05
-        and float(rows["T-cells"]["R"]) > 0.9
-        and float(rows["G5"]["p"]) > 0.01
-    )
-    report = (run / "heatmaps" / "G0" / "s00_0" / "report.md").read_text()
-    assert "64 of 65 spots lie on a tile: 2 genes" in report and "AUC of the scores 1.000" in report
-    out = capsys.readouterr().out
-    assert (
-        re.search(r"spots of [12] slides, models of folds \d: (64|128) spots; 2 genes", out)
-        and "outline AUC 1.000" in out
-    )
-    for table, words in (
-        ("a,b\n1,2\n", "no columns x and y"),
-        ("x,y,G0\nz,2,1\n", "x, y is no place"),
-        ("x,y,G0\n1_0,2,1\n", "row 2: x, y is no place"),
-    ):
-        (tmp_path / "spots" / "s00_0.csv").write_text(table)
-        assert heatmap("s00_0") == 1 and words in capsys.readouterr().err
-    assert (
-        run / "heatmaps" / "G0" / "s00_0" / "report.md"
-    ).read_text() == report  # the earlier map stays
+    assert heatmap(run, "s00_0", "--genes", "G0") == 0
+    table = read_csv(run / "heatmaps" / "G0" / "s00_0" / "tiles.csv")
+    return tmp_path, run, grid, np.array([float(r["score"]) for r in table])
+
+
+def write_spots(cohort, slide, grid, score, seed):
+    """Spots on the tiles: G0 as the score, G5 noise, T-cells as the score; one spot on no tile."""
+    rng = np.random.default_rng(seed)
+    lines = ["x,y,G0,G5,T-cells", "9999,9999,1,1,1"]
+    for (x, y), s in zip(grid, score, strict=True):
+        noise, near = rng.normal(size=2)
+        lines.append(f"{x + 100},{y + 7},{10**s - 1:.5f},{10**noise:.4f},{s + near * 0.01}")
+    (cohort / "spots").mkdir(exist_ok=True)
+    (cohort / "spots" / f"{slide}.csv").write_text("\n".join(lines) + "\n")
+
+
+def write_outline(cohort, slide, corners, edge=224):
+    """Squares around some tiles."""
+    squares = []
+    for x, y in corners.tolist():
+        squares.append([[[x, y], [x + edge, y], [x + edge, y + edge], [x, y + edge]]])
+    (cohort / "regions").mkdir()
+    outline = {"type": "MultiPolygon", "coordinates": squares}
+    (cohort / "regions" / f"{slide}.geojson").write_text(json.dumps(outline))
+
+
+def test_spots_and_outlines_as_truth(painted_run, capsys):
+    cohort, run, grid, score = painted_run
+    for seed, slide in enumerate(("s00_0", "s03_0")):
+        write_spots(cohort, slide, grid, score, seed)
+    write_outline(cohort, "s00_0", grid[score > np.median(score)])
+    assert heatmap(run, "s00_0", "s03_0", "--genes", "G0") == 0
+    folder = run / "heatmaps" / "G0" / "s00_0"
+    rows = {r["column"]: r for r in read_csv(folder / "spots.csv")}
+    assert float(rows["G0"]["R"]) > 0.999 and float(rows["G0"]["p"]) < 0.05
+    assert float(rows["T-cells"]["R"]) > 0.9
+    assert float(rows["G5"]["p"]) > 0.01
+    report = (folder / "report.md").read_text()
+    assert "64 of 65 spots lie on a tile: 2 genes" in report
+    assert "AUC of the scores 1.000" in report
+    said = capsys.readouterr().out
+    assert "outline AUC 1.000" in said
+    assert "| models | slides | spots | found |" in said
 
 
 @pytest.mark.parametrize(
-    "argv,words",
+    "table, words",
+    [
+        ("a,b\n1,2\n", "no columns x and y"),
+        ("x,y,G0\nz,2,1\n", "x, y is no place"),
+    ],
+)
+def test_a_map_that_fails_leaves_the_earlier_one(drawn_map, tmp_path, capsys, table, words):
+    cohort, _, slide, _, _ = drawn_map
+    shutil.copytree(cohort, tmp_path / "c")
+    (tmp_path / "c" / "spots").mkdir()
+    (tmp_path / "c" / "spots" / f"{slide}.csv").write_text(table)
+    run = tmp_path / "c" / "runs" / "he2rna"
+    report = run / "heatmaps" / "CD3D-CD3E" / slide / "report.md"
+    before = report.read_bytes()
+    assert heatmap(run, slide, "--genes", "CD3D,CD3E") == 1
+    assert words in capsys.readouterr().err
+    assert report.read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    "argv, words",
     [
         (["--genes", "CD3"], "no gene 'CD3'; nearest: .*CD3"),
         (["--genes", "CD3D", "--name", "a/b"], "not a path"),
-        (["--genes", "CD3D", "--provenance", "CD3E"], "not one of --genes CD3D"),
     ],
 )
-def test_heatmap_says_one_line(mapped, argv, words):
-    run, slide = mapped / "runs" / "he2rna", sorted((mapped / "slides").iterdir())[0]
+def test_a_mistake_is_one_line(mapped, argv, words):
+    slide = min((mapped / "slides").iterdir())
     with pytest.raises(InputError, match=words):
-        main(["heatmap", str(run), str(slide), *argv, "--device", "cpu"])
+        heatmap(mapped / "runs" / "he2rna", slide, *argv)
 
 
-def test_the_map_takes_every_tile_where_training_took_a_sample(mapped):
-    slide = sorted(r["slide"] for r in read_csv(mapped / "runs" / "he2rna" / "folds.csv"))[1]
-    cohort, run = mapped.parent / "few", mapped.parent / "few" / "runs" / "he2rna"
-    shutil.copytree(mapped, cohort)
-    shutil.rmtree(run)
-    assert (
-        main(
-            [
-                "train",
-                str(cohort),
-                "--max-tiles",
-                "3",
-                "--encoder",
-                "resnet50-stage3",
-                "--folds",
-                "3",
-                "--epochs",
-                "1",
-                "--hidden",
-                "8",
-                "--device",
-                "cpu",
-            ]
-        )
-        == 0
-    )
-    assert main(["heatmap", str(run), slide, "--genes", "CD3D", "--device", "cpu"]) == 0
-    every, few = (tiles_of(c, slide)[0]["coords"] for c in (mapped, cohort))
-    assert (
-        len(few) == 3 < len(every) == len(read_csv(run / "heatmaps" / "CD3D" / slide / "tiles.csv"))
-    )
+def test_the_map_takes_every_tile_where_training_took_a_sample(mapped, tmp_path):
+    cohort = tmp_path / "few"
+    run = cohort / "runs" / "he2rna"
+    shutil.copytree(mapped, cohort, ignore=shutil.ignore_patterns("runs"))
+    few = "--max-tiles 3 --encoder resnet50-stage3 --folds 3 --epochs 1 --hidden 8 --device cpu"
+    assert main(["train", str(cohort), *few.split()]) == 0
+    slide = sorted(r["slide"] for r in read_csv(run / "folds.csv"))[1]
+    assert heatmap(run, slide, "--genes", "CD3D") == 0
+    every, sample = (tiles_of(c, slide)[0]["coords"] for c in (mapped, cohort))
+    assert len(sample) == 3 < len(every)
+    assert len(read_csv(run / "heatmaps" / "CD3D" / slide / "tiles.csv")) == len(every)
 
 
-def test_heatmap_of_a_truncated_or_empty_slide_writes_nothing(mapped, tmp_path, capsys):
+@pytest.mark.parametrize("verb", ["heatmap", "predict"])
+def test_nothing_is_written_of_a_truncated_or_empty_slide(mapped, tmp_path, capsys, verb):
     source = sorted((mapped / "slides").iterdir())[2]
     (tmp_path / "slides").mkdir()
-    (tmp_path / "slides" / "cut.tif").write_bytes(source.read_bytes()[: source.stat().st_size // 3])
-    write_pyramid(tmp_path / "slides" / "empty.tif", np.full((1500, 1500, 3), 243, np.uint8))
-    files = [str(tmp_path / "slides" / n) for n in ("cut.tif", "empty.tif")]
-    for command in (
-        ["heatmap", str(mapped / "runs" / "he2rna"), *files, "--genes", "CD3D", "--name", "bad"],
-        ["predict", str(mapped / "runs" / "he2rna"), *files],
-    ):
-        assert main([*command, "--device", "cpu"]) == 1
-        err = capsys.readouterr().err
-        assert (
-            "failed: cut" in err
-            and "failed: empty: no 112 µm tile" in err
-            and "2 of 2 slides failed" in err
-        )
-    assert [p.name for p in (mapped / "runs" / "he2rna" / "heatmaps" / "bad").iterdir()] == [
-        "failed.csv"
-    ] and not list(mapped.glob("runs/he2rna/predict/cut*"))
+    cut, empty = (tmp_path / "slides" / name for name in ("cut.tif", "empty.tif"))
+    cut.write_bytes(source.read_bytes()[: source.stat().st_size // 3])
+    write_pyramid(empty, np.full((1500, 1500, 3), 243, np.uint8))
+    run = mapped / "runs" / "he2rna"
+    more = ["--genes", "CD3D", "--name", "bad"] if verb == "heatmap" else []
+    assert main([verb, str(run), str(cut), str(empty), *more, "--device", "cpu"]) == 1
+    said = capsys.readouterr().err
+    assert "failed: cut" in said
+    assert "failed: empty: no 112 µm tile" in said
+    assert "2 of 2 slides failed" in said
+    folder = run / "heatmaps" / "bad" if verb == "heatmap" else run / "predict"
+    assert [p.name for p in folder.iterdir() if "cut" in p.name or "empty" in p.name] == []

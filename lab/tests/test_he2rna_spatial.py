@@ -18,16 +18,15 @@ def test_scores_against_the_cells_of_each_class():
     n = rng.integers(0, 9, len(coords))
     points = np.repeat(coords + 50, n, axis=0)
     scores = n + rng.normal(size=len(n))
-    counts, rows = against_cells(scores, {"all cells": points, "none": points[:0]}, coords, 100)
+    counts, figures = against_cells(scores, {"all cells": points, "none": points[:0]}, coords, 100)
     assert (counts["all cells"] == n).all() and not counts["none"].any()
-    kind, cells, r, p, rho, best, of_all = rows[0]
-    assert (kind, cells) == ("all cells", n.sum())
+    r, p, rho, best, of_all = figures["all cells"]
     assert r == pytest.approx(scipy.stats.pearsonr(scores, n)[0])
     assert rho == pytest.approx(scipy.stats.spearmanr(scores, n)[0])
     assert p < 0.05
     highest = np.argsort(-scores)[: len(n) // 2]
     assert (best, of_all) == (np.median(n[highest]), np.median(n))
-    assert np.isnan(rows[1][2])
+    assert np.isnan(figures["none"][0])
 
 
 def test_spots_of_several_slides_share_their_columns():

@@ -18,7 +18,6 @@ import tiling
 from lab.audit.choices import add_choices
 from lab.audit.ledger import saw
 from lab.cohort.features import provenance
-from lab.progress import report_failures
 from lab.devices import pick_device
 from lab.files import InputError, save_file
 from lab.he2rna.bags import in_memory
@@ -28,6 +27,7 @@ from lab.he2rna.options import DEMO_VALID, check_name, cohort_options
 from lab.he2rna.runs import open_run, train_folds
 from lab.he2rna.training import fold_path, model_of_choices
 from lab.processes import by_first
+from lab.progress import report_failures
 from lab.runs import load_checkpoint, mark_of
 from lab.show.plots import need_matplotlib
 from lab.simulation.cohort import simulate_cohort
