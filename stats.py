@@ -75,21 +75,27 @@ def _cosines(a, b, unit):
     if len(a) < 2:
         return r
     for block in gene_blocks(a.shape[1]):
-        cosine = (unit(a[:, block]) * unit(b[:, block])).sum(0)
-        r[block] = np.clip(cosine, -1, 1)
+        x, y = unit(a[:, block]), unit(b[:, block])
+        r[block] = np.clip((x * y).sum(0), -1, 1)
     return r
 
 
 def gene_blocks(n_genes):
     """Slices of GENE_BLOCK genes, so that no second copy of a cohort stands in memory. [ours]"""
-    return [slice(j, j + GENE_BLOCK) for j in range(0, n_genes, GENE_BLOCK)]
+    for start in range(0, n_genes, GENE_BLOCK):
+        yield slice(start, start + GENE_BLOCK)
+
+
+def floats(x):
+    """Any list of numbers as an array of float64."""
+    return np.asarray(x, np.float64)
 
 
 def unit_columns(x):
     """Columns centred, then of length 1; nan where a column does not vary. (n, G) -> float64."""
     varies = _varies(x)
     with np.errstate(all="ignore"):  # 0 / 0 and inf - inf only where the answer is nan
-        x = x - x[0].astype(np.float64)  # exact for nearly equal numbers: an offset costs no digits
+        x = x - floats(x[0])  # exact for nearly equal numbers: an offset costs no digits
         x -= x.mean(0)
         x /= np.abs(x).max(0)  # the squares of 1e200 and 1e-200 stay in range
         x /= np.sqrt((x * x).sum(0))
@@ -109,9 +115,10 @@ def _varies(x):
     rounding = CONSTANT
     if x.dtype.kind == "f":
         rounding = max(CONSTANT, 4 * np.finfo(x.dtype).eps)
-    low, high = x.min(0).astype(np.float64), x.max(0).astype(np.float64)  # (G,)
+    low, high = floats(x.min(0)), floats(x.max(0))  # (G,)
+    size = np.maximum(np.abs(low), np.abs(high))
     with np.errstate(invalid="ignore"):
-        return high - low > rounding * np.maximum(np.abs(low), np.abs(high))
+        return high - low > rounding * size
 
 
 def pearson_p(r, n):
@@ -124,7 +131,7 @@ def pearson_p(r, n):
     ~ Beta(n/2 - 1, n/2 - 1): one formula, whose p keeps its digits where it is 1e-300.
     """
     shape = _beta_shape(n)
-    return special.betainc(shape, shape, (1 - np.asarray(r, np.float64)) / 2)
+    return special.betainc(shape, shape, (1 - floats(r)) / 2)
 
 
 def r_threshold(p, n):
@@ -136,12 +143,12 @@ def r_threshold(p, n):
     formula]
     """
     shape = _beta_shape(n)
-    return 1 - 2 * special.betaincinv(shape, shape, np.asarray(p, np.float64))
+    return 1 - 2 * special.betaincinv(shape, shape, floats(p))
 
 
 def _beta_shape(n):
     """Half the degrees of freedom of R over n samples; nan where it has none."""
-    n = np.asarray(n, np.float64)
+    n = floats(n)
     return np.where(n >= 3, n / 2 - 1, np.nan)
 
 
@@ -169,17 +176,20 @@ def benjamini_hochberg(p):
     smallest becomes the minimum over j >= i of p_(j) m / j.
     """
     known, order, adjusted = _ascending(p)
-    steps = known * (len(known) / np.arange(1, len(known) + 1))
-    adjusted[order] = np.minimum.accumulate(steps[::-1])[::-1]
+    rank = np.arange(1, len(known) + 1)
+    steps = known * (len(known) / rank)
+    from_the_last = np.minimum.accumulate(steps[::-1])
+    adjusted[order] = from_the_last[::-1]
     return adjusted
 
 
 def _ascending(p):
     """The m known p in ascending order, their places, and NaN in the shape of p to be filled."""
-    p = np.asarray(p, np.float64)
+    p = floats(p)
     if p.ndim != 1 or ((p < 0) | (p > 1)).any():
         raise ValueError("p must be one list of numbers in [0, 1] or NaN")
-    order = np.argsort(p)[: np.count_nonzero(~np.isnan(p))]  # NaN sorts last
+    n_known = np.count_nonzero(~np.isnan(p))
+    order = np.argsort(p)[:n_known]  # NaN sorts last
     return p[order], order, np.full(p.shape, np.nan)
 
 
@@ -194,10 +204,11 @@ def wilcoxon_signed_rank(x, y):
     half a step of continuity corrected, as scipy.stats.wilcoxon with method="exact" or
     method="asymptotic", correction=True. All pairs equal: (0, 1). None, or a NaN: nan. [ours]
     """
-    d = np.asarray(x, np.float64) - np.asarray(y, np.float64)  # (n,)
+    d = floats(x) - floats(y)  # (n,)
     if d.size == 0 or np.isnan(d).any():
         return math.nan, math.nan
-    pairs, d = d.size, d[d != 0]
+    pairs = d.size
+    d = d[d != 0]
     n = d.size
     if n == 0:
         return 0.0, 1.0
@@ -207,7 +218,8 @@ def wilcoxon_signed_rank(x, y):
     w = min(plus, total - plus)
     ties = _ties(ranks)
     if n == pairs <= EXACT_SIGNED_RANK and ties == 0:
-        p = 2 * _signed_rank_counts(n)[: int(w) + 1].sum() / 2.0**n
+        ways = _signed_rank_counts(n)
+        p = 2 * ways[: int(w) + 1].sum() / 2.0**n
     else:
         variance = (n * (n + 1) * (2 * n + 1) - ties / 2) / 24
         p = _two_sided_normal(w - total / 2, variance)
@@ -221,7 +233,7 @@ def wilcoxon_rank_sum(x, y):
     scipy.stats.mannwhitneyu(x, y): exact without ties where the smaller group has at most 8, else
     normal with ties and continuity corrected. An empty group, or a NaN: nan. [ours]
     """
-    x, y = np.asarray(x, np.float64), np.asarray(y, np.float64)
+    x, y = floats(x), floats(y)
     both = np.concatenate([x, y])
     small, large = sorted((x.size, y.size))
     n = small + large
@@ -231,7 +243,8 @@ def wilcoxon_rank_sum(x, y):
     lower = min(u, small * large - u)
     ties = _ties(both)
     if small <= EXACT_RANK_SUM and ties == 0:
-        p = 2 * _rank_sum_counts(small, large)[: int(lower) + 1].sum() / math.comb(n, small)
+        ways = _rank_sum_counts(small, large)
+        p = 2 * ways[: int(lower) + 1].sum() / math.comb(n, small)
     else:
         variance = small * large / 12 * (n + 1 - ties / (n * (n - 1)))
         p = _two_sided_normal(lower - small * large / 2, variance)
@@ -241,12 +254,14 @@ def wilcoxon_rank_sum(x, y):
 def _pairs_won(x, y):
     """Over all pairs, 1 for x > y and 1/2 for x = y: from the rank sum of x."""
     ranks = rankdata(np.concatenate([x, y]))
-    return float(ranks[: x.size].sum() - x.size * (x.size + 1) / 2)
+    n = x.size
+    return float(ranks[:n].sum() - n * (n + 1) / 2)
 
 
 def _ties(values):
     """Sum of t^3 - t over the groups of t equal values: 0 without ties."""
-    t = np.unique(values, return_counts=True)[1].astype(np.float64)
+    _, counts = np.unique(values, return_counts=True)
+    t = floats(counts)
     return float((t**3 - t).sum())
 
 
@@ -254,7 +269,8 @@ def _two_sided_normal(below_mean, variance):
     """p of a statistic of the lower tail, moved half a step towards its mean; 1 if all are tied."""
     if variance <= 0:
         return 1.0
-    return 2 * special.ndtr(min(below_mean + 0.5, 0.0) / math.sqrt(variance))
+    distance = min(below_mean + 0.5, 0.0)  # never past the mean
+    return 2 * special.ndtr(distance / math.sqrt(variance))
 
 
 @functools.cache  # the same n for every gene
@@ -262,7 +278,8 @@ def _signed_rank_counts(n):
     """Of all 2^n patterns of signs, how many have W+ = w: (n(n+1)/2 + 1,), exact to n = 52."""
     ways = np.ones(1)
     for rank in range(1, n + 1):
-        minus, plus = np.pad(ways, (0, rank)), np.pad(ways, (rank, 0))  # w stays, or grows by rank
+        minus = np.pad(ways, (0, rank))  # w stays
+        plus = np.pad(ways, (rank, 0))  # w grows by the rank
         ways = minus + plus
     return ways
 
@@ -334,21 +351,22 @@ def pr_curve(labels, scores):
 
 def _judged(labels, scores):
     """Labels as (n,) bool and scores as float; None, None with one class only, or with a NaN."""
-    labels, scores = np.asarray(labels, np.float64), np.asarray(scores, np.float64)
+    labels, scores = floats(labels), floats(scores)
     if labels.shape != scores.shape or labels.ndim != 1:
         raise ValueError(f"labels {labels.shape} and scores {scores.shape}: (n,) twice is wanted")
-    unknown = np.isnan(labels).any() or np.isnan(scores).any()
-    if unknown or (labels > 0).all() or not (labels > 0).any():
+    positive = labels > 0
+    unknown = np.isnan(labels) | np.isnan(scores)
+    if unknown.any() or positive.all() or not positive.any():
         return None, None
-    return labels > 0, scores
+    return positive, scores
 
 
 def _from_the_top(labels, scores):
     """Positives, and all samples, that score at least so high: two (steps + 1,), from 0."""
-    level = np.unique(-np.asarray(scores, np.float64), return_inverse=True)[1]  # ties share one
-    positives = np.bincount(level, np.asarray(labels) > 0).cumsum()
-    chosen = np.bincount(level).cumsum()
-    return np.r_[0, positives], np.r_[0, chosen]
+    _, level = np.unique(-floats(scores), return_inverse=True)  # ties share a level
+    positives = np.bincount(level, floats(labels) > 0)
+    chosen = np.bincount(level)
+    return np.r_[0, positives.cumsum()], np.r_[0, chosen.cumsum()]
 
 
 # ----- Nulls of R  [HE2RNA Methods, Statistics and reproducibility] -------------------------------
@@ -364,13 +382,13 @@ def null_fit(null_r):
     for 1.7e-6. For five folds of 9 slides the fit errs by 1 % in R at that p, a normal fit of
     Fisher's z by 4 %. [ours, of the null of HE2RNA Methods, Statistics and reproducibility]
     """
-    null_r = np.asarray(null_r, np.float64)
+    null_r = floats(null_r)
     null_r = null_r[~np.isnan(null_r)]  # (N,)
     if null_r.size < 2 or np.ptp(null_r) == 0:
         return math.nan, math.nan
     mean = null_r.mean()
-    tail = (np.quantile(null_r, NULL_TAIL) - mean) / special.ndtri(NULL_TAIL)
-    sd = max(null_r.std(), tail)
+    reach = np.quantile(null_r, NULL_TAIL) - mean
+    sd = max(null_r.std(), reach / special.ndtri(NULL_TAIL))
     return float(mean), float(1 + 1 / sd**2)
 
 
@@ -380,7 +398,7 @@ def null_p(r, mean, n):
     R is moved as Fisher's z is, tanh(z - z0), so that it stays between -1 and 1. nan for nan, and
     for a null as wide as that of fewer than 3 samples, under which no R means anything. [ours]
     """
-    r = np.asarray(r, np.float64)
+    r = floats(r)
     return pearson_p((r - mean) / (1 - r * mean), n)
 
 
@@ -405,12 +423,13 @@ def permutation_null(prediction, truth, fold, n_permutations, rng):
     shuffles = [[rng.permutation(len(rows)) for rows in folds] for _ in range(n_permutations)]
     null = np.full((n_permutations, truth.shape[1]), np.nan)
     for block in gene_blocks(truth.shape[1]):
-        r = np.full((len(folds), n_permutations, truth[:, block].shape[1]), np.nan)
+        r = []  # of each fold (n_permutations, g)
         for f, rows in enumerate(folds):
-            x, y = unit_columns(prediction[rows, block]), unit_columns(truth[rows, block])
-            for i in range(n_permutations):
-                r[f, i] = np.einsum("ng,ng->g", x[shuffles[i][f]], y)
-        null[:, block] = mean_of_folds(r)
+            x = unit_columns(prediction[rows, block])
+            y = unit_columns(truth[rows, block])
+            r.append([np.einsum("ng,ng->g", x[shuffle[f]], y) for shuffle in shuffles])
+        if folds:
+            null[:, block] = mean_of_folds(r)
     return null
 
 
@@ -422,6 +441,7 @@ def rows_of_folds(fold):
 
 def mean_of_folds(r):
     """Mean over the folds that have a value: (folds, ...) -> (...), nan where none has."""
+    r = np.array(r)
     count = (~np.isnan(r)).sum(0)
     with np.errstate(invalid="ignore"):  # 0 / 0
         return np.nansum(r, 0) / count
@@ -434,8 +454,9 @@ def recurrent(significant):
     2b]
     """
     cancers = np.count_nonzero(significant, axis=0)  # (G,)
-    at_least = [np.count_nonzero(cancers >= c) for c in range(1, len(significant) + 1)]
-    return cancers, np.array(at_least, int)
+    c = np.arange(1, len(significant) + 1)
+    at_least = (cancers >= c[:, None]).sum(1)  # (C,)
+    return cancers, at_least
 
 
 # ----- Gene sets  [HE2RNA Figs. 2c-e, 3; Methods, GSEA signatures; HistCode Fig. 9] ---------------
@@ -522,13 +543,20 @@ def enrichment(hits, sets, universe):
     p, fold = np.full((2, len(sets)), np.nan)
     for i, genes in enumerate(sets.values()):
         members = universe.intersection(genes)
-        size[i], overlap[i] = len(members), len(members & hits)
+        size[i] = len(members)
+        overlap[i] = len(members & hits)
         if members:
             p[i] = hypergeometric_tail(overlap[i], size[i], len(hits), len(universe))
     expected = size * (len(hits) / max(len(universe), 1))
     np.divide(overlap, expected, out=fold, where=expected > 0)
-    bh = benjamini_hochberg(p)
-    return {"size": size, "overlap": overlap, "expected": expected, "fold": fold, "p": p, "bh": bh}
+    return {
+        "size": size,
+        "overlap": overlap,
+        "expected": expected,
+        "fold": fold,
+        "p": p,
+        "bh": benjamini_hochberg(p),
+    }
 
 
 def expression_bins(level, n_bins=EXPRESSION_BINS):
@@ -547,12 +575,15 @@ def random_lists(members, bins, n_lists, rng):
     each is a uniform draw, and the expected count of any event is that of independent lists. [ours]
     """
     hands = []
-    for b, s in zip(*np.unique(bins[members], return_counts=True), strict=True):
+    for b in np.unique(bins[members]):
+        s = np.count_nonzero(bins[members] == b)
         deck = np.flatnonzero(bins == b)
         per_deck = len(deck) // s
-        decks = np.tile(deck, (math.ceil(n_lists / per_deck), 1))
+        n_decks = math.ceil(n_lists / per_deck)
+        decks = np.tile(deck, (n_decks, 1))
         rng.permuted(decks, axis=1, out=decks)  # each row shuffled by itself
-        hands.append(decks[:, : per_deck * s].reshape(-1, s)[:n_lists])
+        cut = decks[:, : per_deck * s].reshape(-1, s)
+        hands.append(cut[:n_lists])
     return np.hstack(hands)
 
 
@@ -569,79 +600,72 @@ def random_list_test(r, significant, members, n_lists, rng, bins=None):
     genes share them. A signature's genes vary together and a random list's do not: p tells whether
     these genes stand out, and is too small for whether their pathway would again. [ours]
     """
-    r, significant = np.asarray(r, np.float64), np.asarray(significant, np.float64)
+    r, significant = floats(r), floats(significant)
     members, known = np.asarray(members, bool), ~np.isnan(r)
-    bins = np.zeros(len(r), int) if bins is None else np.asarray(bins)
+    if bins is None:
+        bins = np.zeros(len(r), int)
+    shape = len(members), r.shape[1]
     names = "r", "share", "r_random", "share_random", "p_r", "p_share"
-    out = {name: np.full((len(members), r.shape[1]), np.nan) for name in names}
+    out = {name: np.full(shape, np.nan) for name in names}
     out["size"] = members.astype(int) @ known
     patterns, which = np.unique(known, axis=1, return_inverse=True)  # (G, patterns), (C,)
     for number, pattern in enumerate(patterns.T):
         cancers = np.flatnonzero(which == number)
-        values = np.stack([v[pattern][:, cancers].T for v in (r, significant)])  # (2, cancers, G)
+        values = np.hstack([r[pattern][:, cancers], significant[pattern][:, cancers]])
         for i, member in enumerate(members):
             own = np.flatnonzero(member[pattern])
-            if own.size:
-                results = _against_lists(values, own, bins[pattern], n_lists, rng)
-                for name, value in zip(names, np.concatenate(results), strict=True):
-                    out[name][i, cancers] = value
+            if own.size == 0:
+                continue
+            results = _against_lists(values.T, own, bins[pattern], n_lists, rng)
+            for name, value in zip(names, results.reshape(6, -1), strict=True):
+                out[name][i, cancers] = value
     return out
 
 
 def _against_lists(values, own, bins, n_lists, rng):
-    """Mean of the genes `own`, mean of random lists, and p: values (2, C, G) -> three of (2, C)."""
-    observed = values[..., own].mean(-1)
-    total = reached = np.zeros(observed.shape)
+    """Mean of the genes `own` of each row of values (rows, G), that of random lists, and p.
+
+    -> (3, rows)
+    """
+    observed = values[:, own].mean(1)
+    total, reached = np.zeros((2, len(values)))
     for start in range(0, n_lists, LIST_BLOCK):
-        lists = random_lists(own, bins, min(LIST_BLOCK, n_lists - start), rng)  # (lists, s)
-        for_each = [[row[lists].mean(1) for row in rows] for rows in values]
-        means = np.array(for_each)  # (2, C, lists)
-        total = total + means.sum(-1)
-        reached = reached + (means >= observed[..., None] - TIED).sum(-1)
-    return observed, total / n_lists, (1 + reached) / (1 + n_lists)
+        n = min(LIST_BLOCK, n_lists - start)
+        lists = random_lists(own, bins, n, rng)  # (n, s)
+        means = np.array([row[lists].mean(1) for row in values])  # (rows, n)
+        total += means.sum(1)
+        reached += (means >= observed[:, None] - TIED).sum(1)
+    return np.array([observed, total / n_lists, (1 + reached) / (1 + n_lists)])
 
 
 # ----- Bootstrap over patients  [ours] ------------------------------------------------------------
 
 
-def patient_draws(patients, n_draws, rng):
-    """How often each sample's patient was drawn, who comes with all samples: (n_draws, n)."""
-    names, which = np.unique(np.asarray(patients), return_inverse=True)
-    chance = np.full(len(names), 1 / max(len(names), 1))
-    return rng.multinomial(len(names), chance, n_draws)[:, which]
+def bootstrap(statistic, samples, patients, n_draws, rng):
+    """95 % interval of statistic(*samples) over patients drawn with replacement: (low, high).
 
-
-def bootstrap(statistic, patients, n_draws, rng):
-    """95 % interval of statistic(rows) over patients drawn with replacement: (low, high).
-
-    rows: the samples' numbers, repeated as their patients are. Draws without a value are left out.
-    nan where the statistic has none, and below 2 patients.
+    samples: arrays of n rows, such as labels and scores of `roc_auc`, or hits of np.mean; patients
+    (n,). Draws without a value are left out. nan where the statistic has none, and below 2
+    patients.
     """
-    everybody = np.arange(len(patients))
-    if len(set(patients)) < 2 or np.isnan(statistic(everybody)):
+    samples = [floats(values) for values in samples]
+    if len(set(patients)) < 2 or np.isnan(statistic(*samples)):
         return math.nan, math.nan
-    times = patient_draws(patients, n_draws, rng)
-    draws = np.array([statistic(np.repeat(everybody, row)) for row in times])
-    low, high = _interval(draws[:, None])
+    draws = []
+    for times in patient_draws(patients, n_draws, rng):
+        rows = np.repeat(np.arange(len(times)), times)
+        draws.append(statistic(*(values[rows] for values in samples)))
+    low, high = _interval(np.array(draws)[:, None])
     return float(low[0]), float(high[0])
 
 
-def bootstrap_auc(labels, scores, patients, n_draws, rng):
-    """`bootstrap` of `roc_auc`; labels, scores, patients (n,)."""
-    labels, scores = np.asarray(labels), np.asarray(scores)
-    return bootstrap(lambda rows: roc_auc(labels[rows], scores[rows]), patients, n_draws, rng)
-
-
-def bootstrap_pr_auc(labels, scores, patients, n_draws, rng):
-    """`bootstrap` of `pr_auc`; labels, scores, patients (n,)."""
-    labels, scores = np.asarray(labels), np.asarray(scores)
-    return bootstrap(lambda rows: pr_auc(labels[rows], scores[rows]), patients, n_draws, rng)
-
-
-def bootstrap_mean(values, patients, n_draws, rng):
-    """`bootstrap` of the mean of values (n,), an accuracy where they are hits."""
-    values = np.asarray(values, np.float64)
-    return bootstrap(lambda rows: values[rows].mean(), patients, n_draws, rng)
+def patient_draws(patients, n_draws, rng):
+    """How often each sample's patient was drawn, who comes with all samples: (n_draws, n)."""
+    names, which = np.unique(np.asarray(patients), return_inverse=True)
+    n_patients = len(names)
+    chance = np.full(n_patients, 1 / max(n_patients, 1))
+    times = rng.multinomial(n_patients, chance, n_draws)
+    return times[:, which]
 
 
 def bootstrap_r(prediction, truth, patients, fold, n_draws, rng):
@@ -655,10 +679,13 @@ def bootstrap_r(prediction, truth, patients, fold, n_draws, rng):
     low, high = np.full((2, truth.shape[1]), np.nan)
     if len(set(patients)) < 2 or not folds:
         return low, high
-    weights = patient_draws(patients, n_draws, rng).astype(np.float64)  # (draws, n)
+    weights = floats(patient_draws(patients, n_draws, rng))  # (draws, n)
     for block in gene_blocks(truth.shape[1]):
-        r = [_weighted_r(prediction[i, block], truth[i, block], weights[:, i]) for i in folds]
-        low[block], high[block] = _interval(mean_of_folds(np.array(r)))
+        r = []  # of each fold (draws, g)
+        for rows in folds:
+            x, y = prediction[rows, block], truth[rows, block]
+            r.append(_weighted_r(x, y, weights[:, rows]))
+        low[block], high[block] = _interval(mean_of_folds(r))
     return low, high
 
 
@@ -669,11 +696,14 @@ def _weighted_r(x, y, weights):
     x, y = unit_columns(x), unit_columns(y)
     n = weights.sum(1)[:, None]  # (draws, 1)
     sum_x, sum_y = weights @ x, weights @ y  # (draws, G)
-    xx, yy, xy = weights @ (x * x), weights @ (y * y), weights @ (x * y)
-    spread_x, spread_y = n * xx - sum_x**2, n * yy - sum_y**2
+    xx = weights @ (x * x)
+    yy = weights @ (y * y)
+    xy = weights @ (x * y)
+    spread_x = n * xx - sum_x**2
+    spread_y = n * yy - sum_y**2
+    varies = (spread_x > TIED * n * xx) & (spread_y > TIED * n * yy)
     with np.errstate(all="ignore"):
         r = (n * xy - sum_x * sum_y) / np.sqrt(spread_x * spread_y)
-        varies = (spread_x > TIED * n * xx) & (spread_y > TIED * n * yy)
     return np.where(varies, np.clip(r, -1, 1), np.nan)
 
 
@@ -683,12 +713,14 @@ def _interval(draws):
     As np.nanquantile, linear between draws, which would sort gene by gene.
     """
     draws = np.sort(draws, axis=0)  # NaN last
-    last = np.maximum(np.count_nonzero(~np.isnan(draws), axis=0) - 1, 0)  # (G,)
+    count = np.count_nonzero(~np.isnan(draws), axis=0)  # (G,)
+    last = np.maximum(count - 1, 0)
+    genes = np.arange(draws.shape[1])
     ends = []
     for quantile in INTERVAL:
         place = quantile * last
-        below = np.take_along_axis(draws, np.floor(place).astype(int)[None], 0)[0]
-        above = np.take_along_axis(draws, np.ceil(place).astype(int)[None], 0)[0]
+        below = draws[np.floor(place).astype(int), genes]
+        above = draws[np.ceil(place).astype(int), genes]
         ends.append(below + (place % 1) * (above - below))
     return ends
 
@@ -702,7 +734,7 @@ def random_baseline(truth, rng):
     (n, G) -> (n, G). Their R with the truth has mean 0 and SD 1 / sqrt(n - 1): the paper's .15 is
     that of n = 45, not of its 153 patients (.08). [HistCode Results, Fig. 4]
     """
-    low, high = np.quantile(np.asarray(truth, np.float64), BASELINE_RANGE, axis=0)  # (G,), (G,)
+    low, high = np.quantile(floats(truth), BASELINE_RANGE, axis=0)  # (G,), (G,)
     return low + (high - low) * rng.random(truth.shape)
 
 
@@ -715,10 +747,13 @@ def against_baseline(prediction, truth, baseline):
     error_p, error_bh: the same test of the absolute errors; better: the prediction's are the
     smaller by the rank sums. nan (and not better) for a gene with a NaN. [ours]
     """
-    error, random_error = np.abs(prediction - truth), np.abs(baseline - truth)
-    p, error_p = _signed_rank_p(prediction, baseline), _signed_rank_p(error, random_error)
+    error = np.abs(prediction - truth)
+    random_error = np.abs(baseline - truth)
+    p = _signed_rank_p(prediction, baseline)
+    error_p = _signed_rank_p(error, random_error)
     d = error - random_error
-    ranks = rankdata(np.abs(d), axis=0) - (d == 0).sum(0)  # among the pairs that differ
+    equal = (d == 0).sum(0)
+    ranks = rankdata(np.abs(d), axis=0) - equal  # among the pairs that differ
     return {
         "p": p,
         "bh": benjamini_hochberg(p),
@@ -729,7 +764,11 @@ def against_baseline(prediction, truth, baseline):
 
 
 def _signed_rank_p(x, y):
-    return np.array([wilcoxon_signed_rank(a, b)[1] for a, b in zip(x.T, y.T, strict=True)])
+    """p of each column: (n, G), (n, G) -> (G,)."""
+    p = []
+    for j in range(x.shape[1]):
+        p.append(wilcoxon_signed_rank(x[:, j], y[:, j])[1])
+    return np.array(p)
 
 
 def r_against_baseline(r, baseline_r):
@@ -737,8 +776,10 @@ def r_against_baseline(r, baseline_r):
 
     Genes are correlated, so p is smaller than the evidence: it describes two histograms. [ours]
     """
-    r, baseline_r = np.asarray(r), np.asarray(baseline_r)
-    return wilcoxon_rank_sum(r[~np.isnan(r)], baseline_r[~np.isnan(baseline_r)])
+    r, baseline_r = floats(r), floats(baseline_r)
+    r = r[~np.isnan(r)]
+    baseline_r = baseline_r[~np.isnan(baseline_r)]
+    return wilcoxon_rank_sum(r, baseline_r)
 
 
 # ----- Folds by patient  [HE2RNA Methods, Training and evaluation] --------------------------------
@@ -753,15 +794,16 @@ def patient_folds(patients, projects, k, seed):
     of one organ that agree with those of all, call this for the whole cohort, then select.
     """
     which, order = _end_to_end(patients, projects, np.random.default_rng(seed))
-    if len(order) < 2:
-        raise ValueError(f"{k} folds of {len(order)} patients: at least 2 patients are needed")
-    if not 2 <= k <= len(order):
+    n_patients = len(order)
+    if n_patients < 2:
+        raise ValueError(f"{k} folds of {n_patients} patients: at least 2 patients are needed")
+    if not 2 <= k <= n_patients:
         raise ValueError(
-            f"{k} folds of {len(order)} patients, who are never divided: k must be from 2 to "
-            f"{len(order)}"
+            f"{k} folds of {n_patients} patients, who are never divided: k must be from 2 to "
+            f"{n_patients}"
         )
-    fold = np.empty(len(order), int)  # (P,)
-    fold[order] = np.arange(len(order)) % k
+    fold = np.empty(n_patients, int)
+    fold[order] = np.arange(n_patients) % k
     return fold[which]
 
 
@@ -774,11 +816,13 @@ def inner_split(patients, projects, share, seed):
     """
     rng = np.random.default_rng(seed)
     which, order = _end_to_end(patients, projects, rng)
-    if len(order) < 2:
-        raise ValueError(f"a validation part needs at least 2 patients; there are {len(order)}")
-    count = min(max(round(share * len(order)), 1), len(order) - 1)
-    start = rng.integers(len(order))  # else the first project would always be hit
-    chosen = (np.arange(count) * len(order) + start) // count  # evenly spaced places
+    n_patients = len(order)
+    if n_patients < 2:
+        raise ValueError(f"a validation part needs at least 2 patients; there are {n_patients}")
+    wanted = max(round(share * n_patients), 1)
+    count = min(wanted, n_patients - 1)
+    start = rng.integers(n_patients)  # else the first project would always be hit
+    chosen = (np.arange(count) * n_patients + start) // count  # evenly spaced places
     return np.isin(which, order[chosen])
 
 
@@ -820,5 +864,6 @@ def authors_folds(patients):
         others = others[np.random.RandomState(0).permutation(len(others))]
         n_valid = math.ceil(AUTHORS_VALID * len(others))
         parts = others[n_valid:], others[:n_valid], test
-        splits.append(tuple(np.flatnonzero(np.isin(which, part)) for part in parts))
+        rows = [np.flatnonzero(np.isin(which, part)) for part in parts]
+        splits.append(tuple(rows))
     return splits

@@ -953,7 +953,9 @@ def test_bootstrap_edges():
             ([1, 0], [0.1, np.nan], "ab"),
             ([], [], ""),
         ):
-            assert np.isnan(stats.bootstrap_auc(labels, scores, list(patients), 20, rng)).all()
+            assert np.isnan(
+                stats.bootstrap(stats.roc_auc, (labels, scores), list(patients), 20, rng)
+            ).all()
 
 
 def test_bootstrap_auc_equals_repeating_the_rows():
@@ -963,14 +965,14 @@ def test_bootstrap_auc_equals_repeating_the_rows():
     times = stats.patient_draws(who, 60, np.random.default_rng(19)).astype(int)
     aucs = [stats.roc_auc(np.repeat(labels, t), np.repeat(scores, t)) for t in times]
     same(
-        stats.bootstrap_auc(labels, scores, who, 60, np.random.default_rng(19)),
+        stats.bootstrap(stats.roc_auc, (labels, scores), who, 60, np.random.default_rng(19)),
         np.nanpercentile(aucs, [2.5, 97.5]),
     )
     assert (times.sum(1) != 50).any() and all(
         len(set(t[who == p])) == 1 for t in times for p in set(who.tolist())
     )
     few = [1, 0, 0], [3, 1, 2], ["a", "b", "c"]  # many draws have one class only
-    same(stats.bootstrap_auc(*few, 200, rng), (1, 1))
+    same(stats.bootstrap(stats.roc_auc, few[:2], few[2], 200, rng), (1, 1))
 
 
 def test_bootstraps_of_pr_auc_and_means_equal_repeating_the_rows():
@@ -980,17 +982,19 @@ def test_bootstraps_of_pr_auc_and_means_equal_repeating_the_rows():
     draws = stats.patient_draws(who, 80, np.random.default_rng(5)).astype(int)
     again = [np.repeat(np.arange(11), d) for d in draws]
     same(
-        stats.bootstrap_pr_auc(labels, scores, who, 80, np.random.default_rng(5)),
+        stats.bootstrap(stats.pr_auc, (labels, scores), who, 80, np.random.default_rng(5)),
         np.nanpercentile([stats.pr_auc(labels[r], scores[r]) for r in again], [2.5, 97.5]),
     )
     same(
-        stats.bootstrap_mean(scores, who, 80, np.random.default_rng(5)),
+        stats.bootstrap(np.mean, [scores], who, 80, np.random.default_rng(5)),
         np.percentile([scores[r].mean() for r in again], [2.5, 97.5]),
     )
-    assert np.isnan(stats.bootstrap_pr_auc([1, 1, 1], [1, 2, 3], list("abc"), 9, rng)).all()
+    assert np.isnan(
+        stats.bootstrap(stats.pr_auc, ([1, 1, 1], [1, 2, 3]), list("abc"), 9, rng)
+    ).all()
     assert (
-        np.isnan(stats.bootstrap_pr_auc([0, 1], [1, 2], list("aa"), 9, rng)).all()
-        and np.isnan(stats.bootstrap_mean([1, 0], "aa", 9, rng)).all()
+        np.isnan(stats.bootstrap(stats.pr_auc, ([0, 1], [1, 2]), list("aa"), 9, rng)).all()
+        and np.isnan(stats.bootstrap(np.mean, [[1, 0]], "aa", 9, rng)).all()
     )
 
 

@@ -36,9 +36,9 @@ def with_interval(y, p, patients, seed):
     rng = np.random.default_rng(seed)
     hits = (p > 0.5) == y
     return [
-        (hits.mean(), *stats.bootstrap_mean(hits, patients, stats.N_DRAWS, rng)),
-        (stats.roc_auc(y, p), *stats.bootstrap_auc(y, p, patients, stats.N_DRAWS, rng)),
-        (stats.pr_auc(y, p), *stats.bootstrap_pr_auc(y, p, patients, stats.N_DRAWS, rng)),
+        (hits.mean(), *stats.bootstrap(np.mean, [hits], patients, stats.N_DRAWS, rng)),
+        (stats.roc_auc(y, p), *stats.bootstrap(stats.roc_auc, [y, p], patients, stats.N_DRAWS, rng)),
+        (stats.pr_auc(y, p), *stats.bootstrap(stats.pr_auc, [y, p], patients, stats.N_DRAWS, rng)),
     ]
 
 
