@@ -2,14 +2,24 @@
 
 import numpy as np
 
-from histcode import LOG2_FC
+from histcode import LOG2_FC, by_accuracy
 from lab.show.plots import BLUE, ORANGE, figure
 
-SHOWN = "PIK3CA MYC PTEN GATA3 CD3D CD3E CD3G CD247 CD19"  # [HistCode Fig. 8]
+SHOWN = [
+    "PIK3CA",
+    "MYC",
+    "PTEN",
+    "GATA3",
+    "CD3D",
+    "CD3E",
+    "CD3G",
+    "CD247",
+    "CD19",
+]  # [HistCode Fig. 8]
 
 
-def draw(folder, title, pairs, found, prediction, bins):
-    """All of them; found: figures of each gene, prediction (P, G), bins of `by_accuracy`."""
+def draw(folder, title, pairs, found, prediction):
+    """All of them; found: figures of each gene, prediction (P, G)."""
     r, baseline = known(found["r"]), known(found["baseline"])
     ends = np.concatenate([(-0.5, 0.5), r, baseline])
     with figure(folder / "r.png", figsize=(7, 4)) as ax:  # [HistCode Fig. 4]
@@ -20,7 +30,7 @@ def draw(folder, title, pairs, found, prediction, bins):
         draw_two(ax, accuracy, majority, np.linspace(0, 1, 21), "always the commoner label")
         ax.set(xlabel=f"accuracy of |log$_2$ fc| > {LOG2_FC}", ylabel="genes", title=title)
     with figure(folder / "fold_change.png", figsize=(7, 4)) as ax:
-        draw_bins(ax, bins)
+        draw_bins(ax, by_accuracy(found["r"], found["fc"]))
         ax.set_title(title)
     with figure(folder / "scatter.png", 3, 3, figsize=(9, 9)) as axes:
         draw_genes(axes.flat, pairs.genes, pairs.y, prediction, found["r"])
@@ -47,7 +57,7 @@ def draw_bins(ax, bins):
 def draw_genes(axes, genes, y, prediction, r):
     """Some genes, predicted against true: those of Fig. 8 that are there, then the best."""
     best = np.argsort(np.where(np.isnan(r), np.inf, -r), kind="stable")
-    named = [genes.index(gene) for gene in SHOWN.split() if gene in genes]
+    named = [genes.index(gene) for gene in SHOWN if gene in genes]
     order = named + [j for j in best if j not in named]
     for ax, j in zip(axes, order, strict=False):
         ax.scatter(y[:, j], prediction[:, j], s=10, color=BLUE)

@@ -6,7 +6,7 @@
 import numpy as np
 
 import stats
-from histcode import LOG2_FC, by_accuracy
+from histcode import LOG2_FC
 from lab.audit.ledger import ledger_lines, saw
 from lab.files import few, save_csv, save_text
 from lab.gene_sets import enrich
@@ -179,8 +179,7 @@ def write_report(folder, config, study, folds, found, prediction, encoder, turne
     title = f"model {config['model']}"
     if config["model"] == "attention":
         title += f", {config['pooling']} pooling"
-    bins = by_accuracy(r, found["fc"])
-    draw(folder, title, study.pairs, found, prediction, bins)
+    draw(folder, title, study.pairs, found, prediction)
     knew = "did not know its patient, neither in its attention nor in its regression"
     if "stop" in config["code"]:
         knew = "chose its epoch by it"
@@ -205,11 +204,6 @@ def write_report(folder, config, study, folds, found, prediction, encoder, turne
         "![Predicted against true](scatter.png)",
         "",
         "## R and fold change",
-        "",
-        table(
-            ("R from", "genes", "mean fold change"),
-            ((f"{low:.1f}", len(fc), f"{fc.mean():.3f}") for low, fc in bins),
-        ),
         "",
         "![Fold change](fold_change.png)",
         "",

@@ -11,7 +11,7 @@ from lab.files import InputError
 from lab.histcode.heads import empty_model
 
 LAYERS = ("weights", "bias", "label_weights", "label_bias")  # of the linear model
-SUMS = ("HistCode", "ABMIL", "mean", "max")  # poolings whose output is a sum over the tiles
+SUMS = ("HistCode", "ABMIL", "mean")  # poolings whose output is a sum over the tiles
 
 
 def by_layers(saved, x):
@@ -20,27 +20,26 @@ def by_layers(saved, x):
     return x @ weights + bias, x @ label_weights + label_bias
 
 
-def predicted(saved, apply, h):
-    """Predicted y (G,), and log odds of label 1 (G,), or None of a model that learned no labels."""
-    outputs, a = apply(h)
-    if "weights" in saved:
-        return by_layers(saved, histcode.end_features(h, a[0].double().numpy()))
-    return outputs.flatten().double().numpy(), None
-
-
 def mean_prediction(saved, appliers, use, h):
-    """Of the models `use`, the mean: of a diagnosis the probabilities (2,) of its classes.
+    """What the models `use` say in the mean: of a diagnosis, the probabilities (2,) of its classes.
 
-    Of fold changes y (G,) and the probability of label 1 (G,); where no labels were learned, the
-    label of y.
+    Of fold changes y (G,), and the probability of label 1 (G,): of models that learned no labels,
+    whether y stands for label 1.
     """
-    if saved[0]["kind"] == "diagnosis":
-        return np.mean([appliers[m](h)[0][0].double().softmax(0).numpy() for m in use], 0)
-    each = [predicted(saved[m], appliers[m], h) for m in use]
-    y = np.mean([y for y, _ in each], 0)
-    if each[0][1] is None:
-        return y, histcode.label_of(y).astype(float)
-    return y, np.mean([1 / (1 + np.exp(-odds)) for _, odds in each], 0)
+    each = []
+    for m in use:
+        outputs, a = appliers[m](h)
+        if saved[m]["kind"] == "diagnosis":
+            each.append(outputs[0].double().softmax(0).numpy())
+        elif saved[m]["kind"] == "linear":
+            y, odds = by_layers(saved[m], histcode.end_features(h, a[0].double().numpy()))
+            each.append((y, 1 / (1 + np.exp(-odds))))
+        else:
+            each.append(outputs.flatten().double().numpy())
+    mean = np.mean(each, 0)
+    if saved[0]["kind"] == "attention":
+        return mean, histcode.label_of(mean).astype(float)
+    return mean
 
 
 def contributions(saved, h, a, j):
@@ -59,8 +58,4 @@ def contributions(saved, h, a, j):
         x = model.layers((torch.from_numpy(np.array(h)).float() - model.mean) * model.scale)
     w = model.head.classify.weight.detach()
     w = w[1] - w[0] if saved["kind"] == "diagnosis" else w[j]
-    if saved["pooling"] == "max":  # each feature comes from one tile
-        which = x.argmax(0)  # (D,)
-        value = (x * w).double().gather(0, which[None])[0]
-        return np.bincount(which.numpy(), value.numpy(), len(h))
     return a[m] * (x.double() @ w.double()).numpy()

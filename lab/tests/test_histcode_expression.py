@@ -1,22 +1,25 @@
-"""lab.tests.test_histcode_expression"""
+"""histcode.py expression: runs of each model, what they know, what they write, what they refuse.
+
+Authorities: SciPy for every figure of a gene, SlideModel and NumPy for predictions.
+"""
 
 import json
 import shutil
+from types import SimpleNamespace
 
 import h5py
 import numpy as np
 import pytest
-import scipy.cluster
-import scipy.signal
 import scipy.stats
 import torch
 from PIL import Image
 
-from lab.commands.histcode.expression import GENE_COLUMNS, enrich_best, fold_r
+import histcode
 from lab.files import InputError, save_file
-from lab.histcode.bags import left_out_lines
-from lab.histcode.pairs import judge_genes, pair_features
+from lab.histcode.expression import judge, r_within_folds
+from lab.histcode.expression_report import COLUMNS, enriched_lines
 from lab.histcode.splits import roles
+from lab.ridge import PENALTIES
 from lab.tests.helpers import (
     MODELS,
     change_table,
@@ -24,279 +27,334 @@ from lab.tests.helpers import (
     folds_in,
     read_csv,
     section,
+    spoken_by_hand,
     swap,
+    tiles_in,
     write_pairs,
 )
 
+LEARNED = ("weights", "bias", "label_weights", "label_bias", "epochs")  # beside the networks
+
+
+@pytest.fixture
+def cohort(changed, tmp_path):
+    """The cohort of the finished runs, without them."""
+    shutil.copytree(changed, tmp_path / "c", ignore=shutil.ignore_patterns("runs"))
+    return tmp_path / "c"
+
+
+@pytest.fixture
+def quiet(monkeypatch):
+    """Runs without a report, and per-gene networks in two blocks, as in the finished runs."""
+    swap(monkeypatch, "lab.histcode.expression_report", "write_report", lambda *_: None)
+    swap(monkeypatch, "lab.histcode.expression", "GENES_AT_ONCE", 2)
+    swap(monkeypatch, "lab.histcode.ends", "SHUFFLES", 2000)
+
+
+def predictions(cohort, name):
+    return np.load(cohort / "runs" / name / "predictions.npz")
+
+
+# ----- Figures ------------------------------------------------------------------------------------
+
 
 def test_genes_are_judged_as_scipy_judges_them(monkeypatch):
-    rng = np.random.default_rng(0)
+    S, rng = scipy.stats, np.random.default_rng(0)
     n, G = 20, 6
     y = rng.normal(size=(n, G))
-    prediction, label = (
-        y + rng.normal(0, [0.5, 1, 2, 5, 1, 1], (n, G)),
-        (rng.random((n, G)) < 0.7).astype(float),
-    )
-    y[:3, 1], y[5:, 2], y[2:, 3], label[:4, 0], label[:, 5] = np.nan, np.nan, np.nan, np.nan, np.nan
+    prediction = y + rng.normal(0, [0.5, 1, 2, 5, 1, 1], (n, G))
+    label = (rng.random((n, G)) < 0.7).astype(float)
+    y[:3, 1] = y[5:, 2] = y[2:, 3] = label[:4, 0] = label[:, 5] = np.nan
     guess = rng.random((n, G)) < 0.5
+    part = np.arange(n) // 4 % 4  # parts of 8, 4, 4, 4
     swap(monkeypatch, "stats", "random_baseline", lambda truth, rng: np.sin(7 * truth))
-    f, S = judge_genes(prediction, y, guess, label, None), scipy.stats
-    assert f["n"].tolist() == [20, 17, 5, 2, 20, 20]
-    assert all(np.isnan(f[k][3]) for k in ("r", "rho", "p", "error_p", "better", "baseline"))
+    study = SimpleNamespace(pairs=SimpleNamespace(y=y, label=label), bags={"part": part})
+    found = judge(study, [{}], prediction, guess, seed=0)  # no ends: p is the t's
+    assert found["n"].tolist() == [20, 17, 5, 2, 20, 20]
+    assert all(np.isnan(found[k][3]) for k in ("r", "rho", "p", "error_p", "better", "baseline"))
     tested = [0, 1, 2, 4, 5]
     for j in tested:
-        p, t = (v[~np.isnan(y[:, j]), j] for v in (prediction, y))
-        error, base = np.abs(p - t), np.abs(np.sin(7 * t) - t)
-        d = error - base
+        known = ~np.isnan(y[:, j])
+        p, t = prediction[known, j], y[known, j]
+        random = np.sin(7 * t)
+        d = np.abs(p - t) - np.abs(random - t)
         ranks = S.rankdata(np.abs(d))
-        want = dict(
-            r=S.pearsonr(p, t)[0],
-            rho=S.spearmanr(p, t)[0],
-            p=min(1, 2 * S.pearsonr(p, t, alternative="greater")[1]),
-            baseline=S.pearsonr(np.sin(7 * t), t)[0],
-            location_p=S.wilcoxon(p, np.sin(7 * t))[1],
-            error_p=S.wilcoxon(error, base)[1],
-            better=ranks[d < 0].sum() > ranks[d > 0].sum(),
-        )
-        for k, v in want.items():
-            assert f[k][j] == pytest.approx(float(v), rel=1e-6), (k, j)
-        known = ~np.isnan(label[:, j])
-        hits = [guess[i, j] == label[i, j] for i in range(n) if known[i]]
-        share = label[known, j].mean() if known.any() else np.nan
-        assert np.allclose(
-            (f["accuracy"][j], f["positive"][j], f["majority"][j]),
-            (np.mean(hits) if hits else np.nan, share, max(share, 1 - share)),
-            equal_nan=True,
-        )
-    for k, p in (("bh", "p"), ("location_bh", "location_p"), ("error_bh", "error_p")):
-        assert np.allclose(
-            f[k][tested], S.false_discovery_control(f[p][tested]), rtol=1e-6
-        ) and np.isnan(f[k][3])
-    r = fold_r(prediction[:, :3], y[:, :3], part := np.arange(n) // 4 % 4)  # folds of 8, 4, 4, 4
+        want = {
+            "r": S.pearsonr(p, t)[0],
+            "rho": S.spearmanr(p, t)[0],
+            "p": min(1, 2 * S.pearsonr(p, t, alternative="greater")[1]),
+            "baseline": S.pearsonr(random, t)[0],
+            "location_p": S.wilcoxon(p, random)[1],
+            "error_p": S.wilcoxon(np.abs(p - t), np.abs(random - t))[1],
+            "better": ranks[d < 0].sum() > ranks[d > 0].sum(),
+            "fc": (10**t - 1).mean(),
+        }
+        for name, value in want.items():
+            assert found[name][j] == pytest.approx(float(value), rel=1e-6), (name, j)
+        labelled = ~np.isnan(label[:, j])
+        hits, share = np.nan, np.nan
+        if labelled.any():
+            share = label[labelled, j].mean()
+            hits = np.mean(guess[labelled, j] == label[labelled, j])
+        got = [found[name][j] for name in ("accuracy", "positive", "majority")]
+        assert np.allclose(got, (hits, share, max(share, 1 - share)), equal_nan=True)
+    for bh, p in (("bh", "p"), ("location_bh", "location_p"), ("error_bh", "error_p")):
+        want = S.false_discovery_control(found[p][tested])
+        assert np.allclose(found[bh][tested], want, rtol=1e-6) and np.isnan(found[bh][3])
     for j in range(3):
         rows = [np.flatnonzero(part == f) for f in range(4)]
-        want = [
-            S.pearsonr(prediction[i, j], y[i, j])[0] for i in rows if not np.isnan(y[i, j]).any()
-        ]
-        assert r[j] == pytest.approx(np.mean(want)) if want else np.isnan(r[j])
-    assert np.isnan(fold_r(prediction[:4], y[:4], np.arange(4))).all()  # folds of one have no R
+        known = [i for i in rows if not np.isnan(y[i, j]).any()]
+        want = [S.pearsonr(prediction[i, j], y[i, j])[0] for i in known] or [np.nan]
+        assert found["r_folds"][j] == pytest.approx(np.mean(want), nan_ok=True)
+    assert np.isnan(r_within_folds(prediction[:4], y[:4], np.arange(4))).all()  # no R of one
 
 
-def test_each_pairs_tiles_are_read_once_a_fold(tmp_path, monkeypatch):
-    cohort, read, real = write_pairs(tmp_path / "c"), [], pair_features
-    swap(
-        monkeypatch,
-        "lab.histcode.pairs",
-        "pair_features",
-        lambda h, a: (read.append(h), real(h, a))[1],
-    )
-    swap(monkeypatch, "lab.commands.histcode.expression", "write_expression", lambda *_: None)
+def test_gene_sets_of_the_best_genes_are_fishers(tmp_path, monkeypatch, capsys):
+    swap(monkeypatch, "lab.histcode.expression_report", "BEST_GENES", 4)
+    genes = [f"G{i}" for i in range(13)]
+    r = np.r_[np.linspace(0.9, 0.1, 12), np.nan]  # the last one is not tested
+    sets = {
+        "last": ("G9", "G10"),
+        "mixed": ("G3", "G4", "G11"),
+        "none": ("Y", "G12"),
+        "first": ("G0", "G1", "G2", "X"),
+    }
+    text = enriched_lines(tmp_path, genes, r, sets)
+    rows = {row["set"]: row for row in read_csv(tmp_path / "enrichment.csv")}
+    assert list(rows) == ["first", "mixed", "last", "none"] and rows["none"]["p"] == ""
+    for name, hits, size in (("first", 3, 3), ("mixed", 1, 3), ("last", 0, 2)):
+        table = [[hits, size - hits], [4 - hits, 12 - 4 - size + hits]]
+        row = rows[name]
+        assert (int(row["hits"]), int(row["genes tested"])) == (hits, size)
+        want = scipy.stats.fisher_exact(table, "greater")[1]
+        assert float(row["p"]) == pytest.approx(want, rel=1e-3)
+        assert float(row["expected"]) == pytest.approx(size * 4 / 12, rel=1e-3)
+        assert len(row["hit genes"].split()) == hits
+    assert rows["first"]["hit genes"] == "G0 G1 G2" and (tmp_path / "enrichment.png").is_file()
+    assert "4 best of 12 tested genes; 0 of 3 sets with a tested gene" in capsys.readouterr().out
+    assert any("| first | 3 | 3 | 1.0 |" in line for line in text)
+
+
+# ----- What a run knows ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_every_pair_is_predicted_by_the_model_that_did_not_know_its_patient(changed, name):
+    run = changed / "runs" / name
+    saved, z = folds_in(run), predictions(changed, name)
+    part = {r["patient"]: int(r["part"]) for r in read_csv(run / "folds.csv")}
+    assert len(saved) == 3 and sorted(z["patient"]) == sorted(part)
+    assert [part[who] for who in z["patient"]] == z["part"].tolist()
+    for f, s in enumerate(saved):
+        assert s["kind"] == ("linear" if name in ("linear", "ridge") else "attention")
+        tested = {who for who in part if part[who] == f}
+        assert tested == set(s["test_patients"]) == set(part) - set(s["learned_from"])
+        assert not set(s["train_patients"]) & set(s["valid_patients"])
+        assert set(s["train_patients"]) | set(s["valid_patients"]) == set(s["learned_from"])
+        assert s["genes"] == z["genes"].tolist()
+        assert s["penalty"] in PENALTIES if name == "ridge" else s.get("penalty", 0) == 0
+    expression = {r["sample"]: r for r in read_csv(changed / "expression.csv")}
+    for i, who in enumerate(z["patient"]):
+        h = tiles_in(changed, f"s{int(who[-4:])}_1")
+        assert np.allclose(z["prediction"][i], spoken_by_hand(saved[part[who]], h)[0], atol=2e-5)
+        pair = []
+        for end in ("01A", "11A"):
+            pair.append(np.array([np.float32(expression[f"{who}-{end}"][g]) for g in z["genes"]]))
+        y, label = histcode.fold_change(*pair)
+        assert np.allclose(z["truth"][i], y, equal_nan=True, atol=1e-6)
+        assert np.array_equal(z["label"][i], label, equal_nan=True)
+
+
+def test_each_pairs_tiles_are_read_once_a_fold(tmp_path, monkeypatch, quiet):
+    cohort, read, end_features = write_pairs(tmp_path / "c"), [], histcode.end_features
+
+    def counting(h, a):
+        read.append(len(h))
+        return end_features(h, a)
+
+    monkeypatch.setattr(histcode, "end_features", counting)
     assert express(cohort) == 0
-    patients, z = 9, np.load(cohort / "runs" / "expression" / "predictions.npz")
-    assert (
-        len(z["patient"]) == patients and len(read) == 3 * patients + patients
-    )  # predict_pair makes its own
+    assert len(predictions(cohort, "expression")["patient"]) == 9 and len(read) == 3 * 9
+
+
+def learned(saved):
+    return saved["model"] | {k: torch.as_tensor(saved[k]) for k in LEARNED if k in saved}
+
+
+def learned_the_same(a, b):
+    b = learned(b)
+    return all(torch.equal(value, b[name]) for name, value in learned(a).items())
 
 
 @pytest.mark.parametrize("name", ["linear", "joint", "per-gene"])
 def test_the_test_patients_features_and_expression_teach_the_fold_nothing(
-    changed, tmp_path, monkeypatch, name
+    changed, cohort, quiet, name
 ):
-    before, run = folds_in(changed / "runs" / name), changed / "runs" / name
-    test, f = before[1]["test_patients"], 1
-    cohort = tmp_path / "c"
-    shutil.copytree(changed, cohort, ignore=shutil.ignore_patterns("runs"))
-    for r in read_csv(run / "folds.csv"):
-        if r["patient"] in test:
+    f, before = 1, folds_in(changed / "runs" / name)
+    tested = before[f]["test_patients"]
+    for r in read_csv(changed / "runs" / name / "folds.csv"):
+        if r["patient"] in tested:
             with h5py.File(cohort / "h5" / f"{r['slide']}.h5", "r+") as h:
                 h["features"][:] = h["features"][:] * 3 - 1
-    other = lambda row: [
-        row[0],
-        *(float(v) * (3 + j % 2) for j, v in enumerate(row[1:7])),
-        *row[7:],
-    ]
-    theirs = [f"{patient}-01A" for patient in test]
-    change_table(
-        cohort / "expression.csv", lambda rows: [other(r) if r[0] in theirs else r for r in rows]
-    )
-    swap(monkeypatch, "lab.commands.histcode.expression", "write_expression", lambda *_: None)
-    swap(monkeypatch, "lab.commands.histcode.expression", "GENES_AT_ONCE", 2)
+
+    def others(rows):
+        for r in rows:
+            if r[0] in [f"{patient}-01A" for patient in tested]:
+                r[1:7] = [float(v) * (3 + j % 2) for j, v in enumerate(r[1:7])]
+        return rows
+
+    change_table(cohort / "expression.csv", others)
     assert express(cohort, "--name", name, *MODELS[name]) == 0
-    z, old = (np.load(c / "runs" / name / "predictions.npz") for c in (cohort, changed))
-    own = z["part"] == f
-    assert all(
-        not np.allclose(z[k][own], old[k][own], equal_nan=True) for k in ("truth", "prediction")
-    )
+    new, old = predictions(cohort, name), predictions(changed, name)
+    own = new["part"] == f
+    for key in ("truth", "prediction"):
+        assert not np.allclose(new[key][own], old[key][own], equal_nan=True)
     after = folds_in(cohort / "runs" / name)
-    kept = ("weights", "bias", "label_weights", "label_bias", "epochs")
-    own = lambda s: dict(s["model"], **{k: s[k] for k in kept if k in s})
-    same = lambda a, b: all(torch.equal(v, own(b)[k]) for k, v in own(a).items())
-    assert same(before[f], after[f]) and not same(
-        before[2], after[2]
-    )  # they are the third fold's training part
+    assert learned_the_same(before[f], after[f])
+    assert not learned_the_same(before[2], after[2])  # which trains on them
 
 
-@pytest.mark.parametrize("name", ["linear", "joint", "per-gene"])
-def test_an_interrupted_expression_ends_as_one_that_was_not(changed, tmp_path, monkeypatch, name):
-    cohort = tmp_path / "c"
-    shutil.copytree(changed, cohort, ignore=shutil.ignore_patterns("runs"))
-    swap(monkeypatch, "lab.commands.histcode.expression", "write_expression", lambda *_: None)
-    swap(monkeypatch, "lab.commands.histcode.expression", "GENES_AT_ONCE", 2)
-    save, saves = save_file, []
+@pytest.mark.parametrize(
+    "name, last, there",
+    [
+        ("linear", "fold2.0.state.pt", {"fold0.pt", "fold1.pt", "fold2.0.state.pt"}),
+        ("joint", "fold1.pt", {"fold0.pt", "fold1.pt", "fold1.0.state.pt"}),
+        ("per-gene", "fold1.0.state.pt", {"fold0.pt", "fold1.0.state.pt"}),
+    ],
+)
+def test_an_expression_stopped_after_a_file_ends_as_one_that_was_not(
+    changed, cohort, quiet, monkeypatch, name, last, there
+):
+    save = save_file
 
     def breaks(path, write):
         save(path, write)
-        saves.append(path.name)
-        if len(saves) == 10:
+        if path.name == last:
             raise KeyboardInterrupt
 
     with monkeypatch.context() as m:
         swap(m, "lab.files", "save_file", breaks)
         with pytest.raises(KeyboardInterrupt):
             express(cohort, "--name", name, *MODELS[name])
-    there = {p.name for p in (cohort / "runs" / name).glob("fold*.pt")}  # the next one is begun
-    assert there == (
-        {"fold0.pt", "fold1.0.state.pt"}
-        if name == "per-gene"
-        else {"fold0.pt", "fold1.pt", "fold2.0.state.pt"}
-    )
-    done = (cohort / "runs" / name / "fold0.pt").stat().st_mtime_ns
+    run = cohort / "runs" / name
+    assert {path.name for path in run.glob("fold*.pt")} == there
+    done = (run / "fold0.pt").stat().st_mtime_ns
     assert express(cohort, "--name", name, *MODELS[name]) == 0
-    assert (cohort / "runs" / name / "fold0.pt").stat().st_mtime_ns == done
-    z, old = (np.load(c / "runs" / name / "predictions.npz") for c in (cohort, changed))
-    assert all(np.array_equal(z[k], old[k], equal_nan=z[k].dtype.kind == "f") for k in old.files)
-    assert not list(cohort.glob("runs/*/*.state.pt"))
+    assert (run / "fold0.pt").stat().st_mtime_ns == done
+    new, old = predictions(cohort, name), predictions(changed, name)
+    for key in old.files:
+        assert np.array_equal(new[key], old[key], equal_nan=new[key].dtype.kind == "f"), key
+    assert not list(run.glob("*.state.pt"))
 
 
 @pytest.mark.filterwarnings("error::RuntimeWarning")
 @pytest.mark.parametrize("name", ["linear", "joint", "per-gene"])
 def test_a_gene_that_no_training_patient_of_a_fold_knows_stops_nothing(
-    changed, tmp_path, monkeypatch, name
+    changed, cohort, quiet, name
 ):
-    cohort, z = tmp_path / "c", np.load(changed / "runs" / name / "predictions.npz")
-    shutil.copytree(changed, cohort, ignore=shutil.ignore_patterns("runs"))
-    gone = {
-        f"{who}-11A" for who in z["patient"][z["part"] == 2]
-    }  # fold 0 tests 0, validates 1, trains on 2
-    change_table(
-        cohort / "expression.csv",
-        lambda rows: [[*r[:4], "0", *r[5:]] if r[0] in gone else r for r in rows],
-    )
-    swap(monkeypatch, "lab.commands.histcode.expression", "write_expression", lambda *_: None)
+    old = predictions(changed, name)  # fold 0 tests part 0, validates 1, trains on 2
+    gone = {f"{who}-11A" for who in old["patient"][old["part"] == 2]}
+
+    def without(rows):
+        return [[*r[:4], "0", *r[5:]] if r[0] in gone else r for r in rows]
+
+    change_table(cohort / "expression.csv", without)
     assert express(cohort, "--name", name, *MODELS[name]) == 0
-    new = np.load(cohort / "runs" / name / "predictions.npz")
-    at, first = new["genes"].tolist().index("NO0"), new["part"] == 0
-    assert (
-        np.isfinite(np.delete(new["prediction"], at, 1)).all()
-        and np.isnan(new["truth"][new["part"] == 2, at]).all()
-    )
-    others = [j for j in range(len(new["genes"])) if j != at]
+    new = predictions(cohort, name)
+    gene = new["genes"].tolist().index("NO0")
+    others = [j for j in range(len(new["genes"])) if j != gene]
+    assert np.isfinite(new["prediction"][:, others]).all()
+    assert np.isnan(new["truth"][new["part"] == 2, gene]).all()
     if name != "joint":  # there all genes share their tiles
-        assert np.array_equal(
-            new["prediction"][first][:, others], z["prediction"][first][:, others]
-        )
+        first, z = new["part"] == 0, new["prediction"]
+        assert np.array_equal(z[first][:, others], old["prediction"][first][:, others])
 
 
-def test_what_a_run_of_expression_writes(changed, capsys):
-    run = changed / "runs" / "linear"
-    rows, z = read_csv(run / "genes.csv"), np.load(run / "predictions.npz")
-    assert list(rows[0]) == ["gene", *GENE_COLUMNS] and {r["gene"] for r in rows} == set(z["genes"])
+def test_the_ledger_of_expression_and_stopping_on_test(changed, cohort, monkeypatch):
+    swap(monkeypatch, "lab.histcode.ends", "SHUFFLES", 2000)
+    top, seen = section(changed / "runs" / "linear")
+    assert "**Steps that saw test patients: gene filter**" in top and "leak" not in seen
+    for row in (
+        "gene filter | 9 | 3 of 3 | availability only",
+        "attention: weights of the network | 3 | 0 of 3 |  |",
+        "attention: choice of the epoch | 3 | 0 of 3 |  |",
+        "attention: standardisation of the features | 3 | 0 of 3 |  |",
+        "labels: choice of the epoch | 3 | 0 of 3 |  |",
+        "least squares | 6 | 0 of 3 |  |",
+        "shuffled patients | 3 | 3 of 3 | by design",
+    ):
+        assert f"| {row}" in seen
+    for saved in folds_in(changed / "runs" / "ridge"):
+        assert saved["saw"]["penalty"] == saved["saw"]["least squares"]
+    attention = ("--model", "attention")
+    assert express(cohort, "--name", "b", "--code", "stop") == 0
+    assert express(cohort, "--name", "c", *attention, "--code", "stop") == 0
+    top, seen = section(cohort / "runs" / "b")
+    steps = "gene filter, attention: choice of the epoch, labels: choice of the epoch**"
+    assert f"test patients: {steps}" in top and "stop: the test part" in top
+    assert "| least squares | 6 | 0 of 3 |  |" in seen
+    assert "| attention: weights of the network | 3 | 0 of 3 |  |" in seen
+    top, seen = section(cohort / "runs" / "c")
+    assert "test patients: gene filter, choice of the epoch**" in top
+    assert "| start of the last bias | 3 | 0 of 3 |  |" in seen
+    z, joint = predictions(cohort, "c"), folds_in(changed / "runs" / "joint")
+    for f, saved in enumerate(folds_in(cohort / "runs" / "c")):
+        assert saved["valid_patients"] == saved["test_patients"]
+        assert set(saved["test_patients"]) <= set(saved["learned_from"])
+        test = z["part"] == f
+        error = np.nanmean((z["prediction"] - z["truth"])[test] ** 2, 1)  # of each pair
+        assert saved["losses"].min().item() == pytest.approx(error.mean(), rel=1e-3)
+        assert not torch.equal(saved["losses"], joint[f]["losses"])
+    with pytest.raises(InputError, match=r"other settings .code .'stop'. -> "):
+        express(cohort, "--name", "c", *attention)
+
+
+def test_a_leak_is_told(cohort, monkeypatch, quiet):
+    honest = roles
+
+    def leaky(*given):
+        train, valid, test = honest(*given)
+        return train, np.r_[valid, test[:1]], test
+
+    swap(monkeypatch, "lab.histcode.splits", "roles", leaky)
+    assert express(cohort, "--name", "leaky") == 0
+    saved = folds_in(cohort / "runs" / "leaky")[0]
+    for step in ("least squares", "attention: choice of the epoch"):
+        assert len(set(saved["saw"][step]) & set(saved["test_patients"])) == 1
+    assert set(saved["learned_from"]) & set(saved["test_patients"])
+
+
+# ----- What a run writes --------------------------------------------------------------------------
+
+
+def test_what_a_run_of_expression_writes(changed):
+    run, z = changed / "runs" / "linear", predictions(changed, "linear")
+    rows = read_csv(run / "genes.csv")
+    assert list(rows[0]) == ["gene", *COLUMNS] and {r["gene"] for r in rows} == set(z["genes"])
     r = [float(row["R"]) for row in rows]
     assert r == sorted(r, reverse=True)
     for row in rows:
         j = z["genes"].tolist().index(row["gene"])
         known = ~np.isnan(z["truth"][:, j])
         truth, prediction, label = z["truth"][known, j], z["prediction"][known, j], z["label"][:, j]
-        hits = z["predicted_label"][:, j][~np.isnan(label)] == label[~np.isnan(label)]
-        want = dict(
-            n=known.sum(),
-            R=scipy.stats.pearsonr(prediction, truth)[0],
-            spearman=scipy.stats.spearmanr(prediction, truth)[0],
-            mean_fc=(10**truth - 1).mean(),
-            accuracy=hits.mean(),
-            share_label_1=np.nanmean(label),
-            majority=max(np.nanmean(label), 1 - np.nanmean(label)),
-        )
-        assert all(
-            float(row[k]) == pytest.approx(v, rel=2e-4, abs=1e-6) for k, v in want.items()
-        ), row["gene"]
+        there = ~np.isnan(label)
+        want = {
+            "n": known.sum(),
+            "R": scipy.stats.pearsonr(prediction, truth)[0],
+            "spearman": scipy.stats.spearmanr(prediction, truth)[0],
+            "mean_fc": (10**truth - 1).mean(),
+            "accuracy": (z["predicted_label"][there, j] == label[there]).mean(),
+            "share_label_1": label[there].mean(),
+            "majority": max(label[there].mean(), 1 - label[there].mean()),
+        }
+        for name, value in want.items():
+            assert float(row[name]) == pytest.approx(value, rel=2e-4, abs=1e-6), (row["gene"], name)
     report = (run / "report.md").read_text()
     for name in ("r", "accuracy", "fold_change", "scatter"):
         assert Image.open(run / f"{name}.png").size > (300, 300) and f"({name}.png)" in report
-    assert (
-        "9 pairs of tumour and matched normal tissue, 6 genes" in report
-        and "always the commoner label" in report
-    )
-    assert "OFF, SAME" in report and "- model: linear" in report and "planted" not in report
-
-
-def rewritten(name, change):
-    return lambda cohort: change_table(cohort / name, change)
-
-
-@pytest.mark.parametrize(
-    "argv, words, spoil",
-    [
-        (*mistake, None)[:3]
-        for mistake in (
-            (["--ridge", "1", "--model", "attention"], "--ridge: with --model linear"),
-            (["--ridge", "auto", "--model", "attention"], "--ridge: with --model linear"),
-            (["--ridge", "-1"], "--ridge -1: must lie between 0"),
-            (["--per-gene"], "--per-gene: with --model attention"),
-            (["--pooling", "max"], "--pooling max: with --model attention"),
-            (["--gmt", "nowhere.gmt"], "--gmt: .*No such file.*nowhere.gmt"),
-            (["--name", "a/b"], "--name a/b: the name of a folder, not a path"),
-            (["--genes", "UP9"], "the expression table has no gene 'UP9'; nearest: UP"),
-            (["--folds", "12"], "9 patients don't go into --folds 12"),
-            (["--genes", "UP0", "--drivers", "x"], "--drivers and --genes both"),
-            (["--drivers", "nowhere.tsv"], "nowhere.tsv: can't be read"),
-            (
-                ["--drivers", "samples.csv"],
-                "--drivers samples.csv: wanted columns symbol and mutations; it has slide, patient",
-            ),
-            (
-                ["--drivers", "d.csv"],
-                "--drivers d.csv: none of its genes .TP53. is in the expression table, which has UP0",
-                lambda c: (c / "d.csv").write_text("gene,mutations\nTP53,3\n"),
-            ),
-            (["--genes", "OFF,SAME"], "no gene of 2 has a fold change in half of the 9 pairs"),
-            (
-                [],
-                "trains on slides of one class only .tumour.*--model attention does without",
-                rewritten("samples.csv", lambda rows: [r for r in rows if r[4] == "1"]),
-            ),
-            (
-                [],
-                "samples.csv: tumor of slide s0_1 is 'perhaps'; wanted 1 or 0",
-                rewritten("samples.csv", lambda rows: [[*r[:4], "perhaps"] for r in rows]),
-            ),
-            (
-                [],
-                "samples.csv line 2: slide a/s0_1 is a path",
-                rewritten("samples.csv", lambda rows: [["a/" + r[0], *r[1:]] for r in rows]),
-            ),
-            (
-                [],
-                "0 patients have tumour and normal .*9 have tumour, 0 normal",
-                rewritten("expression.csv", lambda rows: rows[::2]),
-            ),
-            (
-                [],
-                "expression.csv.*UP2",
-                rewritten("expression.csv", lambda rows: [[*r[:3], "-1", *r[4:]] for r in rows]),
-            ),
-            ([], "c: no expression.csv", lambda c: (c / "expression.csv").unlink()),
-        )
-    ],
-)
-def test_expression_says_one_line(tmp_path, monkeypatch, argv, words, spoil):
-    cohort = write_pairs(tmp_path / "c")
-    monkeypatch.chdir(cohort)
-    if spoil:
-        spoil(cohort)
-    with pytest.raises(InputError, match=words) as e:
-        express(cohort, *argv)
-    assert "\n" not in str(e.value) and not (cohort / "runs").exists()
+    assert "9 pairs of tumour and matched normal tissue, 6 genes" in report
+    assert "always the commoner label" in report and "OFF, SAME" in report
+    assert "- model: linear" in report and "planted" not in report
 
 
 def test_slides_of_one_tile_or_nan_are_left_out_with_their_pair_and_named(
@@ -304,164 +362,135 @@ def test_slides_of_one_tile_or_nan_are_left_out_with_their_pair_and_named(
 ):
     cohort = write_pairs(tmp_path / "c", 12)
     with h5py.File(cohort / "h5" / "s1_1.h5", "r+") as h:
-        x, coords = h["features"][:1], h["coords"][:1]
-        del h["features"], h["coords"]
-        h["features"], h["coords"] = x, coords
+        one = {name: h[name][:1] for name in ("features", "coords")}
+        for name, values in one.items():
+            del h[name]
+            h[name] = values
     with h5py.File(cohort / "h5" / "s3_1.h5", "r+") as h:
         h["features"][4, 2] = np.nan
-    left = []
-    swap(
-        monkeypatch,
-        "lab.commands.histcode.expression",
-        "write_expression",
-        lambda *given: left.append(left_out_lines(given[3])),
-    )
+    swap(monkeypatch, "lab.histcode.ends", "SHUFFLES", 2000)
     assert express(cohort) == 1
     said = capsys.readouterr()
     assert "s1_1: 1 tile; the highest and the lowest by attention need two" in said.err
     assert "2 of 20 slides failed" in said.err
-    assert "s3_1: " in said.err and "s3_1.h5: NaN or infinite feature in tile 4" in said.err
+    assert "s3_1.h5: NaN or infinite feature in tile 4" in said.err
     assert "2 pairs of which a slide failed: TCGA-AA-0001, TCGA-AA-0003" in said.out
     assert "10 pairs, 6 genes, 18 slides" in said.out
-    assert any("s1_1 failed: 1 tile" in line for line in left[0])
-    z = np.load(cohort / "runs" / "expression" / "predictions.npz")
+    assert "- s1_1 failed: 1 tile" in (cohort / "runs" / "expression" / "report.md").read_text()
+    z = predictions(cohort, "expression")
     assert len(z["patient"]) == 10 and np.isfinite(z["prediction"]).all()
 
 
-def test_a_run_of_expression_with_other_settings_is_refused(changed, tmp_path, monkeypatch):
-    cohort = tmp_path / "c"
-    shutil.copytree(changed, cohort)
-    before = {p.name: p.read_bytes() for p in (cohort / "runs" / "ridge").iterdir()}
-    for argv, words in (
-        (["--ridge", "3"], "ridge"),
-        (["--epochs", "4"], "epochs"),
-        (["--genes", "UP0,UP1"], "genes"),
-        (["--seed", "1"], "seed"),
-        (["--slides", "both"], "slides"),
-        (["--model", "attention", "--ridge", "0"], "model"),
-    ):
-        with pytest.raises(InputError, match=f"other settings .*{words}.*choose another --name"):
-            express(cohort, "--name", "ridge", "--ridge", "auto", *argv)
-    twice = lambda row: [row[0], *(2 * float(v) for v in row[1:])]
-    change_table(cohort / "expression.csv", lambda rows: [*rows[:-2], twice(rows[-2]), rows[-1]])
-    with pytest.raises(InputError, match="other settings .*data"):
-        express(cohort, "--name", "ridge", "--ridge", "auto")
-    assert before == {p.name: p.read_bytes() for p in (cohort / "runs" / "ridge").iterdir()}
-
-
-def test_the_ledger_of_expression_and_stopping_on_test(changed, tmp_path, monkeypatch):
-    cohort = tmp_path / "c"
-    shutil.copytree(changed, cohort)
-    swap(monkeypatch, "lab.histcode.pairs", "SHUFFLES", 2000)
-    top, seen = section(cohort / "runs" / "linear")
-    assert (
-        "**Steps that saw test patients: gene filter**" in top
-        and "| gene filter | 9 | 3 of 3 | availability only" in seen
-        and "leak" not in seen
-    )
-    for step in (
-        "attention: weights of the network",
-        "attention: choice of the epoch",
-        "labels: choice of the epoch",
-        "standardisation of the features",
-    ):
-        assert f"| {step} | 3 | 0 of 3 |  |" in seen
-    assert (
-        "| least squares | 6 | 0 of 3 |  |" in seen
-        and "| shuffled patients | 3 | 3 of 3 | by design" in seen
-    )
-    assert [s["saw"]["penalty"] for s in folds_in(cohort / "runs" / "ridge")] == [
-        s["saw"]["least squares"] for s in folds_in(cohort / "runs" / "ridge")
-    ]
-    assert (
-        express(cohort, "--name", "b", "--code", "stop") == 0
-        and express(cohort, "--name", "c", "--model", "attention", "--code", "stop") == 0
-    )
-    top, seen = section(cohort / "runs" / "b")
-    assert (
-        "test patients: gene filter, attention: choice of the epoch, labels: choice of the epoch**"
-        in top
-        and "stop: the test part" in top
-    )
-    assert (
-        "| least squares | 6 | 0 of 3 |  |" in seen
-        and "| attention: weights of the network | 3 | 0 of 3 |  |" in seen
-    )
-    top, seen = section(cohort / "runs" / "c")
-    assert (
-        "test patients: gene filter, choice of the epoch**" in top
-        and "| start of the last bias | 3 | 0 of 3 |  |" in seen
-    )
-    z = np.load(cohort / "runs" / "c" / "predictions.npz")
-    joint = folds_in(cohort / "runs" / "joint")
-    for f, s in enumerate(folds_in(cohort / "runs" / "c")):
-        assert s["valid_patients"] == s["test_patients"] and set(s["test_patients"]) <= set(
-            s["learned_from"]
-        )
-        test = z["part"] == f
-        error = (np.where(np.isnan(z["truth"]), 0, z["prediction"] - z["truth"])[test] ** 2).sum(
-            1
-        ) / (~np.isnan(z["truth"][test])).sum(1)
-        assert s["losses"].min().item() == pytest.approx(
-            error.mean(), rel=1e-3
-        ) and not torch.equal(s["losses"], joint[f]["losses"])
-    with pytest.raises(InputError, match="other settings .code .'stop'. -> "):
-        express(cohort, "--name", "c", "--model", "attention")
-    honest = roles
-    swap(
-        monkeypatch,
-        "lab.histcode.splits",
-        "roles",
-        lambda *a: (lambda train, valid, test: (train, np.r_[valid, test[:1]], test))(*honest(*a)),
-    )
-    assert express(cohort, "--name", "leaky") == 0
-    assert "| least squares | 7 | 1 of 3 | **a leak** |" in section(cohort / "runs" / "leaky")[1]
-
-
-def test_expressions_choices_are_runs_of_their_options(changed, tmp_path, monkeypatch):
-    cohort = tmp_path / "c"
-    shutil.copytree(changed, cohort)
-    swap(monkeypatch, "lab.commands.histcode.expression", "GENES_AT_ONCE", 2)
-    swap(monkeypatch, "lab.commands.histcode.expression", "write_expression", lambda *_: None)
+def test_expressions_choices_are_runs_of_their_options(changed, cohort, quiet):
+    both = ("--embed", "512", "--slides", "both", "--genes", "UP0")
     assert express(cohort, "--name", "a", "--code", "model", "--genes", "UP0,NO0,HALF") == 0
     assert express(cohort, "--name", "b", "--code", "embed,slides", "--genes", "UP0") == 0
-    assert (
-        express(cohort, "--name", "c", "--embed", "512", "--slides", "both", "--genes", "UP0") == 0
-    )
-    z = {
-        name: np.load(cohort / "runs" / name / "predictions.npz")["prediction"]
-        for name in ("a", "b", "c", "per-gene")
-    }
-    assert (
-        np.array_equal(z["a"], z["per-gene"])
-        and np.array_equal(z["b"], z["c"])
-        and folds_in(cohort / "runs" / "b")[0]["embed"] == [512]
-    )
+    assert express(cohort, "--name", "c", *both) == 0
+    a, b, c = (predictions(cohort, name)["prediction"] for name in "abc")
+    assert np.array_equal(a, predictions(changed, "per-gene")["prediction"])
+    assert np.array_equal(b, c)
+    assert folds_in(cohort / "runs" / "b")[0]["embed"] == [512]
     config = json.loads((cohort / "runs" / "b" / "config.json").read_text())
     assert config["code"] == ["embed", "slides"] and config["slides"] == "both"
 
 
-def test_gene_sets_of_the_best_genes_are_fishers(tmp_path, monkeypatch, capsys):
-    swap(monkeypatch, "lab.commands.histcode.expression", "BEST_GENES", 4)
-    ranked = [f"G{i}" for i in range(12)]
-    sets = dict(
-        first=("G0", "G1", "G2", "X"), mixed=("G3", "G4", "G11"), none=("Y",), last=("G9", "G10")
-    )
-    text = enrich_best(tmp_path, ranked, sets)
-    rows = {r["set"]: r for r in read_csv(tmp_path / "enrichment.csv")}
-    assert list(rows) == ["first", "mixed", "last"]  # by p; of the fourth no gene was tested
-    for name, (hits, size) in dict(first=(3, 3), mixed=(1, 3), last=(0, 2)).items():
-        p = scipy.stats.fisher_exact(
-            [[hits, size - hits], [4 - hits, 12 - 4 - size + hits]], "greater"
-        )[1]
-        r = rows[name]
-        assert (int(r["hits"]), int(r["genes tested"])) == (hits, size) and float(
-            r["p"]
-        ) == pytest.approx(p, rel=1e-3)
-        assert (
-            float(r["expected"]) == pytest.approx(size * 4 / 12, rel=1e-3)
-            and len(r["hit genes"].split()) == hits
-        )
-    assert rows["first"]["hit genes"] == "G0 G1 G2" and (tmp_path / "enrichment.png").is_file()
-    assert "of 3 sets with a tested gene" in capsys.readouterr().out
-    assert any("| first | 3 | 3 | 1.0 |" in line for line in text)
+# ----- What is refused ----------------------------------------------------------------------------
+
+
+def rewritten(name, change):
+    return lambda cohort: change_table(cohort / name, change)
+
+
+MISTAKES = [
+    ("--ridge 1 --model attention", "--ridge: with --model linear"),
+    ("--ridge auto --model attention", "--ridge: with --model linear"),
+    ("--ridge -1", "--ridge -1: must lie between 0"),
+    ("--per-gene", "--per-gene, --pooling: with --model attention"),
+    ("--pooling max", "--per-gene, --pooling: with --model attention"),
+    ("--gmt nowhere.gmt", "--gmt: nowhere.gmt: No such file"),
+    ("--name a/b", "--name a/b: the name of a folder, not a path"),
+    ("--genes UP9", "the expression table has no gene 'UP9'; nearest: UP"),
+    ("--folds 12", "9 patients don't go into --folds 12"),
+    ("--genes UP0 --drivers x", "--drivers and --genes both"),
+    ("--drivers nowhere.tsv", "nowhere.tsv: can't be read"),
+    ("--drivers samples.csv", "samples.csv: wanted columns symbol and mutations; it has slide"),
+    ("--drivers d.csv", "d.csv: none of its genes .TP53. is in the expression table, which has UP"),
+    ("--genes OFF,SAME", "no gene of 2 has a fold change in half of the 9 pairs"),
+]
+SPOILT = [
+    (
+        rewritten("samples.csv", lambda rows: [r for r in rows if r[4] == "1"]),
+        "trains on slides of one class only .tumour.*--model attention does without",
+    ),
+    (
+        rewritten("samples.csv", lambda rows: [[*r[:4], "perhaps"] for r in rows]),
+        "samples.csv: tumor of slide s0_1 is 'perhaps'; wanted 1 or 0",
+    ),
+    (
+        rewritten("samples.csv", lambda rows: [["a/" + r[0], *r[1:]] for r in rows]),
+        "samples.csv (line|row) 2: slide a/s0_1 is a path",
+    ),
+    (
+        rewritten("expression.csv", lambda rows: rows[::2]),
+        "0 patients have tumour and normal .*9 have tumour, 0 normal",
+    ),
+    (
+        rewritten("expression.csv", lambda rows: [[*r[:3], "-1", *r[4:]] for r in rows]),
+        "expression.csv.*UP2",
+    ),
+    (lambda cohort: (cohort / "expression.csv").unlink(), "c: no expression.csv"),
+]
+
+
+@pytest.mark.parametrize(
+    "argv, spoil, words",
+    [(argv, None, words) for argv, words in MISTAKES] + [("", *spoilt) for spoilt in SPOILT],
+)
+def test_expression_says_one_line(tmp_path, monkeypatch, argv, spoil, words):
+    cohort = write_pairs(tmp_path / "c")
+    (cohort / "d.csv").write_text("gene,mutations\nTP53,3\n")
+    monkeypatch.chdir(cohort)
+    if spoil:
+        spoil(cohort)
+    with pytest.raises(InputError, match=words) as e:
+        express(cohort, *argv.split())
+    assert "\n" not in str(e.value) and not (cohort / "runs").exists()
+
+
+def test_a_run_of_expression_with_other_settings_is_refused(changed, tmp_path):
+    cohort = tmp_path / "c"
+    shutil.copytree(changed, cohort)
+    run = cohort / "runs" / "ridge"
+    before = {path.name: path.read_bytes() for path in run.iterdir()}
+    for argv, words in (
+        ("--ridge 3", "ridge"),
+        ("--epochs 4", "epochs"),
+        ("--genes UP0,UP1", "genes"),
+        ("--seed 1", "seed"),
+        ("--slides both", "slides"),
+        ("--model attention --ridge 0", "model"),
+    ):
+        with pytest.raises(InputError, match=f"other settings .*{words}.*choose another --name"):
+            express(cohort, "--name", "ridge", "--ridge", "auto", *argv.split())
+
+    def twice(rows):
+        rows[-2][1:] = [2 * float(v) for v in rows[-2][1:]]
+        return rows
+
+    change_table(cohort / "expression.csv", twice)
+    with pytest.raises(InputError, match=r"other settings .*data"):
+        express(cohort, "--name", "ridge", "--ridge", "auto")
+    assert before == {path.name: path.read_bytes() for path in run.iterdir()}
+
+
+def test_a_checkpoint_of_an_older_program_is_told(changed, tmp_path):
+    cohort = tmp_path / "c"
+    shutil.copytree(changed, cohort)
+    path = cohort / "runs" / "linear" / "fold1.pt"
+    saved = torch.load(path, weights_only=True)
+    del saved["prediction"]
+    torch.save(saved, path)
+    with pytest.raises(
+        InputError, match=r"fold1.pt: not a whole checkpoint .*delete it to have it"
+    ):
+        express(cohort, "--name", "linear")

@@ -1,7 +1,6 @@
 """lab.tests.test_histcode_runs"""
 
 import argparse
-import itertools
 import json
 import re
 import shutil
@@ -10,20 +9,16 @@ import numpy as np
 import pytest
 
 import histcode
-import stats
 from lab.audit.choices import switches
 from lab.cohort.samples import barcode
 from lab.commands.histcode import main
 from lab.commands.histcode.audit import UNSEEN
 from lab.commands.histcode.options import layers
 from lab.files import InputError
-from lab.gene_sets import read_sets
 from lab.histcode.bags import bags_of_table, tissue_of
 from lab.histcode.choices import CHOICES, TURNED
-from lab.histcode.heads import apply_heads
-from lab.histcode.predictions import contributions
 from lab.histcode.runs import load_run
-from lab.tests.helpers import maps_of, read_csv, real, spoken_by_hand, swap, tiles_in
+from lab.tests.helpers import maps_of, read_csv, real, spoken_by_hand, swap
 
 
 def test_follow_code_sets_the_authors_values_but_not_what_is_asked_for(settled, capsys):
@@ -180,51 +175,6 @@ def test_tissue_is_read_from_columns_then_from_barcodes(tmp_path):
         ("TCGA-AB-12C-01A", (None, None)),
     ):
         assert barcode(name) == want
-
-
-def test_gene_sets_are_read_from_several_files(tmp_path):
-    for name, text in (
-        ("a.gmt", "A\tx\tG1\tG2\nB\tx\tG3\n"),
-        ("b.gmt", "C\tx\tG4\nB\ty\tG3\n"),
-        ("c.gmt", "B\tx\tG9\n"),
-    ):
-        (tmp_path / name).write_text(text)
-    a, b, c = (str(tmp_path / f"{n}.gmt") for n in "abc")
-    assert stats.read_gmt(a, b) == read_sets([a, b]) == dict(A=("G1", "G2"), B=("G3",), C=("G4",))
-    with pytest.raises(
-        InputError, match="--gmt: .*c.gmt, line 1: set 'B' stands in .*b.gmt, line 2 too"
-    ):
-        read_sets([b, a, c])
-    with pytest.raises(InputError, match="--gmt: .*nowhere.gmt"):
-        read_sets([a, str(tmp_path / "nowhere.gmt")])
-
-
-@pytest.mark.parametrize("name", ["linear", "joint", "mean", "max", "per-gene"])
-def test_what_tiles_add_and_the_bias_are_the_prediction(changed, name):
-    run = load_run(changed / "runs" / name)
-    for slide, (f, saved) in itertools.product(("s2_1", "s3_1", "s4_0"), enumerate(run["folds"])):
-        h, (_, a) = tiles_in(changed, slide), apply_heads(saved, "cpu")(tiles_in(changed, slide))
-        want, by_hand = spoken_by_hand(saved, h)
-        assert np.allclose(a, by_hand, atol=1e-6)
-        for j in range(len(want)):
-            m, at = (j, 0) if name == "per-gene" else (0, j)
-            got = contributions(saved, h, a.double().numpy(), j)
-            bias = (
-                saved["bias"][j]
-                if name == "linear"
-                else saved["model"]["head.classify.bias"][m, at]
-            )
-            assert np.nansum(got) + bias.item() == pytest.approx(want[j], abs=2e-5)
-            assert np.isnan(got).sum() == (
-                len(h) % 2 if name == "linear" else 0
-            )  # the one tile between both halves
-            if name in ("joint", "per-gene", "mean"):  # tile by tile
-                s = {k: v[m].double().numpy() for k, v in saved["model"].items()}
-                x = (h.astype(float) - s["mean"]) * s["scale"]
-                w = s["head.classify.weight"][at]
-                assert np.allclose(got, [b * (xi @ w) for b, xi in zip(by_hand[m], x)], atol=1e-6)
-            if name == "max":
-                assert (got[a[0].numpy() == 0] == 0).all()
 
 
 def test_a_folder_that_is_no_finished_run_is_told(changed, tmp_path):

@@ -116,24 +116,21 @@ def study_of(o):
 
 def check_parts(study, o):
     """Refuse a study that is too small for its folds, before anything is written."""
-    slides = study.slides
     for f in range(o.folds):
         train, chooses, _ = roles(study.bags["part"], f, o.folds, o.code)
-        if len(train) < 2 or (o.model != "linear" and not len(chooses)):
-            mend = "too few" if o.folds == 3 else "lower --folds"
+        if len(train) < 2 or not len(chooses):
             refuse(
-                slides,
+                study.slides,
                 f"fold {f} has {len(train)} pairs to train on and {len(chooses)} to choose its "
-                f"epoch, of {len(study.pairs.patients)}: {mend}",
+                f"epoch, of {len(study.pairs.patients)}: give a lower --folds, or more pairs",
             )
-        train, chooses, _ = roles(slides["part"], f, o.folds, o.code)
-        tissue = " and ".join(sorted({TISSUES[y] for y in slides["y"][train]}))
-        if o.model == "linear" and (tissue in TISSUES or not len(chooses)):
+        train, _, _ = roles(study.slides["part"], f, o.folds, o.code)
+        tissue = {TISSUES[y] for y in study.slides["y"][train]}
+        if o.model == "linear" and len(tissue) < 2:
             refuse(
-                slides,
-                f"fold {f} trains on slides of {tissue} tissue, {len(chooses)} choose its epoch; "
-                "the attention needs tumour and normal slides, and some that choose; --model "
-                "attention does without",
+                study.slides,
+                f"fold {f} trains on slides of one class only ({tissue.pop()}); the attention "
+                "needs tumour and normal slides; --model attention does without",
             )
 
 
