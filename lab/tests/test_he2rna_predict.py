@@ -1,6 +1,8 @@
-"""lab.tests.test_he2rna_predict"""
+"""Prediction with a run's models, and whose features they may be asked about.
 
-import json
+Authorities: the run's own cross-validation, and the checkpoints' models asked directly.
+"""
+
 import re
 import shutil
 
@@ -14,10 +16,8 @@ import tiling
 from lab.cohort.encoding import make_features
 from lab.cohort.features import load_features
 from lab.commands.he2rna import main
-from lab.files import InputError
-from lab.he2rna.bags import in_memory as bags_in_memory
+from lab.files import InputError, load_json
 from lab.he2rna.runs import load_run, model_of
-from lab.runs import load_checkpoint
 from lab.tests.helpers import (
     folder_bytes,
     mixed_up,
@@ -30,510 +30,328 @@ from lab.tests.helpers import (
     write_cohort,
 )
 
+EPOCH = ("--epochs", "1")
+SMALL = ("--folds", "3", "--epochs", "1", "--hidden", "8", "--device", "cpu")
 
-def test_a_checkpoint_of_another_run_is_named(tmp_path):
+
+def predict(run, *argv):
+    return main(["predict", str(run), *map(str, argv), "--device", "cpu"])
+
+
+def predicted(run, slide, column="log10_1p_fpkm_uq"):
+    return [float(r[column]) for r in read_csv(run / "predict" / f"{slide}.csv")]
+
+
+def checkpoint(run, fold):
+    return torch.load(run / f"fold{fold}.pt", weights_only=True)
+
+
+# ----- Checkpoints ----------------------------------------------------------------------------
+
+
+def test_a_checkpoint_of_another_run_or_fold_is_refused(tmp_path):
     write_cohort(tmp_path, np.random.default_rng(0), patients=6)
     run = tmp_path / "runs" / "he2rna"
-    assert (
-        train(tmp_path, "--epochs", "1") == 0
-        and train(tmp_path, "--epochs", "1", "--hidden", "8", "--name", "small") == 0
-    )
-    other = load_checkpoint(tmp_path / "runs" / "small" / "fold1.pt", "cpu")
+    assert train(tmp_path, *EPOCH) == 0
+    assert train(tmp_path, *EPOCH, "--hidden", "8", "--name", "small") == 0
+    other = checkpoint(tmp_path / "runs" / "small", 1)
+    unmarked = {key: value for key, value in other.items() if key != "run"}
     for wrong, why in (
-        (other, "run or fold"),
-        ({k: v for k, v in other.items() if k != "run"}, "network"),  # made before runs had an id
-        (torch.load(run / "fold0.pt", weights_only=True), "run or fold"),
+        (other, r".of another run or fold."),
+        (checkpoint(run, 0), r".of another run or fold."),
+        (unmarked, r".of another network."),
+        ([1, 2], ""),
+        ({"weights": 1}, ""),
     ):
         torch.save(wrong, run / "fold1.pt")
-        with pytest.raises(
-            InputError,
-            match=f"fold1.pt: not a whole checkpoint of this run .of another {why}.; delete it",
-        ):
-            train(tmp_path, "--epochs", "1")
-    for value in ([1, 2], dict(weights=1)):
-        torch.save(value, run / "fold1.pt")
-        for command in (
-            lambda: train(tmp_path, "--epochs", "1"),
-            lambda: main(["predict", str(run), "all"]),
-        ):
-            with pytest.raises(InputError, match="fold1.pt: not a whole checkpoint of this run"):
-                command()
+        with pytest.raises(InputError, match=f"fold1.pt: not a whole checkpoint of this run {why}"):
+            train(tmp_path, *EPOCH)
+    with pytest.raises(InputError, match=r"fold1.pt: not a whole checkpoint of this run"):
+        predict(run, "all")
     (run / "fold1.pt").unlink()
-    assert train(tmp_path, "--epochs", "1") == 0
-    mixed_up(run, lambda: main(["predict", str(run), "all"]), "patient")
+    assert train(tmp_path, *EPOCH) == 0
+    mixed_up(run, lambda: predict(run, "all"), "patient")
 
 
-def test_predictions_of_padding_and_relu_runs_are_those_of_their_models(tmp_path, capsys):
-    """Cross-validation and predict agree, though predict sees a slide alone: the padding is the model's."""
-    write_cohort(tmp_path, np.random.default_rng(3), patients=12)
-    assert (
-        train(
-            tmp_path,
-            "--epochs",
-            "1",
-            "--folds",
-            "5",
-            "--valid",
-            ".1",
-            "--follow",
-            "code",
-            "--code",
-            "k",
-        )
-        == 0
-    )
-    run = tmp_path / "runs" / "he2rna"
-    assert json.loads((run / "config.json").read_text())["code"] == [
-        "genes",
-        "padding",
-        "relu",
-        "k",
-        "folds",
-    ]
-    assert "without colour, for features made elsewhere" in capsys.readouterr().out
-    z = np.load(run / "predictions.npz")
-    assert z["prediction"].min() >= 0 and main(["predict", str(run), "all", "--device", "cpu"]) == 0
-    for slide, want in zip(z["slide"], z["prediction"]):
-        got = [float(r["log10_1p_fpkm_uq"]) for r in read_csv(run / "predict" / f"{slide}.csv")]
-        assert np.allclose(got, want, atol=2e-5)
+def test_a_run_of_another_version_or_not_finished_is_refused(mapped, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(mapped / "runs" / "he2rna", run)
+    text = (run / "config.json").read_text()
+    (run / "config.json").write_text(text.replace('"version": 3', '"version": 1'))
+    with pytest.raises(InputError, match=r"version 1 .* reads version 3"):
+        load_run(run)
+    (run / "config.json").write_text(text)
+    (run / "fold1.pt").unlink()
+    with pytest.raises(InputError, match=r"fold1.pt is missing: the run is not finished"):
+        load_run(run)
 
 
-def test_predict_gives_what_cross_validation_gave_and_knows_whom_the_models_saw(tmp_path, capsys):
-    write_cohort(tmp_path, np.random.default_rng(3), patients=12, per_patient=2)
-    assert train(tmp_path, "--epochs", "2") == 0 and tune(tmp_path, "--name", "tuned") == 0
+# ----- What is predicted ----------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def two_runs(tmp_path_factory):
+    """A cohort with a run and its fine-tuning, both asked about all slides."""
+    cohort = tmp_path_factory.mktemp("two") / "c"
+    write_cohort(cohort, np.random.default_rng(3), patients=12, per_patient=2)
+    assert train(cohort, "--epochs", "2") == 0 and tune(cohort, "--name", "tuned") == 0
     for name in ("he2rna", "tuned"):
-        run = tmp_path / "runs" / name
-        assert main(["predict", str(run), "all", "--device", "cpu", "--representation"]) == 0
-        z = np.load(run / "predictions.npz")
-        for slide, want, fold in zip(z["slide"], z["prediction"], z["fold"]):
-            rows = read_csv(run / "predict" / f"{slide}.csv")
-            assert [r["gene"] for r in rows] == z["genes"].tolist()
-            assert np.allclose([float(r["log10_1p_fpkm_uq"]) for r in rows], want, atol=2e-5)
-            assert np.allclose(
-                [float(r["fpkm_uq"]) for r in rows],
-                np.maximum(10 ** want.astype(float) - 1, 0),
-                rtol=1e-4,
-            )
-            h = np.load(run / "predict" / f"{slide}.representation.npz")
-            assert h["folds"].tolist() == [fold] and h["each"].shape == (1, 16)
-            model = model_of(torch.load(run / f"fold{fold}.pt", weights_only=True), "cpu").eval()
-            x = torch.from_numpy(load_features(tmp_path, tmp_path / "h5", slide)[0]).float().mean(0)
-            for layer in model.layers[:-1]:
-                x = layer(x).relu()
-            assert np.allclose(h["mean"], x.detach().numpy(), atol=1e-4)
-    capsys.readouterr()
-    new = tmp_path / "new" / "h5"  # a slide of one tile, of nobody the run knows
-    new.mkdir(parents=True)
-    with h5py.File(new / "stranger.h5", "w") as h:
-        h["features"], h["coords"] = np.ones((1, 8), np.float16), np.zeros((1, 2), np.int32)
-    shutil.copyfile(tmp_path / "h5" / "s00_0.h5", new / "s00_0.h5")
-    shutil.copytree(new, tmp_path / "other")  # as wide, but of whose encoder?
+        assert predict(cohort / "runs" / name, "all", "--representation") == 0
+    return cohort
+
+
+@pytest.mark.parametrize("name", ["he2rna", "tuned"])
+def test_predict_gives_what_cross_validation_gave(two_runs, name):
+    run = two_runs / "runs" / name
+    z = np.load(run / "predictions.npz")
+    for slide, want, fold in zip(z["slide"], z["prediction"], z["fold"], strict=True):
+        genes = [r["gene"] for r in read_csv(run / "predict" / f"{slide}.csv")]
+        assert genes == z["genes"].tolist()
+        assert np.allclose(predicted(run, slide), want, atol=2e-5)
+        linear = np.maximum(10 ** want.astype(float) - 1, 0)
+        assert np.allclose(predicted(run, slide, "fpkm_uq"), linear, rtol=1e-4)
+        h = np.load(run / "predict" / f"{slide}.representation.npz")
+        assert h["folds"].tolist() == [fold] and h["each"].shape == (1, 16)
+        features, _ = load_features(two_runs, two_runs / "h5", slide)
+        x = torch.from_numpy(features).float().mean(0)
+        for layer in model_of(checkpoint(run, fold), "cpu").layers[:-1]:
+            x = layer(x).relu()
+        assert np.allclose(h["mean"], x.detach().numpy(), atol=1e-4)
+
+
+def write_slide(path, features):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with h5py.File(path, "w") as h:
+        h["features"], h["coords"] = features, tile_cloud(len(features))
+
+
+@pytest.mark.parametrize("name", ["he2rna", "tuned"])
+def test_a_stranger_is_spoken_of_by_all_models_and_a_patient_by_one(
+    two_runs, tmp_path, capsys, name
+):
+    run, folder = two_runs / "runs" / name, tmp_path / "h5"
+    write_slide(folder / "stranger.h5", np.ones((1, 8), np.float16))
+    shutil.copyfile(two_runs / "h5" / "s00_0.h5", folder / "s00_0.h5")
+    assert predict(run, folder / "stranger.h5", folder / "s00_0.h5") == 0
+    said = capsys.readouterr().out
+    assert "stranger: 1 tiles, models of folds 0, 1, 2" in said
+    assert re.search(r"s00_0: 30 tiles, models of folds \d \(the others learned from", said)
+    models = [model_of(checkpoint(run, f), "cpu") for f in range(3)]
+    scores = [model.tile_scores(torch.ones(1, 8))[0].detach().numpy() for model in models]
+    assert np.allclose(predicted(run, "stranger"), np.mean(scores, 0), atol=1e-4)
+    shutil.copytree(folder, tmp_path / "other")  # as wide, but of whose encoder?
     with pytest.raises(InputError, match="learned from features in a folder h5"):
-        main(
-            [
-                "predict",
-                str(tmp_path / "runs" / "he2rna"),
-                str(tmp_path / "other" / "stranger.h5"),
-                "--device",
-                "cpu",
-            ]
-        )
-    for run in ("he2rna", "tuned"):
-        assert (
-            main(
-                [
-                    "predict",
-                    str(tmp_path / "runs" / run),
-                    str(new / "stranger.h5"),
-                    str(new / "s00_0.h5"),
-                    "--device",
-                    "cpu",
-                ]
-            )
-            == 0
-        )
-        out = capsys.readouterr().out
-        assert "stranger: 1 tiles, models of folds 0, 1, 2" in out and re.search(
-            r"s00_0: 30 tiles, models of folds \d \(", out
-        )
-        rows = read_csv(tmp_path / "runs" / run / "predict" / "stranger.csv")
-        models = [
-            model_of(
-                torch.load(tmp_path / "runs" / run / f"fold{f}.pt", weights_only=True), "cpu"
-            ).eval()
-            for f in range(3)
-        ]
-        want = sum(m.tile_scores(torch.ones(1, 1, 8))[0, 0] for m in models).detach().numpy() / 3
-        assert np.allclose([float(r["log10_1p_fpkm_uq"]) for r in rows], want, atol=1e-4)
-    for scale, words in (
+        predict(run, tmp_path / "other" / "stranger.h5")
+
+
+@pytest.mark.parametrize(
+    "scale, words",
+    [
         (1e6, "features up to 1e+06 are beyond float16; scale them down"),
         (6e4, "not finite: features up to 6e+04 are of another scale"),
-    ):
-        with h5py.File(new / "large.h5", "w") as h:
-            h["features"], h["coords"] = np.full((3, 8), scale, np.float32), tile_cloud(3)
-        assert (
-            main(
-                [
-                    "predict",
-                    str(tmp_path / "runs" / "he2rna"),
-                    str(new / "large.h5"),
-                    str(new / "s00_0.h5"),
-                    "--device",
-                    "cpu",
-                ]
-            )
-            == 1
-        )
-        said = capsys.readouterr()
-        assert "failed: large: " in said.err and words in said.err and "s00_0: 30 tiles" in said.out
-        assert not (tmp_path / "runs" / "he2rna" / "predict" / "large.csv").exists()
+    ],
+)
+def test_features_of_another_scale_fail_and_the_others_go_on(
+    two_runs, tmp_path, capsys, scale, words
+):
+    run, folder = two_runs / "runs" / "he2rna", tmp_path / "h5"
+    write_slide(folder / "large.h5", np.full((3, 8), scale, np.float32))
+    shutil.copyfile(two_runs / "h5" / "s00_0.h5", folder / "s00_0.h5")
+    assert predict(run, folder / "large.h5", folder / "s00_0.h5") == 1
+    said = capsys.readouterr()
+    assert "failed: large: " in said.err and words in said.err
+    assert "s00_0: 30 tiles" in said.out
+    assert not (run / "predict" / "large.csv").exists()
+
+
+def test_the_authors_padding_and_relu_go_with_the_model(tmp_path, capsys):
+    """Cross-validation and predict agree, though predict sees a slide alone."""
+    write_cohort(tmp_path, np.random.default_rng(3), patients=12)
+    theirs = "--epochs 1 --folds 5 --valid .1 --follow code --code k"
+    assert train(tmp_path, *theirs.split()) == 0
+    assert "without colour, for features made elsewhere" in capsys.readouterr().out
+    run = tmp_path / "runs" / "he2rna"
+    code = load_json(run / "config.json")["code"]
+    assert code == ["genes", "padding", "relu", "k", "folds"]
+    assert predict(run, "all") == 0
+    z = np.load(run / "predictions.npz")
+    assert z["prediction"].min() >= 0
+    for slide, want in zip(z["slide"], z["prediction"], strict=True):
+        assert np.allclose(predicted(run, slide), want, atol=2e-5)
+
+
+# ----- Features as the run's ------------------------------------------------------------------
+
+
+@pytest.fixture
+def new_slide(tmp_path):
+    """A function that copies a slide into a folder of its own, as x."""
+
+    def copy(slide):
+        path = tmp_path / "new" / "slides" / f"x{slide.suffix}"
+        path.parent.mkdir(parents=True)
+        shutil.copyfile(slide, path)
+        return path
+
+    return copy
+
+
+def features(folder, source, name):
+    return np.load(folder / "features" / source / f"{name}.npy")
 
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit")
-def test_a_run_on_an_encoder_file_wants_that_file(drawn, tmp_path):
+def test_a_run_on_an_encoder_file_wants_that_file(drawn, new_slide, tmp_path):
+    cohort, file, other = tmp_path / "c", tmp_path / "tiny.pt", tmp_path / "other.pt"
+    shutil.copytree(drawn, cohort)
+    tiny_encoder(file)
+    tiny_encoder(other, 1)
+    made_so = ("--colour", "macenko", "--tissue", "saturation", "--max-tiles", "2")
+    assert main(["train", str(cohort), "--encoder", str(file), *made_so, *SMALL]) == 0
+    run, slide = cohort / "runs" / "he2rna", min((cohort / "slides").iterdir())
+    made = load_json(run / "config.json")["features"]
+    assert made["source"] == "tiny" and made["weights"].startswith("tiny.pt sha256")
+    assert [made[k] for k in ("colour", "tissue", "tile_px")] == ["macenko", "saturation", 224]
+    new = new_slide(slide)
+    with pytest.raises(InputError, match=r"learned with weights tiny.pt sha256 .* --weights FILE"):
+        predict(run, new)
+    with pytest.raises(InputError, match=r"weights other.pt sha256 .*, the run has tiny.pt sha256"):
+        predict(run, new, "--weights", other)
+    assert predict(run, slide) == 0
+    assert predict(run, new, "--weights", file) == 0
+    home = new.parents[1]
+    side = load_json(home / "features" / "tiny" / "x.json")
+    assert side["weights"] == made["weights"] and side["colour"] == "macenko"
+    assert side["tiles"]["tissue"] == "saturation"
+    assert (features(cohort, "tiny", slide.stem) == features(home, "tiny", "x")).all()
+    # a map wants all tiles, which are made with the file
+    assert main(["heatmap", str(run), slide.stem, "--genes", "CD3D", "--device", "cpu"]) == 0
+    assert len(features(cohort / "all-tiles", "tiny", slide.stem)) > 2
+    tuned = ["finetune", str(cohort), "he2rna", *EPOCH, "--genes", "CD3D", "--device", "cpu"]
+    assert main(tuned) == 0
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit")
+def test_a_run_on_stretched_tiles_stretches_those_of_new_slides(drawn, new_slide, tmp_path):
     cohort, file = tmp_path / "c", tmp_path / "tiny.pt"
     shutil.copytree(drawn, cohort)
-    tiny_encoder(file), tiny_encoder(tmp_path / "other.pt", 1)
-    assert (
-        main(
-            [
-                "train",
-                str(cohort),
-                "--encoder",
-                str(file),
-                "--colour",
-                "macenko",
-                "--tissue",
-                "saturation",
-                "--folds",
-                "3",
-                "--epochs",
-                "1",
-                "--max-tiles",
-                "2",
-                "--hidden",
-                "8",
-                "--device",
-                "cpu",
-            ]
-        )
-        == 0
-    )
-    run, slide = cohort / "runs" / "he2rna", sorted((cohort / "slides").iterdir())[0]
-    made = json.loads((run / "config.json").read_text())["features"]
-    assert (
-        made["source"] == "tiny"
-        and made["weights"].startswith("tiny.pt sha256")
-        and (made["colour"], made["tissue"], made["tile_px"]) == ("macenko", "saturation", 224)
-    )
-    new = tmp_path / "new" / "slides" / "x.tif"
-    new.parent.mkdir(parents=True)
-    shutil.copyfile(slide, new)
-    predict = lambda *argv: main(["predict", str(run), *map(str, argv), "--device", "cpu"])
-    with pytest.raises(
-        InputError,
-        match="learned with weights tiny.pt sha256 .*: give that file with --weights FILE",
+    tiny_encoder(file)
+    command = ["train", str(cohort), "--encoder", str(file), "--max-tiles", "2", *SMALL]
+    assert main(command) == 0
+    assert main([*command, "--name", "s", "--code", "colour"]) == 0
+    for name, code, source, colour in (
+        ("he2rna", [], "tiny", "none"),
+        ("s", ["colour"], "tiny-stretch", "stretch"),
     ):
-        predict(new)
-    with pytest.raises(InputError, match="weights other.pt sha256 .*, the run has tiny.pt sha256"):
-        predict(new, "--weights", tmp_path / "other.pt")
-    assert predict(slide) == 0 and predict(new, "--weights", file) == 0
-    side = json.loads((tmp_path / "new" / "features" / "tiny" / "x.json").read_text())
-    assert (
-        side["colour"] == "macenko"
-        and side["tiles"]["tissue"] == "saturation"
-        and side["weights"] == made["weights"]
-    )
-    assert np.array_equal(
-        *(
-            np.load(d / "features" / "tiny" / f"{n}.npy")
-            for d, n in ((cohort, slide.stem), (tmp_path / "new", "x"))
-        )
-    )
-    assert (
-        main(["heatmap", str(run), slide.stem, "--genes", "CD3D", "--device", "cpu"]) == 0
-    )  # all tiles: made with the file
-    assert len(np.load(cohort / "all-tiles" / "features" / "tiny" / f"{slide.stem}.npy")) > 2
-    assert (
-        main(
-            [
-                "finetune",
-                str(cohort),
-                "he2rna",
-                "--epochs",
-                "1",
-                "--genes",
-                "CD3D",
-                "--device",
-                "cpu",
-            ]
-        )
-        == 0
-    )
-
-
-@pytest.mark.filterwarnings("ignore:.*torch.jit")
-def test_a_run_on_stretched_tiles_stretches_those_of_new_slides(drawn, tmp_path):
-    cohort = tmp_path / "c"
-    shutil.copytree(drawn, cohort)
-    tiny_encoder(tmp_path / "tiny.pt")
-    small = (
-        "--encoder",
-        str(tmp_path / "tiny.pt"),
-        "--folds",
-        "3",
-        "--epochs",
-        "1",
-        "--max-tiles",
-        "2",
-        "--hidden",
-        "8",
-        "--device",
-        "cpu",
-    )
-    assert (
-        main(["train", str(cohort), *small]) == 0
-        and main(["train", str(cohort), *small, "--name", "s", "--code", "colour"]) == 0
-    )
-    made = [
-        json.loads((cohort / "runs" / name / "config.json").read_text()) for name in ("he2rna", "s")
-    ]
-    assert [m["features"]["source"] for m in made] == ["tiny", "tiny-stretch"] and [
-        m["features"]["colour"] for m in made
-    ] == ["none", "stretch"]
-    assert [m["code"] for m in made] == [[], ["colour"]]
-    slide, new = sorted((cohort / "slides").iterdir())[0], tmp_path / "new" / "slides" / "x.tif"
-    new.parent.mkdir(parents=True)
-    shutil.copyfile(slide, new)
-    run = cohort / "runs" / "s"
-    assert (
-        main(
-            [
-                "predict",
-                str(run),
-                str(slide),
-                str(new),
-                "--device",
-                "cpu",
-                "--weights",
-                str(tmp_path / "tiny.pt"),
-            ]
-        )
-        == 0
-    )
-    assert np.array_equal(
-        *(
-            np.load(d / "features" / "tiny-stretch" / f"{n}.npy")
-            for d, n in ((cohort, slide.stem), (tmp_path / "new", "x"))
-        )
-    )
-    assert (
-        main(
-            [
-                "heatmap",
-                str(run),
-                slide.stem,
-                "--genes",
-                "CD3D",
-                "--device",
-                "cpu",
-                "--weights",
-                str(tmp_path / "tiny.pt"),
-            ]
-        )
-        == 0
-    )
-    assert (
-        len(np.load(cohort / "all-tiles" / "features" / "tiny-stretch" / f"{slide.stem}.npy")) > 2
-    )
+        config = load_json(cohort / "runs" / name / "config.json")
+        assert config["code"] == code
+        assert config["features"]["source"] == source and config["features"]["colour"] == colour
+    run, slide = cohort / "runs" / "s", min((cohort / "slides").iterdir())
+    new = new_slide(slide)
+    assert predict(run, slide, new, "--weights", file) == 0
+    ours = features(cohort, "tiny-stretch", slide.stem)
+    assert (ours == features(new.parents[1], "tiny-stretch", "x")).all()
+    heatmap = ["heatmap", str(run), slide.stem, "--genes", "CD3D", "--weights", str(file)]
+    assert main([*heatmap, "--device", "cpu"]) == 0
+    assert len(features(cohort / "all-tiles", "tiny-stretch", slide.stem)) > 2
     with pytest.raises(InputError, match="other settings"):  # the default's folder
-        main(["train", str(cohort), *small, "--colour", "stretch"])
+        main([*command, "--colour", "stretch"])
 
 
-def test_features_of_another_kind_are_refused_naming_both(mapped, tmp_path, capsys):
-    run, slide = mapped / "runs" / "he2rna", sorted((mapped / "slides").iterdir())[0]
-    predict = lambda *argv: main(["predict", str(run), *map(str, argv), "--device", "cpu"])
-    for argv, words in (
-        ((slide, "--weights", "imagenet"), "imagenet.*random, seed 0"),
-        ((slide, "--features", tmp_path), "leave --features out"),
-        ((slide, "--tile-um", "100"), "options: tile_um 100.0, the run has 112.0"),
+@pytest.mark.parametrize(
+    "argv, words",
+    [
+        (("SLIDE", "--weights", "imagenet"), "imagenet.*random, seed 0"),
+        (("SLIDE", "--features", "/"), "leave --features out"),
+        (("SLIDE", "--tile-um", "100"), "tile_um 100.0, the run has 112.0"),
         (("nobody",), "neither a slide file nor a slide of the run"),
-        ((slide, slide), "asked for twice$"),
-        ((slide, slide.stem), "asked for twice"),
-    ):
-        with pytest.raises(InputError, match=words):
-            predict(*argv)
-    other = tmp_path / "other"
-    (other / "slides").mkdir(parents=True)
-    shutil.copyfile(slide, other / "slides" / "x.tif")
-    o = options("--encoder", "resnet50-stage3", "--tile-um", "150")
-    assert make_features(other, ["x"], o) == {}
-    before = folder_bytes(other, ".npy")
-    with pytest.raises(InputError, match="tile_um 150.0, the run has 112.0"):
-        predict(other / "slides" / "x.tif")
-    (other / "tiles" / "settings.json").unlink()
-    side = other / "features" / "resnet50-stage3" / "x.json"
+        (("SLIDE", "SLIDE"), "asked for twice"),
+        (("SLIDE", "STEM"), "asked for twice"),
+    ],
+)
+def test_other_features_than_the_runs_are_refused(mapped, argv, words):
+    slide = min((mapped / "slides").iterdir())
+    argv = [{"SLIDE": slide, "STEM": slide.stem}.get(word, word) for word in argv]
+    with pytest.raises(InputError, match=words):
+        predict(mapped / "runs" / "he2rna", *argv)
+
+
+def test_features_of_another_kind_stay_and_are_made_anew_elsewhere(mapped, new_slide, tmp_path):
+    run, source = mapped / "runs" / "he2rna", "resnet50-stage3"
+    slide = new_slide(min((mapped / "slides").iterdir()))
+    home = slide.parents[1]
+    assert make_features(home, ["x"], options("--encoder", source, "--tile-um", "150")) == {}
+    before = folder_bytes(home, ".npy")
+    with pytest.raises(InputError, match=r"tile_um 150.0, the run has 112.0"):
+        predict(run, slide)
+    (home / "tiles" / "settings.json").unlink()
+    side = home / "features" / source / "x.json"
     side.write_text(side.read_text().replace("seed 0", "seed 7").replace("150.0", "112.0"))
     with pytest.raises(InputError, match="weights random, seed 7, the run has random, seed 0"):
-        predict(other / "slides" / "x.tif")
-    assert folder_bytes(other, ".npy") == before and not (run / "predict").exists()
-    assert (
-        predict(other / "slides" / "x.tif", "--into", tmp_path / "into", "--weights", "random") == 0
-    )  # made elsewhere, as the run's
-    z, rows = np.load(run / "predictions.npz"), read_csv(run / "predict" / "x.csv")
-    models = load_run(run)["folds"]
-    features, coords = load_features(tmp_path / "into", "resnet50-stage3", "x")
-    means, mask, _ = tiling.supertiles(features, coords)
-    x, mask = torch.from_numpy(means.astype(np.float16))[None], torch.from_numpy(mask)[None]
-    want = np.mean(
-        [he2rna.predict(model_of(m, "cpu"), bags_in_memory(x, mask), [0])[0] for m in models], 0
-    )
-    assert np.allclose([float(r["log10_1p_fpkm_uq"]) for r in rows], want, atol=2e-5) and len(
-        rows
-    ) == len(z["genes"])
-    config = json.loads((run / "config.json").read_text())
-    old = tmp_path / "old"
-    shutil.copytree(run, old)
-    (old / "config.json").write_text(json.dumps({**config, "version": 1}))
-    with pytest.raises(InputError, match="version 1 .* reads version 3"):
-        load_run(old)
-    (old / "config.json").write_text(json.dumps(config))
-    (old / "fold1.pt").unlink()
-    with pytest.raises(InputError, match="fold1.pt is missing: the run is not finished"):
-        load_run(old)
+        predict(run, slide)
+    assert folder_bytes(home, ".npy") == before
+
+    into = tmp_path / "into"
+    assert predict(run, slide, "--into", into, "--weights", "random") == 0  # made as the run's
+    means, mask, _ = tiling.supertiles(*load_features(into, source, "x"))
+    bag = torch.from_numpy(means[mask].astype(np.float16))[None]
+
+    def bags(rows):
+        return bag, torch.ones(bag.shape[:2], dtype=torch.bool)
+
+    models = [model_of(saved, "cpu") for saved in load_run(run)["folds"]]
+    want = np.mean([he2rna.predict(model, bags, [0])[0] for model in models], 0)
+    assert np.allclose(predicted(run, "x"), want, atol=2e-5)
 
 
-def test_what_is_ready_is_used_and_a_moved_cohort_is_found(mapped, tmp_path, capsys):
-    """Features made with another seed or precision than a command would choose stay as they are; the run goes with its cohort."""
-    cohort = tmp_path / "c"
-    shutil.copytree(mapped, cohort)
-    shutil.rmtree(cohort / "runs")
-    shutil.rmtree(cohort / "features")
-    o = options("--encoder", "resnet50-stage3", "--seed", "3", "--precision", "float32")
-    assert make_features(cohort, [r["slide"] for r in read_csv(cohort / "samples.csv")], o) == {}
-    assert (
-        main(
-            [
-                "train",
-                str(cohort),
-                "--encoder",
-                "resnet50-stage3",
-                "--folds",
-                "3",
-                "--epochs",
-                "1",
-                "--hidden",
-                "8",
-                "--device",
-                "cpu",
-            ]
-        )
-        == 0
-    )
-    moved = tmp_path / "moved"
-    cohort.rename(moved)
-    run, before = (
-        moved / "runs" / "he2rna",
-        {
-            p: (p.read_bytes(), p.stat().st_mtime_ns)
-            for p in moved.rglob("*")
-            if p.is_file() and "runs" not in p.parts
-        },
-    )
+@pytest.fixture
+def moved_cohort(mapped, tmp_path):
+    """A run on features of another seed and precision than are usual, in a cohort that moved."""
+    cohort, source = tmp_path / "c", "resnet50-stage3"
+    shutil.copytree(mapped, cohort, ignore=shutil.ignore_patterns("runs", "features"))
+    slides = [r["slide"] for r in read_csv(cohort / "samples.csv")]
+    o = options("--encoder", source, "--seed", "3", "--precision", "float32")
+    assert make_features(cohort, slides, o) == {}
+    assert main(["train", str(cohort), "--encoder", source, *SMALL]) == 0
+    return cohort.rename(tmp_path / "moved")
+
+
+def fine_tune(cohort):
+    chosen = ("--project", "SIM-COLO", "--genes", "CD3D", "--precision", "bfloat16")
+    return main(["finetune", str(cohort), "he2rna", *EPOCH, *chosen, "--device", "cpu"])
+
+
+def test_what_is_ready_is_used_and_a_moved_cohort_is_found(moved_cohort, new_slide):
+    run = moved_cohort / "runs" / "he2rna"
+
+    def made():
+        paths = [p for p in moved_cohort.rglob("*") if p.is_file() and "runs" not in p.parts]
+        return {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in paths}
+
+    before = made()
     z = np.load(run / "predictions.npz")
-    slide, other = z["slide"][0], tmp_path / "slides" / "new.tif"
-    other.parent.mkdir()
-    shutil.copyfile(mapped / "slides" / f"{slide}.tif", other)
-    assert (
-        main(["predict", str(run), slide, str(other), "--precision", "bfloat16", "--device", "cpu"])
-        == 0
-    )
-    rows = read_csv(run / "predict" / f"{slide}.csv")
-    assert np.allclose([float(r["log10_1p_fpkm_uq"]) for r in rows], z["prediction"][0], atol=2e-5)
-    assert (
-        main(
-            [
-                "finetune",
-                str(moved),
-                "he2rna",
-                "--project",
-                "SIM-COLO",
-                "--genes",
-                "CD3D",
-                "--epochs",
-                "1",
-                "--precision",
-                "bfloat16",
-                "--device",
-                "cpu",
-            ]
-        )
-        == 0
-    )
+    slide = z["slide"][0]
+    new = new_slide(moved_cohort / "slides" / f"{slide}.tif")
+    assert predict(run, slide, new, "--precision", "bfloat16") == 0
+    assert np.allclose(predicted(run, slide), z["prediction"][0], atol=2e-5)
+    assert fine_tune(moved_cohort) == 0
     assert main(["heatmap", str(run), slide, "--genes", "CD3D", "--device", "cpu"]) == 0
-    assert before == {
-        p: (p.read_bytes(), p.stat().st_mtime_ns)
-        for p in moved.rglob("*")
-        if p.is_file() and "runs" not in p.parts
-    }
-    weights = json.loads((tmp_path / "features" / "resnet50-stage3" / "new.json").read_text())[
-        "weights"
-    ]
-    assert weights == "random, seed 3" and not cohort.exists()
-    tuned = (
-        moved / "runs" / "he2rna-SIM-COLO-finetuned"
-    )  # it never saw this project, but what it came from did
-    stranger = next(r for r in read_csv(run / "folds.csv") if r["project"] == "SIM-BRST")
+    assert made() == before
+    side = load_json(new.parents[1] / "features" / "resnet50-stage3" / "x.json")
+    assert side["weights"] == "random, seed 3"
+
+
+def test_a_fine_tuned_run_knows_whom_the_run_before_has_seen(moved_cohort, capsys):
+    run = moved_cohort / "runs" / "he2rna"
+    assert fine_tune(moved_cohort) == 0
+    tuned = moved_cohort / "runs" / "he2rna-SIM-COLO-finetuned"
+    row = next(r for r in read_csv(run / "folds.csv") if r["project"] == "SIM-BRST")
     capsys.readouterr()
-    assert (
-        main(
-            [
-                "predict",
-                str(tuned),
-                str(moved / "slides" / f"{stranger['slide']}.tif"),
-                "--device",
-                "cpu",
-            ]
-        )
-        == 0
-    )
-    assert (
-        f"models of folds {stranger['test_fold']} (the others learned from its patient)"
-        in capsys.readouterr().out
-    )
+    assert predict(tuned, moved_cohort / "slides" / f"{row['slide']}.tif") == 0
+    words = f"models of folds {row['test_fold']} (the others learned from its patient)"
+    assert words in capsys.readouterr().out
     shutil.rmtree(run)  # trained otherwise: the old fine-tuning is another's
-    assert (
-        main(
-            [
-                "train",
-                str(moved),
-                "--encoder",
-                "resnet50-stage3",
-                "--folds",
-                "3",
-                "--epochs",
-                "2",
-                "--hidden",
-                "8",
-                "--device",
-                "cpu",
-            ]
-        )
-        == 0
-    )
+    again = ["train", str(moved_cohort), "--encoder", "resnet50-stage3", *SMALL, "--epochs", "2"]
+    assert main(again) == 0
     with pytest.raises(InputError, match="from_run"):
-        main(
-            [
-                "finetune",
-                str(moved),
-                "he2rna",
-                "--project",
-                "SIM-COLO",
-                "--genes",
-                "CD3D",
-                "--epochs",
-                "1",
-                "--device",
-                "cpu",
-            ]
-        )
+        fine_tune(moved_cohort)
