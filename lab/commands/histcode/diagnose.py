@@ -54,11 +54,6 @@ TABLE_1 = {  # accuracy and AUC, LUAD against LUSC  [HistCode Table 1]
     "mean": (0.9114, 0.9073),
     "HistCode": (0.9630, 0.9765),
 }
-ENCODER = "resnet50-stage3"
-OF_SLIDES = (
-    *("external", "features", "label", "weights", "precision", "mpp", "tile_um", "min_tissue"),
-    *("max_tiles", "colour", "tissue", "tissue_threshold", "min_area"),
-)
 NOT_OURS = (
     "The paper's figures are from LUAD against LUSC, those of MIL-RNN, ABMIL and DSMIL copied from "
     "other works and splits: no comparison."
@@ -113,7 +108,7 @@ def options(parser):
     a("--name", help="of the run (default diagnosis); an interrupted run goes on")
     add_choices(a, CHOICES, "diagnose")
     pooling_options(parser, DIAGNOSIS, BAGS)
-    add_options(parser, encoder=ENCODER)
+    add_options(parser, encoder="resnet50-stage3")
 
 
 def run(o):
@@ -158,18 +153,12 @@ def check_source(o):
     """Slides or a table, and of a table none of the options of slides."""
     if (o.cohort is None) == (o.bags is None):
         raise InputError("give either a cohort folder or --bags FILE")
-    if o.bags:
-        given = [name for name in OF_SLIDES if getattr(o, name) is not None]
-        if o.encoder != ENCODER:
-            given.append("encoder")
-        if "folds" in o.code:
-            given.append("code folds")
-        if given:
-            flags = ", ".join("--" + name.replace("_", "-") for name in given)
-            raise InputError(
-                f"{flags}: only with a cohort folder; {o.bags} is the whole of the data"
-            )
-    elif o.positive is not None and o.label is None:
+    if o.bags and (o.external or o.label or o.features or "folds" in o.code):
+        raise InputError(
+            f"--external, --label, --features and --code folds are of a cohort; {o.bags} is all of "
+            "the data"
+        )
+    if o.positive is not None and not o.bags and o.label is None:
         raise InputError(
             f"--positive {o.positive}: with --label COLUMN; tumour is the positive class otherwise"
         )
@@ -274,11 +263,7 @@ def write_report(folder, config, data, folds, trained, ledger, external, o):
     for pooling, each in figures.items():
         summary[pooling] = {c: mean_sd([fold[c] for fold in each]) for c in columns}
     write_table(folder, columns, summary, len(folds))
-    first = [i for i, fold in enumerate(folds) if fold.repeat == 0]
-    tested = np.concatenate([folds[i].test for i in first])
-    pooled = {}
-    for pooling, models in trained.items():
-        pooled[pooling] = y[tested], np.concatenate([kept(models[i]) for i in first])
+    tested, pooled = first_repeat(y, folds, trained)
     draw_curves(folder / "curves.png", pooled)
     bounds = []
     for pooling, pair in pooled.items():
@@ -294,7 +279,7 @@ def write_report(folder, config, data, folds, trained, ledger, external, o):
             "",
             *leaks,
             *turned_lines(o),
-            how_it_was_done(data, folds, len(first), figures[o.pooling], o),
+            how_it_was_done(data, folds, figures[o.pooling], o),
             "",
             honest,
             "",
@@ -316,10 +301,6 @@ def write_report(folder, config, data, folds, trained, ledger, external, o):
             "",
             optimism_table(summary),
             "",
-            "## Folds",
-            "",
-            fold_table(folds, trained, figures),
-            "",
             *external,
             *seen,
             *left_out_lines(data),
@@ -329,6 +310,16 @@ def write_report(folder, config, data, folds, trained, ledger, external, o):
             "",
         ],
     )
+
+
+def first_repeat(y, folds, trained):
+    """Rows tested in the first repeat, and {pooling: (their y, probabilities)}."""
+    first = [i for i, fold in enumerate(folds) if fold.repeat == 0]
+    tested = np.concatenate([folds[i].test for i in first])
+    pooled = {}
+    for pooling, models in trained.items():
+        pooled[pooling] = y[tested], np.concatenate([kept(models[i]) for i in first])
+    return tested, pooled
 
 
 def write_table(folder, columns, summary, n):
@@ -371,24 +362,16 @@ def optimism_table(summary):
     return table(("pooling", *columns.values()), rows)
 
 
-def fold_table(folds, trained, figures):
-    rows = []
-    for pooling, models in trained.items():
-        for fold, saved, own in zip(folds, models, figures[pooling], strict=True):
-            where = [pooling, fold.repeat, fold.number, len(fold.test), saved["epoch"]]
-            rows.append([*where, f"{own['accuracy']:.3f}", f"{own['auc']:.3f}"])
-    return table(("pooling", "repeat", "fold", "test", "epoch", "accuracy", "AUC"), rows)
-
-
-def how_it_was_done(data, folds, tested, figures, o):
+def how_it_was_done(data, folds, figures, o):
     chooses = "one tests and" if "stop" in o.code else "one tests, the next one"
     without = sum(math.isnan(fold["auc"]) for fold in figures)
     said = f" {without} test folds have one class only and no AUC." if without else ""
+    tested = len(folds) // o.repeats
     return (
         f"{in_words(data)}. {o.folds} parts by patient, stratified; {chooses} chooses the epoch "
-        f"(the last one with the fewest mistakes), {o.folds - 2} train; {tested} of them tested in "
-        f"turn, {o.repeats} time{'s' if o.repeats > 1 else ''}. Mean ± SD over the {len(folds)} "
-        f"test folds, positive class {data['classes'][1]}.{said}"
+        f"(the last one with the fewest mistakes), {o.folds - 2} train. {tested} of them test in "
+        f"turn, in {o.repeats} repeats. Mean ± SD over the {len(folds)} test folds, positive class "
+        f"{data['classes'][1]}.{said}"
     )
 
 

@@ -25,7 +25,7 @@ from lab.devices import pick_device
 from lab.exchange.qupath import qupath_frame
 from lab.files import InputError, save_text
 from lab.histcode.heads import apply_heads
-from lab.histcode.predictions import contributions
+from lab.histcode.predictions import SUMS, contributions
 from lab.histcode.runs import load_run, off_scale
 from lab.progress import report_failures, table
 from lab.show.maps import map_ground
@@ -93,25 +93,15 @@ def run(o):
 def what_is_asked(run, o):
     """A map for each gene of --genes, or one of the whole run."""
     models, command = run["folds"], run["config"]["command"]
-    per_gene = run["config"].get("per_gene", False)
-    usual = "contribution" if o.genes and not per_gene else "attention"
+    own = run["config"].get("per_gene", False)  # a network for each gene
+    usual = "contribution" if o.genes and not own else "attention"
     score = o.score or usual
-    if command == "diagnose" and o.genes:
-        raise InputError(
-            f"--genes {o.genes}: {run['folder']} is a diagnosis; give a run of expression"
-        )
-    if per_gene and not o.genes:
-        raise InputError(f"{run['folder']} has a network for each gene: name some with --genes")
-    if score == "attention" and o.genes and not per_gene:
-        raise InputError(
-            f"--score attention --genes {o.genes}: the attention of this run is one for all "
-            "genes; leave --genes out, or give a run with --per-gene"
-        )
-    if score == "contribution" and not o.genes:
-        if command != "diagnose":
-            raise InputError("--score contribution: to which gene? name it with --genes")
-        h = np.zeros((2, models[0]["n_features"]), np.float32)
-        contributions(models[0], h, np.full((1, 2), 0.5), 0)  # refuses what is no sum over tiles
+    of_genes = command == "expression" and (own or score == "contribution")
+    if of_genes != bool(o.genes):
+        mend = "of each gene: name some with" if of_genes else "one for all: leave out"
+        raise InputError(f"{run['folder']}: the {score} of this run of {command} is {mend} --genes")
+    if score == "contribution" and models[0]["pooling"] not in SUMS:
+        raise InputError(f"--score contribution: {models[0]['pooling']} is no sum over tiles")
     appliers = [apply_heads(saved, pick_device(o.device)) for saved in models]
     end = "" if score == usual else f"-{score}"
     if not o.genes:
