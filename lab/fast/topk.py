@@ -67,7 +67,7 @@ def one_k_head(tiles, sizes, layer, k, precision):
 
 
 def all_k_head(h, mask, layer, ks):
-    """The mean over ks of top_k_mean(layer(h), mask, k), by one sort for all. No gradient. (B, G)"""
+    """The mean over ks of top_k_mean(layer(h), mask, k), by one sort. No gradient. (B, G)"""
     tiles, sizes = end_to_end(h, mask)
     weights = [he2rna.rank_weights(n, ks).flip(0).to(h) for n in sizes]  # the highest comes last
     prediction = h.new_empty(len(sizes), len(layer.weight))
@@ -150,7 +150,7 @@ def by_products(tiles, share, h, weight, dh, dweight):
 
 
 def gene_blocks(n_genes, n_tiles):
-    """Slices of genes whose scores of all tiles are at most BLOCK_SCORES: what bounds the memory."""
+    """Slices of genes whose scores of all tiles are at most BLOCK_SCORES: so memory is bounded."""
     size = max(1, BLOCK_SCORES // n_tiles)
     return [slice(g, min(g + size, n_genes)) for g in range(0, n_genes, size)]
 
