@@ -16,6 +16,7 @@ from lab.files import InputError
 from lab.progress import counted, ordered_map
 
 READ_TILES = 64  # of one slide, read in one go [ours]
+POOL_BYTES = 2**31  # of tiles held to be shuffled over slides, over all processes [ours]
 
 
 def choose_tiles(counts, per_slide, seed, epoch):
@@ -49,13 +50,6 @@ def mixed_order(n, pool, rng):
     return order
 
 
-def whole(read, path):
-    """What a thread has read of a slide; InputError if it can't be read to its end."""
-    if isinstance(read, Exception):
-        raise InputError(f"{path} can't be read to its end ({read}): take it out of samples.csv")
-    return read
-
-
 def pieces_of(chosen, rows):
     """Rows of chosen (N, 2) in the order of reading, cut into pieces of one slide each."""
     rows = np.sort(rows)
@@ -78,11 +72,16 @@ def read_piece(data, chosen, rows):
     return np.concatenate(tiles)
 
 
-def read_pieces(data, chosen, rows, workers):
+def read_pieces(data, chosen, pieces, workers):
     """Yield (rows, tiles) of each piece; threads read ahead."""
     read = partial(read_piece, data, chosen)
-    for piece, tiles in ordered_map(read, pieces_of(chosen, rows), workers):
-        yield piece, whole(tiles, data["paths"][chosen[piece[0], 0]])
+    for piece, tiles in ordered_map(read, pieces, workers):
+        if isinstance(tiles, Exception):
+            path = data["paths"][chosen[piece[0], 0]]
+            raise InputError(
+                f"{path} can't be read to its end ({tiles}): take it out of samples.csv"
+            )
+        yield piece, tiles
 
 
 def read_batches(data, chosen, order, batch, share=(0, 1), workers=1):
@@ -94,7 +93,7 @@ def read_batches(data, chosen, order, batch, share=(0, 1), workers=1):
     rank, processes = share
     steps = len(order) // batch
     mine = order[: steps * batch].reshape(steps, processes, -1)[:, rank]  # (steps, B / processes)
-    pieces = read_pieces(data, chosen, mine.ravel(), workers)
+    pieces = read_pieces(data, chosen, pieces_of(chosen, mine.ravel()), workers)
     held = {}
 
     def put_together(rows):
@@ -112,54 +111,48 @@ def read_batches(data, chosen, order, batch, share=(0, 1), workers=1):
 class Reader:
     """views(epoch) of a cohort's tiles, as histcode.pretrain_epochs takes them.
 
-    per_slide tiles of each slide are drawn anew each epoch, and at most `pool` are held to be
-    shuffled. batch: tiles of a step over all processes; share: rank and number of processes.
+    o, the command's options: tiles_per_slide (drawn anew each epoch), batch (over all processes),
+    tile_px, view_px, seed, share (rank, processes), workers.
     """
 
-    def __init__(self, data, *, per_slide, batch, view_px, pool, seed, device, share, workers):
+    def __init__(self, data, o, device):
         self.data = data
-        self.counts = np.array([len(coords) for coords in data["coords"]])
-        self.per_slide = np.minimum(self.counts, per_slide)
-        self.batch = batch
-        self.view_px = view_px
-        self.pool = pool
-        self.seed = seed
+        self.o = o
         self.device = device
-        self.share = share
-        self.workers = workers
+        self.counts = np.array([len(coords) for coords in data["coords"]])
+        self.per_slide = np.minimum(self.counts, o.tiles_per_slide)
+        self.tiles_of_epoch = int(self.per_slide.sum()) // o.batch * o.batch
+        self.pool = max(2, POOL_BYTES // (3 * o.tile_px**2))
         self.slides_at = []  # names of the slides of the last batch
-
-    def tiles_of_epoch(self):
-        return int(self.per_slide.sum()) // self.batch * self.batch
 
     def views(self, epoch):
         """Yield both views of each batch."""
-        rank, processes = self.share
-        for step, tiles in self.batches(epoch, self.per_slide, self.batch):
-            key = self.seed, epoch, step
-            yield histcode.two_views(tiles, self.view_px, *key, part=rank, parts=processes)
+        part, parts = self.o.share
+        for step, tiles in self.batches(epoch, self.per_slide, self.o.batch):
+            key = self.o.seed, epoch, step
+            yield histcode.two_views(tiles, self.o.view_px, *key, part=part, parts=parts)
 
-    def bank_views(self, percent, size):
-        """Yield one view of each batch of a percentage of each slide's tiles, `size` at most."""
-        share = min(percent / 100, size / self.counts.sum())
+    def bank_views(self):
+        """Yield one view of each batch of --bank-percent of each slide's tiles."""
+        part, parts = self.o.share
+        share = min(self.o.bank_percent / 100, self.o.bank_size / self.counts.sum())
         per_slide = np.ceil(share * self.counts).astype(int)
-        most = min(size, per_slide.sum())
-        rank, processes = self.share
-        batch = min(self.batch, most // processes * processes)
+        most = min(self.o.bank_size, per_slide.sum())
+        batch = min(self.o.batch, most // parts * parts)
         for step, tiles in self.batches(0, per_slide, batch, most):
-            key = self.seed, 0, step, 0
-            yield histcode.view_of(tiles, self.view_px, *key, part=rank, parts=processes)
+            key = self.o.seed, 0, step, 0
+            yield histcode.view_of(tiles, self.o.view_px, *key, part=part, parts=parts)
 
     def batches(self, epoch, per_slide, batch, most=None):
-        """Yield (step, tiles): every draw comes from (seed, epoch)."""
-        chosen = choose_tiles(self.counts, per_slide, self.seed, epoch)
-        rng = np.random.default_rng([self.seed, epoch, 1])
+        """Yield (step, tiles); every draw comes from (seed, epoch)."""
+        chosen = choose_tiles(self.counts, per_slide, self.o.seed, epoch)
+        rng = np.random.default_rng([self.o.seed, epoch, 1])
         order = mixed_order(len(chosen), self.pool, rng)[:most]
-        read = read_batches(self.data, chosen, order, batch, self.share, self.workers)
-        if self.share[0] == 0:
+        read = read_batches(self.data, chosen, order, batch, self.o.share, self.o.workers)
+        if self.o.share[0] == 0:
             name = f"epoch {epoch}" if epoch else "bank"
             read = counted(name, read, "batches", len(order) // batch)
         for step, tiles in enumerate(read):
-            slides = chosen[order[step * batch : (step + 1) * batch], 0]
-            self.slides_at = [self.data["slides"][s] for s in np.unique(slides)]
+            slides = np.unique(chosen[order[step * batch : (step + 1) * batch], 0])
+            self.slides_at = [self.data["slides"][s] for s in slides]
             yield step, torch.from_numpy(tiles).to(self.device)

@@ -20,20 +20,15 @@ SOURCE = (
     "HistCode (Huang et al. 2022, arXiv:2204.11994), contrastive pretraining of the tile encoder"
 )
 FIGURES = "epoch", "loss", "positive", "hardest", "spread", "lr"  # of an epoch, in the log
-
-
-def random_bank(size, seed):
-    """Random directions (K, d) to start the bank from. [ours]"""
-    rows = torch.randn(size, histcode.EMBEDDING, generator=histcode.generator_of(seed, 0, 0, 2))
-    return F.normalize(rows, dim=1)
+SHOWN = "loss", "positive", "hardest", "spread", "bank_norm"  # of them, on the terminal
 
 
 def first_bank(model, reader, o):
-    """Embeddings of a percentage of each slide's tiles, or random directions, (K, d)."""
-    if o.bank_percent == 0:
-        return random_bank(o.bank_size, o.seed)
-    views = reader.bank_views(o.bank_percent, o.bank_size)
-    return histcode.first_bank(model, views, o.bank_size)
+    """Embeddings of a percentage of each slide's tiles (K, d); of 0 percent random ones. [ours]"""
+    if o.bank_percent:
+        return histcode.first_bank(model, reader.bank_views(), o.bank_size)
+    generator = histcode.generator_of(o.seed, 0, 0, 2)
+    return F.normalize(torch.randn(o.bank_size, histcode.EMBEDDING, generator=generator), dim=1)
 
 
 def negatives_of(model, reader, o, state=None):
@@ -85,55 +80,30 @@ def cut_log(path, epochs):
     save_file(path, lambda f: f.writelines(f"{line}\n".encode() for line in lines))
 
 
-def log_entry(state, tiles_per_s):
+def log_entry(state, seconds, tiles):
     """One line of log.jsonl, as a dict."""
     entry = {name: state[name] for name in FIGURES}
-    w = state["negatives"].get("w")
-    entry["bank_norm"] = None if w is None else w.norm(dim=1).mean().item()
-    entry["tiles_per_s"] = round(tiles_per_s, 1)
-    entry["collapsed"] = bool(entry["spread"] < COLLAPSED)
+    if "w" in state["negatives"]:
+        entry["bank_norm"] = state["negatives"]["w"].norm(dim=1).mean().item()
+    entry["tiles_per_s"] = round(tiles / seconds, 1)
+    entry["collapsed"] = entry["spread"] < COLLAPSED
     return entry
 
 
-def say_epoch(entry, epochs, left):
-    """One line on the terminal, from the entry of the log; left: seconds."""
-    norm = "" if entry["bank_norm"] is None else f"bank norm {entry['bank_norm']:.3f}  "
+def say_epoch(entry, o, left):
+    """A line on the terminal; another where it has collapsed."""
+    figures = [f"{name} {entry[name]:.4f}" for name in SHOWN if name in entry]
     print(
-        f"epoch {entry['epoch']:3d}/{epochs}  loss {entry['loss']:.4f}  "
-        f"positive {entry['positive']:.3f}  hardest negative {entry['hardest']:.3f}  "
-        f"spread {entry['spread']:.3f}  {norm}{entry['tiles_per_s']:6.1f} tiles/s  "
-        f"{clock(left)} left",
+        f"epoch {entry['epoch']:3d}/{o.epochs}  {'  '.join(figures)}  "
+        f"{entry['tiles_per_s']:6.1f} tiles/s  {clock(left)} left",
         flush=True,
     )
-
-
-def say_collapse(entry, method):
-    remedies = "A lower --lr"
-    if method == "adco":
-        remedies += ", --momentum-encoder or --in-batch"
-    print(
-        f"COLLAPSE: all embeddings are nearly equal (spread {entry['spread']:.3f}, 1 is all over "
-        f"the sphere). {remedies} may help",
-        flush=True,
-    )
-
-
-class Speaker:
-    """Says how epochs went: each on a terminal, one a minute into a file; a collapse at once."""
-
-    def __init__(self, o):
-        self.epochs = o.epochs
-        self.method = o.method
-        self.due = seldom()
-        self.collapsed = False
-
-    def say(self, entry, left):
-        shown = self.due(entry["epoch"] == self.epochs)
-        if shown:
-            say_epoch(entry, self.epochs, left)
-        if entry["collapsed"] and (shown or not self.collapsed):
-            say_collapse(entry, self.method)
-        self.collapsed = entry["collapsed"]
+    if entry["collapsed"]:
+        print(
+            "COLLAPSE: all embeddings are nearly equal (spread 1 is all over the sphere). A lower "
+            "--lr may help; with a bank also --momentum-encoder or --in-batch",
+            flush=True,
+        )
 
 
 def states_of(model, reader, o, state):
@@ -184,17 +154,17 @@ def train(model, reader, o, folder):
         cut_log(folder / "log.jsonl", done)
         if done:  # the encoder's file may be gone
             save_encoder(folder / f"{o.name}.pt", model, o, done)
-    speaker = Speaker(o)
+    due = seldom()
     start = began = time.time()
     try:
         for state in states_of(model, reader, o, saved):
             done = state["epoch"]
             now = time.time()
-            entry = log_entry(state, reader.tiles_of_epoch() / (now - began))
+            entry = log_entry(state, now - began, reader.tiles_of_epoch)
             if first:
                 save_epoch(folder, model, o, state, entry)
-            left = (now - start) / (done - before) * (o.epochs - done)
-            speaker.say(entry, left)
+            if due(done == o.epochs):
+                say_epoch(entry, o, (now - start) / (done - before) * (o.epochs - done))
             began = time.time()
     except FloatingPointError as e:
         kept = f"; {state_file} keeps epoch {done}" if done else ""

@@ -21,10 +21,9 @@ class Whole(nn.Module):
 
     def __init__(self, network):
         super().__init__()
-        learns = any(p.requires_grad for p in network.parameters())
-        self.network = (
-            DistributedDataParallel(network, broadcast_buffers=False) if learns else network
-        )
+        if any(p.requires_grad for p in network.parameters()):
+            network = DistributedDataParallel(network, forward_sync_buffers=False)
+        self.network = network
 
     def forward(self, x):
         own = self.network(x)
@@ -49,15 +48,12 @@ def shared_bank_gradient(q, k, bank, tau, in_batch=False):
 
 
 def share_batchnorm(net, device):
-    """Let every BatchNorm2d see the batch of all processes. In place, states kept."""
+    """Let every BatchNorm see the batch of all processes; its state stays."""
     if device.type == "cuda":
         return nn.SyncBatchNorm.convert_sync_batchnorm(net)
-    for module in list(net.modules()):
-        for name, child in list(module.named_children()):
-            if type(child) is nn.BatchNorm2d:
-                shared = SharedBatchNorm(child.num_features, child.eps, child.momentum)
-                shared.load_state_dict(child.state_dict())
-                setattr(module, name, shared)
+    for module in net.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.__class__ = SharedBatchNorm  # the same in all but how it computes
     return net
 
 
@@ -80,7 +76,7 @@ class AllSum(torch.autograd.Function):
 
 
 class SharedBatchNorm(nn.BatchNorm2d):
-    """BatchNorm over the batch of all processes: SyncBatchNorm, which torch has on GPUs. [ours]"""
+    """What SyncBatchNorm does, on CPUs, which torch's refuses. [ours]"""
 
     def forward(self, x):  # (B, C, h, w)
         if not self.training:
@@ -95,5 +91,4 @@ class SharedBatchNorm(nn.BatchNorm2d):
             self.running_var.lerp_(variance * n / (n - 1), self.momentum)
             self.num_batches_tracked += 1
         scale = self.weight * torch.rsqrt(variance + self.eps)
-        values = values * scale[:, None, None] + self.bias[:, None, None]
-        return values.to(x.dtype)
+        return (values * scale[:, None, None] + self.bias[:, None, None]).to(x.dtype)

@@ -44,17 +44,13 @@ BANK_OPTIONS = (  # that SimCLR has not
     "symmetric",
     "momentum_encoder",
 )
-COMMON_OPTIONS = (
+SETTINGS = (  # that tell one run from another
+    *USUAL,
+    "bank_tau",
     "method",
-    "epochs",
-    "batch",
-    "lr",
-    "cosine",
-    "tau",
     "view_px",
     "tile_px",
     "tile_um",
-    "tiles_per_slide",
     "colour",
     "seed",
     "precision",
@@ -120,18 +116,14 @@ def open_run(o, data, counts, device):
     digest = hashlib.sha256(json.dumps([data["slides"], data["tiles"]]).encode())
     for coords in data["coords"]:
         digest.update(np.ascontiguousarray(coords))
-    options = [*COMMON_OPTIONS]
-    if o.cosine:
-        options.append("final_lr")
-    if o.method == "adco":
-        options += BANK_OPTIONS
+    left_out = BANK_OPTIONS if o.method == "simclr" else ()
     o.settings = {
         "version": VERSION,
         "data": digest.hexdigest()[:16],
         "slides": len(counts),
         "all_tiles": int(counts.sum()),
         "weights": weights_identity(o.weights, o.seed),
-        **{option: getattr(o, option) for option in options},
+        **{option: getattr(o, option) for option in SETTINGS if option not in left_out},
     }
     folder = Path(o.cohort) / "runs" / o.within / o.name
     config = claim_folder(

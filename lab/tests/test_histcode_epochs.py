@@ -1,5 +1,6 @@
 """lab/histcode/epochs.py: which tiles an epoch has, in which order, and how they are read."""
 
+import argparse
 import shutil
 
 import numpy as np
@@ -83,11 +84,12 @@ def test_a_slide_that_breaks_off_is_named(unlabelled, tmp_path):
 
 def test_a_reader_gives_the_views_of_an_epoch_and_of_the_bank(unlabelled):
     data = data_of(unlabelled)
-    options = {"per_slide": 2, "batch": 8, "view_px": 32, "pool": 1000, "seed": 0}
-    reader = Reader(data, **options, device="cpu", share=(0, 1), workers=1)
+    o = argparse.Namespace(tiles_per_slide=2, batch=8, tile_px=36, view_px=32, seed=0)
+    o.share, o.workers, o.bank_percent = (0, 1), 1, 30
+    reader = Reader(data, o, "cpu")
     views = list(reader.views(1))
-    assert len(views) == reader.tiles_of_epoch() // 8 and {*reader.slides_at} < {*data["slides"]}
+    assert len(views) == reader.tiles_of_epoch // 8 and {*reader.slides_at} < {*data["slides"]}
     assert all(x.shape == (8, 3, 32, 32) for pair in views for x in pair)
     full = int(np.ceil(0.3 * reader.counts).sum())
-    for size, wanted in ((10**6, full // 8 * 8), (9, 8), (5, 5)):
-        assert sum(len(x) for x in reader.bank_views(30, size)) == wanted
+    for o.bank_size, wanted in ((10**6, full // 8 * 8), (9, 8), (5, 5)):
+        assert sum(len(x) for x in reader.bank_views()) == wanted

@@ -88,8 +88,8 @@ def test_probe_prints_a_row_for_each_encoder(unlabelled, probed, tmp_path, monke
 @pytest.mark.parametrize(
     "argv, words",
     [
-        (["--tile-um", "300"], "learned from tiles of .* --tile-um is 300"),
-        (["--colour", "macenko"], "leave --colour out"),
+        (["--tile-um", "300"], "learned from tiles of .*300: --tile-um"),
+        (["--colour", "macenko"], "leave it out"),
         (["--tile-px", "0"], "--tile-px 0: must lie between 32 and 2048"),
         (["--tile-px", "10000"], "--tile-px 10000: must lie between 32 and 2048"),
         (["--tiles-per-slide", "-1"], "--tiles-per-slide -1: must lie"),

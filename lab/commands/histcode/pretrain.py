@@ -12,7 +12,9 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import nn
+from torch.nn import functional as F
 
 import histcode
 from histcode import (
@@ -32,20 +34,18 @@ from lab.audit.choices import add_choices
 from lab.cohort.samples import read_samples
 from lab.commands.slide_options import add_options
 from lab.devices import pick_device, pick_precision
-from lab.files import InputError
+from lab.files import InputError, save_file
 from lab.histcode.choices import CHOICES
-from lab.histcode.epochs import Reader, choose_tiles, read_batches
+from lab.histcode.epochs import POOL_BYTES, Reader, choose_tiles, read_batches
 from lab.histcode.pretraining import train
 from lab.histcode.processes import share_batchnorm
 from lab.histcode.settings import BANK_PERCENT, open_run, settle_options
 from lab.histcode.tiles import TILES_PER_SLIDE, find_data, slides_of
 from lab.progress import clock
-from lab.show.plots import figure
 from lab.weights import load_weights
 
 STAGES = 3  # of the ResNet50: "the first four main layers (... 1024)" [HistCode Methods]
 TILE_PX = 256  # edge of a tile as it is read [HistCode Methods, Image processing]
-POOL_BYTES = 2**31  # of tiles held to be shuffled, over all processes [ours]
 
 
 def options(parser):
@@ -179,23 +179,19 @@ def options(parser):
 
 
 def draw_views(path, data, o, slides=8, pairs=2):
-    """A picture of a tile of each of some slides, beside `pairs` times its two views."""
+    """A picture: in each row a tile of another slide, then `pairs` times its two views."""
     counts = np.array([len(coords) for coords in data["coords"]])
     chosen = choose_tiles(counts, np.full(len(counts), 1), o.seed, 1)[:slides]
     n = len(chosen)
     (tiles,) = read_batches(data, chosen, np.arange(n), n, workers=o.workers)
     x = torch.from_numpy(tiles).permute(0, 3, 1, 2)
-    columns = [("tile", x)]
+    columns = [F.interpolate(x / 255, o.view_px, mode="area")]
     for i in range(2 * pairs):
         view = histcode.draw_view(n, torch.Generator().manual_seed(o.seed + i))
-        columns.append((f"view {i % 2 + 1}", histcode.make_view(x, view, o.view_px)))
-    size = (1.6 * len(columns), 1.6 * n)
-    with figure(path, n, len(columns), figsize=size, squeeze=False) as axes:
-        for column, (title, pictures) in zip(axes.T, columns, strict=True):
-            column[0].set_title(title, fontsize=8)
-            for ax, picture in zip(column, pictures, strict=True):
-                ax.imshow(picture.permute(1, 2, 0).numpy())
-                ax.set_axis_off()
+        columns.append(histcode.make_view(x, view, o.view_px))
+    sheet = torch.cat([*torch.cat(columns, 3)], 1).permute(1, 2, 0)
+    picture = Image.fromarray((255 * sheet).round().byte().numpy())
+    save_file(path, lambda f: picture.save(f, "PNG"))
 
 
 def embedder(o):
@@ -215,20 +211,6 @@ def patients_of(cohort, slides):
     return sorted({known.get(slide, slide) for slide in slides})
 
 
-def announce(o, reader, config):
-    """Say what is trained, on what."""
-    drawn, there = int(reader.per_slide.sum()), reader.counts.sum()
-    processes = f", {o.share[1]} processes" if o.share[1] > 1 else ""
-    turned = f"; turned: {', '.join(o.code)}" if o.code else ""
-    print(
-        f"{o.method}: {len(reader.counts)} slides, {drawn:,} of {there:,} tiles an epoch "
-        f"({o.tile_um:g} µm, {o.tile_px} px), views of {o.view_px} px, batch {o.batch}, "
-        f"{o.epochs} epochs, {config['weights']}, {o.precision} on {reader.device}"
-        f"{processes}{turned}",
-        flush=True,
-    )
-
-
 def run(o):
     """Train the tile encoder without labels; writes COHORT/runs/NAME/NAME.pt."""
     device, cohort = pick_device(o.device), Path(o.cohort)
@@ -245,27 +227,24 @@ def run(o):
         print(path)
         return 0
     o.patients = patients_of(cohort, data["slides"])
-    reader = Reader(
-        data,
-        per_slide=o.tiles_per_slide,
-        batch=o.batch,
-        view_px=o.view_px,
-        pool=max(2, POOL_BYTES // (3 * o.tile_px**2)),
-        seed=o.seed,
-        device=device,
-        share=o.share,
-        workers=o.workers,
-    )
-    if not reader.tiles_of_epoch():
+    reader = Reader(data, o, device)
+    drawn = reader.per_slide.sum()
+    if not reader.tiles_of_epoch:
         raise InputError(
-            f"{reader.per_slide.sum()} tiles an epoch don't fill a batch of {o.batch}: lower "
-            "--batch or raise --tiles-per-slide"
+            f"{drawn} tiles an epoch don't fill a batch of {o.batch}: lower --batch or raise "
+            "--tiles-per-slide"
         )
     folder, config = open_run(o, data, reader.counts, device)
     if o.share[1] > 1:
         model = share_batchnorm(model, device)
     model = model.to(device, memory_format=torch.channels_last)
-    announce(o, reader, config)
+    print(
+        f"{o.method}: {drawn:,} of {reader.counts.sum():,} tiles of {len(reader.counts)} slides an "
+        f"epoch ({o.tile_um:g} µm, {o.tile_px} px), views of {o.view_px} px, batch {o.batch}, "
+        f"{o.epochs} epochs, {config['weights']}, {o.precision} on {device}, processes: "
+        f"{o.share[1]}, turned: {', '.join(o.code) or 'nothing'}",
+        flush=True,
+    )
     start = time.time()
     trained = train(model, reader, o, folder)
     done = f"trained in {clock(time.time() - start)}" if trained else "was ready"
