@@ -57,17 +57,17 @@ def each_slide(run, o, failed):
     o.slide: slide files (or .h5 and .pt features), names of the run's slides, or ['all']. Features
     are ready; slides that have none go to `failed`.
     """
-    groups = {}
     known = sorted({row["slide"] for row in run["rows"]})
+    places, groups = {}, {}
     for text in known if o.slide == ["all"] else o.slide:
-        name, home, features = place_of(text, run, known, o)
-        for (other, _), names_there in groups.items():
-            if name in names_there:
-                raise InputError(
-                    f"slide {name} is asked for twice, in {other} and {home}: what is written for "
-                    "one would overwrite the other"
-                )
-        groups.setdefault((home, features), []).append(name)
+        name, *place = place_of(text, run, known, o)
+        if name in places:
+            raise InputError(
+                f"slide {name} is asked for twice, in {places[name]} and {place[0]}: what is "
+                "written for one would overwrite the other"
+            )
+        places[name] = place[0]
+        groups.setdefault(tuple(place), []).append(name)
     for (home, features), names in groups.items():
         options = argparse.Namespace(**{**vars(o), "features": features})
         options, into, source, bad = features_as(run, options, home, names)
@@ -100,7 +100,11 @@ def held_out(run, slide, cohort, everyone):
     folds.csv, else in samples.csv, else it is the first 12 characters of a TCGA slide.
     """
     every = list(range(len(run["folds"])))
-    patient = patient_of(run, slide, cohort)
+    patients = {row["slide"]: row["patient"] for row in run["rows"]}
+    for folder in (cohort, run["cohort"]):
+        if slide not in patients and (folder / "samples.csv").is_file():
+            patients.update((row["slide"], row["patient"]) for row in read_samples(folder))
+    patient = patients.get(slide)
     models = run["fold_of"].get(patient, run["fold_of"].get(slide[:12], every))
     if everyone:
         return every
@@ -110,18 +114,6 @@ def held_out(run, slide, cohort, everyone):
             "has one for each patient that did not; --all-models asks them all the same"
         )
     return models
-
-
-def patient_of(run, slide, cohort):
-    for row in run["rows"]:
-        if row["slide"] == slide:
-            return row["patient"]
-    for folder in (cohort, run["cohort"]):
-        if (folder / "samples.csv").is_file():
-            for row in read_samples(folder):
-                if row["slide"] == slide:
-                    return row["patient"]
-    return None
 
 
 # ----- Features as the run's ---------------------------------------------------------------------
@@ -147,11 +139,8 @@ def features_as(run, o, cohort, slides):
     todo = by_first(lambda: [name for name in slides if name not in ready])
     asked = o.weights
     take_options(run, o, into)
-    if todo and not o.weights:
-        raise InputError(wants_weights(run))
     if todo or asked:
-        identity = weights_identity(o.weights, o.seed)
-        refuse_other(run, f"--weights {o.weights}", {"weights": identity})
+        refuse_other_weights(run, o)
     failed = share_out(make_features, cohort, todo, o, into) if todo else {}
     return o, into, made["source"], failed
 
@@ -169,11 +158,10 @@ def made_elsewhere(run, o, cohort, slides, into):
         )
 
     def read(cohort, slides, o):
-        failed = {}
+        failed, wanted = {}, config["n_features"]
         for name in counted("reading features", slides, "slides"):
             try:
-                features, _ = load_features(cohort, source, name)
-                width, wanted = features.shape[1], config["n_features"]
+                width = load_features(cohort, source, name)[0].shape[1]
                 if width != wanted:
                     failed[name] = f"{width} features a tile, the run learned from {wanted}"
             except InputError as e:
@@ -197,9 +185,14 @@ def refuse_other(run, what, other):
         )
 
 
-def wants_weights(run):
-    weights = run["config"]["features"]["weights"]
-    return f"the run {run['folder']} learned with weights {weights}: give it with --weights FILE"
+def refuse_other_weights(run, o):
+    if not o.weights:
+        weights = run["config"]["features"]["weights"]
+        raise InputError(
+            f"the run {run['folder']} learned with weights {weights}: give that file with "
+            "--weights FILE"
+        )
+    refuse_other(run, f"--weights {o.weights}", {"weights": weights_identity(o.weights, o.seed)})
 
 
 def ready_slides(run, cohort, into, slides):
@@ -223,25 +216,24 @@ def ready_slides(run, cohort, into, slides):
 def take_options(run, o, into):
     """Set the options of slides, tiles and features to the run's, and as `into` was begun."""
     made = run["config"]["features"]
-    tiles = load_json(into / "tiles" / "settings.json") or {}
-    features = load_json(into / "features" / made["source"] / "settings.json") or {}
-    kind = made["weights"].split()[0].strip(",")  # imagenet, random or a file's name
+    source, weights = made["source"], made["weights"]
+    tiles = load_json(into / "tiles" / "settings.json") or made
+    features = load_json(into / "features" / source / "settings.json") or {}
+    kind = weights.split()[0].strip(",")  # imagenet, random or a file's name
     if not o.weights:
         o.weights = features.get("weights") or (kind if kind in ("imagenet", "random") else None)
     o.seed, o.tile_seed = made["seed"], None
     if kind == "random":
-        o.seed = o.tile_seed = int(made["weights"].split("seed ")[1])
-    o.tile_um = made["tile_um"]
-    o.min_tissue = tiles.get("min_tissue", made["min_tissue"])
-    o.max_tiles = tiles.get("max_tiles", made["max_tiles"])
+        o.seed = o.tile_seed = int(weights.split("seed ")[1])
+    for key in ("tile_um", "min_tissue", "max_tiles"):
+        setattr(o, key, tiles.get(key, made[key]))
     for key, usual in TISSUE.items():  # a rule is not named where it is the usual
-        setattr(o, key, (tiles or made).get(key, usual))
+        setattr(o, key, tiles.get(key, usual))
     o.precision = features.get("precision", o.precision)
     o.colour = made["colour"]
-    name = made["source"]
     if o.colour == "stretch":
-        name = name.removesuffix("-stretch")
-    o.encoder = name if name in ENCODERS else o.weights  # an encoder's file is its weights, too
+        source = source.removesuffix("-stretch")
+    o.encoder = source if source in ENCODERS else o.weights  # its file is its weights, too
 
 
 def every_tile(run, o, home, into, source, name):
@@ -251,11 +243,8 @@ def every_tile(run, o, home, into, source, name):
     tiles, settings = tiles_of(into, name)
     if len(tiles["coords"]) == tiles["found"]:
         return into
-    if not o.weights:
-        raise InputError(wants_weights(run))
+    refuse_other_weights(run, o)
     everywhere = argparse.Namespace(**{**vars(o), "max_tiles": 10**9, "mpp": settings["mpp"]})
-    identity = weights_identity(o.weights, o.seed)
-    refuse_other(run, f"--weights {o.weights}", {"weights": identity})
     failed = make_features(home, [name], everywhere, into / "all-tiles")
     if failed:
         raise InputError(failed[name])

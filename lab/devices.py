@@ -10,12 +10,12 @@ from lab.files import InputError, reason
 
 def pick_device(name="auto"):
     """auto: the GPU when there is one; under torchrun each process has its own."""
-    rank = os.environ.get("LOCAL_RANK")
-    own = f"cuda:{rank}" if rank else "cuda"
     if name == "auto":
-        return torch.device(own if torch.cuda.is_available() else "cpu")
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cuda" and os.environ.get("LOCAL_RANK"):
+        name = f"cuda:{os.environ['LOCAL_RANK']}"
     try:
-        device = torch.device(own if name == "cuda" else name)
+        device = torch.device(name)
         torch.zeros(1, device=device)
     except Exception as e:  # each kind of device has its own errors
         raise InputError(

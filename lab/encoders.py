@@ -15,6 +15,13 @@ ENCODERS = {"resnet50": 4, "resnet50-stage3": 3}  # name -> stages; 3: HistCode'
 # normalization" without a method, its code none. The default is none.  [ours]
 COLOURS = ("none", "macenko", "stretch")
 TILE_UM_RANGE = (1.0, 1e4)  # [ours]
+WANTS = {  # what an encoder's file can say; three numbers for mean and std  [ours]
+    "tile_px": (8, 4096),
+    "mean": (-255.0, 255.0),
+    "std": (1e-6, 255.0),
+    "tile_um": TILE_UM_RANGE,
+    "colour": COLOURS,
+}
 ENCODER_VERSION = 1  # of the checkpoints that histcode.py pretrain writes  [ours]
 ANOTHER = "give a checkpoint of histcode.py pretrain or a TorchScript file"
 
@@ -89,21 +96,13 @@ def read_encoder(path):
         saved = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as e:  # torch's and pickle's errors share no class
         raise InputError(f"{option}: not a whole encoder file ({reason(e)}); {ANOTHER}") from None
-    if not isinstance(saved, dict) or "version" not in saved:
+    version = saved.get("version") if isinstance(saved, dict) else None
+    if version != ENCODER_VERSION or not isinstance(saved.get("encoder"), dict):
         raise InputError(
-            f"{option}: no encoder's checkpoint; {ANOTHER}, or a state_dict of resnet50 as "
-            f"--weights {path}"
+            f"{option}: no encoder's checkpoint, or of version {version}, this program reads "
+            f"version {ENCODER_VERSION}; {ANOTHER}, or a state_dict of resnet50 as --weights {path}"
         )
-    if saved["version"] != ENCODER_VERSION:
-        raise InputError(
-            f"{option}: of version {saved['version']}, this program reads version "
-            f"{ENCODER_VERSION}; {ANOTHER}"
-        )
-    wanted = ("encoder", "stages", "mean", "std", "tile_px", "tile_um", "colour")
-    missing = [key for key in wanted if key not in saved]
-    if missing:
-        raise InputError(f"{option}: the checkpoint has no {', '.join(missing)}; {ANOTHER}")
-    wrong = wrong_wants({key: saved[key] for key in wanted[1:]})
+    wrong = wrong_wants({key: saved.get(key) for key in ("stages", *WANTS)})
     if wrong:
         raise InputError(f"{option}: {few(wrong)} can't be meant; {ANOTHER}")
     return saved
@@ -113,27 +112,19 @@ def wrong_wants(said):
     """What no encoder can want, of a dict of its wants: ["name value"]."""
     wrong = []
     for key, value in said.items():
-        if key == "tile_px":
-            right = within(value, 8, 4096)
-        elif key == "tile_um":
-            right = within(value, *TILE_UM_RANGE)
-        elif key == "mean":
-            right = three_numbers(value)
-        elif key == "std":
-            right = three_numbers(value) and min(value) > 0
+        numbers = value if isinstance(value, (list, tuple)) else [value]
+        if key in ("mean", "std") and len(numbers) != 3:
+            numbers = []
+        limits = WANTS.get(key)
+        if key == "stages":
+            right = value in list(ENCODERS.values())
         elif key == "colour":
             right = value in COLOURS
         else:
-            right = key == "stages" and value in list(ENCODERS.values())
+            right = limits and numbers and all(within(number, *limits) for number in numbers)
         if not right:
             wrong.append(f"{key} {value!r}")
     return wrong
-
-
-def three_numbers(value):
-    if not isinstance(value, (list, tuple)) or len(value) != 3:
-        return False
-    return all(within(number, -255.0, 255.0) for number in value)
 
 
 def load_encoder(encoder, weights, seed, device):

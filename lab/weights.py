@@ -56,8 +56,9 @@ def imagenet_state():
         )
     except Exception as e:  # the network's, torch's and pickle's errors share no class
         raise InputError(
-            f"--weights imagenet: {IMAGENET_URL} can't be had ({reason(e)}); fetch it elsewhere "
-            f"and put it at {place}, or pass --weights FILE, or --weights random to try the program out"
+            f"--weights imagenet: {IMAGENET_URL} can't be had ({reason(e)}); fetch it "
+            f"elsewhere and put it at {place}, or pass --weights FILE, or --weights random to try "
+            "the program out"
         ) from None
     wanted = place.stem.rpartition("-")[2]
     digest = hashlib.sha256(place.read_bytes()).hexdigest()
@@ -83,23 +84,18 @@ def fill(network, state, option, mend):
 
     Features need no fc, and torchvision's oldest files have no num_batches_tracked.
     """
-    wanted = {
-        name: value
-        for name, value in network.state_dict().items()
-        if not name.startswith("fc.") and not name.endswith("num_batches_tracked")
-    }
-    entries = {}
-    if isinstance(state, dict):
-        for name, value in state.items():
-            if name in wanted and torch.is_tensor(value) and value.shape == wanted[name].shape:
-                entries[name] = value
-    missing = [name for name in wanted if name not in entries]
+    state = state if isinstance(state, dict) else {}
+    own = network.state_dict()
+    wanted = [name for name in own if not name.startswith("fc.") and "num_batches" not in name]
+    missing = [
+        name for name in wanted if getattr(state.get(name), "shape", None) != own[name].shape
+    ]
     if missing:
         raise InputError(
             f"{option}: {len(missing)} of {len(wanted)} entries are missing or of another shape, "
             f"first {missing[0]}; {mend}"
         )
-    network.load_state_dict(entries, strict=False)
+    network.load_state_dict({name: state[name] for name in wanted}, strict=False)
     return network
 
 

@@ -4,6 +4,7 @@
 and how many tiles kept their colours.
 """
 
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -117,61 +118,54 @@ def encode_slides(network, folder, jobs, found, o, failed):
     unchanged = {}
     for name, (tiles, made) in jobs.items():
         try:
-            pixels = Pixels(found[name], tiles, made, wants["tile_px"], o.workers, tick)
-            features = encode(network, pixels, wants["mean"], wants["std"])
+            slide = Slide(open_slide(found[name]), tiles, made, wants["tile_px"])
+            features = encode(network, slide.read(o.workers, tick), wants["mean"], wants["std"])
         except ValueError as e:
             failed[name] = str(e)
             continue
         if made["colour"] == "macenko":
-            made["stains"] = pixels.found_stains()
-            unchanged[name] = pixels.unchanged
+            made["stains"] = slide.found()
+            unchanged[name] = slide.unchanged
         (folder / f"{name}.json").unlink(missing_ok=True)  # never an old label on new features
-        save_file(folder / f"{name}.npy", lambda f, a=features: np.save(f, a))
+        save_file(folder / f"{name}.npy", partial(np.save, arr=features))
         save_json(folder / f"{name}.json", made)
-    if any(unchanged.values()):
-        names = [name for name, n in unchanged.items() if n > 0]
+    names = [name for name, n in unchanged.items() if n > 0]
+    if names:
         print(
             f"--colour macenko: {sum(unchanged.values()):,} tiles hold too little stain and keep "
             f"their colours, of {few(names)}"
         )
 
 
-class Pixels:
-    """The tiles of a slide in chunks (m, px, px, 3) uint8, in their colours, read ahead by threads.
+class Slide:
+    """The pixels of a slide's tiles, in their colours."""
 
-    ValueError comes where the slide can't be read.
-    """
-
-    def __init__(self, path, tiles, made, px, workers, tick):
-        self.path, self.px, self.workers, self.tick = path, px, workers, tick
-        self.coords, self.tile = tiles["coords"], float(tiles["tile"])
+    def __init__(self, slide, tiles, made, px):
+        self.where = slide, tiles["coords"], float(tiles["tile"]), px
         self.colour, self.stains, self.unchanged = made["colour"], None, 0
-        self.slide = open_slide(path)
         if self.colour == "macenko":
-            seed = made["tiles"]["seed"]
-            self.stains = tiling.slide_stains(self.slide, self.coords, self.tile, px, seed)
+            self.stains = tiling.slide_stains(*self.where, made["tiles"]["seed"])
 
-    def __iter__(self):
-        runs = tiling.tile_runs(self.coords, self.tile)
-        for _, got in ordered_map(self.read, runs, self.workers):
+    def read(self, workers, tick):
+        """Yield tiles (m, px, px, 3) uint8 in their order; threads read ahead."""
+        _, coords, tile, _ = self.where
+        for _, got in ordered_map(self.read_run, tiling.tile_runs(coords, tile), workers):
             if isinstance(got, Exception):
-                raise ValueError(f"{self.path.name} can't be read to its end ({got})")
+                raise ValueError(str(got))
             tiles, changed = got
             self.unchanged += int((~changed).sum())
-            self.tick(len(tiles))
+            tick(len(tiles))
             yield tiles
 
-    def read(self, run):
-        first, last = run
-        tiles = tiling.read_tiles(self.slide, self.coords[first:last], self.tile, self.px)
+    def read_run(self, run):
+        slide, coords, tile, px = self.where
+        tiles = tiling.read_tiles(slide, coords[slice(*run)], tile, px)
         if self.colour == "stretch":
             tiles = tiling.stretch(tiles)
         return tiling.macenko(tiles, self.stains)
 
-    def found_stains(self):
-        vectors, top = self.stains or (None, None)
-        return {
-            "vectors": None if vectors is None else vectors.round(4).tolist(),
-            "top": None if top is None else top.round(4).tolist(),
-            "unchanged": self.unchanged,
-        }
+    def found(self):
+        """What <slide>.json says of the stains."""
+        parts = self.stains and [part.round(4).tolist() for part in self.stains]
+        vectors, top = parts or (None, None)
+        return {"vectors": vectors, "top": top, "unchanged": self.unchanged}

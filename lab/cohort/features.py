@@ -12,7 +12,7 @@ import tiling
 from lab.cohort.steps import check_setting
 from lab.cohort.tiles import tiles_of
 from lab.encoders import ENCODERS, features_folder
-from lab.exchange.clam import edge_said, foreign
+from lab.exchange.clam import edge_said, features_file, foreign
 from lab.files import InputError, digest, load_json, reason, whole_arrays
 
 FEW_ROWS = 64  # of features made elsewhere tell one file from another  [ours]
@@ -52,28 +52,26 @@ def load_features(cohort, source, name, check=True):
     if features.dtype not in (np.float16, np.float32):
         with np.errstate(over="ignore"):  # beyond float32: infinite, and refused below
             features = features.astype(np.float32)
-    fits = features.ndim == 2 and (coords is None or coords.shape == (len(features), 2))
-    if not fits:
-        raise InputError(
-            f"{path}: features {features.shape} and coords {np.shape(coords)} don't fit; wanted "
-            "are numbers (n, D) and (n, 2)"
-        )
-    if features.size == 0:
-        raise InputError(f"{path}: no tiles, or no features: {features.shape}")
-    if check:
-        finite = np.isfinite(features).all(1)
-        if not finite.all():
-            raise InputError(f"{path}: NaN or infinite feature in tile {finite.argmin()}")
-    if coords is not None and not np.isfinite(coords).all():
-        raise InputError(f"{path}: NaN or infinite coords")
-    return features, coords
+    placed = coords is None or coords.shape == (len(features), 2)
+    if features.ndim != 2 or not placed:
+        why = f"features {features.shape} and coords {np.shape(coords)} don't fit"
+    elif features.size == 0:
+        why = f"no tiles, or no features: {features.shape}"
+    elif coords is not None and not np.isfinite(coords).all():
+        why = "NaN or infinite coords"
+    elif check and not np.isfinite(features).all():
+        tile = np.isfinite(features).all(1).argmin()
+        why = f"NaN or infinite feature in tile {tile}"
+    else:
+        return features, coords
+    raise InputError(f"{path}: {why}; wanted are numbers (n, D) and (n, 2)")
 
 
 def load_array(path):
     try:
         array = np.load(path, mmap_mode="r", allow_pickle=False)
-        if array.dtype.kind not in "fiu":
-            raise ValueError(f"{array.dtype} in place of numbers")
+        if array.dtype != np.float16:
+            raise ValueError(f"{array.dtype}, not float16")
     except Exception as e:  # of a damaged header anything may come
         raise InputError(
             f"{path}: not a whole array ({reason(e)}); delete it to have it made again"
@@ -129,18 +127,15 @@ def tile_edge(cohort, source, name, coords, asked=None):
 def provenance(cohort, o, slides):
     """What a run's features are, for its config and report."""
     name = source_name(o)
-    kmeans = load_json(Path(cohort) / "supertiles" / name / "settings.json")
+    about = {
+        "source": name,
+        "supertiles": load_json(Path(cohort) / "supertiles" / name / "settings.json"),
+    }
     if o.features:
-        path, *_ = foreign(features_of(o), slides[0], 1)
-        return {"source": name, "made": f"elsewhere ({path.suffix})", "supertiles": kmeans}
+        path = features_file(features_of(o), slides[0])
+        return about | {"made": f"elsewhere ({path.suffix})"}
     made = made_as(Path(cohort) / "features" / name, slides[0])
-    tiles = {k: v for k, v in made["tiles"].items() if k not in ("mpp", "file")}
-    return dict(
-        source=name,
-        weights=made["weights"],
-        precision=made["precision"],
-        colour=made["colour"],
-        supertiles=kmeans,
-        **tiles,
-        tile_px=made.get("tile_px", tiling.TILE_PX),
-    )
+    for key in ("weights", "precision", "colour"):
+        about[key] = made[key]
+    tiles = {key: made["tiles"][key] for key in made["tiles"] if key not in ("mpp", "file")}
+    return about | tiles | {"tile_px": made.get("tile_px", tiling.TILE_PX)}

@@ -33,35 +33,27 @@ def settle(path, asked, usual):
 
     So a later command without options goes on as the folder was begun. [ours]
     """
-    before = load_json(path) or {}
-    settings = {}
+    settings = {**usual, **(load_json(path) or {})}
     for key, default in usual.items():
-        value, where = asked.get(key), option_of(key)
-        if value is None:
-            value, where = before.get(key, default), f"{path}: {key}"
-        if value != default:
-            check_setting(key, value, where)
-        settings[key] = value
-    return settings
-
-
-def option_of(key):
-    return "--" + key.replace("_", "-")
+        where = f"{path}: {key} is"
+        if asked.get(key) is not None:
+            settings[key] = asked[key]
+            where = "--" + key.replace("_", "-")
+        if settings[key] != default:
+            check_setting(key, settings[key], where)
+    return {key: settings[key] for key in usual}
 
 
 def check_setting(key, value, where):
     """InputError where a setting can't be; where: the option or the file that says it."""
+    wanted, right = "a word", isinstance(value, str)
     if key in RANGES:
-        right = within(value, *RANGES[key])
-        wanted = "a number from {:g} to {:g}".format(*RANGES[key])
-    elif key in WORDS:
-        right = value in WORDS[key]
-        wanted = " or ".join(WORDS[key])
-    else:
-        right = isinstance(value, str)
-        wanted = "a word"
+        low, high = RANGES[key]
+        wanted, right = f"a number from {low:g} to {high:g}", within(value, low, high)
+    if key in WORDS:
+        wanted, right = " or ".join(WORDS[key]), value in WORDS[key]
     if not right:
-        raise InputError(f"{where} is {value!r}, which can't be: wanted is {wanted}")
+        raise InputError(f"{where} {value!r}, which can't be: wanted is {wanted}")
 
 
 def begin(folder, share, settings, anew):

@@ -3,6 +3,7 @@ cluster of each tile (n,).
 """
 
 import json
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -27,40 +28,38 @@ def make_supertiles(cohort, slides, o, into=None):
     folder = place / "supertiles" / source_name(o)
     failed = {} if o.features else make_features(cohort, slides, o, place)
     settings = supertile_settings(folder, o)
-    keys, widths, nowhere = {}, {}, []
+    keys, nowhere = {}, []
 
     def look(name):
+        """The number of features of super-tiles that are there, None where they are not."""
         made_by = features_made_by(place, source, name)
         keys[name] = json.dumps(dict(settings, features=made_by), sort_keys=True)
-        arrays = load_arrays(folder / f"{name}.npz") or {}
-        return arrays["means"].shape[1] if str(arrays.get("settings")) == keys[name] else None
+        arrays = load_arrays(folder / f"{name}.npz")
+        if arrays and str(arrays.get("settings")) == keys[name]:
+            return arrays["means"].shape[1]
+        return None
 
     def make(name):
         features, coords = load_features(place, source, name)
         if coords is None:
             nowhere.append(name)
         means, mask, cluster = half_supertiles(features, coords, settings["k"], settings["seed"])
-        arrays = {
-            "means": means,
-            "mask": mask,
-            "cluster": cluster,
-            "settings": np.array(keys[name]),
-        }
-        save_file(folder / f"{name}.npz", lambda f: np.savez(f, **arrays))
+        arrays = {"means": means, "mask": mask, "cluster": cluster, "settings": keys[name]}
+        save_file(folder / f"{name}.npz", partial(np.savez, **arrays))
         return means.shape[1]
 
     names = [name for name in slides if name not in failed]
-    widths.update(work_through("looking for super-tiles", look, names, o.workers, failed))
-    missing = [name for name, width in widths.items() if width is None]
+    widths = dict(work_through("looking for super-tiles", look, names, o.workers, failed))
+    missing = [name for name in widths if widths[name] is None]
     if missing:
         hold(folder, o.share)
     widths.update(work_through("super-tiles", make, missing, o.workers, failed))
     save_json(folder / "settings.json", settings)
     release(folder)
-    say_left_out(
-        {"slides have no coordinates, their super-tiles are runs of neighbouring rows": nowhere}
-    )
-    fail_unusual({name: w for name, w in widths.items() if name not in failed}, failed)
+    what = "slides have no coordinates, their super-tiles are runs of neighbouring rows"
+    say_left_out({what: nowhere})
+    widths = {name: width for name, width in widths.items() if width is not None}
+    fail_unusual(widths, failed)
     return failed
 
 

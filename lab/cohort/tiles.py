@@ -1,6 +1,7 @@
 """The tiles of a cohort's slides: tiles/<slide>.npz, and a picture <slide>.png to look at."""
 
 import json
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -23,22 +24,8 @@ def make_tiles(cohort, slides, o, into=None):
     """Make the missing tiles of slides, in COHORT/tiles or INTO/tiles -> {slide: why it failed}."""
     place = Path(into or cohort)
     folder = place / "tiles"
-    shared = tile_settings(folder, o)
-    found, given = find_slides(cohort), table_mpp(cohort)
-    failed, jobs, anew = {}, {}, []
-    for name in counted("looking for tiles", slides, "slides"):
-        file = name in found and fingerprint(found[name])
-        wanted = dict(shared, mpp=given.get(name, shared["mpp"]), file=file)
-        arrays, made = tiles_of(place, name)
-        keep_idle(wanted, made, arrays)
-        if made == wanted:
-            continue
-        if not file:
-            failed[name] = f"no file {name}.* in {Path(cohort) / 'slides'}"
-            continue
-        jobs[name] = wanted
-        if made is not None:
-            anew.append((made, wanted))
+    shared, found = tile_settings(folder, o), find_slides(cohort)
+    jobs, anew, failed = missing_tiles(cohort, place, slides, shared, found)
     if jobs:
         begin(folder, o.share, shared, anew)
     um_per_pixel = shared["tile_um"] / encoder_wants(o)["tile_px"]
@@ -46,14 +33,14 @@ def make_tiles(cohort, slides, o, into=None):
     def cut(name):
         return find_tiles(found[name], name, jobs[name])
 
-    for name, (arrays, picture) in work_through("tiles", cut, list(jobs), o.workers, failed):
+    for name, (arrays, image) in work_through("tiles", cut, list(jobs), o.workers, failed):
         if arrays["mpp"] > um_per_pixel * 1.01:
             print(
                 f"slide {name}: {arrays['mpp']:.3f} µm per pixel is coarser than the "
                 f"{um_per_pixel:g} wanted: read at level 0 and resampled up"
             )
-        save_file(folder / f"{name}.png", lambda f, p=picture: p.save(f, "PNG"))
-        save_file(folder / f"{name}.npz", lambda f, a=arrays: np.savez(f, **a))
+        save_file(folder / f"{name}.png", partial(image.save, format="PNG"))
+        save_file(folder / f"{name}.npz", partial(np.savez, **arrays))
     release(folder)
     for name in slides:
         arrays, _ = tiles_of(place, name)
@@ -65,10 +52,29 @@ def make_tiles(cohort, slides, o, into=None):
     return failed
 
 
+def missing_tiles(cohort, place, slides, shared, found):
+    """({slide: settings of its tiles to be}, [(made as, wanted)] of those made anew, failures)."""
+    given = table_mpp(cohort)
+    jobs, anew, failed = {}, [], {}
+    for name in counted("looking for tiles", slides, "slides"):
+        file = name in found and fingerprint(found[name])
+        wanted = dict(shared, mpp=given.get(name, shared["mpp"]), file=file)
+        arrays, made = tiles_of(place, name)
+        if made:
+            keep_idle(wanted, made, arrays)
+        if made == wanted:
+            continue
+        if not file:
+            failed[name] = f"no file {name}.* in {Path(cohort) / 'slides'}"
+            continue
+        jobs[name] = wanted
+        if made:
+            anew.append((made, wanted))
+    return jobs, anew, failed
+
+
 def keep_idle(wanted, made, arrays):
     """Take over, from tiles that are there, settings that had no part in them: they may differ."""
-    if made is None:
-        return
     if made.get("mpp") is None:  # the slide has its own
         wanted["mpp"] = None
     if len(arrays["coords"]) == arrays["found"]:  # nothing was sampled
@@ -139,13 +145,13 @@ def find_tiles(path, name, settings):
     coords = tiling.sample(every, settings["max_tiles"], settings["seed"])
     arrays = {
         "coords": coords,
-        "tile": np.float64(tile),
-        "mpp": np.float64(mpp),
-        "threshold": np.float64(threshold),
-        "size": np.array(size, np.int64),
-        "tissue": np.float64(mask.mean()),
-        "found": np.int64(len(every)),
-        "settings": np.array(json.dumps(settings)),
+        "tile": tile,
+        "mpp": mpp,
+        "threshold": threshold,
+        "size": np.array(size),
+        "tissue": mask.mean(),
+        "found": len(every),
+        "settings": json.dumps(settings),
     }
     return arrays, draw_tiles(rgb, mask, coords, tile, size)
 
@@ -158,8 +164,9 @@ def draw_tiles(rgb, mask, coords, tile, size):
     grow = max(1, round(600 / max(image.size)))
     image = image.resize((image.width * grow, image.height * grow), Image.Resampling.NEAREST)
     pen, scale = ImageDraw.Draw(image), image.width / size[0]
-    for x, y in coords:
-        pen.rectangle([x * scale, y * scale, (x + tile) * scale, (y + tile) * scale], outline=BLUE)
+    for corner in coords:
+        box = [*corner * scale, *(corner + tile) * scale]
+        pen.rectangle(box, outline=BLUE)
     return image
 
 
@@ -168,11 +175,7 @@ def tiles_of(cohort, name):
     try:
         arrays = whole_arrays(
             Path(cohort) / "tiles" / f"{name}.npz",
-            coords="inx",
-            size="ix",
-            tile="f",
-            mpp="f",
-            found="i",
+            **{"coords": "inx", "size": "ix", "tile": "f", "mpp": "f", "found": "i"},
             settings="U",
         )
         settings = json.loads(str(arrays["settings"]))

@@ -51,32 +51,23 @@ def foreign(source, name, few_rows=0):
 
 def read_foreign(path, few_rows=0):
     """(features or None, n, coords or None, a dict of what else is said) of one file."""
-    read = read_pt if path.suffix == ".pt" else read_h5
     try:
-        return read(path, few_rows)
-    except InputError:
-        raise
+        if path.suffix == ".h5":
+            with need_h5py().File(path) as held:
+                said = dict.fromkeys(held)
+                for part in (held, *held.values()):
+                    said.update(part.attrs)
+                return *numbers_in(held, few_rows), said
+        mapped = zipfile.is_zipfile(path)
+        held = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
+        if torch.is_tensor(held):
+            held = {"features": held}
+        return *numbers_in(held, few_rows), held
     except Exception as e:  # h5py's, torch's and pickle's errors share no class
         raise InputError(
             f"{path}: not features of CLAM or TRIDENT, or a tensor that loads without running code "
             f"({reason(e)})"
         ) from None
-
-
-def read_pt(path, few_rows):
-    mapped = zipfile.is_zipfile(path)
-    held = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
-    if torch.is_tensor(held):
-        held = {"features": held}
-    return *numbers_in(held, few_rows), held
-
-
-def read_h5(path, few_rows):
-    with need_h5py().File(path) as held:
-        said = dict.fromkeys(held) | dict(held.attrs)
-        for part in held.values():
-            said.update(part.attrs)
-        return *numbers_in(held, few_rows), said
 
 
 def numbers_in(held, few_rows):
@@ -92,12 +83,12 @@ def numbers_in(held, few_rows):
 def rows(value, few_rows=0):
     """(every so-manieth row of a dataset or tensor as numpy, the number of all rows)."""
     one_slide = value.ndim == 3 and value.shape[0] == 1
-    n = value.shape[1] if one_slide else value.shape[0]
-    step = max(1, n // few_rows) if few_rows else 1
-    value = value[0, ::step] if one_slide else value[::step]
-    if torch.is_tensor(value):
-        value = value.detach()
-        value = (value.float() if value.dtype == torch.bfloat16 else value).numpy()
+    n = value.shape[1 if one_slide else 0]
+    every = slice(None, None, max(1, n // few_rows) if few_rows else 1)
+    value = value[(0, every) if one_slide else every]
+    if torch.is_tensor(value) and value.dtype == torch.bfloat16:
+        value = value.float()
+    value = np.asarray(value)
     if value.dtype.kind not in "fiu":
         raise ValueError(f"{value.dtype} in place of numbers")
     return value, n

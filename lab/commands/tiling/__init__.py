@@ -14,8 +14,8 @@ describe each tile with a ResNet50, and average neighbouring tiles into 100 supe
 COHORT is a folder with slides/ (anything OpenSlide reads, or .png/.jpg) and, if there is one,
 samples.csv. A step makes what is missing and skips what is there; what was made with other settings
 is made anew, and that is said. Slides that fail are listed in failed.csv, the others go on. A
-folder belongs to one run at a time. To share the slides out, start each process with its own RANK of
-WORLD_SIZE, as torchrun and a cluster's array jobs do.
+folder belongs to one run at a time. To share the slides out, start each process with its own RANK
+of WORLD_SIZE, as torchrun and a cluster's array jobs do.
 
 Every coordinate that is kept is a level-0 pixel of OpenSlide's frame; QuPath's begins at the bounds
 of what was scanned, and what comes from there or goes there is moved. No ICC profile is applied.

@@ -14,11 +14,11 @@ from lab.cohort.features import features_of
 from lab.cohort.slides import find_slides, open_slide, orientation
 from lab.cohort.steps import work_through
 from lab.cohort.tiles import find_tiles, table_mpp, tile_settings
-from lab.progress import report_failures
 from lab.commands.tiling.over_slides import chosen_slides, tiling_options
 from lab.devices import pick_device
 from lab.encoders import encoder_wants
 from lab.files import TISSUE
+from lab.progress import report_failures
 from lab.weights import weights_identity
 
 
@@ -37,50 +37,45 @@ def run(o):
     failed = {name: f"no file {name}.* in {cohort}" for name in slides if name not in found}
 
     def look(name):
-        settings = dict(shared, mpp=given.get(name, shared["mpp"]))
-        arrays, _ = find_tiles(found[name], name, settings)
-        own = json.loads(str(arrays["settings"]))["mpp"] is None
+        mpp = given.get(name, shared["mpp"])
+        arrays, _ = find_tiles(found[name], name, dict(shared, mpp=mpp))
+        slide = open_slide(found[name])
         by = "samples.csv" if name in given else "--mpp"
+        if json.loads(arrays["settings"])["mpp"] is None:
+            by = "the slide"
         return [
-            f"{name}: {picture(found[name])}",
-            f"  mpp {arrays['mpp']:.4f} µm from {'the slide' if own else by}; "
-            + reading(open_slide(found[name]), arrays, shared["tile_um"], px),
+            f"{name}: {picture(slide, found[name])}",
+            f"  mpp {arrays['mpp']:.4f} µm from {by}; {reading(slide, arrays, shared, px)}",
             f"  {tissue(arrays, {**TISSUE, **shared})}",
         ]
 
     names = [name for name in slides if name in found]
     for _, lines in work_through("doctor", look, names, o.workers, failed):
-        print("\n".join(lines))
+        print(*lines, sep="\n")
     return report_failures(failed, len(slides))
 
 
-def picture(path):
+def picture(slide, path):
     """Its size and kind, and what is peculiar to it."""
-    slide = open_slide(path)
+    W, H = slide.dimensions
     vendor = slide.properties.get("openslide.vendor", "plain image")
-    words = [
-        "{:,} x {:,} px".format(*slide.dimensions) + f", {vendor}, {slide.level_count} level(s)"
-    ]
-    bounds = tiling.slide_bounds(slide)
-    if bounds != (0, 0, *slide.dimensions):
-        words.append("scanned: {2:,} x {3:,} px from ({0:,}, {1:,})".format(*bounds))
-    if isinstance(slide, openslide.ImageSlide) and orientation(path) > 1:
-        words.append(f"turned upright: its orientation tag is {orientation(path)}")
-    if has_profile(slide):
-        words.append("ICC profile present: not applied")
-    return "; ".join(words)
-
-
-def has_profile(slide):
+    said = f"{W:,} x {H:,} px, {vendor}, {slide.level_count} level(s)"
+    x, y, width, height = tiling.slide_bounds(slide)
+    if (width, height) != (W, H):
+        said += f"; scanned: {width:,} x {height:,} px from ({x:,}, {y:,})"
+    turned = orientation(path) if isinstance(slide, openslide.ImageSlide) else 1
+    if turned > 1:
+        said += f"; turned upright: its orientation tag is {turned}"
     try:
-        return slide.color_profile is not None
+        profile = slide.color_profile is not None
     except Exception:  # a broken one: Pillow's own error
-        return True
+        profile = True
+    return said + ("; ICC profile present: not applied" if profile else "")
 
 
-def reading(slide, arrays, um, px):
+def reading(slide, arrays, shared, px):
     """From which level tiles are read, and how large they are."""
-    mpp, tile = float(arrays["mpp"]), float(arrays["tile"])
+    um, mpp, tile = shared["tile_um"], arrays["mpp"], arrays["tile"]
     level, d = tiling.best_level(slide, tile / px)
     resampled = "resampled" if d * mpp <= um / px * 1.01 else "RESAMPLED UP"
     return (

@@ -10,8 +10,8 @@ Tiles and features are made first where they are missing. Written are, in COHORT
 
 import io
 import json
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -62,14 +62,18 @@ def export(cohort, slides, o):
     found, given = find_slides(cohort), table_mpp(cohort)
 
     def write(name):
-        tiles = read(cohort, source, name, found.get(name), given.get(name, o.mpp), o)
+        slide = open_slide(found[name]) if name in found else None
+        tiles = read(cohort, source, name, slide, given.get(name, o.mpp), o)
         if o.h5:
             said = attributes(cohort, source, tiles, encoder_wants(o)["tile_px"])
             made_by = json.dumps(features_made_by(cohort, source, name))
             path = folder / "h5_files" / f"{name}.h5"
             save_file(path, lambda f: write_h5(f, tiles, said, made_by))
         if o.geojson:
-            write_geojson(folder / f"{name}.geojson", tiles, found.get(name))
+            _, origin = qupath_frame(slide, None)
+            numbers = np.arange(len(tiles.coords))[:, None]
+            shapes = tiles_geojson(tiles.coords - origin, tiles.edge, numbers, ["tile"])
+            save_json(folder / f"{name}.geojson", shapes)
         if o.csv:
             write_csv(folder, tiles)
 
@@ -79,8 +83,7 @@ def export(cohort, slides, o):
     return failed
 
 
-@dataclass
-class Tiles:
+class Tiles(NamedTuple):
     """What is exported of a slide."""
 
     name: str
@@ -88,20 +91,17 @@ class Tiles:
     coords: np.ndarray  # (n, 2)
     edge: float
 
-    def ids(self):  # no reader takes them for numbers
-        return [f"{self.name}:{i}" for i in range(len(self.coords))]
 
-
-def read(cohort, source, name, path, mpp, o):
-    ours = not o.features
-    if ours and not (o.h5 or o.csv):
-        features, coords = None, tiles_of(cohort, name)[0]["coords"]
-    else:
+def read(cohort, source, name, slide, mpp, o):
+    if o.features or o.h5 or o.csv:
         features, coords = load_features(cohort, source, name)
+    else:
+        features, coords = None, tiles_of(cohort, name)[0]["coords"]
     if coords is None:
         raise InputError(f"slide {name} has no coordinates, nor has an .h5 beside its features")
-    slide = open_slide(path) if path else None
-    if o.tile_um and not ours and slide:
+    if slide is None and o.geojson:
+        raise InputError(f"no slide file {name}.*: it says where QuPath's pixels begin")
+    if o.features and o.tile_um and slide:
         mpp, _ = slide_mpp(slide, mpp, name)
     asked = o.tile_um / mpp if o.tile_um and mpp else None
     edge = tile_edge(cohort, source, name, coords, asked)
@@ -116,15 +116,16 @@ def attributes(cohort, source, tiles, px):
     if isinstance(source, Path):
         *_, there = foreign(source, tiles.name, 1)
         plain = (int, float, str, np.generic, np.ndarray)
-        return {k: v for k, v in there.items() if isinstance(v, plain)} | said
+        return {key: value for key, value in there.items() if isinstance(value, plain)} | said
     mpp = float(tiles_of(cohort, tiles.name)[0]["mpp"])
+    downsample = tiles.edge / px
     return said | {
         "patch_size": px,
-        "downsample": (tiles.edge / px,) * 2,
+        "downsample": (downsample, downsample),
         "overlap": 0,
         "mpp": mpp,
         "level0_magnification": round(10 / mpp, 6),
-        "target_magnification": round(10 / mpp * px / tiles.edge, 6),
+        "target_magnification": round(10 / mpp / downsample, 6),
     }
 
 
@@ -137,20 +138,15 @@ def write_h5(f, tiles, said, made_by):
     f.write(buffer.getvalue())
 
 
-def write_geojson(path, tiles, slide):
-    if slide is None:
-        raise InputError(f"no slide file {tiles.name}.*: it says where QuPath's pixels begin")
-    _, origin = qupath_frame(open_slide(slide), None)
-    numbers = np.arange(len(tiles.coords))[:, None]
-    save_json(path, tiles_geojson(tiles.coords - origin, tiles.edge, numbers, ["tile"]))
-
-
 def write_csv(folder, tiles):
-    columns = ("tile", *(f"f{j}" for j in range(tiles.features.shape[1])))
-    rows = []
-    places = []
-    for i, row, (x, y) in zip(tiles.ids(), tiles.features, tiles.coords.tolist(), strict=True):
-        rows.append((i, *(f"{v:.6g}" for v in row.tolist())))
-        places.append((i, tiles.name, x, y, f"{tiles.edge:.9g}"))
-    save_csv(folder / f"{tiles.name}.csv", columns, rows)
-    save_csv(folder / f"{tiles.name}.obs.csv", ("tile", "slide", "x", "y", "edge"), places)
+    """Ids are words, so that no reader takes them for numbers."""
+    name, features, coords, edge = tiles
+    ids = [f"{name}:{i}" for i in range(len(coords))]
+    numbers = ([f"{value:.6g}" for value in row.tolist()] for row in features)
+    columns = [f"f{j}" for j in range(features.shape[1])]
+    rows = ([i, *row] for i, row in zip(ids, numbers, strict=True))
+    save_csv(folder / f"{name}.csv", ["tile", *columns], rows)
+    places = (
+        [i, name, x, y, f"{edge:.9g}"] for i, (x, y) in zip(ids, coords.tolist(), strict=True)
+    )
+    save_csv(folder / f"{name}.obs.csv", ["tile", "slide", "x", "y", "edge"], places)
