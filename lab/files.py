@@ -164,8 +164,11 @@ def unpacked(path):
     return gzip.decompress(data) if data[:2] == GZIP else data
 
 
-def read_rows(path):
-    """(header, rows) of a table, with commas or tabs, plain or .gz; blank lines are left out."""
+def read_rows(path, even=False):
+    """(header, rows) of a table, with commas or tabs, plain or .gz; blank lines are left out.
+
+    even: a row that is longer or shorter than the header is refused.
+    """
     try:
         data = unpacked(path)
         try:
@@ -176,8 +179,13 @@ def read_rows(path):
         rows = [row for row in csv.reader(io.StringIO(text), delimiter="\t" if tab else ",") if row]
     except (OSError, EOFError, zlib.error, csv.Error, UnicodeDecodeError) as e:
         raise InputError(f"{path}: can't be read as a table ({e})") from None
-    header = [name.strip() for name in rows[0]] if rows else []
-    return header, rows[1:]
+    header, rows = [name.strip() for name in rows[0]] if rows else [], rows[1:]
+    for i, row in enumerate(rows if even else ()):
+        if len(row) != len(header):
+            raise InputError(
+                f"{path}: row {i + 2} has {len(row)} fields, the header has {len(header)}"
+            )
+    return header, rows
 
 
 def number(text):

@@ -6,6 +6,7 @@ them. All places come out as x, y in level-0 pixels.
 
 import json
 import zlib
+from typing import NamedTuple
 
 import numpy as np
 
@@ -73,12 +74,7 @@ def cells_by_class(kinds, xy):
 
 def read_place_table(path, slide, mpp, origin):
     """Places (m, 2) of a table, and its other columns {name: texts}."""
-    header, rows = read_rows(path)
-    for i, row in enumerate(rows):
-        if len(row) != len(header):
-            raise InputError(
-                f"{path}: row {i + 2} has {len(row)} fields, the header has {len(header)}"
-            )
+    header, rows = read_rows(path, even=True)
     columns = {name: [row[j] for row in rows] for j, name in enumerate(header)}
     known = {plain(name): name for name in header}
     images = sorted(set(columns[known["image"]])) if "image" in known else []
@@ -121,9 +117,17 @@ def place_columns(path, known, mpp, origin):
 # ----- GeoJSON ------------------------------------------------------------------------------------
 
 
+class Feature(NamedTuple):
+    """What a GeoJSON feature holds: points (m, 2), and polygons, each its outline and its holes."""
+
+    kind: str  # the class that QuPath gave it, "Tumor" or derived "Tumor: Positive"
+    is_annotation: bool  # an outline of a region, no cell
+    points: np.ndarray
+    polygons: list
+
+
 def read_outlines(folder, slide, origin, kind=None):
-    """Polygons of regions/<slide>.geojson as `lab.space.inside` takes them; None where there are
-    none.
+    """Polygons of regions/<slide>.geojson as `lab.space.inside` takes them, or None.
 
     kind: those of one class; where the file has none of it, that is said.
     """
@@ -132,42 +136,33 @@ def read_outlines(folder, slide, origin, kind=None):
         return None
     features = read_geojson(path)
     if kind:
-        classes = sorted({shape_class(f) for f in features} - {""})
-        features = [f for f in features if shape_class(f) == kind]
+        classes = sorted({f.kind for f in features} - {""})
+        features = [f for f in features if f.kind == kind]
         if not features:
             print(f"{path}: no region of class {kind}; it has {few(classes) or 'no classes'}")
             return None
-    polygons = []
-    for i, feature in enumerate(features):
-        shape = feature["geometry"] or {}
-        if shape.get("type") in ("Polygon", "MultiPolygon"):
-            polygons += in_words(path, i, shape, polygons_of)
+    polygons = [[ring + origin for ring in rings] for f in features for rings in f.polygons]
     if not any(len(ring) > 2 for rings in polygons for ring in rings):
         raise InputError(
             f"{path}: no Polygon or MultiPolygon in it: draw an outline, export it as GeoJSON"
         )
-    return [[ring + origin for ring in rings] for rings in polygons]
+    return polygons
 
 
 def shape_centres(path):
-    """Classes (m,) and places (m, 2) of a GeoJSON file's cells: points, and centroids of polygons.
-
-    An annotation's polygon is QuPath's outline of a region, and no cell.
-    """
+    """Classes (m,) and places (m, 2) of a file's cells: points, and centroids of polygons."""
     kinds, places = [], [np.zeros((0, 2))]
-    for i, feature in enumerate(read_geojson(path)):
-        shape = feature["geometry"] or {}
-        xy = in_words(path, i, shape, centres_of)
-        if "Point" in str(shape.get("type")) or not is_annotation(feature):
-            places.append(xy)
-            kinds += [shape_class(feature)] * len(xy)
+    for f in read_geojson(path):
+        xy = f.points
+        if f.polygons and not f.is_annotation:
+            xy = centroid(f.polygons)[None]
+        places.append(xy)
+        kinds += [f.kind] * len(xy)
     return kinds, np.concatenate(places)
 
 
 def read_geojson(path):
-    """The Features (dicts) of a GeoJSON file: a FeatureCollection, a list of Features (as QuPath
-    writes), a Feature or a bare geometry.
-    """
+    """Features of a FeatureCollection, of a list of them (as QuPath writes), or of one of them."""
     try:
         value = json.loads(unpacked(path))
     except (OSError, EOFError, zlib.error, ValueError, RecursionError) as e:
@@ -175,61 +170,43 @@ def read_geojson(path):
     if isinstance(value, dict):
         value = value.get("features", value)
     features = []
-    for f in value if isinstance(value, list) else [value]:
-        if isinstance(f, dict):
-            features.append(f if "geometry" in f else {"geometry": f})
-    for i, f in enumerate(features):
-        for key in ("geometry", "properties"):
-            if not isinstance(f.get(key, {}), dict | None):
-                odd = str(f[key])[:20]
-                raise InputError(f"{path}: feature {i + 1}: its {key} is {odd}, no JSON object")
+    for feature in value if isinstance(value, list) else [value]:
+        if isinstance(feature, dict):
+            try:
+                features.append(feature_of(feature))
+            except (AttributeError, KeyError, TypeError, ValueError, IndexError, OverflowError):
+                number = len(features) + 1
+                raise InputError(
+                    f"{path}: feature {number} has no x, y numbers, or is no feature of GeoJSON"
+                ) from None
     return features
 
 
-def shape_class(feature):
-    """The class that QuPath gave a Feature, "Tumor" or derived "Tumor: Positive"; "" none."""
-    said = (feature.get("properties") or {}).get("classification") or ""
+def feature_of(feature):
+    """A Feature of GeoJSON, or of a bare geometry."""
+    shape = feature.get("geometry", feature) or {}
+    own = feature.get("properties") or {}
+    points, polygons = np.zeros((0, 2)), []
+    if shape.get("type") == "Point":
+        points = points_of([shape["coordinates"]])
+    elif shape.get("type") == "MultiPoint":
+        points = points_of(shape["coordinates"])
+    elif shape.get("type") == "Polygon":
+        polygons = [shape["coordinates"]]
+    elif shape.get("type") == "MultiPolygon":
+        polygons = shape["coordinates"]
+    polygons = [[points_of(ring) for ring in rings] for rings in polygons]
+    object_type = own.get("objectType") or own.get("object_type")
+    object_type = object_type or feature.get("id") or ""  # before QuPath 0.3 the id said it
+    return Feature(class_of(own), "annotation" in str(object_type).lower(), points, polygons)
+
+
+def class_of(own):
+    """A feature's class by its properties, "" for none."""
+    said = own.get("classification") or ""
     if isinstance(said, dict):
         said = said.get("name") or said.get("names") or ""
-    if isinstance(said, list):
-        said = ": ".join(map(str, said))
-    return str(said)
-
-
-def is_annotation(feature):
-    """Whether QuPath calls a Feature an annotation; before its version 0.3 the id said so."""
-    own = feature.get("properties") or {}
-    kind = own.get("objectType") or own.get("object_type") or feature.get("id") or ""
-    return "annotation" in str(kind).lower()
-
-
-def in_words(path, i, shape, function):
-    """function(shape), where a shape that has no x, y numbers is the user's mistake."""
-    try:
-        return function(shape)
-    except (KeyError, TypeError, ValueError, IndexError, OverflowError):
-        kind = shape.get("type")
-        raise InputError(f"{path}: feature {i + 1}: its {kind} has no x, y numbers") from None
-
-
-def centres_of(shape):
-    """Places (m, 2) of a geometry: its points, or the centroid of its polygons; else none."""
-    kind = shape.get("type")
-    if kind == "Point":
-        return points_of([shape["coordinates"]])
-    if kind == "MultiPoint":
-        return points_of(shape["coordinates"])
-    if kind in ("Polygon", "MultiPolygon"):
-        return centroid(polygons_of(shape))[None]
-    return np.zeros((0, 2))
-
-
-def polygons_of(shape):
-    """Polygons of a geometry, each a list of rings (k, 2): its outline and its holes."""
-    polygons = shape["coordinates"]
-    if shape["type"] == "Polygon":
-        polygons = [polygons]
-    return [[points_of(ring) for ring in rings] for rings in polygons]
+    return ": ".join(map(str, said)) if isinstance(said, list) else str(said)
 
 
 def points_of(coordinates):

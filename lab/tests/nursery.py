@@ -1,8 +1,10 @@
-"""Run commands in forked children, so that importing torch is paid once: `python -m lab.tests.nursery ERRORS`.
+"""Run commands in forked children, so that importing torch is paid once: `python -m
+lab.tests.nursery ERRORS`.
 
-Each line of stdin is a JSON list: program, argv, delay, signal, processes. Children are forked as torchrun would
-start them; with a delay, the first gets the signal so many seconds after it began. A line of stdout answers each:
-the exit status that is farthest from 0, and the seconds it took. ERRORS gets what the children wrote to stderr.
+Each line of stdin is a JSON list: program, argv, delay, signal, processes. Children are forked as
+torchrun would start them; with a delay, the first gets the signal so many seconds after it began. A
+line of stdout answers each: the exit status that is farthest from 0, and the seconds it took.
+ERRORS gets what the children wrote to stderr.
 """
 
 import importlib

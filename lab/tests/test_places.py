@@ -38,7 +38,7 @@ def square(centre, half=2):
 
 CELLS = [
     feature("Point", XY[0].tolist(), KINDS[0]),
-    feature("Polygon", square(XY[1]), dict(names=["Immune cells"]), objectType="cell"),
+    feature("Polygon", square(XY[1]), {"names": ["Immune cells"]}, objectType="cell"),
     feature("MultiPoint", [XY[2].tolist()], KINDS[2], objectType="annotation"),
     feature("MultiPolygon", [square(XY[3])], objectType="detection"),
 ]
@@ -81,12 +81,12 @@ TABLES = {
     "own.csv": table("x", "y", XY + ORIGIN, kind="cell"),  # OpenSlide's frame: nothing to move
 }
 OLD_REGION = dict(REGION, id="PathAnnotationObject", properties={})
-NOTHING = dict(type="Feature", geometry=None)
+NOTHING = {"type": "Feature", "geometry": None}
 SHAPES = {
-    "collection.geojson": dict(
-        type="FeatureCollection",
-        features=[REGION, *CELLS, feature("LineString", [[1, 2], [3, 4]])],
-    ),
+    "collection.geojson": {
+        "type": "FeatureCollection",
+        "features": [REGION, *CELLS, feature("LineString", [[1, 2], [3, 4]])],
+    },
     "list.geojson": [*CELLS, NOTHING, REGION],
     "packed.geojson.gz": [
         *CELLS,
@@ -113,9 +113,9 @@ def test_the_same_cells_in_every_format(points, name):
     "value, kinds",
     [
         (CELLS[0]["geometry"], []),
-        (feature("Point", [1, 2], dict(names=["Tumor", "Positive"])), ["Tumor: Positive"]),
-        (feature("Point", [1, 2], dict(names=[1, 2])), ["1: 2"]),
-        (feature("Point", [1, 2], dict(names=3)), ["3"]),
+        (feature("Point", [1, 2], {"names": ["Tumor", "Positive"]}), ["Tumor: Positive"]),
+        (feature("Point", [1, 2], {"names": [1, 2]}), ["1: 2"]),
+        (feature("Point", [1, 2], {"names": 3}), ["3"]),
     ],
 )
 def test_classes_as_qupath_writes_them(points, value, kinds):
@@ -137,9 +137,9 @@ BAD_SHAPES = (
     feature("Polygon", square((1, 2), 1e308)),
 )
 ODD = (
-    dict(geometry="x"),
-    dict(geometry=[1]),
-    dict(geometry=None, properties=[1]),
+    {"geometry": "x"},
+    {"geometry": [1]},
+    {"geometry": None, "properties": [1]},
     dict(CELLS[0], properties="x"),
 )
 
@@ -155,11 +155,11 @@ ODD = (
         ("deep.geojson", "[" * 100000, "not whole GeoJSON"),
         ("cut.geojson.gz", gzip.compress(json.dumps(CELLS).encode())[:50], "not whole GeoJSON"),
         *(
-            ("bad.geojson", json.dumps([CELLS[0], bad]), "feature 2: its P[a-z]+ has no x, y")
+            ("bad.geojson", json.dumps([CELLS[0], bad]), "feature 2 has no x, y numbers")
             for bad in BAD_SHAPES
         ),
         *(
-            ("odd.geojson", json.dumps([CELLS[0], odd]), "feature 2: its .* is .*, no JSON object")
+            ("odd.geojson", json.dumps([CELLS[0], odd]), "feature 2 has no x, y numbers, or is no")
             for odd in ODD
         ),
     ],
@@ -190,20 +190,20 @@ def test_outlines_of_every_wrapping(tmp_path):
     outer = [[0, 0], [9, 0], [9, 9], [0, 9], [0, 0]]
     hole = [[3, 3], [6, 3], [6, 6], [3, 6], [3, 3]]
     other = [[20, 0, 1], [29, 0, 1], [29, 9, 1]]
-    polygon = dict(type="Polygon", coordinates=[outer, hole])
-    multi = dict(type="MultiPolygon", coordinates=[[outer, hole], [other]])
+    polygon = {"type": "Polygon", "coordinates": [outer, hole]}
+    multi = {"type": "MultiPolygon", "coordinates": [[outer, hole], [other]]}
     features = [
         feature("Point", [1, 2]),
         NOTHING,
         5,
-        dict(type="Feature", geometry=multi, properties=dict(objectType="annotation")),
+        {"type": "Feature", "geometry": multi, "properties": {"objectType": "annotation"}},
     ]
     for value, expected in (
         (polygon, [1, 0, 0, 0]),
-        (dict(type="Feature", geometry=polygon), [1, 0, 0, 0]),
+        ({"type": "Feature", "geometry": polygon}, [1, 0, 0, 0]),
         (multi, [1, 0, 1, 0]),
         (features, [1, 0, 1, 0]),
-        (dict(type="FeatureCollection", features=features), [1, 0, 1, 0]),
+        ({"type": "FeatureCollection", "features": features}, [1, 0, 1, 0]),
     ):
         polygons = outlines_of(tmp_path, value)
         points = [(1, 1), (4, 4), (28, 1), (15, 5)]
@@ -232,11 +232,11 @@ def test_outlines_of_one_class(tmp_path, capsys):
         3,
         "x",
         [1, None],
-        dict(type="FeatureCollection", features=[]),
-        dict(features=None),
-        dict(type="LineString", coordinates=[[0, 0], [1, 1]]),
-        dict(type="Polygon", coordinates=[]),
-        dict(type="Polygon", coordinates=[[[0, 0], [1, 1]]]),
+        {"type": "FeatureCollection", "features": []},
+        {"features": None},
+        {"type": "LineString", "coordinates": [[0, 0], [1, 1]]},
+        {"type": "Polygon", "coordinates": []},
+        {"type": "Polygon", "coordinates": [[[0, 0], [1, 1]]]},
     ],
 )
 def test_a_file_without_an_outline_is_refused(tmp_path, value):
@@ -247,19 +247,19 @@ def test_a_file_without_an_outline_is_refused(tmp_path, value):
 @pytest.mark.parametrize(
     "shape",
     [
-        dict(type="Polygon"),
-        dict(type="Polygon", coordinates=3),
-        dict(type="Polygon", coordinates=[[[0, 1], [2], [3, 4]]]),
-        dict(type="Polygon", coordinates=[[["a", 0]]]),
-        dict(type="Polygon", coordinates=[[[0], [1], [2], [3]]]),
-        dict(type="Polygon", coordinates=[[[0, 0], [1, float("nan")], [1, 1]]]),
-        dict(type="Polygon", coordinates=[[[0, 0], [1, 10**400], [1, 1]]]),
-        dict(type="Polygon", coordinates=[[[0, 0], [1, 1e308], [1, 1]]]),
-        dict(type="MultiPolygon", coordinates=[[[1, 2], [3, 4], [5, 6]]]),
+        {"type": "Polygon"},
+        {"type": "Polygon", "coordinates": 3},
+        {"type": "Polygon", "coordinates": [[[0, 1], [2], [3, 4]]]},
+        {"type": "Polygon", "coordinates": [[["a", 0]]]},
+        {"type": "Polygon", "coordinates": [[[0], [1], [2], [3]]]},
+        {"type": "Polygon", "coordinates": [[[0, 0], [1, float("nan")], [1, 1]]]},
+        {"type": "Polygon", "coordinates": [[[0, 0], [1, 10**400], [1, 1]]]},
+        {"type": "Polygon", "coordinates": [[[0, 0], [1, 1e308], [1, 1]]]},
+        {"type": "MultiPolygon", "coordinates": [[[1, 2], [3, 4], [5, 6]]]},
     ],
 )
 def test_an_outline_without_numbers_is_refused(tmp_path, shape):
-    with pytest.raises(InputError, match=r"a.geojson: feature 1: its .*olygon has no x, y numbers"):
+    with pytest.raises(InputError, match=r"a.geojson: feature 1 has no x, y numbers"):
         outlines_of(tmp_path, shape)
 
 

@@ -39,7 +39,7 @@ def test_rows_come_in_file_order_with_any_labels(tmp_path, end):
         ("slide;patient;project\n", "no column slide, .*; it has slide;patient;project; wanted"),
         ("slide,patient,project,msi,msi\n", "a column stands there twice"),
         ("slide,patient,project\n", "no rows"),
-        ("slide,patient,project\na,p\n", "row 2: 2 fields, the header has 3"),
+        ("slide,patient,project\na,p\n", "row 2 has 2 fields, the header has 3"),
         ("slide,patient,project\na,p,X\nb,,X\n", "row 3: empty patient"),
         ("slide,patient,project\na,p,X\na,q,X\n", "row 3: slide a stands there twice"),
         ("slide,patient,project\nx/a,p,X\n", "row 2: slide x/a is a path"),

@@ -46,7 +46,9 @@ def test_the_lowest_python_parses_every_file():
 
 
 def test_the_lowest_python_compiles_every_file(tmp_path):
-    """Its own compiler refuses what `ast` of a newer one lets through: a[*b], quotes inside an f-string."""
+    """Its own compiler refuses what `ast` of a newer one lets through: a[*b], quotes inside an
+    f-string.
+    """
     python = interpreter(lowest_python())
     if python is None:
         pytest.skip("Python {}.{} is not installed".format(*lowest_python()))

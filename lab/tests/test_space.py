@@ -34,7 +34,7 @@ def test_each_point_has_the_one_tile_that_holds_it(tile):
         ]
     )
     which, truth = space.holder(points, coords, tile), held_by_brute_force(points, coords, tile)
-    assert all(w == -1 if len(t) == 0 else w in t for w, t in zip(which, truth))
+    assert all(w == -1 if len(t) == 0 else w in t for w, t in zip(which, truth, strict=False))
     assert max(map(len, truth)) == 1 or tile % 1
     place = {
         tuple(cell): i for i, cell in enumerate(np.floor((coords + 1) / tile))
@@ -126,7 +126,9 @@ def test_false_positives_of_smooth_fields_are_held_where_the_t_test_fails():
         np.concatenate([smooth_fields(150, seed=s), smooth_fields(150, seed=s + 1)]) for s in (0, 2)
     )  # two slides
     r, p = space.shift_p(a, b, [SQUARE, SQUARE], n=199)
-    t = np.array([scipy.stats.pearsonr(x, y, alternative="greater") for x, y in zip(a.T, b.T)])
+    t = np.array(
+        [scipy.stats.pearsonr(x, y, alternative="greater") for x, y in zip(a.T, b.T, strict=False)]
+    )
     assert (
         np.allclose(r, t[:, 0])
         and (p <= 0.05).mean() <= 0.12
@@ -228,7 +230,9 @@ def test_inside_equals_matplotlib_and_shapes_of_known_sense():
 
 
 def test_tiles_of_a_plane_share_no_point():
-    """Half-open edges: grid points on the edges of a triangulated square are in exactly one triangle."""
+    """Half-open edges: grid points on the edges of a triangulated square are in exactly one
+    triangle.
+    """
     rng = np.random.default_rng(0)
     corners = rng.integers(1, 20, (60, 2))
     corners = np.unique(np.vstack([corners, [(0, 0), (20, 0), (0, 20), (20, 20)]]), axis=0)

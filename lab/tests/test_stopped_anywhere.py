@@ -1,4 +1,6 @@
-"""Every step of every program, killed at random moments, goes on to the files of one that was left alone."""
+"""Every step of every program, killed at random moments, goes on to the files of one that was left
+alone.
+"""
 
 import json
 import os
@@ -13,7 +15,6 @@ import pytest
 import torch
 
 import tiling
-from lab.histcode.probe import STAGES
 from lab.tests.helpers import ROOT, read_csv, study, tiny_encoder, write_pairs
 
 SIGNALS = {
@@ -30,7 +31,7 @@ TIMES = (  # what two runs may write differently
 
 
 class Nursery:
-    """Commands in processes of their own, without the seconds of importing (lab/tests/nursery.py)."""
+    """Commands in processes of their own, without the seconds of importing (nursery.py)."""
 
     def __init__(self, errors):
         self.errors = errors
@@ -59,7 +60,9 @@ class Nursery:
 
 
 def contents(path, cohort):
-    """What a file of a run says, without times, rates, the number of processes and the cohort's folder."""
+    """What a file of a run says, without times, rates, the number of processes and the cohort's
+    folder.
+    """
     if path.suffix == ".pt":
         return torch.load(path, weights_only=True)
     if path.name not in ("log.jsonl", "config.json", "report.md"):
@@ -94,14 +97,17 @@ def assert_same_files(mine, whole, without=()):
 
 
 def left_behind(cohort):
-    """Half files, and locks that say whose they are. Nobody holds predict/ nor the folder of probe's table: there
-    SIGKILL may leave a hidden half file, which nothing reads."""
+    """Half files, and locks that say whose they are. Nobody holds predict/ nor the folder of
+    probe's table: there SIGKILL may leave a hidden half file, which nothing reads.
+    """
     halves = [p for p in cohort.rglob(".*.tmp") if p.parent.name not in ("predict", cohort.name)]
     return halves + [p for p in cohort.rglob("*lock*") if p.read_text()]
 
 
 def stop_often(nursery, cut, program, argv, seconds, usual, rng):
-    """Run a step into SIGINT, SIGTERM and twice SIGKILL at random moments, then undisturbed -> how often each hit."""
+    """Run a step into SIGINT, SIGTERM and twice SIGKILL at random moments, then undisturbed -> how
+    often each hit.
+    """
     numbers = [*SIGNALS, signal.SIGKILL]  # SIGKILL last: its lock stays for the next
     hits = dict.fromkeys(SIGNALS, 0)
     for number in numbers:
@@ -118,48 +124,37 @@ def stop_often(nursery, cut, program, argv, seconds, usual, rng):
 
 
 def steps_of(folder, slide):
-    """(program, argv, processes that share it; 0: not in the shared cohort), argv with {cohort} and {workers}."""
+    """(program, argv, processes that share it; 0: not in the shared cohort), argv with {cohort} and
+    {workers}.
+    """
     common = "--device cpu --workers {workers}"
     tiny = f"--encoder {folder}/tiny.pt --precision float32 --max-tiles 6"
-    pairs = f"{{cohort}}/pairs --features {{cohort}}/pairs/h5 {common} --folds 3 --hidden 4"
+    learn = "--hidden 64 --folds 3 --epochs 5 --valid .25 --null-models 1"
+    tune = "--epochs 3 --genes CD3D,CD3E --null-models 1"
+    study = "--splits 2 --ratios 1/2 --arms transcriptome,direct --repeats 1 --device cpu"
+    bags = "--features {cohort}/pairs/h5 --folds 3 --hidden 4 --epochs 6"
     views = "--tile-px 32 --view-px 32 --batch 4 --tiles-per-slide 1 --precision float32"
+    adco, table = "{cohort}/runs/adco/adco.pt", "{cohort}/probe.csv"
     lines = (
         ("tiling", 2, f"supertiles {{cohort}} {common} {tiny}"),
-        (
-            "he2rna",
-            2,
-            f"train {{cohort}} {common} {tiny} --hidden 64 --folds 3 --epochs 5 --valid .25 --null-models 1",
-        ),
-        (
-            "he2rna",
-            2,
-            f"finetune {{cohort}} he2rna --epochs 3 --genes CD3D,CD3E --null-models 1 {common}",
-        ),
+        ("he2rna", 2, f"train {{cohort}} {common} {tiny} {learn}"),
+        ("he2rna", 2, f"finetune {{cohort}} he2rna {tune} {common}"),
         ("he2rna", 1, f"predict {{cohort}}/runs/he2rna all {common}"),
         (
             "he2rna",
             1,
-            f"heatmap {{cohort}}/runs/he2rna {slide} --genes CD3D --weights {folder}/tiny.pt {common}",
+            f"heatmap {{cohort}}/runs/he2rna {slide} --genes CD3D {common} "
+            f"--weights {folder}/tiny.pt",
         ),
-        (
-            "he2rna",
-            2,
-            f"msi {folder}/study.npz --name {{cohort}}/msi --splits 2 --ratios 1/2 "
-            "--arms transcriptome,direct --repeats 1 --device cpu",
-        ),
-        ("histcode", 2, f"diagnose {pairs} --rotate --epochs 6"),
-        ("histcode", 2, f"expression {pairs} --epochs 6"),
+        ("he2rna", 2, f"msi {folder}/study.npz --name {{cohort}}/msi {study}"),
+        ("histcode", 2, f"diagnose {{cohort}}/pairs {common} {bags} --rotate"),
+        ("histcode", 2, f"expression {{cohort}}/pairs {common} {bags}"),
         (  # two processes: the same to rounding only
             "histcode",
             0,
-            f"pretrain {{cohort}} {common} --weights {folder}/start.pth --epochs 3 {views}",
+            f"pretrain {{cohort}} {common} {views} --epochs 3 --weights {folder}/start.pth",
         ),
-        (
-            "histcode",
-            0,
-            f"probe {{cohort}} {{cohort}}/runs/adco/adco.pt --csv {{cohort}}/probe.csv "
-            f"--tiles-per-slide 4 {common}",
-        ),
+        ("histcode", 0, f"probe {{cohort}} {adco} --csv {table} --tiles-per-slide 4 {common}"),
     )
     return [(program, line.split(), processes) for program, processes, line in lines]
 
@@ -170,12 +165,14 @@ def filled(argv, cohort, workers):
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit")
 def test_killed_anywhere_every_step_goes_on_to_the_same_files(drawn, tmp_path):
-    """Each step runs undisturbed in `whole` with 4 workers; in `cut` with one, where it is stopped four times; and in
-    `shared` by two processes: every file is the same. SIGINT and SIGTERM end with their status and one line."""
+    """Each step runs undisturbed in `whole` with 4 workers; in `cut` with one, where it is stopped
+    four times; and in `shared` by two processes: every file is the same. SIGINT and SIGTERM end
+    with their status and one line.
+    """
     tiny_encoder(tmp_path / "tiny.pt")
     write_pairs(tmp_path / "pairs")
     np.savez(tmp_path / "study.npz", **study(np.random.default_rng(0)))
-    torch.save(tiling.ResNet50(STAGES).state_dict(), tmp_path / "start.pth")
+    torch.save(tiling.ResNet50(3).state_dict(), tmp_path / "start.pth")
     whole, cut, shared = (tmp_path / name for name in ("whole", "cut", "shared"))
     for cohort in (whole, cut, shared):
         shutil.copytree(drawn, cohort)
