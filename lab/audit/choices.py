@@ -102,6 +102,6 @@ def show_choices(choices, program):
 
 def show_row(cells):
     """Print a row of the table, each cell wrapped in its column."""
-    columns = [textwrap.wrap(cell, width) for cell, width in zip(cells, WIDTHS)]
+    columns = [textwrap.wrap(cell, width) for cell, width in zip(cells, WIDTHS, strict=True)]
     for words in zip_longest(*columns, fillvalue=""):
-        print(" ".join(f"{word:{w}}" for word, w in zip(words, WIDTHS)).rstrip())
+        print(" ".join(f"{word:{w}}" for word, w in zip(words, WIDTHS, strict=True)).rstrip())

@@ -1,111 +1,148 @@
-"""lab.audit.compare"""
+"""What each choice is worth: the default run, and each choice turned alone, on the same seeds."""
+
+import time
 
 import numpy as np
 from scipy import special
 
-from lab.files import InputError, number, read_rows, save_csv, save_text
+from lab.files import InputError, read_rows, save_csv, save_text
 from lab.progress import clock, table
 from lab.runs import claim_folder
 
-COUNTS = ("HS", "BH", "mistakes")  # measures of an audit that are counted
+HEADER = ("command", "choice", "seed", "measure", "value", "change", "seconds")
+COUNTS = ("HS", "BH", "mistakes")  # measures that are counts
+NOTE = (
+    "First row: the run of default settings. The others: the run with this choice alone turned to "
+    "its other side, less the default run of the same seed; mean and 95 % interval over the seeds "
+    "(Student's t). The patients are the same, so nothing here speaks of other patients."
+)
 
 
-def run_audit(folder, jobs, texts, settings, what, after=0):
-    """Run the default and each choice alone, and write what a choice changes after each. Returns the exit status.
+def choices_asked(texts, names, left_out):
+    """{command: choices to turn}: those named, or all; says why some are left out.
 
-    jobs: {(command, "default" or choice, seed): a function -> ({measure: value}, seconds or None, exit status)}, which goes
-    on where it stopped; texts {command: {choice: what it is turned to}}; settings: those all have in common, of which the
-    folder's must be; what: a line for the report; after: how many runs come after these, for the time left. audit.csv keeps
-    the choices of earlier commands.
+    texts: {command: {choice: what it is turned to}}; left_out: [(command, choices, why)].
     """
-    claim_folder(folder, dict(settings, command="audit"), "audit.csv")
-    done, status, path = {}, 0, folder / "audit.csv"
-    rows = read_rows(path)[1] if path.is_file() else []
-    try:
-        for command, name, seed, measure, value, _, seconds in rows:
-            {"default": "", **texts[command]}[name]  # KeyError: none of ours
-            done.setdefault((command, name, int(seed)), ({}, number(seconds)))[0][measure] = number(
-                value
-            )
-        [
-            done[c, "default", seed][0][m]
-            for (c, _, seed), (values, _) in done.items()
-            for m in values
-        ]
-    except (KeyError, ValueError):
-        raise InputError(
-            f"{path}: not whole, or not of this program: delete it to begin again"
-        ) from None
-    for i, ((command, name, seed), job) in enumerate(jobs.items()):
-        print(f"\n--- {command}, {name}, seed {seed} ({i + 1} of {len(jobs)})", flush=True)
-        *done[command, name, seed], failed = job()
-        status |= failed
+    asked = {c: [name for name in texts[c] if name in (names or texts[c])] for c in texts}
+    for command, choices, why in left_out:
+        for name in set(choices) & set(asked[command]):
+            asked[command].remove(name)
+            print(f"without {command}'s {name}: {why}")
+    if not any(asked.values()):
+        raise InputError(f"--code {','.join(names)}: nothing is left to turn: {left_out[-1][2]}")
+    return asked
+
+
+def run_audit(folder, measure, asked, texts, seeds, settings, what):
+    """Measure the default and each choice asked for, and write after each what it changes.
+
+    measure(command, choice, seed) -> ({measure: value}, exit status); settings: those that all
+    have in common; what: a line for the report. Goes on where it stopped: audit.csv has what is
+    done. A choice that raises InputError is left out. Returns the exit status.
+    """
+    start = time.time()
+    claim_folder(folder, {**settings, "command": "audit"}, "audit.csv")
+    done = read_audit(folder / "audit.csv", texts)
+    runs = []
+    for command, names in asked.items():
+        for name in ["default", *names] if names else []:
+            runs += [(command, name, seed) for seed in seeds]
+    status, failed = 0, {}
+    for i, (command, name, seed) in enumerate(runs):
+        if (command, name, seed) in done or failed.keys() & {(command, "default"), (command, name)}:
+            continue
+        print(f"\n--- {command}, {name}, seed {seed} ({i + 1} of {len(runs)})", flush=True)
+        begun = time.time()
+        try:
+            values, own_status = measure(command, name, seed)
+        except InputError as e:
+            failed[command, name] = e
+            print(f"without {command}'s {name}: {e}")
+            continue
+        status |= own_status
+        done[command, name, seed] = values, time.time() - begun
         write_audit(folder, done, texts, what)
-        spent, left = (
-            [s for _, s in done.values() if s is not None and not np.isnan(s)],
-            len(jobs) - i - 1 + after,
-        )
-        if spent and left:
-            print(
-                f"{left} runs left, {clock(np.mean(spent) * left)} at the mean of the {len(spent)} done",
-                flush=True,
-            )
-    return status
+        left = len(runs) - i - 1
+        mean = np.mean([seconds for _, seconds in done.values()])
+        print(f"{left} runs left, {clock(mean * left)} at the mean of the {len(done)} done")
+    if not done:
+        raise InputError(f"nothing could be measured: {next(iter(failed.values()))}")
+    print(f"\nreport: {folder / 'audit.md'}   ({clock(time.time() - start)})")
+    return status or int(bool(failed))
+
+
+def read_audit(path, texts):
+    """{(command, choice, seed): ({measure: value}, seconds)} of audit.csv, {} without it."""
+    done, whole = {}, True
+    try:
+        for row in read_rows(path)[1] if path.is_file() else []:
+            command, name, seed, measure, value, _, seconds = row
+            values, _ = done.setdefault((command, name, int(seed)), ({}, float(seconds)))
+            values[measure] = float(value)
+        for (command, name, seed), (values, _) in done.items():
+            known = name in ("default", *texts[command])
+            whole = whole and known and values.keys() == done[command, "default", seed][0].keys()
+    except (KeyError, ValueError):
+        whole = False
+    if not whole:
+        raise InputError(f"{path}: not whole, or not of this program: delete it to begin again")
+    return done
 
 
 def write_audit(folder, done, texts, what):
-    """audit.csv, a row per run and measure, and audit.md, a row per choice: the difference from the default run of the same
-    seed, its mean and 95 % interval over seeds (Student's t). done: {(command, choice, seed): ({measure: value}, seconds)}."""
-    order = {
-        (c, name): i
-        for i, (c, name) in enumerate((c, name) for c in texts for name in ("default", *texts[c]))
-    }
-    keys = sorted(done, key=lambda k: (order[k[:2]], k[2]))
-    change = {
-        k: {m: v - done[k[0], "default", k[2]][0][m] for m, v in done[k][0].items()} for k in keys
-    }
-    text = lambda v: "" if v is None or np.isnan(v) else f"{v:.6g}"
-    save_csv(
-        folder / "audit.csv",
-        ("command", "choice", "seed", "measure", "value", "change", "seconds"),
-        (
-            (*k, m, text(v), text(change[k][m]), text(done[k][1]))
-            for k in keys
-            for m, v in done[k][0].items()
-        ),
-    )
+    """audit.csv, a row for each run and measure; audit.md, a row for each choice."""
+    place = {}
+    for command in texts:
+        for name in ("default", *texts[command]):
+            place[command, name] = len(place)
+    keys = sorted(done, key=lambda key: (place[key[:2]], key[2]))
+    rows = []
+    for key in keys:
+        values, seconds = done[key]
+        for measure, value in values.items():
+            change = value - default_of(done, key)[measure]
+            rows.append((*key, measure, f"{value:.9g}", f"{change:.9g}", f"{seconds:.6g}"))
+    save_csv(folder / "audit.csv", HEADER, rows)
     lines = ["# What each choice is worth", "", what, ""]
-    for command in dict.fromkeys(k[0] for k in keys):
-        measures, rows = list(next(done[k][0] for k in keys if k[0] == command)), []
-        for name in dict.fromkeys(k[1] for k in keys if k[0] == command):
-            own = [k for k in keys if k[:2] == (command, name)]
-            of, sign = ({k: done[k][0] for k in own}, "") if name == "default" else (change, "+")
-            seconds = [done[k][1] for k in own]
-            rows.append(
-                (
-                    name,
-                    texts[command].get(name, "as it is"),
-                    *(
-                        over_seeds([of[k][m] for k in own], 1 if m in COUNTS else 3, sign)
-                        for m in measures
-                    ),
-                    ", ".join(str(k[2]) for k in own),
-                    "" if None in seconds or np.isnan(seconds).any() else clock(np.mean(seconds)),
-                )
-            )
-        lines += [
-            f"## {command}",
-            "",
-            table(("choice", "turned to", *measures, "seeds", "time of one"), rows),
-            "",
-        ]
+    for command in dict.fromkeys(key[0] for key in keys):
+        own = [key for key in keys if key[0] == command]
+        header = ("choice", "turned to", *done[own[0]][0], "seeds", "time of one")
+        names = dict.fromkeys(key[1] for key in own)
+        rows = [report_row(done, [k for k in own if k[1] == name], texts) for name in names]
+        lines += [f"## {command}", "", table(header, rows), ""]
     save_text(folder / "audit.md", lines)
 
 
+def default_of(done, key):
+    """The measures of the default run of the same seed."""
+    command, _, seed = key
+    return done[command, "default", seed][0]
+
+
+def report_row(done, keys, texts):
+    """A choice's row of the report: its change over seeds; the default's values."""
+    command, name, _ = keys[0]
+    cells = []
+    for measure in done[keys[0]][0]:
+        digits = 1 if measure in COUNTS else 3
+        values = [done[key][0][measure] for key in keys]
+        if name == "default":
+            cells.append(over_seeds(values, digits))
+        else:
+            defaults = [default_of(done, key)[measure] for key in keys]
+            cells.append(over_seeds(np.subtract(values, defaults), digits, "+"))
+    seeds = ", ".join(str(seed) for *_, seed in keys)
+    seconds = np.mean([done[key][1] for key in keys])
+    return name, texts[command].get(name, "as it is"), *cells, seeds, clock(seconds)
+
+
 def over_seeds(values, digits, sign=""):
-    """'mean (95 % interval over seeds)', by Student's t."""
-    v, text = np.array(values, float), lambda number: f"{number:{sign}.{digits}f}"
-    half = special.stdtrit(len(v) - 1, 0.975) * v.std(ddof=1) / len(v) ** 0.5 if len(v) > 1 else 0
-    return text(v.mean()) + (
-        f" ({text(v.mean() - half)} to {text(v.mean() + half)})" if len(v) > 1 else ""
+    """'mean (95 % interval over seeds)', by Student's t; a sole value alone."""
+    v = np.array(values, float)
+    if len(v) == 1:
+        return f"{v[0]:{sign}.{digits}f}"
+    half = special.stdtrit(len(v) - 1, 0.975) * v.std(ddof=1) / len(v) ** 0.5
+    low, mean, high = (
+        f"{x:{sign}.{digits}f}" for x in (v.mean() - half, v.mean(), v.mean() + half)
     )
+    return f"{mean} ({low} to {high})"

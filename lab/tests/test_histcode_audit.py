@@ -1,163 +1,118 @@
-"""lab.tests.test_histcode_audit"""
+"""The audit of HistCode: what it says is the difference of the runs that it made."""
 
 import json
-import re
 import shutil
+from itertools import product
 
 import numpy as np
 import pytest
 
-from lab.commands.histcode import main
-from lab.commands.histcode.expression import run as expression_expression
+from lab.commands.histcode import expression, main
 from lab.files import InputError
 from lab.tests.helpers import TINY, read_csv, swap, write_pairs
 
 
-def test_histcodes_audit_goes_on_where_it_stopped_and_is_the_runs_difference(
-    tmp_path, monkeypatch, capsys
-):
-    cohort, runs, real = write_pairs(tmp_path / "c", 12), [], expression_expression
-    folder, own = (
-        cohort / "runs" / "histcode-audit",
-        f"--features {cohort / 'h5'} --epochs 2 --folds 3 --device cpu --hidden 4",
-    )
-    swap(monkeypatch, "lab.histcode.ends", "SHUFFLES", 2000)
+@pytest.fixture
+def runs(monkeypatch):
+    """Names of the runs of expression; the audit is interrupted in the fourth, once."""
+    names, real = [], expression.run
 
-    def expression(o):
-        runs.append(o.name)
-        if len(runs) == 4:
+    def spied(o):
+        names.append(o.name)
+        if len(names) == 4:
             raise KeyboardInterrupt
         return real(o)
 
-    swap(monkeypatch, "lab.commands.histcode.expression", "run", expression)
-    audit = lambda *more: main(
-        [
-            "audit",
-            str(cohort),
-            "--seeds",
-            "2",
-            "--code",
-            "lr,folds,slides",
-            f"--diagnose={own} --lr .01",
-            f"--expression={own}",
-            *more,
-        ]
-    )
+    monkeypatch.setattr(expression, "run", spied)
+    return names
+
+
+def wins(a, b):
+    return (a > b) + (a == b) / 2
+
+
+def measured(folder, command):
+    """{measure: value} of a run, from its tables."""
+    if command == "expression":
+        rows = read_csv(folder / "genes.csv")
+        hits = sum(float(row["bh"]) < 0.05 for row in rows)
+        return {"R": np.mean([float(row["R"]) for row in rows]), "BH": hits}
+    rows = read_csv(folder / "predictions.csv")
+    of = {True: [], False: []}
+    for row in rows:
+        of[row["label"] == "tumour"].append(float(row["p_tumour"]))
+    auc = np.mean([wins(a, b) for a, b in product(of[True], of[False])])
+    accuracy = np.mean([row["label"] == row["predicted"] for row in rows])
+    return {"accuracy": accuracy, "AUC": auc}
+
+
+def test_audit_goes_on_where_it_stopped_and_is_the_runs_difference(
+    tmp_path, monkeypatch, runs, capsys
+):
+    cohort = write_pairs(tmp_path / "c", 12)
+    folder = cohort / "runs" / "histcode-audit"
+    own = f"--features {cohort / 'h5'} --epochs 2 --folds 3 --device cpu --hidden 4"
+    swap(monkeypatch, "lab.histcode.ends", "SHUFFLES", 2000)
+    words = ["audit", str(cohort), "--seeds", "2", "--code", "lr,folds,slides"]
+    words += [f"--diagnose={own} --lr .01", f"--expression={own}"]
     with pytest.raises(KeyboardInterrupt):
-        audit()
-    assert (
-        "without pretrain's lr: " in (said := capsys.readouterr().out)
-        and len(read_csv(folder / "audit.csv")) == 2 * 4 + 2 * 3
-    )
-    left = re.findall(r"(\d+) runs left, 0:00:0\d at the mean of the (\d+) done", said)
-    assert left == [(str(7 - i), str(i + 1)) for i in range(7)]
-    assert audit() == 0 and runs == [
-        "expression-default-seed0",
-        "expression-default-seed1",
-        "expression-slides-seed0",
-        *["expression-slides-seed1"] * 2,
-    ]
+        main(words)
+    said = capsys.readouterr().out
+    assert "without pretrain's lr: " in said
+    assert "7 runs left, " in said
+    assert len(read_csv(folder / "audit.csv")) == 2 * 4 + 2 * 3
+    assert main(words) == 0
+    every = [f"expression-{name}-seed{seed}" for name in ("default", "slides") for seed in (0, 1)]
+    assert runs == [*every, every[-1]]
     first, text = (folder / "audit.csv").read_bytes(), (folder / "audit.md").read_text()
-    assert (
-        audit() == 0
-        and len(runs) == 5
-        and (folder / "audit.csv").read_bytes() == first
-        and (folder / "audit.md").read_text() == text
-    )
-    rows = {
-        (r["command"], r["choice"], int(r["seed"]), r["measure"]): r
-        for r in read_csv(folder / "audit.csv")
-    }
-    value = {}
-    for c, name, s in {k[:3] for k in rows}:
-        if c == "expression":
-            r = [float(g["R"]) for g in read_csv(folder / f"{c}-{name}-seed{s}" / "genes.csv")]
-            value[c, name, s, "R"] = np.mean(r)
-        else:
-            p = read_csv(folder / f"{c}-{name}-seed{s}" / "predictions.csv")
-            value[c, name, s, "accuracy"] = np.mean([r["label"] == r["predicted"] for r in p])
-            hit = [
-                (float(a["p_tumour"]) > float(b["p_tumour"]))
-                + 0.5 * (a["p_tumour"] == b["p_tumour"])
-                for a in p
-                for b in p
-                if a["label"] == "tumour" != b["label"]
-            ]
-            value[c, name, s, "AUC"] = np.mean(hit)
-    for k, want in value.items():
-        assert float(rows[k]["value"]) == pytest.approx(want, abs=1e-4)
-        assert (
-            float(rows[k]["change"])
-            == pytest.approx(want - value[(k[0], "default", *k[2:])], abs=2e-4)
-            and float(rows[k]["seconds"]) > 0
-        )
-    assert len(value) == 2 * 2 * 2 + 2 * 2 and "| slides | tiles of the normal slides too |" in text
-    with pytest.raises(InputError, match="--code lr: nothing is left to turn: .*spots/ to probe"):
-        main(["audit", str(write_pairs(tmp_path / "d")), "--code", "lr"])
-    with pytest.raises(InputError, match="--seeds 0"):
-        audit("--seeds", "0")
+    assert main(words) == 0
+    assert len(runs) == 5
+    assert (folder / "audit.csv").read_bytes() == first
+    assert (folder / "audit.md").read_text() == text
+
+    rows = read_csv(folder / "audit.csv")
+    assert len(rows) == 2 * 8
+    for row in rows:
+        command, seed, measure = row["command"], row["seed"], row["measure"]
+        value = measured(folder / f"{command}-{row['choice']}-seed{seed}", command)[measure]
+        default = measured(folder / f"{command}-default-seed{seed}", command)[measure]
+        assert float(row["value"]) == pytest.approx(value, abs=1e-4)
+        assert float(row["change"]) == pytest.approx(value - default, abs=2e-4)
+        assert float(row["seconds"]) > 0
+    assert "| slides | tiles of the normal slides too |" in text
     with pytest.raises(InputError, match="--diagnose --lr '1: no closing quotation"):
-        audit("--diagnose=--lr '1")
+        main([*words, "--diagnose=--lr '1"])
 
 
-def test_audit_of_pretraining_probes_the_same_tiles(unlabelled, tmp_path, monkeypatch, capsys):
+def test_without_known_cells_pretraining_cannot_be_measured(tmp_path):
+    with pytest.raises(InputError, match=r"--code lr: nothing is left to turn: .*spots/ to probe"):
+        main(["audit", str(write_pairs(tmp_path / "d")), "--code", "lr"])
+
+
+def test_audit_of_pretraining_probes_the_same_tiles(unlabelled, tmp_path):
     cohort = tmp_path / "c"
     shutil.copytree(unlabelled, cohort, ignore=shutil.ignore_patterns("runs", "features", "tiles"))
     own = " ".join(TINY) + f" --epochs 1 --weights {cohort / 'start.pth'} --tile-um 100"
-    again = lambda code="lr": main(
-        [
-            "audit",
-            str(cohort),
-            "--seeds",
-            "1",
-            "--code",
-            code,
-            f"--pretrain={own}",
-            "--probe=--tiles-per-slide 3",
-        ]
-    )
-    assert again("lr,tissue") == 0
+    words = ["audit", str(cohort), "--seeds", "1", "--code", "lr,tissue", f"--pretrain={own}"]
+    assert main([*words, "--probe=--tiles-per-slide 3"]) == 0
     folder = cohort / "runs" / "histcode-audit"
-    rows = read_csv(folder / "audit.csv")
-    assert [(r["choice"], r["measure"]) for r in rows] == [
-        (c, m) for c in ("default", "tissue", "lr") for m in ("R2 of the cells", "spread")
-    ]
     other = folder / "tissue"
+    rows = read_csv(folder / "audit.csv")
+    assert [row["choice"] for row in rows] == [c for c in ("default", "tissue", "lr") for _ in "12"]
+    tiles = set()
     for name, home in (("default", cohort), ("tissue", other), ("lr", cohort)):
         run = home / "runs" / "histcode-audit" / f"pretrain-{name}-seed0"
         (probed,) = read_csv(run / "probe.csv")
-        got = {r["measure"]: float(r["value"]) for r in rows if r["choice"] == name}
-        assert (
-            got["R2 of the cells"] == pytest.approx(float(probed["mean"]), rel=1e-5)
-            and probed["tiles"]
-            == read_csv(folder / "pretrain-default-seed0" / "probe.csv")[0]["tiles"]
-        )
-        assert got["spread"] == pytest.approx(
-            json.loads((run / "log.jsonl").read_text())["spread"], rel=1e-5
-        )
+        tiles.add(probed["tiles"])
+        spread = json.loads((run / "log.jsonl").read_text())["spread"]
+        got = {row["measure"]: float(row["value"]) for row in rows if row["choice"] == name}
+        wanted = {"R2 of the cells": float(probed["mean"]), "spread": spread}
+        assert got == pytest.approx(wanted, rel=1e-5)
         config = json.loads((run / "config.json").read_text())
-        assert (
-            config["lr"] == (0.001 if name == "lr" else 0.03)
-            and config["tile_um"] == 100
-            and config["code"] == [name] * (name != "default")
-        )
-    log, was = (run / "log.jsonl").read_bytes(), (run / "audit.json").read_bytes()
-    for half in (
-        b"{}",
-        was.replace(b'"status": 0', b'"status": "y"'),
-        b'{"measures": {}, "seconds": ',
-    ):
-        (run / "audit.json").write_bytes(half)  # is measured again
-        assert (
-            again() == 0
-            and json.loads((run / "audit.json").read_bytes())["measures"]
-            == json.loads(was)["measures"]
-        )
-    (run / "audit.json").unlink(), (run / "log.jsonl").write_bytes(b"")
-    assert (
-        again() == 1
-        and f"log.jsonl has no epoch: delete {run} to train it again" in capsys.readouterr().out
-    )
-    (run / "log.jsonl").write_bytes(log)
+        assert config["lr"] == (0.001 if name == "lr" else 0.03)
+        assert config["tile_um"] == 100
+        assert config["code"] == ([] if name == "default" else [name])
+    assert len(tiles) == 1
     a, b = (json.loads((home / "tiles" / "settings.json").read_text()) for home in (cohort, other))
-    assert b == {**a, "tissue_threshold": 8.0} and (other / "slides").is_symlink()
+    assert b == {**a, "tissue_threshold": 8.0}
+    assert (other / "slides").is_symlink()
