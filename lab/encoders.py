@@ -112,16 +112,17 @@ def wrong_wants(said):
     """What no encoder can want, of a dict of its wants: ["name value"]."""
     wrong = []
     for key, value in said.items():
-        numbers = value if isinstance(value, (list, tuple)) else [value]
-        if key in ("mean", "std") and len(numbers) != 3:
-            numbers = []
+        numbers = [value]
+        if key in ("mean", "std"):
+            whole = isinstance(value, (list, tuple)) and len(value) == 3
+            numbers = value if whole else [None]
         limits = WANTS.get(key)
         if key == "stages":
             right = value in list(ENCODERS.values())
         elif key == "colour":
             right = value in COLOURS
         else:
-            right = limits and numbers and all(within(number, *limits) for number in numbers)
+            right = limits and all(within(number, *limits) for number in numbers)
         if not right:
             wrong.append(f"{key} {value!r}")
     return wrong
