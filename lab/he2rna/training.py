@@ -229,10 +229,12 @@ def tidy_log(folder):
 def predict_test_slides(folder, o, data, bags, splits, first_model):
     """-> (each slide by the model that did not see it (S, G), the folds' checkpoints, device)."""
     models, saved = [], []
-    for fold, (train, _, _) in enumerate(splits):
+    for fold, (train, _, test) in enumerate(splits):
         model = first_model(fold, train)
         device = next(model.parameters()).device
-        saved.append(load_checkpoint(fold_path(folder, fold), device, model))
+        one = load_checkpoint(fold_path(folder, fold), device, model)
+        saw(one["saw"], "untrained null", data.patients[test])
+        saved.append(one)
         models.append(model)
     ahead = read_ahead("test slides")
     prediction = he2rna.cross_predict(models.__getitem__, bags, data.fold, o.batch, ahead)
@@ -278,7 +280,7 @@ def judge(folder, config, o, data, bags, prediction, saved, device, start):
         results,
         prediction,
         [one["note"] for one in saved],
-        ledgers_of(saved, data),
+        [one["saw"] for one in saved],
         time.time() - start,
     )
     print()
@@ -287,13 +289,3 @@ def judge(folder, config, o, data, bags, prediction, saved, device, start):
     best = [f"{data.genes[g]} ({name}, R {r:.2f})" for name, g, r in best_genes(results)]
     print(f"\nbest: {', '.join(best)}")
     print(f"report: {folder / 'report.md'}   ({clock(time.time() - start)})")
-
-
-def ledgers_of(saved, data):
-    """Whom each step of each fold learned from, the untrained null's test slides among them."""
-    ledgers = []
-    for fold, one in enumerate(saved):
-        ledger = dict(one["saw"])
-        saw(ledger, "untrained null", data.patients[data.fold == fold])
-        ledgers.append(ledger)
-    return ledgers
