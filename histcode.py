@@ -671,7 +671,7 @@ def tiles_at(values, which):
 
 
 def divisor(mean, sd):
-    """(D,) by which to divide centred features: their SD; infinity for constants, which become 0."""
+    """(D,) what standardises features: their SD; infinity for constants, which become 0."""
     return np.where(sd > 1e-6 * np.abs(mean) + 1e-12, sd, np.inf)
 
 
@@ -685,7 +685,7 @@ def cross_entropy(outputs, y):
 
 
 def mistakes(outputs, y):
-    """1 where the last stream is wrong, else 0: outputs (..., streams, C), class y (...) -> (...)"""
+    """1 where the last stream errs, else 0: outputs (..., streams, C), class y (...) -> (...)"""
     return (outputs[..., -1, :].argmax(-1) != y).float()
 
 
@@ -808,12 +808,12 @@ def ends_of(a, most=ENDS):
     return order[:n], order[len(a) - n :]
 
 
-def end_features(h, a, most=ENDS):
+def end_features(h, a):
     """(2D,) the mean of the highest and the mean of the lowest tiles of h (T, D), side by side.
 
     2 x 1,024 numbers; the paper's "1024 input nodes" do not fit that. [HistCode Methods]
     """
-    means = [np.asarray(h[np.sort(rows)], np.float64).mean(0) for rows in ends_of(a, most)]
+    means = [np.asarray(h[np.sort(rows)], np.float64).mean(0) for rows in ends_of(a)]
     return np.concatenate(means)
 
 
@@ -936,13 +936,13 @@ def by_accuracy(r, fc, width=0.1):
 # ---- Where on the slide  [HistCode Results, Interpretability and spatial localization] -----------
 
 
-def end_contributions(h, a, weights, most=ENDS):
+def end_contributions(h, a, weights):
     """What each tile adds to a gene's prediction, (T,): with the bias they sum to it. [ours]
 
     h (T, D), a (T,) attention, weights (2D,) of the gene. nan: the tile is in neither end.
     """
     out = np.full(len(h), np.nan)
-    for rows, w in zip(ends_of(a, most), np.split(weights, 2), strict=True):
+    for rows, w in zip(ends_of(a), np.split(weights, 2), strict=True):
         out[rows] = np.asarray(h[rows], np.float64) @ w / len(rows)
     return out
 

@@ -21,7 +21,6 @@ from lab.tests.helpers import (
     pictures,
     planted_bags,
     relative,
-    three_splits,
 )
 
 
@@ -479,19 +478,6 @@ def test_attention_has_the_shapes_and_parts_of_its_equations():
     with torch.no_grad():  # a high logit doesn't overflow
         model.w.weight.fill_(1e4)
     assert model(h, mask)[1].isfinite().all()
-
-
-@pytest.mark.parametrize("name", POOLINGS)
-def test_classifiers_trained_at_once_are_those_trained_one_by_one(name):
-    (bags, y), splits = planted_bags(), three_splits()
-    at_once = learn(name, bags, y, splits, [5, 6, 7])
-    for split, seed, got in zip(splits, [5, 6, 7], at_once):
-        (alone,) = learn(name, bags, y, [split], [seed])
-        assert torch.allclose(got["losses"], alone["losses"], atol=2e-4) and torch.allclose(
-            got["tests"], alone["tests"], atol=2e-4
-        )
-        assert got["tests"].shape == (3, len(split[2]), 2) and got["epoch"] == alone["epoch"]
-        assert all(torch.allclose(v, alone["model"][k], atol=2e-3) for k, v in got["model"].items())
 
 
 def test_figures_of_a_fold_and_their_optimism():

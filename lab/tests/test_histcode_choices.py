@@ -1,8 +1,78 @@
-"""HistCode's choices and the options they stand for."""
+"""HistCode's choices: one table, and the options that each of them turns."""
+
+import re
 
 import pytest
 
+from lab.audit.choices import switches
+from lab.commands.histcode import main
+from lab.commands.histcode.audit import UNSEEN
 from lab.files import InputError
+from lab.histcode.choices import CHOICES, TURNED
+
+SHOWN_ONLY = {  # no option of --code, or none that turns another option
+    ("diagnose", "stop"),
+    ("expression", "stop"),
+    ("diagnose", "--colour"),
+    ("expression", "--colour"),
+    ("pretrain", "--min-area"),
+}
+
+
+def test_histcodes_choices_are_one_table(capsys):
+    assert main(["choices"]) == 0
+    said = capsys.readouterr().out
+    assert "python histcode.py pretrain" in said and max(map(len, said.splitlines())) <= 120
+    names = [choice[:2] for choice in CHOICES]
+    assert len(names) == len(set(names)) == 23
+    assert all(re.fullmatch(r"\[(HistCode|AdCo|ours).*\]", choice.tag) for choice in CHOICES)
+    turned = {(command, name) for command in TURNED for name in TURNED[command]}
+    assert turned | SHOWN_ONLY == set(names)
+    assert all(name in TURNED[command] for command in UNSEEN for name in UNSEEN[command])
+
+
+@pytest.mark.parametrize(
+    "command, known",
+    [
+        ("pretrain", "tissue, colour, tiles, batch"),
+        ("diagnose", "folds, stop, embed"),
+        ("expression", "model, epochs, stop"),
+        ("audit", "tissue, colour, tiles"),
+    ],
+)
+def test_an_unknown_choice_is_told_with_those_there_are(command, known, capsys):
+    with pytest.raises(SystemExit):
+        main([command, "x", "--code", "bias"])
+    assert f"bias: choose from {known}" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("verb, name", [(c, name) for c in TURNED for name in switches(CHOICES, c)])
+def test_a_choice_turns_its_options_and_no_other(settled, verb, name):
+    own = TURNED[verb].get(name, {})
+    usual, turned = settled(verb), settled(verb, "--code", name)
+    differ = {k: v for k, v in turned.items() if usual[k] != v and k != "code"}
+    assert differ == own and turned["code"] == [name] and (own or name == "stop")
+
+
+def test_follow_sets_a_whole_side_but_not_what_is_asked_for(settled, capsys):
+    usual = settled("pretrain")
+    ours = {"lr": 0.03, "in_batch": False, "momentum_encoder": 0.999, "bank_tau": usual["tau"]}
+    ours |= {"cosine": False, "symmetric": False, "bank_momentum": 0.9, "bank_decay": 1e-4}
+    ours |= {"tiles_per_slide": 256, "colour": None, "code": []}
+    assert {name: usual[name] for name in ours} == ours
+    code = settled("pretrain", "--follow", "code", "--lr", ".1", "--no-in-batch")
+    theirs = {"lr": 0.1, "in_batch": False, "momentum_encoder": 0.999, "bank_tau": 0.02}
+    theirs |= {"cosine": True, "tau": 0.12, "bank_lr": 0.3, "batch": 250, "final_lr": 0.0006}
+    theirs |= {"bank_size": 318193, "code": ["batch", "cosine", "bank-tau", "bank-size"]}
+    assert {name: code[name] for name in theirs} == theirs
+    assert "--follow code: without lr, for --lr 0.1 is asked for" in capsys.readouterr().out
+    for verb, side, names in (
+        ("pretrain", "paper", ["colour", "tiles", "bank-step"]),
+        ("expression", "code", ["model", "epochs", "stop", "embed"]),
+        ("diagnose", "code", ["embed"]),
+        ("diagnose", "paper", []),
+    ):
+        assert settled(verb, "--follow", side)["code"] == names
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""lab.tests.test_histcode_heatmap"""
+"""Maps: means over the models that did not know the patient, of attention or contributions."""
 
 import shutil
 
@@ -6,13 +6,14 @@ import numpy as np
 import pytest
 import torch
 
+import histcode
 from lab.commands.histcode import main
 from lab.commands.histcode.heatmap import Asked, map_scores
 from lab.files import InputError
 from lab.histcode.heads import apply_heads
 from lab.histcode.runs import load_run
 from lab.runs import load_checkpoint
-from lab.tests.helpers import spoken_by_hand, tiles_in
+from lab.tests.helpers import maps_of, read_csv, spoken_by_hand, swap, tiles_in
 
 
 def test_maps_are_means_over_models_and_keep_their_sum(changed):
@@ -46,5 +47,46 @@ def test_a_gene_whose_name_is_a_path_is_drawn_nowhere(changed, tmp_path):
         saved = load_checkpoint(path, "cpu")
         saved["genes"][1] = "../../x"
         torch.save(saved, path)
-    with pytest.raises(InputError, match="gene '../../x' can't name a map's folder"):
+    with pytest.raises(InputError, match=r"gene '../../x' can't name a map's folder"):
         main(["heatmap", str(run), "s0_1", "--genes", "../../x", "--device", "cpu"])
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit")
+def test_gene_maps_of_a_linear_and_of_per_gene_networks(looked_at, monkeypatch, capsys):
+    slide, h = "S002-01A-DX1", np.load(looked_at / "features" / "one" / "S002-01A-DX1.npy")
+    monkeypatch.setattr(histcode.ends_of, "__defaults__", (4,))  # so that most tiles are at no end
+    assert maps_of(looked_at, "expression", slide, "--genes", "CD3E") == 0
+    run = load_run(looked_at / "runs" / "expression")
+    (m,) = run["fold_of"]["S002"]
+    rows = read_csv(run["folder"] / "heatmaps" / "CD3E" / slide / "tiles.csv")
+    score = [float(r["contribution"]) for r in rows if r["contribution"]]
+    assert len(score) == 8 < len(rows) == len(h)
+    assert (
+        "8 tiles have one"
+        in (run["folder"] / "heatmaps" / "CD3E" / slide / "report.md").read_text()
+    )
+    swap(monkeypatch, "histcode", "ENDS", 4)
+    want = spoken_by_hand(run["folds"][m], h)[0][1]
+    assert sum(score) + run["folds"][m]["bias"][1].item() == pytest.approx(want, abs=1e-3)
+    assert maps_of(looked_at, "per-gene", slide, "--genes", "CD3D,ZG16") == 0
+    assert maps_of(looked_at, "per-gene", slide, "--genes", "ZG16", "--score", "contribution") == 0
+    per = load_run(looked_at / "runs" / "per-gene")
+    a, maps = spoken_by_hand(per["folds"][m], h)[1], per["folder"] / "heatmaps"
+    for gene, j in (("CD3D", 0), ("ZG16", 4)):  # attention of the gene's own network
+        got = [float(r["attention"]) for r in read_csv(maps / gene / slide / "tiles.csv")]
+        assert np.allclose(got, (a[j] - a[j].min()) / np.ptp(a[j]), atol=2e-4)
+    assert {p.name for p in maps.iterdir()} == {"CD3D", "ZG16", "ZG16-contribution"}
+    for argv, words in (
+        (
+            ["per-gene", slide],
+            "the attention of this run of expression is of each gene: name some with",
+        ),
+        (["expression", slide, "--genes", "CD3F"], "no gene 'CD3F'; nearest: CD3"),
+        (
+            ["expression", slide, "--score", "contribution"],
+            "contribution of this run of expression is of each gene: name some with",
+        ),
+        (["expression", "nobody"], "neither a slide file nor a slide of the run"),
+    ):
+        with pytest.raises(InputError, match=words):
+            maps_of(looked_at, *argv)

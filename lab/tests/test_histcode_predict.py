@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 
 import histcode
+from histcode import end_features
 from lab.application import held_out
 from lab.commands.histcode import main
 from lab.commands.histcode.heatmap import Asked, map_scores
 from lab.files import InputError
 from lab.histcode.heads import apply_heads
-from histcode import end_features
 from lab.histcode.predictions import contributions
 from lab.histcode.runs import load_run
 from lab.runs import load_checkpoint
@@ -153,7 +153,7 @@ def test_a_diagnosis_is_predicted_by_models_that_did_not_know_the_patient(
         == held_out(models, "nobody's", cohort, False)
     )
     with pytest.raises(
-        InputError, match="--genes UP0: .* is a diagnosis; give a run of expression"
+        InputError, match="attention of this run of diagnose is one for all: leave out --genes"
     ):
         main(["heatmap", str(run), slide, "--genes", "UP0", "--device", "cpu"])
     for pooling in ("MIL-RNN", "DSMIL"):
