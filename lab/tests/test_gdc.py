@@ -120,7 +120,7 @@ def test_both_scales_of_fpkm_uq_meet_on_the_papers(tmp_path, capsys):
         (
             "f3.FPKM-UQ.txt.gz",
             lambda b: b"<html>503</html>",
-            "'<html>503</html>' is no line of 2 columns",
+            "'<html>503</html>' in place of lines of 2 columns: not whole",
         ),
         ("f3.FPKM-UQ.txt.gz", None, "f3.FPKM-UQ.txt.gz: not there"),
         (
@@ -128,7 +128,7 @@ def test_both_scales_of_fpkm_uq_meet_on_the_papers(tmp_path, capsys):
             lambda b: b.replace(b"\t", b"\t-", 1),
             "f4.FPKM-UQ.txt: gene ENSG00000281849.1 of TCGA-AA-0002-01B is '-",
         ),
-        ("f4.FPKM-UQ.txt", lambda b: b"", "f4.FPKM-UQ.txt: no gene in it"),
+        ("f4.FPKM-UQ.txt", lambda b: b"", "f4.FPKM-UQ.txt: nothing in place of lines of 2 columns"),
         (
             "f1.rna_seq.augmented_star_gene_counts.tsv",
             lambda b: b"<html>503</html>\n",
@@ -142,7 +142,7 @@ def test_both_scales_of_fpkm_uq_meet_on_the_papers(tmp_path, capsys):
         (
             "f7.rna_seq.augmented_star_gene_counts.tsv",
             lambda b: b[:-30],
-            "is no line of 6 columns: not whole",
+            "in place of lines of 6 columns: not whole",
         ),
     ],
 )

@@ -76,7 +76,7 @@ def test_a_gdc_file_that_is_none_or_cannot_be_opened_is_left_out_alone(
         (
             lambda g, rows: rows.__setitem__(3, "f4\tf4.FPKM-UQ.txt"),
             (),
-            "row 3 has 2 fields, the header 8",
+            "row 4 has 2 fields, the header has 8",
         ),
         (
             lambda g, rows: rows.__setitem__(
@@ -103,7 +103,7 @@ def test_a_gdc_file_that_is_none_or_cannot_be_opened_is_left_out_alone(
         (
             lambda g, rows: rows.__setitem__(0, "id\tfilename\tmd5\tsize\tstate"),
             (),
-            "is a manifest, which has no barcodes: download the Sample Sheet",
+            "no column file name.*wanted is the Sample Sheet of a cart",
         ),
         (
             lambda g, rows: shutil.copy(g / "f3" / "f3.FPKM-UQ.txt.gz", g),
@@ -285,7 +285,7 @@ def test_a_manifest_checks_the_files_it_names(tmp_path, capsys):
     with pytest.raises(InputError, match="f4.FPKM-UQ.txt: its md5 is not the manifest's"):
         main([*command, "--overwrite"])
     one.write_text("".join(text.splitlines(True)[:-1]))
-    with pytest.raises(InputError, match=rf"f4.FPKM-UQ.txt: \d+ bytes, not {len(text)}"):
+    with pytest.raises(InputError, match=rf"f4.FPKM-UQ.txt: \d+ bytes there, not {len(text)}"):
         main([*command, "--overwrite"])
     one.unlink()
     (tmp_path / "gdc" / "f4" / "f4.FPKM-UQ.txt.partial").write_text(text)
@@ -294,7 +294,7 @@ def test_a_manifest_checks_the_files_it_names(tmp_path, capsys):
     whole = (tmp_path / "m.txt").read_text()
     for text in (whole + "\nid", whole.replace(whole.splitlines()[1].split("\t")[2], "")):
         (tmp_path / "m.txt").write_text(text)
-        with pytest.raises(InputError, match="row [29] has no md5, or is not whole"):
+        with pytest.raises(InputError, match="row [29] has (no md5|1 fields)"):
             main([*command, "--overwrite"])
     (tmp_path / "m.txt").write_text("a\tb\n")
     with pytest.raises(InputError, match="no column filename, md5 or size; it has a, b"):

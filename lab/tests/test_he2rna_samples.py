@@ -141,7 +141,7 @@ def test_slides_of_tcga_join_samples_by_patient_and_type(tmp_path, capsys):
         )
         assert "1 slides whose name is no TCGA slide's barcode: scan17" in said
         assert (
-            r"2 slides whose name can't be that of a file here: control characters, or over 200 bytes: TCGA-AA-0003-01Z-00-DX1.\x01\n"
+            r"2 slides whose name has control characters or over 200 bytes: no file's name here: TCGA-AA-0003-01Z-00-DX1.\x01\n"
             in said
         )
     assert (
