@@ -82,9 +82,12 @@ def draw_crop(n, generator):
     area = between(*CROP_AREA, (n, CROP_DRAWS), generator)
     low, high = map(math.log, CROP_RATIO)
     ratio = between(low, high, (n, CROP_DRAWS), generator).exp()
-    edges = torch.stack([(area * ratio).sqrt(), (area / ratio).sqrt()], 2)  # (n, draws, 2)
+    width = (area * ratio).sqrt()
+    height = (area / ratio).sqrt()
+    edges = torch.stack([width, height], 2)  # (n, draws, 2)
     fits = (edges <= 1).all(2)  # (n, draws)
-    first = edges[torch.arange(n), fits.float().argmax(1)]  # (n, 2)
+    which = fits.float().argmax(1)
+    first = edges[torch.arange(n), which]  # (n, 2)
     edges = torch.where(fits.any(1, keepdim=True), first, 1)
     corner = between(0, 1, (n, 2), generator) * (1 - edges)
     return torch.cat([corner, edges], 1)
@@ -145,7 +148,8 @@ def resize_weights(start, length, size, px):
     i = torch.arange(px, device=start.device)[:, None] + 0.5
     j = torch.arange(size, device=start.device) + 0.5
     middle = column(start) * size + i * scale
-    weights = (1 - (j - middle).abs() / scale.clamp(min=1)).clamp(min=0)
+    distance = (j - middle).abs() / scale.clamp(min=1)
+    weights = (1 - distance).clamp(min=0)
     return weights / weights.sum(3, keepdim=True)
 
 
@@ -175,7 +179,8 @@ def jitter(x, colour):
     """
     brightness, contrast, saturation, hue = map(column, colour.T)
     x = blend(x, 0, brightness)
-    x = blend(x, luminance(x).mean((2, 3), keepdim=True), contrast)
+    mean = luminance(x).mean((2, 3), keepdim=True)
+    x = blend(x, mean, contrast)
     x = blend(x, luminance(x), saturation)
     return shift_hue(x, hue[:, 0])
 
@@ -186,8 +191,11 @@ def shift_hue(x, shift):
     value = x.amax(1)
     chroma = value - x.amin(1)
     c = chroma.clamp(min=1e-12)  # a grey pixel may have any hue
-    of_green_and_blue = torch.where(value == g, (b - r) / c + 2, (r - g) / c + 4)
-    hue = torch.where(value == r, (g - b) / c, of_green_and_blue) + 6 * shift  # in sixths
+    reddish = (g - b) / c
+    greenish = (b - r) / c + 2
+    bluish = (r - g) / c + 4
+    hue = torch.where(value == g, greenish, bluish)
+    hue = torch.where(value == r, reddish, hue) + 6 * shift  # in sixths
     sixth = torch.stack([(n + hue) % 6 for n in (5, 3, 1)], 1)  # (n, 3, h, w)
     below = torch.minimum(sixth, 4 - sixth).clamp(0, 1)
     return value[:, None] - chroma[:, None] * below
@@ -196,7 +204,8 @@ def shift_hue(x, shift):
 def blur(x, sigma):
     """Gaussian blur by sigma (n,) px, 0 for none; at the rim, of the pixels that there are."""
     i = torch.arange(x.shape[3], device=x.device)
-    distance = (i[:, None] - i) / column(sigma).clamp(min=0.01)
+    sigma = column(sigma).clamp(min=0.01)
+    distance = (i[:, None] - i) / sigma
     weights = torch.exp(-0.5 * distance**2)  # (n, 1, px, px)
     weights = weights / weights.sum(3, keepdim=True)
     return weights @ x @ weights.mT
@@ -218,7 +227,8 @@ def view_of(tiles, px, *key, part=0, parts=1):
     tiles = torch.as_tensor(tiles)
     view = draw_view(len(tiles) * parts, generator_of(*key))
     own = {name: value.chunk(parts)[part] for name, value in view.items()}
-    return standardise(make_view(tiles.permute(0, 3, 1, 2), own, px))
+    x = tiles.permute(0, 3, 1, 2)
+    return standardise(make_view(x, own, px))
 
 
 def two_views(tiles, px=VIEW_PX, seed=0, epoch=0, step=0, **part_of):
@@ -245,7 +255,11 @@ class Embedder(nn.Module):
         super().__init__()
         n = encoder.n_features
         self.encoder = encoder
-        self.projection = nn.Sequential(nn.Linear(n, n), nn.ReLU(), nn.Linear(n, d))
+        self.projection = nn.Sequential(
+            nn.Linear(n, n),
+            nn.ReLU(),
+            nn.Linear(n, d),
+        )
         self.precision = precision
 
     def forward(self, x):
@@ -354,7 +368,11 @@ class Bank(nn.Module):
         self.tau = tau
         self.step_tau = step_tau or tau
         self.in_batch = in_batch
-        self.step = {"rate": rate, "momentum": momentum, "weight_decay": weight_decay}
+        self.step = {
+            "rate": rate,
+            "momentum": momentum,
+            "weight_decay": weight_decay,
+        }
         self.gradient = gradient
 
     def forward(self, q, k):
@@ -364,12 +382,14 @@ class Bank(nn.Module):
         """One step of eq. 4, by the mean gradient over pairs of q, k (B, d)."""
         gradient = torch.zeros_like(self.w)
         for q, k in pairs:
-            gradient += self.gradient(q, k, self.w, self.step_tau, self.in_batch) / len(pairs)
+            one = self.gradient(q, k, self.w, self.step_tau, self.in_batch)
+            gradient += one / len(pairs)
         bank_step(self.w, self.velocity, gradient, **self.step)
 
     def hardest(self, q, k):
         """Of each query the similarity of its nearest negative (B,)."""
-        return (F.normalize(self.w, dim=1) @ q.T).amax(0)
+        u = F.normalize(self.w, dim=1)
+        return (u @ q.T).amax(0)
 
 
 def nt_xent(z1, z2, tau):
@@ -379,7 +399,8 @@ def nt_xent(z1, z2, tau):
     """
     z = torch.cat([z1, z2])  # (2B, d)
     logits = (z @ z.T / tau).fill_diagonal_(-torch.inf)
-    other_view = torch.arange(len(z), device=z.device).roll(len(z1))
+    own = torch.arange(len(z), device=z.device)
+    other_view = own.roll(len(z1))
     return F.cross_entropy(logits, other_view)
 
 
@@ -405,7 +426,8 @@ def spread(z):
 
     sqrt(1 - |mean|^2), which is the root of the summed variances of the dimensions. [ours]
     """
-    return (1 - z.mean(0).square().sum()).clamp(min=0).sqrt().item()
+    squares = z.mean(0).square().sum()
+    return (1 - squares).clamp(min=0).sqrt().item()
 
 
 # ---- Pretraining -------------------------------------------------------- [HistCode eqs. 2-4]
@@ -471,6 +493,13 @@ def figures_of_step(loss, q, k, negatives):
     }
 
 
+def means_of(steps):
+    means = {}
+    for name in steps[0]:
+        means[name] = sum(step[name] for step in steps) / len(steps)
+    return means
+
+
 def alone(network):
     """One process embeds the whole batch by itself."""
     return network
@@ -504,9 +533,12 @@ def pretrain_epochs(
         parts["keys"] = keys
         key = whole(keys)
     query = whole(model)
-    for name, part in parts.items() if state else ():
-        part.load_state_dict(state[name])
-    for epoch in range(state["epoch"] + 1 if state else 1, epochs + 1):
+    first = 1
+    if state is not None:
+        first = state["epoch"] + 1
+        for name, part in parts.items():
+            part.load_state_dict(state[name])
+    for epoch in range(first, epochs + 1):
         rate = learning_rate(epoch, epochs, lr, final_lr)
         optimizer.param_groups[0]["lr"] = rate
         model.train()
@@ -523,9 +555,8 @@ def pretrain_epochs(
             steps.append(figures_of_step(loss, *pairs[0], negatives))
             negatives.climb(pairs)  # the bank ascends [eq. 4]
         check_finite(epoch, *model.parameters(), *negatives.buffers())
-        figures = {name: sum(step[name] for step in steps) / len(steps) for name in steps[0]}
         states = {name: part.state_dict() for name, part in parts.items()}
-        yield {"epoch": epoch, "lr": rate, **figures, **states}
+        yield {"epoch": epoch, "lr": rate, **means_of(steps), **states}
 
 
 ATTENTION = 256  # rows of V and U  [HistCode code]
