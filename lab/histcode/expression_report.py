@@ -9,13 +9,12 @@ import stats
 from histcode import LOG2_FC
 from lab.audit.ledger import ledger_lines, saw
 from lab.files import few, save_csv, save_text
-from lab.gene_sets import enrich
+from lab.gene_sets import ALPHA, enrich
 from lab.histcode.bags import left_out_lines
 from lab.histcode.expression_plots import draw
 from lab.progress import table
 from lab.simulation.cohort import planted_programmes
 
-ALPHA = 0.05  # after Benjamini-Hochberg [HistCode Results]
 BEST_GENES = 50  # whose gene sets are asked for [HistCode Fig. 9]
 LISTED = 20  # genes in the report [ours]
 COLUMNS = {  # of genes.csv, and their names in `found`
@@ -121,7 +120,7 @@ def enriched_lines(folder, genes, r, sets):
     best = ranked[:BEST_GENES]
     said = f"{len(best)} best of {len(ranked):,} tested genes"
     lines = enrich(folder, "enrichment", said, best, sets, ranked)
-    return [f"## Gene sets of the {len(best)} best genes", "", *lines]
+    return [f"## Gene sets of the {len(best)} best genes", *lines]
 
 
 def planted_lines(cohort, genes, found):
@@ -137,11 +136,8 @@ def planted_lines(cohort, genes, found):
     print(f"SIMULATED: {'; '.join(said)}")
     return [
         "## Against what was planted",
-        "",
         "SIMULATED cohort. Housekeeping and noise genes follow nothing on the slide.",
-        "",
         table(("programme", "genes", "mean R", f"BH < {ALPHA}"), rows),
-        "",
     ]
 
 
@@ -184,40 +180,28 @@ def write_report(folder, config, study, folds, found, prediction, encoder, turne
     if "stop" in config["code"]:
         knew = "chose its epoch by it"
     leaks, seen = who_saw_whom(folds, encoder)
-    text = [
+    paragraphs = [
         f"# Differential expression: {folder.name}",
-        "",
         *leaks,
         *turned,
         f"{len(prediction)} pairs of tumour and matched normal tissue, {len(genes):,} genes, y = "
         f"log10(fc + 1) [HistCode]; {title}. {config['folds']} parts by patient; each pair is "
         f"predicted by the model that {knew}. R is over all pairs; R_within_folds: mean over the "
         "test parts.",
-        "",
-        *(f"{sentence}\n" for sentence in said),
+        *said,
         "![R](r.png) ![Accuracy](accuracy.png)",
-        "",
         "## Best genes",
-        "",
         table(("gene", *LISTED_COLUMNS), gene_rows(genes, found, LISTED_COLUMNS, order[:LISTED])),
-        "",
         "![Predicted against true](scatter.png)",
-        "",
         "## R and fold change",
-        "",
         "![Fold change](fold_change.png)",
-        "",
         *(enriched_lines(folder, genes, r, sets) if sets else ()),
         *planted_lines(config["cohort"], genes, found),
         "## Folds",
-        "",
         table(("fold", "train", "validation", "test", "epoch", "penalty"), fold_rows(folds)),
-        "",
         *seen,
         *left_out_lines(study.slides),
         "## Settings",
-        "",
-        *(f"- {name}: {value}" for name, value in config.items()),
-        "",
+        "\n".join(f"- {name}: {value}" for name, value in config.items()),
     ]
-    save_text(folder / "report.md", text)
+    save_text(folder / "report.md", ["\n\n".join(filter(None, paragraphs)), ""])

@@ -36,7 +36,8 @@ def test_ablation_compares_encoders_and_poolings_on_the_same_folds(looked_at, ca
         assert r["mean R ± SD"] == f"{v[:, 0].mean():.3f} ± {v[:, 0].std():.3f}"
         assert r["median R"] == f"{np.median(v[:, 0]):.3f}"
         assert r["mean Spearman ± SD"] == f"{v[:, 1].mean():.3f} ± {v[:, 1].std():.3f}"
-    lines = [line.strip("| ").split(" | ") for line in report.splitlines() if line.count(",") == 2]
+    rows = [line.strip("| ").split(" | ") for line in report.splitlines() if line[:1] == "|"]
+    lines = [row for row in rows if "," in row[0]]
     compared = 0
     for (i, j), (one, other, *got) in zip(DIFFER_IN_ONE_THING, lines, strict=True):
         assert (one, other) == (", ".join(CELLS[i]), ", ".join(CELLS[j]))

@@ -29,7 +29,7 @@ def test_the_linear_layer_is_lstsq_of_the_known_patients_of_each_gene(n, d):
         assert bias[j] == pytest.approx(y[known, j].mean() - mean @ w)
     assert (weights[:, 4] == 0).all() and np.isnan(bias[4])  # known of nobody
     for ours, plain in zip((weights, bias), histcode.least_squares(x, y), strict=True):
-        assert np.allclose(ours, plain, equal_nan=True)
+        assert np.allclose(ours[..., :4], plain[..., :4])
 
 
 @pytest.mark.parametrize("n, d", [(30, 5), (6, 9)])

@@ -129,23 +129,17 @@ def write(folder, values):
     draw(folder / "ablation.png", values)
     cells, tests = table(TABLE, rows), table(PAIRED, paired_tests(values))
     print(cells, tests, NOTE, sep="\n\n")
-    text = [
+    paragraphs = [
         f"# Ablation: {folder.name}",
-        "",
         "The same pairs, folds, genes and seeds in every cell; networks of all genes at once, "
         "stopped on validation patients [HistCode Fig. 6]. Whom each step saw, the encoder's "
         "training among them, is in the reports of the runs.",
-        "",
         cells,
-        "",
         "![R and Spearman](ablation.png)",
-        "",
         tests,
-        "",
         NOTE,
-        "",
     ]
-    save_text(folder / "report.md", text)
+    save_text(folder / "report.md", ["\n\n".join(paragraphs), ""])
 
 
 def draw(path, values):
