@@ -170,6 +170,14 @@ def test_training_draws_one_k_an_iteration_or_one_for_each_gene():
         assert drawn == (set() if name == "k" else {1, 3, 9})
 
 
+def test_a_model_of_some_genes_predicts_them_as_before():
+    x, mask = bags(np.random.default_rng(3), [9, 9])
+    model = he2rna.HE2RNA(6, 40, (5,), ks=(1, 3)).eval()
+    before = model(x, mask)[:, [7, 2]]
+    assert torch.allclose(model.keep_genes([7, 2])(x, mask), before, atol=1e-6)
+    assert model.state_dict()["layers.1.weight"].shape == (2, 5)
+
+
 def test_a_prediction_is_a_weighted_mean_of_ranked_tiles():
     """The paper's sentence, and `provenance`, which lays the weights back on the tiles."""
     torch.manual_seed(0)
@@ -480,3 +488,132 @@ def test_a_slides_representation_is_the_last_layer_of_its_mean_tile():
     for h, model in zip(got, models, strict=True):
         genes = model.layers[-1](torch.from_numpy(h))
         assert torch.allclose(genes, model.tile_scores(x), atol=1e-6)
+
+
+# ----- Hospital A, hospital B ---------------------------------------------------------------------
+
+
+def test_hospital_a_is_nested_stratified_and_of_the_papers_size():
+    """Authority: the paper's "73 - 368 patients" of 441, with an MSI-H/MSI-NH ratio of 0.18."""
+    high = np.arange(441) < 67
+    before = np.zeros(441, bool)
+    for share in (1 / 6, 1 / 3, 1 / 2, 2 / 3, 5 / 6):
+        in_a = he2rna.hospital_a(high, share, np.random.default_rng(1))
+        assert in_a.sum() == int(441 * share)
+        assert abs((high & in_a).sum() - 67 * share) <= 1
+        assert (before <= in_a).all()
+        before = in_a
+    tied = np.arange(20) % 4 == 0  # 5 of 20: the classes tie at the cut
+    draws = [he2rna.hospital_a(tied, 0.5, np.random.default_rng(s)) for s in range(50)]
+    assert {(tied & in_a).sum() for in_a in draws} == {3}
+    draws = [he2rna.hospital_a(high, 0.5, np.random.default_rng(s)) for s in range(200)]
+    assert len({in_a.tobytes() for in_a in draws}) == 200
+    assert 0.35 < np.mean(draws, 0).min() < np.mean(draws, 0).max() < 0.65
+
+
+def test_inputs_are_standardised_by_the_rows_that_train():
+    x = np.random.default_rng(0).normal(3, 2, (20, 4)).astype(np.float32)
+    x[:, 3] = 0.1
+    rows = np.arange(5, 15)
+    z = he2rna.standardise(x, rows)
+    assert np.allclose(z[:, :3], ((x - x[rows].mean(0)) / x[rows].std(0))[:, :3], atol=1e-5)
+    assert np.allclose(z[:, 3], 0, atol=1e-6)
+
+
+def test_genes_above_the_floor_of_a_log_table():
+    log2 = np.log2(np.array([[0, 0, 3], [0, 4, 1], [0, 2, 0.0]]) + 0.001)
+    assert he2rna.above_floor(log2).tolist() == [False, True, True]
+    assert he2rna.above_floor(np.array([[0, 1], [0, 0], [1, 2.0]])).tolist() == [False, True]
+
+
+@pytest.fixture
+def hospitals():
+    """30 slides: 12 in A, and 18 in B in three folds; each arm's networks can be small."""
+    rng = np.random.default_rng(0)
+    a, b = np.arange(12), np.arange(12, 30)
+    return he2rna.Hospitals(
+        x=rng.normal(size=(30, 8)).astype(np.float32),
+        y=rng.normal(size=(30, 6)).astype(np.float32),
+        high=np.arange(30) % 3 == 0,
+        trains_a=[a[a % 3 != f] for f in range(3)],
+        trains_b=[b[b % 3 != f] for f in (0, 1, 2, 0, 1, 2)],
+        seed=[7],
+    )
+
+
+def test_the_arms_networks_are_the_papers(hospitals):
+    """Authority: the paper's Methods, MSI status: layers, activations, epochs."""
+    taught = []
+
+    def train(recipe, lessons):
+        taught.append((recipe, lessons))
+        return [(np.zeros((30, 256)), np.zeros((30, recipe.sizes[-1]))) for _ in lessons]
+
+    h = hospitals._replace(x=np.zeros((30, 2048), np.float32), train=train)
+    names = {
+        "transcriptome": ["2048-1024-256-6 x3", "256-128-1 x6"],
+        "direct": ["2048-256-128-1 x6"],
+        "ensemble": ["2048-256-128-1 x18"],
+        "autoencoder-a": ["2048-1024-256-1024-2048 x3", "256-128-1 x6"],
+        "autoencoder-b": ["2048-1024-256-1024-2048 x6", "256-128-1 x6"],
+    }
+    for arm, wanted in names.items():
+        taught.clear()
+        scores = he2rna.MSI_ARMS[arm](h)
+        assert scores.shape == (3 if arm == "ensemble" else 1, 6, 30)
+        assert [f"{'-'.join(map(str, r.sizes))} x{len(of)}" for r, of in taught] == wanted
+        for recipe, lessons in taught:
+            assert recipe.epochs == 50
+            ends = {1: "Sigmoid", recipe.sizes[0]: "Identity", 6: "Identity"}
+            assert recipe.activations[-1].__name__ == ends[recipe.sizes[-1]]
+            for lesson in lessons:
+                assert lesson.known is lesson.rows  # nothing else is learned from
+
+
+def test_a_network_learns_from_its_own_rows_alone(hospitals, monkeypatch):
+    """Slides of other rows, changed beyond recognition, change no weight; the arms can learn."""
+    monkeypatch.setattr(he2rna, "MSI_HIDDEN", (5, 4))
+    rows = hospitals.trains_a[0]
+    others = np.setdiff1d(np.arange(30), rows)
+    h = hospitals._replace(trains_a=[rows])
+    ((code, predicted),) = he2rna.learn_expression(h)
+    x, y = h.x.copy(), h.y.copy()
+    x[others], y[others] = 9, 9
+    ((again, predicted_again),) = he2rna.learn_expression(h._replace(x=x, y=y))
+    assert (code[rows] == again[rows]).all()
+    assert (predicted[rows] == predicted_again[rows]).all()
+    z = he2rna.standardise(h.y, rows)
+    monkeypatch.setattr(he2rna, "MSI_EPOCHS", 500)
+    ((_, learned),) = he2rna.learn_expression(h)
+    assert np.square(learned - z)[rows].mean() < 0.9 * np.square(predicted - z)[rows].mean()
+
+
+def test_folds_in_b_test_each_patient_once_a_repeat():
+    names, high = np.array([f"P{i}" for i in range(20)]), np.arange(20) < 6
+    tests = he2rna.folds_in_b(names, high, [0], folds=3, repeats=4)
+    assert tests.shape == (12, 20)
+    for repeat in range(4):
+        of = tests[3 * repeat : 3 * repeat + 3]
+        assert (of.sum(0) == 1).all()
+        assert (of[:, high].sum(1) == 2).all()
+
+
+def test_auc_is_of_patients_and_of_their_own_test_fold():
+    """Authority: counting pairs; a patient's score is the mean of three slides'."""
+    rng = np.random.default_rng(4)
+    patient = np.arange(12).repeat(3)
+    high = np.arange(12) % 3 == 0
+    tests = np.array([np.arange(12) < 6, np.arange(12) >= 6])
+    scores = rng.random((2, 2, 36))  # two members
+    got = he2rna.fold_aucs(scores, patient, high, tests)
+    for auc, own, test in zip(got, scores.mean(0), tests, strict=True):
+        of = own.reshape(12, 3).mean(1)
+        wins = [p > q for p in of[test & high] for q in of[test & ~high]]
+        assert auc == pytest.approx(np.mean(wins))
+
+
+def test_arms_are_compared_by_paired_splits():
+    """Authority: scipy's exact Wilcoxon test."""
+    level, noise = np.random.default_rng(0).normal(0, (0.2, 0.01), (12, 2)).T
+    p = he2rna.arms_p(level, level + 0.01 + noise)
+    assert p == pytest.approx(scipy.stats.wilcoxon(0.01 + noise, method="exact").pvalue)

@@ -1,61 +1,45 @@
-"""lab.tests.test_fast_networks"""
-
-from concurrent.futures import ThreadPoolExecutor
+"""Networks trained at once are those of the method, trained one after another."""
 
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
-from lab.fast.networks import draw_networks, layers_of, train_networks
-from lab.tests.helpers import one_by_one, swap
+import he2rna
+from lab.fast import networks
+
+RECIPES = {
+    "classifier": he2rna.Recipe(2, (40, 16, 8, 1), (nn.Sigmoid,) * 3, 50, 10),
+    "expression": he2rna.Recipe(0, (40, 12, 6, 30), (nn.Sigmoid, nn.Sigmoid, nn.Identity), 50, 10),
+    "autoencoder": he2rna.Recipe(
+        1, (40, 24, 6, 24, 40), (nn.ReLU, nn.ReLU, nn.ReLU, nn.Identity), 50, 10
+    ),
+}
 
 
-@pytest.mark.parametrize(
-    "sizes, activations",
-    [
-        ((40, 16, 8, 1), ("sigmoid",) * 3),
-        ((40, 12, 6, 30), ("sigmoid", "sigmoid", "linear")),
-        ((40, 24, 6, 24, 40), ("relu",) * 3 + ("linear",)),
-    ],
-)
+@pytest.mark.parametrize("name", RECIPES)
 @pytest.mark.parametrize("block", [1, 10**9])
-def test_networks_in_a_batch_are_those_trained_one_by_one(monkeypatch, sizes, activations, block):
-    """50 epochs of 7 networks with 31, 38, 40, 41 ... rows (3 to 5 mini-batches of 10), against torch's autograd and Adam."""
-    swap(monkeypatch, "lab.fast.networks", "MSI_BLOCK", {"cpu": block})
+def test_networks_in_blocks_are_those_trained_one_by_one(monkeypatch, name, block):
+    """Authority: torch's layers, losses, autograd and Adam. 1 to 5 mini-batches an epoch."""
+    monkeypatch.setitem(networks.BLOCK, "cpu", block)
+    recipe = RECIPES[name]
     rng = np.random.default_rng(0)
     x = rng.normal(size=(60, 40)).astype(np.float32)
-    target = (
-        (rng.random((60, 1)) < 0.3).astype(np.float32)
-        if sizes[-1] == 1
-        else rng.normal(size=(60, sizes[-1])).astype(np.float32)
-    )
-    trains = [rng.permutation(60)[:n] for n in (31, 38, 40, 41, 40, 9, 10)]
-    inputs = lambda m: (x * np.float32(1 + m / 10), target)
-    done = dict(
-        train_networks(
-            ThreadPoolExecutor(2),
-            sizes,
-            activations,
-            inputs,
-            trains,
-            list(range(90, 97)),
-            50,
-            10,
-            torch.device("cpu"),
-            list,
-        )
-    )
-    assert sorted(done) == list(range(7))
-    for m, rows in enumerate(trains):
-        for ours, theirs in zip(
-            map(torch.from_numpy, done[m]),
-            one_by_one(sizes, activations, *inputs(m), rows, 90 + m, 50, 10),
-            strict=True,
-        ):
-            assert (ours - theirs).abs().max() < 1e-4
-        first = layers_of(
-            *draw_networks(sizes, [90 + m])[:2], activations, torch.from_numpy(inputs(m)[0])[None]
-        )
-        assert (
-            np.abs(done[m][-1] - first[-1][0].numpy()).max() > 0.05
-        )  # from where they began, a long way
+    target = None
+    if name == "classifier":
+        target = (rng.random((60, 1)) < 0.3).astype(np.float32)
+    if name == "expression":
+        target = rng.normal(size=(60, 30)).astype(np.float32)
+    lessons = []
+    for m, n in enumerate((31, 38, 40, 41, 40, 9, 10)):
+        rows = rng.permutation(60)[:n]
+        lessons.append(he2rna.Lesson(x * np.float32(1 + m / 10), target, rows, rows, 90 + m))
+    device = torch.device("cpu")
+    with networks.threads(device) as pool:
+        ours = list(networks.train_networks(recipe, lessons, pool, device))
+    plain = list(he2rna.train_networks(recipe, lessons))
+    untrained = list(he2rna.train_networks(recipe._replace(epochs=0), lessons))
+    for own, theirs, first in zip(ours, plain, untrained, strict=True):
+        for a, b in zip(own, theirs, strict=True):
+            assert np.abs(a - b).max() < 1e-4
+        assert np.abs(own[1] - first[1]).max() > 0.05  # from where they began, a long way
