@@ -13,11 +13,18 @@ PENALTIES = tuple(10.0 ** np.arange(7))  # to choose from [ours]
 RANK = 1e-10  # eigenvalues up to this share of the largest count as 0 [ours]
 
 
+def scaling(x):
+    """Mean and scale (D,) that standardise features x (n, D); constant ones become 0."""
+    mean = x.mean(0)
+    return mean, divisor(mean, x.std(0))
+
+
 def solve(values, vectors, penalty, y):
     """(A + penalty I)^-1 y, y (n, C), by the eigenvectors of A; its pseudo-inverse if singular."""
     real = values > RANK * values[-1]
-    along = vectors[:, real].T @ y / (values[real] + penalty)[:, None]
-    return vectors[:, real] @ along
+    basis = vectors[:, real]
+    damped = values[real] + penalty
+    return basis @ (basis.T @ y / damped[:, None])
 
 
 def ridge(x, y, penalties):
@@ -25,29 +32,34 @@ def ridge(x, y, penalties):
 
     x (n, D), y (n, C). One eigendecomposition, of the smaller of z z' and z' z, serves them all.
     """
-    mean = x.mean(0)
-    scale = divisor(mean, x.std(0))
+    mean, scale = scaling(x)
     z = (x - mean) / scale
     centred = y - y.mean(0)
     few_rows = len(z) < z.shape[1]
-    values, vectors = np.linalg.eigh(z @ z.T if few_rows else z.T @ z)
-    target = centred if few_rows else z.T @ centred
-    weights = np.empty((len(penalties), z.shape[1], y.shape[1]))
-    for i, penalty in enumerate(penalties):
-        solution = solve(values, vectors, penalty, target)
-        weights[i] = z.T @ solution if few_rows else solution
-    weights /= scale[:, None]
+    if few_rows:
+        values, vectors = np.linalg.eigh(z @ z.T)
+    else:
+        values, vectors = np.linalg.eigh(z.T @ z)
+    weights = []
+    for penalty in penalties:
+        if few_rows:
+            w = z.T @ solve(values, vectors, penalty, centred)
+        else:
+            w = solve(values, vectors, penalty, z.T @ centred)
+        weights.append(w / scale[:, None])
+    weights = np.stack(weights)
     return weights, y.mean(0) - mean @ weights
 
 
 def smoother(x, new, penalty):
     """S (m, n): S @ y is the prediction of `ridge` for new (m, D) from x (n, D), for any y."""
-    mean = x.mean(0)
-    scale = divisor(mean, x.std(0))
+    mean, scale = scaling(x)
     z = (x - mean) / scale
-    near = z @ ((new - mean) / scale).T  # (n, m)
+    z_new = (new - mean) / scale
+    near = z @ z_new.T  # (n, m)
     values, vectors = np.linalg.eigh(z @ z.T)
-    return solve(values, vectors, penalty, near - near.mean(0)).T + 1 / len(x)
+    solution = solve(values, vectors, penalty, near - near.mean(0))
+    return solution.T + 1 / len(x)
 
 
 def best_penalty(x, y, penalties=PENALTIES):
@@ -61,8 +73,8 @@ def best_penalty(x, y, penalties=PENALTIES):
     y = y[:, np.ptp(y, axis=0) > 0]
     if not y.shape[1]:
         return penalties[len(penalties) // 2]
-    mean = x.mean(0)
-    z = (x - mean) / divisor(mean, x.std(0))
+    mean, scale = scaling(x)
+    z = (x - mean) / scale
     values, vectors = np.linalg.eigh(z @ z.T)  # (n,), (n, n)
     values = values.clip(0)
     centred = y - y.mean(0)
@@ -72,8 +84,7 @@ def best_penalty(x, y, penalties=PENALTIES):
         kept = values / (values + penalty)
         errors = centred - vectors @ (kept[:, None] * along)
         hat = 1 / len(y) + vectors**2 @ kept
-        left_out = errors / (1 - hat)[:, None]
-        r2 = 1 - (left_out**2).sum(0) / (centred**2).sum(0)
+        r2 = r_squared(y, y - errors / (1 - hat)[:, None])
         quality.append(r2.clip(0).mean())
     return max(zip(quality, penalties, strict=True))[1]
 
@@ -83,7 +94,8 @@ def r_squared(y, prediction):
 
     y (n, C), prediction (..., n, C) -> (..., C)
     """
-    errors = ((y - prediction) ** 2).sum(-2)
-    deviations = ((y - y.mean(0)) ** 2).sum(0)
+    errors = (y - prediction) ** 2
+    deviations = (y - y.mean(0)) ** 2
     with np.errstate(divide="ignore", invalid="ignore"):
-        return np.where(deviations > 0, 1 - errors / deviations, np.nan)
+        r2 = 1 - errors.sum(-2) / deviations.sum(0)
+    return np.where(np.ptp(y, axis=0) > 0, r2, np.nan)

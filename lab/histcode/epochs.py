@@ -25,11 +25,12 @@ def choose_tiles(counts, per_slide, seed, epoch):
     Slides are shuffled. Of slide s, per_slide[s] random ones of its counts[s] tiles are taken.
     """
     rng = np.random.default_rng([seed, epoch])
-    chosen = []
+    slides, tiles = [], []
     for s in rng.permutation(len(counts)):
-        tiles = np.sort(rng.permutation(counts[s])[: per_slide[s]])
-        chosen.append(np.stack([np.full(len(tiles), s), tiles], 1))
-    return np.concatenate(chosen)
+        drawn = rng.permutation(counts[s])[: per_slide[s]]
+        tiles.append(np.sort(drawn))
+        slides.append(np.full(len(drawn), s))
+    return np.stack([np.concatenate(slides), np.concatenate(tiles)], 1)
 
 
 def mixed_order(n, pool, rng):
@@ -63,12 +64,13 @@ def pieces_of(chosen, rows):
 def read_piece(data, chosen, rows):
     """Tiles (len(rows), px, px, 3) uint8 of one slide, stains normalised where data has any."""
     s = chosen[rows[0], 0]
-    slide, edge = open_slide(data["paths"][s]), data["tiles"][s]
+    slide = open_slide(data["paths"][s])
+    edge, stains = data["tiles"][s], data["stains"][s]
     coords = data["coords"][s][chosen[rows, 1]]
     tiles = []
     for start, end in tiling.tile_runs(coords, edge):
         read = tiling.read_tiles(slide, coords[start:end], edge, data["px"])
-        tiles.append(tiling.macenko(read, data["stains"][s])[0])
+        tiles.append(tiling.macenko(read, stains)[0])
     return np.concatenate(tiles)
 
 
@@ -92,8 +94,10 @@ def read_batches(data, chosen, order, batch, share=(0, 1), workers=1):
     """
     rank, processes = share
     steps = len(order) // batch
-    mine = order[: steps * batch].reshape(steps, processes, -1)[:, rank]  # (steps, B / processes)
-    pieces = read_pieces(data, chosen, pieces_of(chosen, mine.ravel()), workers)
+    parts = order[: steps * batch].reshape(steps, processes, -1)
+    mine = parts[:, rank]  # (steps, B / processes)
+    wanted = pieces_of(chosen, mine.ravel())
+    pieces = read_pieces(data, chosen, wanted, workers)
     held = {}
 
     def put_together(rows):
@@ -153,6 +157,7 @@ class Reader:
             name = f"epoch {epoch}" if epoch else "bank"
             read = counted(name, read, "batches", len(order) // batch)
         for step, tiles in enumerate(read):
-            slides = np.unique(chosen[order[step * batch : (step + 1) * batch], 0])
+            rows = order[step * batch : (step + 1) * batch]
+            slides = np.unique(chosen[rows, 0])
             self.slides_at = [self.data["slides"][s] for s in slides]
             yield step, torch.from_numpy(tiles).to(self.device)

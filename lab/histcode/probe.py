@@ -1,5 +1,6 @@
 """Does an encoder learn? Cells in a tile from its frozen features, by ridge regression. [ours]"""
 
+import math
 from pathlib import Path
 
 import numpy as np
@@ -18,25 +19,29 @@ PROBE_FOLDS = 5  # at most, of the groups [ours]
 INNER = 0.2  # of a training part's groups choose the penalty [ours]
 
 
-def linear_probe(x, y, groups, folds=PROBE_FOLDS, seed=0, penalties=PENALTIES):
+def linear_probe(x, y, groups, seed=0):
     """R2 (C,) of y (n, C) from features x (n, D), every row predicted by a fit to other groups.
 
     The penalty of each column is the best on a fifth of the groups of each training part, fitted
     to the others. The predictions of all folds are pooled before R2. It takes 3 groups (patients).
     """
-    x, y, groups = np.asarray(x, np.float64), np.asarray(y, np.float64), np.asarray(groups)
-    alike = np.zeros(len(groups))
-    fold = stats.patient_folds(groups, alike, min(folds, len(np.unique(groups))), seed)
+    x = np.asarray(x, np.float64)
+    groups = np.asarray(groups)
+    alike = np.zeros(len(groups))  # no strata
+    folds = min(PROBE_FOLDS, len(np.unique(groups)))
+    fold = stats.patient_folds(groups, alike, folds, seed)
     prediction = np.empty_like(y)
     columns = np.arange(y.shape[1])
-    for f in np.unique(fold):
-        rest, test = np.flatnonzero(fold != f), fold == f
-        inner = stats.inner_split(groups[rest], alike[rest], INNER, [seed, f])
-        weights, bias = ridge(x[rest[~inner]], y[rest[~inner]], penalties)
-        tried = x[rest[inner]] @ weights + bias[:, None]  # (penalties, m, C)
-        best = np.nan_to_num(r_squared(y[rest[inner]], tried)).argmax(0)  # (C,)
-        weights, bias = ridge(x[rest], y[rest], penalties)
-        prediction[test] = x[test] @ weights[best, :, columns].T + bias[best, columns]
+    for f in range(folds):
+        train = np.flatnonzero(fold != f)
+        chooses = stats.inner_split(groups[train], alike[train], INNER, [seed, f])
+        fit, valid = train[~chooses], train[chooses]
+        weights, bias = ridge(x[fit], y[fit], PENALTIES)
+        r2 = r_squared(y[valid], x[valid] @ weights + bias[:, None])  # (penalties, C)
+        best = np.nan_to_num(r2).argmax(0)  # (C,)
+        weights, bias = ridge(x[train], y[train], PENALTIES)
+        predicted = x[fold == f] @ weights + bias[:, None]  # (penalties, m, C)
+        prediction[fold == f] = predicted[best, :, columns].T
     return r_squared(y, prediction)
 
 
@@ -56,10 +61,13 @@ def cell_content(cohort, name, coords, tile, mpp, origin=(0, 0)):
 
 def points_in_tiles(cells, coords, tile):
     """Numbers of cells; of unnamed ones where no class has a name, {} where there are none."""
-    kinds = {kind: xy for kind, xy in cells.items() if kind != "all cells"}
-    if not kinds and len(cells["all cells"]):
-        kinds = cells
-    return {kind: space.count_points(xy, coords, tile).astype(float) for kind, xy in kinds.items()}
+    named = [kind for kind in cells if kind != "all cells"]
+    if not named and len(cells["all cells"]):
+        named = ["all cells"]
+    content = {}
+    for kind in named:
+        content[kind] = space.count_points(cells[kind], coords, tile).astype(float)
+    return content
 
 
 def spots_in_tiles(xy, columns, coords, tile):
@@ -85,11 +93,13 @@ def untrained(data, stages, seed, device, workers, n=64):
     """
     net = load_weights(stages, "random", seed).to(device)
     counts = np.array([len(coords) for coords in data["coords"]])
-    per_slide = np.full(len(counts), -(-n // len(counts)))
+    per_slide = np.full(len(counts), math.ceil(n / len(counts)))
     chosen = choose_tiles(counts, per_slide, seed, 0)[:n]
-    (tiles,) = read_batches(data, chosen, np.arange(len(chosen)), len(chosen), workers=workers)
+    n = len(chosen)
+    (tiles,) = read_batches(data, chosen, np.arange(n), n, workers=workers)
     for module in net.modules():
         if isinstance(module, nn.BatchNorm2d):
             module.reset_running_stats()  # load_weights left momentum None: one batch
-    net.train()(tiling.normalise(torch.from_numpy(tiles).to(device)))
+    pixels = torch.from_numpy(tiles).to(device)
+    net.train()(tiling.normalise(pixels))
     return net.eval()
