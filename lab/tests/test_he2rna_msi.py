@@ -1,261 +1,223 @@
-"""lab.tests.test_he2rna_msi"""
+"""python he2rna.py msi: its study, its divisions and its report."""
 
-import argparse
 import re
-from fractions import Fraction
+from types import SimpleNamespace
 
 import h5py
 import numpy as np
 import pytest
-import scipy.cluster
-import scipy.signal
 import scipy.stats
 import torch
 
+import he2rna
+import lab.he2rna.msi
 from lab.commands.he2rna import main
+from lab.commands.he2rna import msi as verb
 from lab.fast.networks import train_networks
 from lab.files import InputError
-from lab.he2rna.msi import compare_arms, hospital_a
-from lab.he2rna.msi_report import MSI_ARMS, compare_to, verdict
-from lab.he2rna.msi_study import MSI_SHARES
-from lab.tests.helpers import read_csv, real, run_study, study, swap, write_cohort
+from lab.he2rna.msi import compare_arms
+from lab.he2rna.msi_report import Aucs, verdict
+from lab.he2rna.msi_study import Study
+from lab.tests.helpers import read_csv, real, run_study, study, write_cohort
+
+ARMS = tuple(he2rna.MSI_ARMS)
+CPU = torch.device("cpu")
 
 
-def as_study(z, code=(), folds=3, repeats=2):
-    d = dict(
+def as_study(z):
+    """A study of an .npz's arrays."""
+    return Study(
         x=z["features"],
-        y=z["expression"],
-        has_y=np.ones(len(z["msi"]), bool),
+        y=z["expression"].clip(0),
+        labels=z["msi"],
         patients=z["patients"],
-        high=z["msi"] == "MSI-H",
         projects=np.full(len(z["msi"]), "all"),
+        hospital=None,
+        features=None,
     )
-    return d, argparse.Namespace(code=code, folds=folds, repeats=repeats, seed=0)
 
 
-def test_hospital_a_is_nested_stratified_and_of_the_papers_size():
-    high = np.arange(441) % 441 < 67  # MSI-H / MSI-NH .18
-    before = np.zeros(441, bool)
-    for share in MSI_SHARES:
-        in_a = hospital_a(high, share, np.random.default_rng(1))
-        assert (
-            in_a.sum() == int(441 * share)
-            and abs((high & in_a).sum() - 67 * share) <= 1
-            and (before <= in_a).all()
-        )
-        before = in_a
-    assert (
-        hospital_a(high, Fraction(1, 6), np.random.default_rng(1)).sum() == 73
-    )  # "73 - 368 patients"
-    tied = np.arange(20) % 4 == 0  # 5 of 20: classes tie at the cut
-    assert {
-        (tied & hospital_a(tied, Fraction(1, 2), np.random.default_rng(s))).sum() for s in range(50)
-    } == {3}
-    draws = [hospital_a(high, 0.5, np.random.default_rng(s)) for s in range(200)]
-    assert (
-        0.35 < np.mean(draws, 0).min()
-        and np.mean(draws, 0).max() < 0.65
-        and len({d.tobytes() for d in draws}) == 200
-    )
+def options(*code):
+    return SimpleNamespace(code=code, folds=3, repeats=2, seed=0)
+
+
+# ----- A division ---------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
     "code, kinds",
     [
         ((), set()),
-        (("scaling",), {"features"}),
+        (("scaling",), {"x"}),
         (("autoencoder",), set()),
-        (("genes",), {"expression"}),
+        (("genes",), {"y"}),
     ],
 )
-def test_nothing_learns_from_test_patients_unless_the_authors_switch_says_so(
+def test_nothing_learns_from_test_patients_unless_the_authors_choice_says_so(
     monkeypatch, small, code, kinds
 ):
-    """What every network learns from, before and after the patients it is not trained on are changed beyond recognition."""
-    z, seen = study(np.random.default_rng(0)), []
-    z["expression"] = z["expression"].clip(0)
-    z["expression"][:, 3] = np.where(np.arange(45) % 9 < 5, 1, 0)  # near the median's threshold
-    plain = train_networks
+    """What every network sees of its own rows, before and after others are changed beyond
+    recognition.
+    """
+    d = as_study(study(np.random.default_rng(0)))
+    d.y[:, 3] = np.where(np.arange(45) % 9 < 5, 1, 0)  # near the median's threshold
+    in_a = he2rna.hospital_a(d.high, 0.6, np.random.default_rng(5))
+    seen = {}
 
-    def spy(pool, sizes, activations, inputs, trains, *rest):
-        for m, rows in enumerate(trains):
-            seen.append((sizes, rows, *(v[rows].copy() for v in inputs(m))))
-        return plain(pool, sizes, activations, inputs, trains, *rest)
+    def spy(recipe, lessons, pool, device):
+        for i, lesson in enumerate(lessons):
+            x, target = lesson.arrays()
+            key = (recipe.sizes, len(lessons), i)
+            seen[key] = (lesson.rows, x[lesson.rows].copy(), target[lesson.rows].copy())
+        return train_networks(recipe, lessons, pool, device)
 
-    swap(monkeypatch, "lab.fast.networks", "train_networks", spy)
-    d, o = as_study(z, code)
-    in_a = hospital_a(d["high"], 0.6, np.random.default_rng(5))
-    compare_arms(d, in_a, tuple(MSI_ARMS), o, (0,), torch.device("cpu"))
-    first, changed = seen.copy(), set()
-    for kind, key in (("features", "x"), ("expression", "y")):
-        for patient in np.flatnonzero(~in_a)[:6]:
-            before, d[key] = d[key], d[key].copy()
-            d[key][patient] = 9 if kind == "features" else 5
+    monkeypatch.setattr(lab.he2rna.msi, "train_networks", spy)
+    compare_arms(d, in_a, ARMS, options(*code), (0,), CPU)
+    before, changed = dict(seen), set()
+    for kind, value in (("x", 9), ("y", 5)):
+        for patient in np.flatnonzero(~in_a)[:4]:
+            kept = getattr(d, kind)
+            other = kept.copy()
+            other[patient] = value
+            setattr(d, kind, other)
             seen.clear()
-            compare_arms(d, in_a, tuple(MSI_ARMS), o, (0,), torch.device("cpu"))
-            d[key] = before
-            for (sizes, rows, *a), (_, _, *b) in zip(first, seen, strict=True):
-                foreign = (
-                    patient not in rows and sizes[0] == 24
-                )  # codes of a network that saw him may change
-                if foreign and not all(u.shape == v.shape and (u == v).all() for u, v in zip(a, b)):
+            compare_arms(d, in_a, ARMS, options(*code), (0,), CPU)
+            setattr(d, kind, kept)
+            for key, (rows, *arrays) in before.items():
+                first = key[0][0] == 24  # a later network may be given a code that learned from him
+                same = key in seen and all(map(np.array_equal, arrays, seen[key][1:]))
+                if first and patient not in rows and not same:
                     changed.add(kind)
     whole_b = [
         rows
-        for sizes, rows, *_ in first
-        if sizes == (24, 16, 8, 16, 24) and set(np.flatnonzero(~in_a)) <= set(rows)
+        for (sizes, *_), (rows, *_) in before.items()
+        if len(sizes) == 5 and {*np.flatnonzero(~in_a)} <= {*rows}
     ]
-    assert changed == kinds and len(whole_b) == (
-        "autoencoder" in code
-    )  # one autoencoder of all of B, test patients too
+    assert changed == kinds
+    assert len(whole_b) == ("autoencoder" in code)  # one of all of B, test patients too
 
 
-def test_auc_is_of_patients_and_of_their_own_test_fold(monkeypatch, small):
-    """Three slides a patient; the networks' scores replaced by known ones, the AUC by counting pairs."""
-    z = study(np.random.default_rng(3), slides=3)
-    d, o = as_study(z)
-    score, in_a = np.random.default_rng(4).random(135), np.arange(45) < 15
-    in_a = in_a.repeat(3)
-
-    def fake(pool, sizes, activations, inputs, trains, seeds, epochs, batch, device, take):
-        for m, rows in enumerate(trains):
-            assert not set(d["patients"][rows]) & set(
-                d["patients"][np.setdiff1d(np.flatnonzero(~in_a), rows)]
-            )  # whole patients
-            tests.append(np.setdiff1d(np.flatnonzero(~in_a), rows))
-            yield m, take([None] * (len(sizes) - 2) + [(score + m)[:, None]])
-
-    tests = []
-    swap(monkeypatch, "lab.fast.networks", "train_networks", fake)
-    aucs, _ = compare_arms(d, in_a, ("direct",), o, (0,), torch.device("cpu"))
-    for auc, rows in zip(aucs["direct"].flat, tests, strict=True):
-        names = np.unique(d["patients"][rows])
-        of = np.array([score[d["patients"] == n].mean() for n in names])
-        high = np.array([d["high"][d["patients"] == n][0] for n in names])
-        assert auc == pytest.approx(np.mean([p > q for p in of[high] for q in of[~high]]))
-    assert all(
-        len(np.unique(np.concatenate(tests[i : i + 3]))) == 90 for i in (0, 3)
-    )  # a repeat tests all of B once
+def test_the_ledger_says_whom_each_step_learned_from(small):
+    d = as_study(study(np.random.default_rng(0)))
+    in_a = he2rna.hospital_a(d.high, 0.6, np.random.default_rng(5))
+    _, note = compare_arms(d, in_a, ARMS, options(), (0,), CPU)
+    rows = {step: (patients, tests) for step, patients, tests, _ in note["saw"]}
+    assert note["leaks"] == []
+    assert {rows[step] for step in ("gene filter", "networks of A", "autoencoder A")} == {
+        ("27", "0 of 6")
+    }
+    assert rows["autoencoder B"] == rows["classifiers"] == ("12", "0 of 6")
+    _, note = compare_arms(d, in_a, ARMS, options("autoencoder"), (0,), CPU)
+    assert set(note["leaks"]) == {"autoencoder B", "scaling of autoencoder B"}
+    _, note = compare_arms(d, in_a, ("direct",), options("scaling"), (0,), CPU)
+    assert note["leaks"] == ["scaling of classifiers"]
 
 
-def test_msi_run_interrupted_extended_and_reported(tmp_path, monkeypatch, small, capsys):
-    z = study(np.random.default_rng(1))
-    options = ("--splits", "2", "--ratios", "1/3,1/2", "--repeats", "2")
-    assert run_study(tmp_path, z, *options, name="whole") == 0
-    said = capsys.readouterr().out
-    rows = read_csv(tmp_path / "whole" / "results.csv")
-    assert list(rows[0]) == [
-        "split",
-        "ratio",
-        "arm",
-        "repeat",
-        "fold",
-        "auc",
-        "patients_b",
-        "msi_h_b",
-    ]
-    assert (
-        len(rows) == 2 * 2 * 5 * 2 * 3
-        and {r["ratio"] for r in rows} == {"1/3", "1/2"}
-        and {r["patients_b"] for r in rows} == {"30", "23"}
-    )
-    plain, calls = compare_arms, []
+def test_arms_side_by_side_are_those_of_the_plain_networks(small):
+    d = as_study(study(np.random.default_rng(3), slides=2))
+    in_a = np.isin(d.patients, np.unique(d.patients)[::2])
+    aucs, _ = compare_arms(d, in_a, ARMS, options(), (0,), CPU)
+    b = np.flatnonzero(~in_a)
+    names, first, patient = np.unique(d.patients[b], return_index=True, return_inverse=True)
+    high = d.high[b][first]
+    tests = he2rna.folds_in_b(names, high, [0, 0], 3, 2)
+    plain = he2rna.Hospitals(d.x, d.y, d.high, [], [b[~test[patient]] for test in tests], [0, 0])
+    scores = he2rna.direct_arm(plain)[:, :, b]
+    wanted = he2rna.fold_aucs(scores, patient, high, tests).reshape(2, 3)
+    assert np.allclose(aucs["direct"], wanted)
 
-    def broken(*a):
-        calls.append(a[4])
-        if len(calls) == 3:
+
+# ----- The run ------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def divisions(monkeypatch):
+    """Keys of the divisions that were made; interrupted in the third, once."""
+    keys = []
+
+    def spied(study, in_a, arms, o, key, device):
+        keys.append(key)
+        if len(keys) == 3:
             raise KeyboardInterrupt
-        return plain(*a)
+        return compare_arms(study, in_a, arms, o, key, device)
 
-    swap(monkeypatch, "lab.he2rna.msi", "compare_arms", broken)
+    monkeypatch.setattr(verb, "compare_arms", spied)
+    return keys
+
+
+def test_a_run_goes_on_and_is_extended(tmp_path, small, divisions):
+    z = study(np.random.default_rng(1))
+    words = ("--splits", "2", "--ratios", "1/3,1/2", "--repeats", "2")
     with pytest.raises(KeyboardInterrupt):
-        run_study(tmp_path, z, *options)
+        run_study(tmp_path, z, *words)
     assert len(read_csv(tmp_path / "run" / "results.csv")) == 2 * 5 * 6
-    run_study(tmp_path, z, *options)
-    assert len(calls) == 3 + 2  # the two that were missing, no more
+    assert run_study(tmp_path, z, *words) == 0
+    assert len(divisions) == 3 + 2  # the two that were missing, no more
+    assert run_study(tmp_path, z, *words, name="whole") == 0
     for name in ("results.csv", "table.csv"):
         assert (tmp_path / "run" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
-    calls.clear()
-    run_study(
-        tmp_path,
-        z,
-        "--splits",
-        "3",
-        "--ratios",
-        "1/2",
-        "--repeats",
-        "2",
-        "--arms",
-        "direct,transcriptome",
-    )
-    more = read_csv(tmp_path / "run" / "results.csv")
-    assert (
-        [c[0] for c in calls] == [2]
-        and [r for r in more if r["split"] != "2"] == rows
-        and len(more) == len(rows) + 2 * 6
-    )
-    with pytest.raises(InputError, match="other settings.*code"):
-        run_study(tmp_path, z, *options, "--follow", "code")
+    rows = read_csv(tmp_path / "run" / "results.csv")
+    assert tuple(rows[0]) == verb.HEADER
+    assert len(rows) == 2 * 2 * 5 * 2 * 3
+    assert {(r["ratio"], r["patients_b"]) for r in rows} == {("1/3", "30"), ("1/2", "23")}
+
+    divisions.clear()
+    more = ("--splits", "3", "--ratios", "1/2", "--repeats", "2", "--arms", "direct,transcriptome")
+    run_study(tmp_path, z, *more)
+    extended = read_csv(tmp_path / "run" / "results.csv")
+    assert [split for split, *_ in divisions] == [2]
+    assert [r for r in extended if r["split"] != "2"] == rows
+    assert len(extended) == len(rows) + 2 * 6
+    with pytest.raises(InputError, match=r"other settings.*code"):
+        run_study(tmp_path, z, *words, "--follow", "code")
     with open(tmp_path / "run" / "results.csv", "a") as f:
         f.write("x,1/2,direct,0,0,.5,9,3\n")
-    with pytest.raises(InputError, match="x,1/2,direct.* is no row of ours"):
-        run_study(tmp_path, z, *options)
-    with pytest.raises(SystemExit):
-        run_study(tmp_path, z, "--ratios", "1/0")
-    z["expression"][:] = -3  # the floor, everywhere
-    with pytest.raises(InputError, match="no gene is expressed"):
-        run_study(tmp_path, z, *options, name="floor")
-    assert {f.name for f in (tmp_path / "whole").iterdir()} == {
-        "config.json",
-        "log.jsonl",
-        "results.csv",
-        "table.csv",
-        "report.md",
-        "shares.png",
-        "arms.png",
-    }
-    table = read_csv(tmp_path / "whole" / "table.csv")
-    each = [
-        np.mean(
-            [
-                float(r["auc"])
-                for r in rows
-                if (r["split"], r["ratio"], r["arm"]) == (s, "1/2", "direct")
-            ]
-        )
-        for s in "01"
-    ]
-    row = next(r for r in table if (r["ratio"], r["arm"]) == ("1/2", "direct"))
-    assert float(row["auc"]) == pytest.approx(np.mean(each), abs=1e-4) and float(
-        row["sd"]
-    ) == pytest.approx(np.std(each, ddof=1), abs=1e-4)
-    report = (tmp_path / "whole" / "report.md").read_text()
-    assert (
-        f"{(z['msi'] == 'MSI-H').sum()} MSI-H" in report
-        and "too few splits for a p < .05 at 1/3" in report
-        and report.split("\n\n")[-3].strip() in said
+    with pytest.raises(InputError, match=r"x,1/2,direct.* is no row of ours"):
+        run_study(tmp_path, z, *words)
+
+
+def test_the_report_is_of_the_results(tmp_path, small, capsys):
+    z = study(np.random.default_rng(1))
+    run_study(tmp_path, z, "--splits", "2", "--ratios", "1/3,1/2", "--repeats", "2")
+    folder = tmp_path / "run"
+    files = "arms.png config.json log.jsonl report.md results.csv shares.png table.csv"
+    assert " ".join(sorted(f.name for f in folder.iterdir())) == files
+    rows = [r for r in read_csv(folder / "results.csv") if r["ratio"] == "1/2"]
+    each = []
+    for split in "01":
+        own = [r for r in rows if (r["split"], r["arm"]) == (split, "direct")]
+        each.append(np.mean([float(r["auc"]) for r in own]))
+    (row,) = (
+        r for r in read_csv(folder / "table.csv") if (r["ratio"], r["arm"]) == ("1/2", "direct")
     )
+    assert float(row["auc"]) == pytest.approx(np.mean(each), abs=1e-4)
+    assert float(row["sd"]) == pytest.approx(np.std(each, ddof=1), abs=1e-4)
+    report = (folder / "report.md").read_text()
+    assert f"{(z['msi'] == 'MSI-H').sum()} MSI-H" in report
+    assert "too few splits for a p < .05 at 1/3" in report
+    assert report.split("\n\n")[-3].strip() in capsys.readouterr().out
 
 
-def test_msi_verdict_is_of_paired_splits():
+def test_the_verdict_is_of_paired_splits():
+    """Authority: scipy's exact Wilcoxon test. The level is shared: only pairs see a difference."""
     rng, results = np.random.default_rng(0), {}
-    for s in range(12):
-        level = rng.normal(0, 0.2)  # shared by the arms: only pairs see the difference
-        results.update(
-            {
-                (s, "1/2", "transcriptome"): level,
-                (s, "1/2", "direct"): level - 0.03 + rng.normal(0, 0.005),
-                (s, "1/2", "ensemble"): level + 0.02 + rng.normal(0, 0.005),
-                (s, "1/2", "autoencoder-a"): level + rng.normal(0, 0.01),
-            }
-        )
-    text = verdict(results, ["1/2"], ["direct", "ensemble", "autoencoder-a"], 3)
-    assert re.search(r"direct, one network it wins at 1/2 \(\+0.029\)", text) and re.search(
-        r"direct, ensemble it loses at 1/2 \(-0.021\)", text
-    )
+    for split in range(12):
+        level = 0.5 + rng.normal(0, 0.1)
+        noise = rng.normal(0, (0.005, 0.005, 0.01))
+        auc = {"transcriptome": level, "direct": level - 0.03 + noise[0]}
+        auc.update({"ensemble": level + 0.02 + noise[1], "autoencoder-a": level + noise[2]})
+        for arm, value in auc.items():
+            results[split, "1/2", arm] = [[split, "1/2", arm, 0, 0, value, 9, 3]]
+    aucs = Aucs(results)
+    text = verdict(aucs, ["direct", "ensemble", "autoencoder-a"], 3)
+    assert re.search(r"direct, one network it wins at 1/2 \(\+0.0[23]", text)
+    assert re.search(r"direct, ensemble it loses at 1/2 \(-0.0[12]", text)
     assert "autoencoder of A it cannot be told apart" in text
-    a, b, p = compare_to(results, "1/2", "direct")
-    assert p == pytest.approx(scipy.stats.wilcoxon(a, b, method="exact").pvalue)
+    own, other, p = aucs.against("1/2", "direct")
+    assert p == pytest.approx(scipy.stats.wilcoxon(own, other, method="exact").pvalue)
+
+
+# ----- The study ----------------------------------------------------------------------------------
 
 
 def test_given_hospitals_need_only_what_they_use(tmp_path, small):
@@ -265,188 +227,143 @@ def test_given_hospitals_need_only_what_they_use(tmp_path, small):
     z["msi"][:20] = ""
     assert run_study(tmp_path, z, "--splits", "2", "--repeats", "1") == 0
     rows = read_csv(tmp_path / "run" / "results.csv")
-    assert (
-        {r["ratio"] for r in rows} == {"given"}
-        and {r["patients_b"] for r in rows} == {"25"}
-        and len(rows) == 2 * 5 * 3
-    )
-    assert "say nothing of other patients" in (tmp_path / "run" / "report.md").read_text()
+    assert {(r["ratio"], r["patients_b"]) for r in rows} == {("given", "25")}
+    assert len(rows) == 2 * 5 * 3
+    with pytest.raises(InputError, match=r"--ratios: not where .* each patient's hospital"):
+        run_study(tmp_path, z, "--ratios", "1/2", name="other")
     z["hospital"] = np.where(np.arange(45) < 21, "A", "B")
     z["expression"][20], z["msi"][20] = 1, "MSS"
-    with pytest.raises(InputError, match="other settings.*data"):
+    with pytest.raises(InputError, match=r"other settings.*data"):
         run_study(tmp_path, z, "--splits", "2", "--repeats", "1")
-    with pytest.raises(
-        InputError, match="--ratios 1/2: not where .* has a hospital for each patient"
-    ):
-        run_study(tmp_path, z, "--ratios", "1/2", name="other")
 
 
-def spoiled(**change):
+def spoil(**change):
+    """A study with some arrays replaced: by a function of them, or of the study's dict if new."""
     z = study(np.random.default_rng(0))
-    for key, f in change.items():
-        z[key] = f(z[key]) if key in z else f(z)
-    return z
+    for name, value in change.items():
+        z[name] = value(z[name]) if callable(value) else value
+    return {name: array for name, array in z.items() if array is not None}
+
+
+ROWS = np.arange(45)
+FEW_HIGH = np.where(ROWS < 4, "MSI-H", "MSS")
+
+
+def same_patient(v):
+    return np.where(ROWS < 4, v[0], v)
+
+
+def nan_in_7(v):
+    return np.where(ROWS[:, None] == 7, np.nan, v)
+
+
+def inf_in_8(v):
+    return np.where((ROWS[:, None] == 8) & (np.arange(20) == 3), np.inf, v)
 
 
 @pytest.mark.parametrize(
-    "z, argv, words",
+    "change, argv, words",
     [
+        ({"msi": lambda v: np.where(v == "MSI-L", "MSI low", v)}, (), "of 'MSI low', of 45 labels"),
         (
-            lambda: spoiled(msi=lambda v: np.where(v == "MSI-L", "MSI low", v)),
+            {"msi": np.where(ROWS < 2, "MSI-H", "MSS")},
             (),
-            r"\d+ of 'MSI low', of 45 labels, are none of MSI-H",
+            "2 MSI-H and 43 other patients .*; --folds 3 needs as many",
         ),
+        ({"msi": np.full(45, "MSS")}, (), "0 MSI-H and 45 other"),
+        ({"msi": FEW_HIGH}, ("--ratios", "1/2,3/4"), "1/2 in A leaves B 2 MSI-H and 2. other"),
+        ({"msi": np.where(ROWS < 40, "Indeterminate", "MSI-H")}, (), "5 MSI-H and 0 other"),
         (
-            lambda: spoiled(msi=lambda v: np.where(np.arange(45) < 2, "MSI-H", "MSS")),
+            {"msi": FEW_HIGH, "hospital": np.where(ROWS < 4, "B", "A")},
             (),
-            "2 MSI-H and 43 other patients; --folds 3 needs as many",
-        ),
-        (lambda: spoiled(msi=lambda v: np.full(45, "MSS")), (), "0 MSI-H and 45 other"),
-        (
-            lambda: spoiled(msi=lambda v: np.where(np.arange(45) < 4, "MSI-H", "MSS")),
-            ("--ratios", "1/2,3/4"),
-            "1/2 in A leaves B 2 MSI-H and 2. other",
+            "4 MSI-H and 0 other patients for hospital B",
         ),
         (
-            lambda: spoiled(msi=lambda v: np.where(np.arange(45) < 40, "Indeterminate", "MSI-H")),
+            {
+                "patients": same_patient,
+                "hospital": np.where(ROWS % 2, "A", "B"),
+                "msi": np.where(ROWS < 4, "MSS", "MSI-H"),
+            },
             (),
-            "5 MSI-H and 0 other",
+            "1 of 42 patients are of hospital two kinds: P000",
         ),
         (
-            lambda: spoiled(
-                hospital=lambda z: np.where((np.arange(45) < 30) | (z["msi"] != "MSI-H"), "A", "B")
-            ),
+            {"patients": same_patient, "msi": np.where(ROWS < 2, "MSI-H", "MSS")},
             (),
-            "and 0 other patients in hospital B",
+            "1 of 42 patients are labelled two kinds: P000",
         ),
+        ({"hospital": np.full(45, "C")}, (), "hospital: C in 45 rows"),
+        ({"features": nan_in_7}, (), "features of 1 rows are NaN .*, the first of patient P007"),
+        ({"expression": inf_in_8}, (), "expression of 1 rows.*P008"),
         (
-            lambda: spoiled(
-                patients=lambda v: np.where(np.arange(45) < 4, v[0], v),
-                hospital=lambda z: np.where(np.arange(45) % 2, "A", "B"),
-                msi=lambda v: np.where(np.arange(45) < 4, "MSS", v),
-            ),
+            {"expression": lambda v: v[:, :5]},
             (),
-            r"1 of 42 patients are of hospital two kinds: P000 \(A, B\)",
+            r"expression \(45, 5\) of float32 for 45 patients, 20 genes",
         ),
-        (
-            lambda: spoiled(
-                patients=lambda v: np.where(np.arange(45) < 4, v[0], v),
-                msi=lambda v: np.where(np.arange(45) < 2, "MSI-H", "MSS"),
-            ),
-            (),
-            r"1 of 42 patients are labelled two kinds: P000 \(MSI-H, MSS\)",
-        ),
-        (lambda: spoiled(hospital=lambda z: np.full(45, "C")), (), "hospital: C in 45 rows"),
-        (
-            lambda: spoiled(features=lambda v: np.where(np.arange(45)[:, None] == 7, np.nan, v)),
-            (),
-            "features of 1 rows are NaN or infinite, the first of patient P007",
-        ),
-        (
-            lambda: spoiled(
-                expression=lambda v: np.where(
-                    (np.arange(45)[:, None] == 8) & (np.arange(20) == 3), np.inf, v
-                )
-            ),
-            (),
-            "expression of 1 rows.*P008",
-        ),
-        (
-            lambda: spoiled(expression=lambda v: v[:, :5]),
-            (),
-            r"expression \(45, 5\) for 45 patients and 20 genes",
-        ),
-        (lambda: spoiled(features=lambda v: v.astype(str)), (), "features are <U"),
-        (lambda: {k: v for k, v in spoiled().items() if k != "msi"}, (), "no array msi"),
-        (
-            lambda: spoiled(expression=lambda v: v - 3),
-            ("--scale", "linear"),
-            "--scale linear, but expression has -",
-        ),
-        (lambda: spoiled(), ("--splits", "0"), "--splits 0: must be at least 1"),
-        (lambda: spoiled(), ("--project", "COAD"), "--project: only with a cohort folder"),
-        (lambda: spoiled(), ("--features", "dir"), "--features: only with a cohort folder"),
-        (lambda: spoiled(features=lambda v: v[:, :0]), (), "nothing in features"),
-        (lambda: spoiled(genes=lambda v: np.array("G")), (), "nothing in genes"),
+        ({"features": lambda v: v.astype(str)}, (), r"features \(45, 24\) of <U"),
+        ({"features": lambda v: v[:, :0]}, (), r"features \(45, 0\) of float32"),
+        ({"genes": np.array("G")}, (), r"genes \(\) of <U1"),
+        ({"patients": np.array("P")}, (), r"patients \(\) of <U1"),
+        ({"msi": None}, (), "no array msi"),
+        ({}, ("--scale", "linear"), "--scale linear, but expression has -"),
+        ({}, ("--folds", "1"), "--folds 1: must be at least 2"),
+        ({}, ("--project", "COAD"), "--project: only with a cohort folder"),
+        ({}, ("--features", "dir"), "--features: only with a cohort folder"),
+        ({"expression": lambda v: v * 0 - 3}, (), "no gene is expressed"),
     ],
 )
-def test_msi_mistakes_are_told_with_counts(tmp_path, small, z, argv, words):
-    with pytest.raises(InputError, match=words):
-        run_study(tmp_path, z(), *argv)
-    assert not (tmp_path / "run").exists()
+def test_mistakes_of_a_study_are_told_with_counts(tmp_path, small, change, argv, words):
+    with pytest.raises(InputError, match=words) as e:
+        run_study(tmp_path, spoil(**change), *argv)
+    assert "\n" not in str(e.value)
+    assert not (tmp_path / "run" / "results.csv").exists()
 
 
-def test_msi_of_a_cohort_takes_mean_features_and_drops_what_has_no_label(
+@pytest.mark.parametrize("argv", [("--ratios", "1/0"), ("--splits", "0"), ("--arms", "x")])
+def test_numbers_that_cannot_be_meant(tmp_path, argv):
+    with pytest.raises(SystemExit):
+        run_study(tmp_path, study(np.random.default_rng(0)), *argv)
+
+
+def test_a_cohort_gives_mean_features_and_drops_what_has_no_label(
     tmp_path, small, capsys, monkeypatch
 ):
     write_cohort(tmp_path, np.random.default_rng(0), patients=24, per_patient=2)
-    lines = (tmp_path / "samples.csv").read_text().split()
-    labels = {
-        f"p{i:02d}": "Indeterminate" if i == 3 else "msi-h" if i % 3 == 0 else "MSS"
-        for i in range(24)
-    }
-    (tmp_path / "samples.csv").write_text(
-        "\n".join(
-            [lines[0] + ",msi", *(f"{line},{labels[line.split(',')[1]]}" for line in lines[1:])]
-        )
-        + "\n"
-    )
-    seen, plain = [], compare_arms
-    swap(
-        monkeypatch, "lab.he2rna.msi", "compare_arms", lambda d, *a: seen.append(d) or plain(d, *a)
-    )
-    argv = [
-        "msi",
-        str(tmp_path),
-        "--features",
-        str(tmp_path / "h5"),
-        "--splits",
-        "1",
-        "--ratios",
-        "1/3",
-        "--repeats",
-        "1",
-        "--device",
-        "cpu",
-    ]
-    assert main(argv) == 0
-    assert (
-        "23 patients, 46 slides: 7 MSI-H, 0 MSI-L, 16 MSS; dropped: 2 slides"
-        in capsys.readouterr().out
-    )
+    header, *lines = (tmp_path / "samples.csv").read_text().split()
+    label_of = {f"p{i:02d}": "msi-h" if i % 3 == 0 else "MSS" for i in range(24)}
+    label_of["p03"] = "Indeterminate"
+    labelled = [f"{line},{label_of[line.split(',')[1]]}" for line in lines]
+    (tmp_path / "samples.csv").write_text("\n".join([f"{header},msi", *labelled]) + "\n")
+    seen = []
+
+    def spied(study, *more):
+        seen.append(study)
+        return compare_arms(study, *more)
+
+    monkeypatch.setattr(verb, "compare_arms", spied)
+    words = ["msi", str(tmp_path), "--features", str(tmp_path / "h5"), "--splits", "1"]
+    words += ["--ratios", "1/3", "--repeats", "1", "--device", "cpu"]
+    assert main(words) == 0
+    said = capsys.readouterr().out
+    assert "23 patients, 46 slides; 23 may be in hospital B: 7 MSI-H, 0 MSI-L, 16 MSS" in said
+    assert "dropped: 2 slides" in said
     with h5py.File(tmp_path / "h5" / "s05_1.h5") as h:
         mean = h["features"][()].astype(float).mean(0)
-    d = seen[0]
-    assert (
-        np.abs(d["x"] - mean).max(1).min() < 1e-5
-        and len(d["x"]) == 46
-        and (tmp_path / "runs" / "msi" / "report.md").is_file()
-    )
-    assert d["y"].max() < 10  # log10 of FPKM-UQ
-    (tmp_path / "samples.csv").write_text("\n".join(lines) + "\n")
+    assert np.abs(seen[0].x - mean).max(1).min() < 1e-5
+    assert len(seen[0].x) == 46
+    assert seen[0].y.max() < 10  # log10 of FPKM-UQ
+    assert (tmp_path / "runs" / "msi" / "report.md").is_file()
+    (tmp_path / "samples.csv").write_text("\n".join([header, *lines]) + "\n")
     with pytest.raises(InputError, match="no column msi"):
-        main(argv)
+        main(words)
 
 
 def test_the_representation_helps_on_real_expression_and_labels(tmp_path):
-    """Real MSI status and expression of 306 patients, features simulated from expression programmes: B is a quarter."""
-    main(
-        [
-            "msi",
-            str(real("msi", "coadread_semisynthetic.npz")),
-            "--name",
-            str(tmp_path / "run"),
-            "--splits",
-            "1",
-            "--ratios",
-            "3/4",
-            "--repeats",
-            "1",
-            "--arms",
-            "transcriptome,direct",
-            "--device",
-            "cpu",
-        ]
-    )
+    """Real MSI status and expression of 306 patients, features simulated from expression
+    programmes: B is a quarter.
+    """
+    words = ["msi", str(real("msi", "coadread_semisynthetic.npz")), "--name", str(tmp_path / "run")]
+    words += ["--splits", "1", "--ratios", "3/4", "--repeats", "1", "--device", "cpu"]
+    main([*words, "--arms", "transcriptome,direct"])
     auc = {r["arm"]: float(r["auc"]) for r in read_csv(tmp_path / "run" / "table.csv")}
     assert auc["transcriptome"] > auc["direct"] > 0.6
