@@ -14,7 +14,6 @@ from PIL import Image
 from scipy import ndimage
 
 import histcode
-from lab.histcode.figures import best_cut, figures_of
 from lab.histcode.networks import POOLINGS, SlideModel, network_of
 from lab.tests.helpers import (
     learn,
@@ -379,227 +378,237 @@ def test_views_of_tiles_in_memory_cover_each_epoch_in_another_order():
     assert bank.shape == (10, 5) and torch.allclose(bank.norm(dim=1), torch.ones(10), atol=1e-6)
 
 
+# ----- Feature aggregation: loops over tiles in float64, and the papers' formulas -----
+
+
 def ragged(sizes, d=7, seed=0):
     """Bags of these sizes, padded with nan: h (B, T, d), mask (B, T)."""
-    h, mask = (
-        torch.full((len(sizes), max(sizes), d), torch.nan),
-        torch.zeros(len(sizes), max(sizes), dtype=torch.bool),
-    )
+    h = torch.full((len(sizes), max(sizes), d), torch.nan)
+    mask = torch.zeros(len(sizes), max(sizes), dtype=torch.bool)
     for b, n in enumerate(sizes):
-        h[b, :n], mask[b, :n] = torch.randn(n, d, generator=seeded(seed + b)), True
+        h[b, :n] = torch.randn(n, d, generator=seeded(seed + b))
+        mask[b, :n] = True
     return h, mask
 
 
-def classifier(name, d=7, seed=0):
-    torch.manual_seed(seed)
+def classifier(name, d=7):
+    torch.manual_seed(0)
     return network_of(name, d)
 
 
 def by_loop(name, model, h):
-    """Logits of every stream for one bag h (n, d), tile by tile in float64; the authority for `POOLINGS`."""
-    p = {k: v.detach().double().numpy() for k, v in model.named_parameters()}
-    h, out = h.double().numpy(), lambda layer, x: x @ p[f"{layer}.weight"].T + p[f"{layer}.bias"]
-    if name in ("max", "mean"):
-        z = [max(x) if name == "max" else sum(x) / len(h) for x in h.T]
-        return [out("classify", np.array(z))]
+    """Outputs of every stream for one bag h (n, d), tile by tile."""
+    p = {key: value.detach().double().numpy() for key, value in model.named_parameters()}
+    h = h.double().numpy()
+
+    def layer(key, x):
+        return x @ p[f"{key}.weight"].T + p[f"{key}.bias"]
+
+    def weighted(weights):
+        return sum(w * x for w, x in zip(weights, h, strict=True)) / sum(weights)
+
+    if name == "max":
+        return [layer("classify", np.array([max(column) for column in h.T]))]
+    if name == "mean":
+        return [layer("classify", sum(h) / len(h))]
     if name in ("ABMIL", "HistCode"):
-        scores = []
+        weights = []
         for x in h:
             hidden = np.tanh(p["pooling.v.weight"] @ x)
             if name == "HistCode":
                 hidden = hidden / (1 + np.exp(-(p["pooling.u.weight"] @ x)))
-            scores.append(np.exp(p["pooling.w.weight"][0] @ hidden))
-        return [out("classify", sum(s * x for s, x in zip(scores, h)) / sum(scores))]
-    scores = [out("score", x) for x in h]
+            weights.append(np.exp(p["pooling.w.weight"][0] @ hidden))
+        return [layer("classify", weighted(weights))]
+    scores = [layer("score", x) for x in h]
     if name == "DSMIL":
-        best = [max(range(len(h)), key=lambda i: scores[i][c]) for c in (0, 1)]
+        best = [int(np.argmax([s[c] for s in scores])) for c in (0, 1)]
         vectors = []
         for b in best:
-            weights = [
-                np.exp(out("query", x) @ out("query", h[b]) / np.sqrt(histcode.QUERIES)) for x in h
-            ]
-            vectors.append(sum(w * x for w, x in zip(weights, h)) / sum(weights))
-        return [
-            np.array([scores[best[0]][0], scores[best[1]][1]]),
-            out("classify", np.concatenate(vectors)),
-        ]
-    order, s = (
-        sorted(range(len(h)), key=lambda i: scores[i][0] - scores[i][1]),
-        np.zeros(histcode.STATE),
-    )
+            q = layer("query", h[b])
+            likeness = [layer("query", x) @ q / np.sqrt(histcode.QUERIES) for x in h]
+            vectors.append(weighted(np.exp(likeness)))
+        instance = np.array([scores[best[0]][0], scores[best[1]][1]])
+        return [instance, layer("classify", np.concatenate(vectors))]
+    order = sorted(range(len(h)), key=lambda i: scores[i][0] - scores[i][1])
+    s = np.zeros(histcode.STATE)
     for i in order[: histcode.TOP_TILES]:
-        s = np.maximum(0, out("take", h[i]) + out("keep", s))
-    return [scores[order[0]], out("classify", s)]
+        s = np.maximum(0, layer("take", h[i]) + layer("keep", s))
+    return [scores[order[0]], layer("classify", s)]
 
 
 @pytest.mark.parametrize("name", POOLINGS)
 def test_poolings_equal_loops_over_tiles(name):
     sizes = (1, 3, 12, 25)
-    model, (h, mask) = classifier(name), ragged(sizes)
-    logits, a = model(h, mask)
+    model = classifier(name)
+    h, mask = ragged(sizes)
+    outputs, a = model(h, mask)
     for b, n in enumerate(sizes):
-        assert np.allclose(logits[b].detach(), by_loop(name, model, h[b, :n]), atol=2e-6)
-        assert (
-            a[b, :n].sum().item() == pytest.approx(1, abs=1e-6)
-            and (a[b] >= 0).all()
-            and (a[b, n:] == 0).all()
-        )
-    logits[:, -1].square().sum().backward()  # padding of nan reaches no gradient
+        assert np.allclose(outputs[b].detach(), by_loop(name, model, h[b, :n]), atol=2e-6)
+        assert a[b, :n].sum().item() == pytest.approx(1, abs=1e-6)
+        assert (a[b] >= 0).all() and (a[b, n:] == 0).all()
+    outputs[:, -1].square().sum().backward()  # padding of nan reaches no gradient
     assert all(p.grad is None or p.grad.isfinite().all() for p in model.parameters())
 
 
 @pytest.mark.parametrize("name", POOLINGS)
 def test_order_of_tiles_and_padding_change_nothing(name):
-    model, (h, mask) = classifier(name, 64), ragged((1, 9, 40), 64)
-    logits, a = model(h, mask)
+    model = classifier(name, 64)
+    h, mask = ragged((1, 9, 40), 64)
+    outputs, a = model(h, mask)
     order = torch.randperm(40, generator=seeded())
     moved, b = model(h[:, order], mask[:, order])
-    assert (moved - logits).abs().max() < 1e-6 and (b - a[:, order]).abs().max() < 1e-6
+    assert (moved - outputs).abs().max() < 1e-6 and (b - a[:, order]).abs().max() < 1e-6
     for filler in (torch.nan, torch.inf, 1e30):
         longer, c = model(F.pad(h, (0, 0, 0, 13), value=filler), F.pad(mask, (0, 13)))
-        assert (
-            (longer - logits).abs().max() < 1e-6
-            and (c[:, :40] - a).abs().max() < 1e-6
-            and (c[:, 40:] == 0).all()
-        )
+        assert (longer - outputs).abs().max() < 1e-6
+        assert (c[:, :40] - a).abs().max() < 1e-6 and (c[:, 40:] == 0).all()
 
 
-def test_attention_has_the_shapes_and_parts_of_its_equations():
+@pytest.mark.parametrize("gated, count", [(True, 2 * 5 * 3 + 3), (False, 5 * 3 + 3)])
+def test_attention_has_the_shapes_and_parts_of_its_equations(gated, count):
     h, mask = ragged((4, 2), 5)
-    for gated, count in ((True, 2 * 5 * 3 + 3), (False, 5 * 3 + 3)):
-        model = histcode.GatedAttention(5, 3, gated)
-        z, a = model(h, mask)
-        assert (
-            z.shape == (2, 5)
-            and a.shape == (2, 4)
-            and sum(p.numel() for p in model.parameters()) == count
-        )
-        assert torch.allclose(z, torch.einsum("bt,btd->bd", a, h.nan_to_num()), atol=1e-6)
-    with torch.no_grad():  # a high logit doesn't overflow
+    model = histcode.GatedAttention(5, 3, gated)
+    z, a = model(h, mask)
+    assert z.shape == (2, 5) and a.shape == (2, 4)
+    assert sum(p.numel() for p in model.parameters()) == count
+    assert torch.allclose(z, torch.einsum("bt,btd->bd", a, h.nan_to_num()), atol=1e-6)
+    with torch.no_grad():
         model.w.weight.fill_(1e4)
-    assert model(h, mask)[1].isfinite().all()
+    assert model(h, mask)[1].isfinite().all()  # a high logit does not overflow
 
 
-def test_figures_of_a_fold_and_their_optimism():
-    y, p = (
-        np.array([1, 0, 1, 0, 1]),
-        torch.tensor(
-            [[0.9, 0.1, 0.8, 0.2, 0.7], [0.4, 0.3, 0.2, 0.6, 0.45], [0.6, 0.55, 0.9, 0.1, 0.8]]
-        ),
-    )
-    tests = torch.stack([(1 - p).log(), p.log()], 2)  # logits: (epochs, n, 2)
-    f = figures_of(y, dict(tests=tests, epoch=3))
-    assert f["accuracy"] == pytest.approx(0.8) and f["auc"] == 1 and f["pr_auc"] == 1
-    assert f["best_epoch"] == 1 and f["best_epoch_auc"] == 1 and f["best_threshold"] == 1
-    rng = np.random.default_rng(0)
-    for n in (5, 30):
-        y, p = np.r_[0, 1, rng.integers(0, 2, n - 2)], rng.integers(0, 6, n) / 6
-        assert best_cut(y, p) == pytest.approx(
-            max(((p >= c) == y).mean() for c in [*np.unique(p), 2])
-        )
-    one_class = figures_of(np.ones(5, int), dict(tests=tests, epoch=1))
-    assert (
-        np.isnan(one_class["auc"])
-        and one_class["accuracy"] == pytest.approx(0.6)
-        and one_class["best_threshold"] == 1
-    )
+# ----- Learning from slides: torch's losses, loops -----
+
+
+def test_cross_entropy_is_torchs_over_the_streams():
+    outputs = torch.randn(6, 2, 3, generator=seeded(), dtype=torch.float64)
+    y = torch.tensor([0, 2, 1, 1, 0, 2])
+    want = (F.cross_entropy(outputs[:, 0], y, reduction="none")
+            + F.cross_entropy(outputs[:, 1], y, reduction="none")) / 2  # fmt: skip
+    assert torch.allclose(histcode.cross_entropy(outputs, y), want)
+    assert torch.equal(histcode.mistakes(outputs, y), (outputs[:, 1].argmax(1) != y).float())
+
+
+def test_squared_error_leaves_out_what_is_unknown():
+    out = torch.randn(3, 4, 2, 5, generator=seeded(), dtype=torch.float64, requires_grad=True)
+    y = torch.randn(3, 4, 5, generator=seeded(1), dtype=torch.float64)
+    y[0, 1, 2:] = y[1, 0] = torch.nan
+    got = histcode.squared_error(out, y)
+    for m, b in itertools.product(range(3), range(4)):
+        known = [g for g in range(5) if not y[m, b, g].isnan()]
+        errors = [(out[m, b, 1, g] - y[m, b, g]).item() ** 2 for g in known]
+        assert got[m, b].item() == pytest.approx(np.mean(errors) if errors else 0)
+    got.sum().backward()
+    assert out.grad.isfinite().all() and (out.grad[0, 1, 1, 2:] == 0).all()
+    assert (out.grad[0, 1, 1, :2] != 0).all()
+
+
+def test_the_epoch_kept_is_the_last_one_with_the_fewest_mistakes():
+    bags, y = planted_bags(shift=1.0)
+    order = np.random.default_rng(1).permutation(24)
+    splits = []
+    for i in range(4):
+        train, valid = np.split(np.roll(order, 5 * i), [14])
+        splits.append((train, valid, valid))  # the test bags show what was judged
+    differ = 0
+    done = learn("HistCode", bags, y, splits, [1, 2, 3, 4], epochs=25)
+    for (_, valid, _), got in zip(splits, done, strict=True):
+        truth = torch.from_numpy(y[valid])
+        wrong = [(answers.argmax(1) != truth).sum().item() for answers in got["tests"]]
+        losses = [F.cross_entropy(answers, truth).item() for answers in got["tests"]]
+        assert np.allclose(losses, got["losses"], atol=1e-5)
+        assert got["epoch"] == max(e for e, n in enumerate(wrong, 1) if n == min(wrong))
+        differ += got["epoch"] != 1 + int(np.argmin(losses))
+        model = SlideModel("HistCode", np.zeros(6), np.ones(6), 2, (), 8)
+        model.load_state_dict(got["model"])  # and its weights are that epoch's
+        answers = histcode.predict_slides(model, bags, valid)[:, 0]
+        assert torch.allclose(answers, got["tests"][got["epoch"] - 1], atol=1e-5)
+    assert differ  # or the mistakes chose nothing
 
 
 def test_parts_keep_patients_whole_and_labels_spread():
-    rng = np.random.default_rng(0)
     patients, y = [], []
     for i in range(60):  # 20 each with tumour, normal, both
         for label in ([1, 1], [0], [0, 1])[i % 3]:
-            patients.append(f"P{i:02d}"), y.append(label)
-    order = rng.permutation(len(y))
+            patients.append(f"P{i:02d}")
+            y.append(label)
+    order = np.random.default_rng(0).permutation(len(y))
     patients, y = np.array(patients)[order], np.array(y)[order]
     part = histcode.split_patients(patients, y, 10, [0, 0])
     assert all(len(set(part[patients == p])) == 1 for p in set(patients))
     kinds = np.array([int(p[1:]) % 3 for p in patients])
-    assert all(
-        len(set(patients[(part == f) & (kinds == k)])) == 2 for f in range(10) for k in range(3)
-    )
+    for f, kind in itertools.product(range(10), range(3)):
+        assert len(set(patients[(part == f) & (kinds == kind)])) == 2
     assert (part != histcode.split_patients(patients, y, 10, [0, 1])).any()
 
 
+def test_each_part_tests_once_and_the_next_one_chooses():
+    part = np.arange(40) % 10
+    for f in range(10):
+        train, valid, test = histcode.roles(part, f)
+        assert (part[test] == f).all() and (part[valid] == (f + 1) % 10).all()
+        assert sorted([*train, *valid, *test]) == list(range(40))
+        leak = histcode.roles(part, f, stop_on_test=True)
+        assert np.array_equal(leak[1], test) and np.array_equal(leak[0], train)
+
+
+# ----- Differential expression: worked by hand, NumPy -----
+
+
 def test_fold_changes_worked_by_hand():
-    tumour = [8, 1, 0, 3, 0, np.nan, 2, 2.83, 2.82, 1]
-    normal = [1, 8, 2, 0, 0, 1, np.nan, 1, 1, 2.83]
-    y, label = histcode.fold_change(np.array(tumour), np.array(normal))
-    log = math.log10
-    want = [
-        log(9),
-        log(1.125),
-        0,
-        np.nan,
-        np.nan,
-        np.nan,
-        np.nan,
-        log(3.83),
-        log(3.82),
-        log(1 + 1 / 2.83),
+    cases = [  # tumour, normal, fc, label
+        (8, 1, 8, 1),
+        (1, 8, 1 / 8, 1),
+        (0, 2, 0, 1),
+        (3, 0, np.nan, 1),  # infinite: no y
+        (0, 0, np.nan, np.nan),
+        (np.nan, 1, np.nan, np.nan),
+        (2, np.nan, np.nan, np.nan),
+        (2.83, 1, 2.83, 1),  # 2 ** 1.5 = 2.828
+        (2.82, 1, 2.82, 0),
+        (1, 2.83, 1 / 2.83, 1),
     ]
-    assert np.allclose(y, want, equal_nan=True)
-    assert np.array_equal(
-        label, [1, 1, 1, 1, np.nan, np.nan, np.nan, 1, 0, 1], equal_nan=True
-    )  # 2 ** 1.5 = 2.828
+    tumour, normal, fc, want = np.array(cases).T
+    y, label = histcode.fold_change(tumour, normal)
+    assert np.allclose(y, np.log10(fc + 1), equal_nan=True)
+    assert np.array_equal(label, want, equal_nan=True)
+
+
+def test_a_predicted_fold_change_has_the_label_it_stands_for():
     fc = np.exp(np.random.default_rng(0).normal(0, 2, (40, 5)))
     y, label = histcode.fold_change(fc, np.ones_like(fc))
-    assert (
-        histcode.label_of(y) == label
-    ).all() and 0 < label.mean() < 1  # the label that y itself stands for
-    assert histcode.label_of(np.array([-3.0, 0, log(2), log(1 + 2**1.51), 9])).tolist() == [
-        True,
-        True,
-        False,
-        True,
-        True,
-    ]
+    assert (histcode.label_of(y) == label).all() and 0 < label.mean() < 1
+    beyond = np.array([-3.0, 0, np.log10(2), np.log10(1 + 2**1.51), 9])  # the first no fc can give
+    assert histcode.label_of(beyond).tolist() == [True, True, False, True, True]
 
 
-def test_squared_error_leaves_out_what_is_unknown():
-    out, y = (
-        torch.randn(3, 4, *shape, generator=seeded(), dtype=torch.float64)
-        for shape in ((2, 5), (5,))
-    )
-    y[0, 1, 2:], y[1, 0] = torch.nan, torch.nan
-    out.requires_grad_()
-    got = histcode.squared_error(out, y)
-    for m, b in itertools.product(range(3), range(4)):
-        each = [
-            (out[m, b, 1, g] - y[m, b, g]).item() ** 2 for g in range(5) if not y[m, b, g].isnan()
-        ]
-        assert got[m, b].item() == pytest.approx(np.mean(each) if each else 0)
-    got.sum().backward()
-    assert (
-        out.grad.isfinite().all()
-        and (out.grad[0, 1, 1, 2:] == 0).all()
-        and (out.grad[0, 1, 1, :2] != 0).all()
-    )
+def test_the_ends_of_the_attention_worked_by_hand():
+    a = np.array([0.1, 0.3, 0.3, 0.05, 0.25])
+    high, low = histcode.ends_of(a)
+    assert high.tolist() == [1, 2] and low.tolist() == [0, 3]  # tile 4, in the middle, in neither
+    assert [len(end) for end in histcode.ends_of(np.arange(300.0))] == [100, 100]
+    h = np.random.default_rng(0).normal(size=(5, 3))
+    x = histcode.end_features(h, a)
+    assert np.allclose(x, [*(h[1] + h[2]) / 2, *(h[0] + h[3]) / 2])
+    weights = np.arange(6.0)
+    added = histcode.end_contributions(h, a, weights)
+    assert np.isnan(added[4]) and np.nansum(added) == pytest.approx(x @ weights)
+    assert added[3] == pytest.approx(h[3] @ weights[3:] / 2)
 
 
-def test_the_epoch_kept_is_the_last_one_with_the_fewest_mistakes():
-    (bags, y), rng = planted_bags(shift=1.0), np.random.default_rng(1)
-    order, differ = rng.permutation(24), 0
-    splits = [
-        (np.roll(order, 5 * i)[:14], v := np.roll(order, 5 * i)[14:], v) for i in range(4)
-    ]  # test is validation
-    for split, got in zip(splits, learn("HistCode", bags, y, splits, [1, 2, 3, 4], epochs=25)):
-        truth, losses = y[split[1]], []
-        mistakes = [int((t.numpy().argmax(1) != truth).sum()) for t in got["tests"]]
-        for t in got["tests"].double():
-            losses.append(-np.mean([t[i].log_softmax(0)[c].item() for i, c in enumerate(truth)]))
-        assert np.allclose(losses, got["losses"], atol=1e-5)
-        assert got["epoch"] == 1 + min(range(25), key=lambda e: (mistakes[e], -e))
-        differ += got["epoch"] != 1 + int(np.argmin(losses))
-        model = SlideModel("HistCode", np.zeros(6), np.ones(6), 2, (), 8)
-        model.load_state_dict(got["model"])  # and its weights are that epoch's
-        for i, t in zip(split[1], got["tests"][got["epoch"] - 1]):
-            out, _ = model(
-                torch.from_numpy(bags[i])[None], torch.ones(1, len(bags[i]), dtype=torch.bool)
-            )
-            assert torch.allclose(out[0, 0], t, atol=1e-5)
-    assert differ  # or the mistakes chose nothing
+def test_labels_are_judged_beside_the_commoner_label():
+    label = np.array([[1, 0, np.nan], [1, 0, np.nan], [0, np.nan, np.nan], [1, 1, np.nan]])
+    guess = np.array([[1, 0, 1], [0, 0, 1], [0, 0, 1], [1, 0, 1]])
+    found = histcode.judge_labels(guess, label)
+    assert np.allclose(found["accuracy"], [3 / 4, 2 / 3, np.nan], equal_nan=True)
+    assert np.allclose(found["positive"], [3 / 4, 1 / 3, np.nan], equal_nan=True)
+    assert np.allclose(found["majority"], [3 / 4, 2 / 3, np.nan], equal_nan=True)
+
+
+def test_fold_changes_in_bins_of_r():
+    r = np.array([0.31, -0.05, 0.39, np.nan, 0.12])
+    bins = histcode.by_accuracy(r, np.array([2.0, 3.0, 4.0, 5.0, np.nan]))
+    assert [(round(low, 3), fc.tolist()) for low, fc in bins] == [(-0.1, [3]), (0.3, [2, 4])]
 
 
 def test_attention_between_0_and_1_and_dice_worked_by_hand():

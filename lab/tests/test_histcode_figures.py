@@ -1,0 +1,35 @@
+"""Figures of a diagnosis worked by hand, and the best threshold by trying all."""
+
+import numpy as np
+import pytest
+import torch
+
+from lab.histcode.figures import best_cut, figures_of, mean_sd
+
+P = torch.tensor(
+    [[0.9, 0.1, 0.8, 0.2, 0.7], [0.4, 0.3, 0.2, 0.6, 0.45], [0.6, 0.55, 0.9, 0.1, 0.8]]
+)
+TESTS = torch.stack([(1 - P).log(), P.log()], 2)  # logits: (epochs, n, 2)
+
+
+def test_figures_of_a_fold_and_their_optimism():
+    found = figures_of(np.array([1, 0, 1, 0, 1]), {"tests": TESTS, "epoch": 3})
+    assert found["accuracy"] == pytest.approx(0.8) and found["auc"] == found["pr_auc"] == 1
+    assert found["best_epoch"] == found["best_epoch_auc"] == found["best_threshold"] == 1
+
+
+def test_a_fold_of_one_class_has_no_auc():
+    found = figures_of(np.ones(5, int), {"tests": TESTS, "epoch": 1})
+    assert found["accuracy"] == pytest.approx(0.6) and found["best_threshold"] == 1
+    assert np.isnan(found["auc"])
+    assert mean_sd([0.5, found["auc"], 0.7]) == pytest.approx((0.6, np.std([0.5, 0.7], ddof=1)))
+    assert np.isnan(mean_sd([np.nan])).all()
+
+
+@pytest.mark.parametrize("n", [5, 30])
+def test_the_best_threshold_is_the_best_of_all(n):
+    rng = np.random.default_rng(n)
+    y = np.r_[0, 1, rng.integers(0, 2, n - 2)]
+    p = rng.integers(0, 6, n) / 6
+    tried = [((p >= cut) == y).mean() for cut in [*np.unique(p), 2]]
+    assert best_cut(y, p) == pytest.approx(max(tried))
