@@ -52,6 +52,9 @@ def write_report(folder, cohort, config, data, results, prediction, notes, ledge
         lines += planted(programmes, results)
     merged = "merged" not in config["code"]
     lines += several_cancers(folder / "recurrent.csv", data, results, merged)
+    if data.coding is not None:
+        coding = table(SUMMARY_HEADER, summary(results, data.coding))
+        lines += section("Protein-coding genes", coding, data.coding_note)
     lines += [*folds(data, notes), *seen, *left_out(data)]
     settings = [f"- {name}: {value}" for name, value in config.items()]
     lines += ["## Settings", "", *settings, f"- run time of this call: {clock(seconds)}", ""]
@@ -118,12 +121,13 @@ def what_was_done(config, data, results):
     return [*lines, text, ""]
 
 
-def summary(results):
-    """A row for each cancer, as SUMMARY_HEADER says."""
+def summary(results, genes=slice(None)):
+    """A row for each cancer, as SUMMARY_HEADER says, of some genes (G,)."""
     for name, e in results.items():
-        r = with_value(e["r"])
+        r = with_value(e["r"][genes])
         middle = (f"{r.mean():.3f}", f"{np.median(r):.3f}") if len(r) else ("no value",) * 2
-        yield name, e["slides"], len(r), *middle, count(e["hs"]), count(e["bh"])
+        found = count(e["hs"][genes]), count(e["bh"][genes])
+        yield name, e["slides"], len(r), *middle, *found
 
 
 def cancers(results):
@@ -207,12 +211,12 @@ def several_cancers(path, data, results, merged):
     if data.coding is not None:
         header += ("protein-coding",)
         columns.append(stats.recurrent(significant[:, data.coding])[1])
-    parts = [table(header, zip(*columns)), data.coding_note]
+    parts = [table(header, zip(*columns))]
     first = [f"{data.genes[j]} ({hs[j]})" for j in order[:30] if hs[j] > 1]
     if first:
         said = "First (all in recurrent.csv) by number of cancers, then by mean R"
         parts.append(f"{said}: {', '.join(first)}.")
-    return section("Genes significant in several cancers", *filter(None, parts))
+    return section("Genes significant in several cancers", *parts)
 
 
 def folds(data, notes):
