@@ -208,6 +208,19 @@ class HE2RNA(nn.Module):
             self.layers[-1].bias.copy_(torch.as_tensor(mean))
         return self
 
+    def keep_genes(self, genes):
+        """Keep the output rows of some genes, as for fine-tuning. Returns the model.
+
+        With ks=KS_TILES and all tiles of one cancer it trains on from there, for FINE_EPOCHS.
+        [HE2RNA Methods, Training and evaluation]
+        """
+        last = self.layers[-1]
+        kept = nn.Linear(last.in_features, len(genes))
+        kept.weight.data = last.weight.data[genes]
+        kept.bias.data = last.bias.data[genes]
+        self.layers[-1] = kept
+        return self
+
     def representation(self, x):
         """x (..., D) -> the last hidden layer (..., H), from which all genes are read."""
         for layer in self.layers[:-1]:

@@ -10,7 +10,7 @@ import torch
 
 import he2rna
 import stats
-from lab.tests.helpers import bags
+from lab.tests.helpers_he2rna import bags
 
 
 def test_genes_with_a_positive_median_stay():

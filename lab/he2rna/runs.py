@@ -102,15 +102,12 @@ def model_of(saved, device, genes=None, **more):
 
     more: arguments of model_of_choices that are not as in training.
     """
-    state = dict(saved["model"])
-    last = f"layers.{len(saved['hidden'])}."
-    if genes is not None:
-        for part in ("weight", "bias"):
-            state[last + part] = state[last + part][genes]
     names = ("n_features", "hidden", "ks", "dropout", "code", "pad_to")
     settings = {**{name: saved[name] for name in names}, **more}
-    model = model_of_choices(n_genes=len(state[last + "bias"]), **settings)
-    model.load_state_dict(state)
+    model = model_of_choices(n_genes=len(saved["genes"]), **settings)
+    model.load_state_dict(saved["model"])
+    if genes is not None:
+        model.keep_genes(genes)
     return model.to(device).eval()
 
 
