@@ -60,6 +60,8 @@ def claimed(folder, config, results, more):
         raise InputError(
             f"{folder} is a run with other settings ({changed}): {another}delete it to begin again"
         )
+    if before:  # in the order that its id is the digest of
+        config = {key: value for key, value in before.items() if key in config}
     made_by = {"threads": torch.get_num_threads(), "python": platform.python_version()}
     config = {**config, "id": digest(config), **more, **made_by, **versions()}
     save_json(folder / "config.json", config)
