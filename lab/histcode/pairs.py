@@ -77,12 +77,9 @@ def pairs_of(cohort, which="tumour"):
     key, ids, genes, expression = read_expression(cohort)
     owner = owners(cohort, samples, tissue, key)
     rows = {1: {}, 0: {}, None: {}}  # {tissue: {patient: rows of the expression table}}
-    strangers = []
     for row, name in enumerate(ids):
         patient, kind = owner.get(name) or barcode(name)
         rows[kind].setdefault(patient, []).append(row)
-        if kind is None:
-            strangers.append(name)
     slides, known, neither = {}, {}, []
     for s, kind in zip(samples, tissue, strict=True):
         if kind is None:
@@ -108,7 +105,9 @@ def pairs_of(cohort, which="tumour"):
         "patients with tumour but no normal expression": sorted(tumour - normal),
         "patients with normal but no tumour expression": sorted(normal - tumour),
         "patients with both but no slide": sorted((tumour & normal) - seen),
-        "expression rows of no known patient or tissue": strangers,
+        "expression rows of no known patient or tissue": sorted(
+            ids[row] for own in rows[None].values() for row in own
+        ),
         "slides that are neither tumour nor normal": neither,
     }
     slides = [slides[who] for who in patients]
@@ -181,20 +180,16 @@ def driver_genes(path, top):
 
     A table with columns symbol (or gene) and mutations. [HistCode Methods, Cancer driver genes]
     """
-    header, rows = read_rows(path)
+    header, rows = read_rows(path, even=True)
     names = ["symbol" if column.lower() == "gene" else column.lower() for column in header]
     if not {"symbol", "mutations"} <= set(names):
         raise InputError(
             f"--drivers {path}: wanted columns symbol and mutations; it has {few(header)}"
         )
+    symbol, mutations = names.index("symbol"), names.index("mutations")
     total = Counter()
-    for line, row in enumerate(rows, 2):
-        if len(row) != len(header):
-            raise InputError(
-                f"--drivers {path} row {line}: {len(row)} fields, the header has {len(header)}"
-            )
-        entry = dict(zip(names, row, strict=True))
-        mutations = number(entry["mutations"])
-        total[entry["symbol"].strip()] += 0 if math.isnan(mutations) else mutations
+    for row in rows:
+        count = number(row[mutations])
+        total[row[symbol].strip()] += 0 if math.isnan(count) else count
     del total[""]
     return sorted(total, key=lambda gene: (-total[gene], gene))[:top]

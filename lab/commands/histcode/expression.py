@@ -141,15 +141,9 @@ def claim(study, o):
     if o.model != "linear":
         name += [o.pooling, *["per-gene"] * o.per_gene]
     folder = Path(o.cohort) / "runs" / o.within / (o.name or "-".join(name))
-    settings = {
-        "model": o.model,
-        "pooling": o.pooling,
-        "per_gene": o.per_gene,
-        "slides": o.slides,
-        "ridge": "auto" if o.ridge is None else o.ridge,
-        "genes": len(pairs.genes),
-        "ends": histcode.ENDS,
-    }
+    settings = {option: getattr(o, option) for option in ("model", "pooling", "per_gene", "slides")}
+    settings["ridge"] = "auto" if o.ridge is None else o.ridge
+    settings |= {"genes": len(pairs.genes), "ends": histcode.ENDS}
     columns = [slides[key].tolist() for key in ("names", "patients")]
     data = (pairs.patients.tolist(), pairs.genes, pairs.y, pairs.label, slides["part"])
     config = claim_run(folder, o, slides, settings, *columns, *data, study.bags["part"])
