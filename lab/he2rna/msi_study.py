@@ -19,9 +19,7 @@ from lab.progress import counted, report_failures, say_left_out
 MSI_SHARES = tuple(map(Fraction, ("1/6", "1/3", "1/2", "2/3", "3/4", "5/6")))  # [HE2RNA Fig. 5b]
 LABELS = {"msi-h": "MSI-H", "msi-l": "MSI-L", "mss": "MSS", "indeterminate": "", "": ""}
 LOG_BELOW = 30  # log2 of a count is below it, linear FPKM-UQ above [ours]
-OF_COHORTS = ("types", "project", "features", "weights", "mpp", "tile_um", "min_tissue", "tissue")
 ARRAYS = ("features", "expression", "genes", "patients", "msi")
-WANTED = "numbers features (n, D) and expression (n, G); names genes (G,), patients (n,), msi (n,)"
 
 
 @dataclass
@@ -113,12 +111,10 @@ def one_each(patients, kinds, what):
 
 def msi_labels(labels, where):
     """(S,) 'MSI-H', 'MSI-L', 'MSS' or '' of each label, in any case."""
-    odd = Counter(label for label in labels if label.strip().lower() not in LABELS)
+    odd = {label for label in labels if label.strip().lower() not in LABELS}
     if odd:
-        counts = few([f"{n} of {label!r}" for label, n in sorted(odd.items())])
         raise InputError(
-            f"{where}: {counts}, of {len(labels)} labels, are none of MSI-H, MSI-L, MSS, "
-            "Indeterminate or empty: write them so"
+            f"{where}: label {few(sorted(odd))}: wanted is MSI-H, MSI-L, MSS, Indeterminate or none"
         )
     return np.array([LABELS[label.strip().lower()] for label in labels])
 
@@ -129,8 +125,6 @@ def msi_labels(labels, where):
 def study_of_cohort(o):
     """The slides of a cohort that have what their hospital needs."""
     cohort = Path(o.study)
-    if o.scale:
-        raise InputError(f"--scale {o.scale}: only with FILE.npz; a cohort has linear FPKM-UQ")
     samples, wrong_type = select(read_samples(cohort), o.types, o.project)
     if "msi" not in samples[0]:
         raise InputError(f"{cohort / 'samples.csv'}: no column msi; it has {few(list(samples[0]))}")
@@ -190,9 +184,8 @@ def mean_features(cohort, o, slides):
 def study_of_file(o):
     """The rows of an .npz that have what their hospital needs."""
     path = Path(o.study)
-    idle = [k.replace("_", "-") for k in OF_COHORTS if getattr(o, k) is not None]
-    if idle:
-        raise InputError(f"--{few(idle)}: only with a cohort folder; {path} has features")
+    if o.types or o.project or o.features:
+        raise InputError(f"--types, --project, --features: only with a cohort folder, not {path}")
     z = checked_arrays(path)
     study = Study(
         x=z["features"].astype(np.float32),
@@ -206,55 +199,39 @@ def study_of_file(o):
     needed = study.needed()
     study = replace(study.take(needed), dropped=int((~needed).sum()))
     has_y = study.has_y
-    bad = {
-        "features": ~np.isfinite(study.x).all(1),
-        "expression": has_y & ~np.isfinite(study.y).all(1),
-    }
-    for name, rows in bad.items():
-        if rows.any():
-            raise InputError(
-                f"{path}: {name} of {rows.sum()} rows are NaN or infinite, the first of patient "
-                f"{study.patients[rows.argmax()]}"
-            )
-    study.y = as_logarithms(study.y, study.y[has_y], o.scale, path)
+    bad = ~np.isfinite(study.x).all(1) | (has_y & ~np.isfinite(study.y).all(1))
+    if bad.any():
+        raise InputError(
+            f"{path}: features or expression of {bad.sum()} rows are NaN or infinite, the first "
+            f"of patient {study.patients[bad.argmax()]}"
+        )
+    low, high = study.y[has_y].min(initial=0), study.y[has_y].max(initial=0)
+    scale = "logarithms"
+    if low >= 0 and high >= LOG_BELOW:
+        scale = "linear, learned as log10(1 + a)"
+        study.y = he2rna.log_expression(study.y)
+    print(f"expression from {low:g} to {high:g}: taken as {scale}")
     return study
 
 
 def checked_arrays(path):
     """The arrays of an .npz, of the shapes and kinds wanted."""
-    z = load_arrays(path)
-    if z is None:
-        raise InputError(f"{path}: no .npz that can be read (names must be str, not objects)")
-    lost = [name for name in ARRAYS if name not in z]
-    if lost:
-        raise InputError(f"{path}: no array {few(lost)}; it has {few(list(z))}")
-    n, n_genes = z["patients"].size, z["genes"].size
-    shapes = dict.fromkeys(("patients", "msi", "hospital"), (n,))
-    shapes.update(
-        genes=(n_genes,), expression=(n, n_genes), features=(n, *z["features"].shape[1:2])
-    )
-    wrong = []
-    for name in z.keys() & shapes:
-        array = z[name]
-        numbers = array.dtype.kind in "fiu" or name not in ("features", "expression")
-        if array.shape != shapes[name] or not array.size or not numbers:
-            wrong.append(f"{name} {array.shape} of {array.dtype}")
-    if wrong:
-        raise InputError(f"{path}: {few(wrong)} for {n} patients, {n_genes} genes; wanted {WANTED}")
+    z = load_arrays(path) or {}
+    fits = set(ARRAYS) <= z.keys()
+    if fits:
+        n, n_genes = z["patients"].size, z["genes"].size
+        shapes = dict.fromkeys(("patients", "msi", "hospital"), (n,))
+        shapes.update(genes=(n_genes,), expression=(n, n_genes))
+        shapes["features"] = (n, *z["features"].shape[1:2])
+        fits = all(z[name].size and z[name].shape == shapes[name] for name in z.keys() & shapes)
+        fits = fits and all(z[name].dtype.kind in "fiu" for name in ("features", "expression"))
+    if not fits:
+        there = [f"{name} {array.shape} of {array.dtype}" for name, array in z.items()]
+        raise InputError(
+            f"{path}: wanted are numbers features (n, D) and expression (n, G), names genes (G,), "
+            f"patients (n,) and msi (n,); it has {few(there) or 'no array that can be read'}"
+        )
     return z
-
-
-def as_logarithms(y, known, scale, path):
-    """Expression as it is learned; says which scale its known rows were taken to have."""
-    low, high = known.min(initial=0), known.max(initial=0)
-    if scale == "linear" and low < 0:
-        raise InputError(f"{path}: --scale linear, but expression has {low:g}, below 0")
-    hint = "" if scale else " (--scale to say otherwise)"
-    if scale == "log" or (scale is None and (low < 0 or high < LOG_BELOW)):
-        print(f"expression from {low:g} to {high:g}: taken as logarithms{hint}")
-        return y
-    print(f"expression from {low:g} to {high:g}: taken as linear, learned as log10(1 + a){hint}")
-    return he2rna.log_expression(y)
 
 
 # ----- Shares -------------------------------------------------------------------------------------

@@ -147,7 +147,7 @@ def measure_train(run, cohort, name):
 
 def measure_msi(run, cohort, name):
     """A short study of MSI: the mean AUC of each arm. -> ({measure: value}, exit status)"""
-    run.study, run.scale = str(cohort), None
+    run.study = str(cohort)
     run.splits, run.ratios, run.repeats, run.arms = SPLITS, (SHARE,), REPEATS, ARMS
     run.folds = he2rna.MSI_FOLDS
     run.name = f"audit/msi-{run.name}"

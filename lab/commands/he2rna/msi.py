@@ -79,12 +79,6 @@ def options(parser):
         help=f"of the cross-validation in B (default {he2rna.MSI_REPEATS}, the paper's)",
     )
     add_choices(a, CHOICES, "msi")
-    a(
-        "--scale",
-        choices=("log", "linear"),
-        help="of FILE.npz's expression (default: linear where it is never negative and reaches "
-        "30, which no logarithm does)",
-    )
     a("--types", metavar="TYPE,..", help=TYPES)
     a(
         "--project",
