@@ -16,19 +16,8 @@ from PIL import Image
 
 import tiling
 from lab.files import digest, save_text
-from lab.tests.helpers import (
-    GENES,
-    MODELS,
-    SMALL,
-    drawn_run,
-    express,
-    gmt_of,
-    painted,
-    small_encoder,
-    swap,
-    write_pairs,
-    write_pyramid,
-)
+from lab.tests.helpers import SMALL, painted, small_encoder, swap, write_pyramid
+from lab.tests.helpers_histcode import GENES, MODELS, drawn_run, express, gmt_of, write_pairs
 
 
 @pytest.fixture(scope="session", autouse=True)

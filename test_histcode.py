@@ -15,12 +15,8 @@ from scipy import ndimage
 
 import histcode
 from lab.histcode.networks import POOLINGS, SlideModel, network_of
-from lab.tests.helpers import (
-    learn,
-    pictures,
-    planted_bags,
-    relative,
-)
+from lab.tests.helpers import pictures, relative
+from lab.tests.helpers_histcode import learn, planted_bags
 
 
 def seeded(seed=0):

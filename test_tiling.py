@@ -13,15 +13,7 @@ from scipy import ndimage
 
 import tiling
 from lab.cohort.slides import open_slide
-from lab.tests.helpers import (
-    H_E,
-    STAIN_PAIRS,
-    degrees_between,
-    inertia,
-    painted,
-    stained,
-    tile_cloud,
-)
+from lab.tests.helpers import H_E, STAIN_PAIRS, degrees_between, painted, stained, tile_cloud
 
 INK = {
     "blue": (30, 60, 170),
@@ -30,6 +22,10 @@ INK = {
     "black": (15, 15, 18),
     "cyan": (20, 150, 180),
 }
+
+
+def inertia(points, centers):
+    return (((points[:, None] - centers[None]) ** 2).sum(2).min(1)).sum()
 
 
 def overlap(a, b):

@@ -9,7 +9,8 @@ import torch
 import histcode
 from lab.histcode.heads import mean_and_sd, sums_of, train_heads
 from lab.histcode.networks import POOLINGS, SlideModel
-from lab.tests.helpers import learn, options, planted_bags, some_networks, three_splits
+from lab.tests.helpers import options
+from lab.tests.helpers_histcode import learn, planted_bags, some_networks, three_splits
 
 TRAINING = {"epochs": 3, "batch": 2, "lr": 1e-2, "weight_decay": 1e-4}
 

@@ -9,7 +9,8 @@ import torch
 import he2rna
 from lab.fast import topk
 from lab.fast.topk import all_k_head, top_k_head
-from lab.tests.helpers import bags, relative
+from lab.tests.helpers import relative
+from lab.tests.helpers_he2rna import bags
 
 KS = (1, 2, 5, 10, 20, 50, 100)
 

@@ -10,7 +10,7 @@ from lab.cohort.expression import read_expression, read_gene_table
 from lab.commands.he2rna import main
 from lab.exchange.gdc import UQ_GENES
 from lab.files import InputError, save_text
-from lab.tests.helpers import SHARED, SHEET, gdc_file, gdc_folder
+from lab.tests.helpers_he2rna import SHARED, SHEET, gdc_file, gdc_folder
 
 
 def test_a_folder_of_gdc_downloads_becomes_one_table(tmp_path, capsys):

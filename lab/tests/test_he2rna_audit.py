@@ -6,7 +6,8 @@ import scipy.stats
 
 from lab.commands.he2rna import audit, main
 from lab.files import InputError
-from lab.tests.helpers import read_csv, write_cohort
+from lab.tests.helpers import read_csv
+from lab.tests.helpers_he2rna import write_cohort
 
 SMALL = ["--hidden", "16", "--ks", "1,5", "--device", "cpu", "--folds", "3", "--valid", ".25"]
 SMALL += ["--seeds", "2", "--epochs", "2"]

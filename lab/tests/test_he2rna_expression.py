@@ -15,7 +15,8 @@ from lab.cohort.expression import read_expression
 from lab.cohort.samples import SAMPLE_TYPES
 from lab.commands.he2rna import main
 from lab.files import InputError, save_text
-from lab.tests.helpers import NEW_GENES, gdc_file, gdc_folder, real
+from lab.tests.helpers import real
+from lab.tests.helpers_he2rna import NEW_GENES, gdc_file, gdc_folder
 
 
 def test_a_gdc_file_that_is_none_or_cannot_be_opened_is_left_out_alone(

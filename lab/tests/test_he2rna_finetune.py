@@ -6,7 +6,8 @@ import torch
 import he2rna
 from lab.cohort.features import load_features
 from lab.he2rna.runs import model_of
-from lab.tests.helpers import direct, read_csv, same_runs, swap, train, tune, write_cohort
+from lab.tests.helpers import read_csv, swap
+from lab.tests.helpers_he2rna import direct, same_runs, train, tune, write_cohort
 
 
 def checkpoint(run, fold):

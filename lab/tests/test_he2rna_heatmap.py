@@ -13,7 +13,8 @@ from lab.cohort.tiles import tiles_of
 from lab.commands.he2rna import main
 from lab.files import InputError
 from lab.he2rna.runs import model_of
-from lab.tests.helpers import read_csv, train, write_cohort, write_pyramid
+from lab.tests.helpers import read_csv, write_pyramid
+from lab.tests.helpers_he2rna import train, write_cohort
 
 FILES = "map.png gallery.png cells.png tiles.csv tiles.geojson provenance.csv report.md"
 

@@ -18,17 +18,8 @@ from lab.cohort.features import load_features
 from lab.commands.he2rna import main
 from lab.files import InputError, load_json
 from lab.he2rna.runs import load_run, model_of
-from lab.tests.helpers import (
-    folder_bytes,
-    mixed_up,
-    options,
-    read_csv,
-    tile_cloud,
-    tiny_encoder,
-    train,
-    tune,
-    write_cohort,
-)
+from lab.tests.helpers import folder_bytes, options, read_csv, tile_cloud, tiny_encoder
+from lab.tests.helpers_he2rna import mixed_up, train, tune, write_cohort
 
 EPOCH = ("--epochs", "1")
 SMALL = ("--folds", "3", "--epochs", "1", "--hidden", "8", "--device", "cpu")

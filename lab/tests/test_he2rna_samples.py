@@ -8,7 +8,7 @@ from lab.cohort.expression import read_expression
 from lab.cohort.samples import join, read_samples, select
 from lab.commands.he2rna import main
 from lab.files import InputError, save_text
-from lab.tests.helpers import SHEET, gdc_folder
+from lab.tests.helpers_he2rna import SHEET, gdc_folder
 
 
 def test_slides_of_tcga_join_samples_by_patient_and_type(tmp_path, capsys):

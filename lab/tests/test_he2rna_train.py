@@ -17,20 +17,9 @@ from lab.files import InputError, load_arrays, save_file
 from lab.he2rna.bags import from_disk, in_memory, load_bags, read_ahead
 from lab.he2rna.training import model_of_choices
 from lab.runs import versions
-from lab.tests.helpers import (
-    MODELS,
-    express,
-    pretrain,
-    read_csv,
-    run_study,
-    same_runs,
-    study,
-    swap,
-    train,
-    tune,
-    write_bag_table,
-    write_cohort,
-)
+from lab.tests.helpers import read_csv, swap
+from lab.tests.helpers_he2rna import run_study, same_runs, study, train, tune, write_cohort
+from lab.tests.helpers_histcode import MODELS, express, pretrain, write_bag_table
 
 
 def test_training_finds_what_was_planted_and_only_that(tmp_path):

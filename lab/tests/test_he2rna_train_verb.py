@@ -20,16 +20,8 @@ from lab.commands.he2rna import main
 from lab.files import InputError, load_json
 from lab.he2rna.choices import CHOICES
 from lab.he2rna.folds import folds_of, split_folds
-from lab.tests.helpers import (
-    read_csv,
-    real,
-    same_runs,
-    swap,
-    tile_cloud,
-    train,
-    write_cohort,
-    write_pyramid,
-)
+from lab.tests.helpers import read_csv, real, swap, tile_cloud, write_pyramid
+from lab.tests.helpers_he2rna import same_runs, train, write_cohort
 
 SMALL = ("--folds", "3", "--epochs", "2", "--hidden", "8", "--device", "cpu")
 EPOCH = ("--epochs", "1")

@@ -5,7 +5,8 @@ import pytest
 import scipy.stats
 
 from lab.files import InputError
-from lab.tests.helpers import GENES, drawn_run, read_csv
+from lab.tests.helpers import read_csv
+from lab.tests.helpers_histcode import GENES, drawn_run
 
 CELLS = [(encoder, pooling) for encoder in ("one", "two") for pooling in ("attention", "mean")]
 DIFFER_IN_ONE_THING = [(0, 1), (0, 2), (1, 3), (2, 3)]

@@ -12,7 +12,8 @@ from matplotlib.path import Path as Outline
 import tiling
 from lab.cohort.tiles import tiles_of
 from lab.runs import load_checkpoint
-from lab.tests.helpers import maps_of, read_csv, spoken_by_hand
+from lab.tests.helpers import read_csv
+from lab.tests.helpers_histcode import maps_of, spoken_by_hand
 
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit")

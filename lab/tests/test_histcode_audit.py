@@ -9,7 +9,8 @@ import pytest
 
 from lab.commands.histcode import expression, main
 from lab.files import InputError
-from lab.tests.helpers import TINY, read_csv, swap, write_pairs
+from lab.tests.helpers import read_csv, swap
+from lab.tests.helpers_histcode import TINY, write_pairs
 
 
 @pytest.fixture

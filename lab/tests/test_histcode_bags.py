@@ -10,7 +10,8 @@ from lab.commands.histcode import main
 from lab.commands.histcode.options import layers
 from lab.files import InputError
 from lab.histcode.bags import bags_of_table, tissue_of
-from lab.tests.helpers import read_csv, real, write_bag_table
+from lab.tests.helpers import read_csv, real
+from lab.tests.helpers_histcode import write_bag_table
 
 
 def test_musk1_has_its_92_bags_and_166_features():

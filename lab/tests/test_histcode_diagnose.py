@@ -16,17 +16,8 @@ from lab.histcode.heads import apply_heads
 from lab.histcode.networks import POOLINGS
 from lab.histcode.splits import roles
 from lab.runs import load_checkpoint
-from lab.tests.helpers import (
-    diagnose,
-    pretrain,
-    read_csv,
-    saved,
-    section,
-    swap,
-    write_pairs,
-    write_pyramid,
-    write_slides,
-)
+from lab.tests.helpers import read_csv, saved, swap, write_pyramid
+from lab.tests.helpers_histcode import diagnose, pretrain, section, write_pairs, write_slides
 
 
 def test_diagnose_slides_all_poolings_and_an_external_cohort(tmp_path, capsys):

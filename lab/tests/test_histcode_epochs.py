@@ -10,7 +10,7 @@ import tiling
 from lab.cohort.slides import open_slide
 from lab.files import InputError
 from lab.histcode.epochs import Reader, choose_tiles, mixed_order, read_batches
-from lab.tests.helpers import data_of
+from lab.tests.helpers_histcode import data_of
 
 
 @pytest.mark.parametrize("n, pool", [(1, 5), (50, 1), (200, 30), (200, 500)])

@@ -20,15 +20,14 @@ from lab.histcode.expression import judge, r_within_folds
 from lab.histcode.expression_report import COLUMNS, enriched_lines
 from lab.histcode.splits import roles
 from lab.ridge import PENALTIES
-from lab.tests.helpers import (
+from lab.tests.helpers import read_csv, swap
+from lab.tests.helpers_histcode import (
     MODELS,
     change_table,
     express,
     folds_in,
-    read_csv,
     section,
     spoken_by_hand,
-    swap,
     tiles_in,
     write_pairs,
 )

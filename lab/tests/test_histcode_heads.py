@@ -6,7 +6,7 @@ import torch
 
 from lab.histcode.heads import apply_heads, mean_and_sd, sums_of
 from lab.histcode.networks import POOLINGS, SlideModel
-from lab.tests.helpers import learn, planted_bags, some_networks, three_splits
+from lab.tests.helpers_histcode import learn, planted_bags, some_networks, three_splits
 
 
 @pytest.mark.parametrize("name", ["DSMIL", "HistCode"])

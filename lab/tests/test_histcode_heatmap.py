@@ -13,7 +13,8 @@ from lab.files import InputError
 from lab.histcode.heads import apply_heads
 from lab.histcode.runs import load_run
 from lab.runs import load_checkpoint
-from lab.tests.helpers import maps_of, read_csv, spoken_by_hand, swap, tiles_in
+from lab.tests.helpers import read_csv, swap
+from lab.tests.helpers_histcode import maps_of, spoken_by_hand, tiles_in
 
 
 def test_maps_are_means_over_models_and_keep_their_sum(changed):

@@ -17,17 +17,9 @@ from lab.histcode.heads import apply_heads
 from lab.histcode.predictions import contributions
 from lab.histcode.runs import load_run
 from lab.runs import load_checkpoint
-from lab.tests.helpers import (
-    diagnose,
-    folds_in,
-    mixed_up,
-    read_csv,
-    spoken_by_hand,
-    swap,
-    tile_cloud,
-    tiles_in,
-    write_slides,
-)
+from lab.tests.helpers import read_csv, swap, tile_cloud
+from lab.tests.helpers_he2rna import mixed_up
+from lab.tests.helpers_histcode import diagnose, folds_in, spoken_by_hand, tiles_in, write_slides
 
 
 def labels_by_hand(saved, x):

@@ -7,7 +7,7 @@ import pytest
 
 from lab.histcode.heads import apply_heads
 from lab.histcode.predictions import contributions
-from lab.tests.helpers import folds_in, spoken_by_hand, tiles_in
+from lab.tests.helpers_histcode import folds_in, spoken_by_hand, tiles_in
 
 
 @pytest.mark.parametrize("name", ["linear", "joint", "mean", "per-gene"])

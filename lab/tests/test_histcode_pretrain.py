@@ -13,7 +13,8 @@ import histcode
 import tiling
 from lab.files import InputError
 from lab.histcode import pretraining
-from lab.tests.helpers import TINY, pretrain, read_csv, relative, saved
+from lab.tests.helpers import read_csv, relative, saved
+from lab.tests.helpers_histcode import TINY, pretrain
 from lab.weights import load_weights
 
 

@@ -10,7 +10,8 @@ from lab.commands.histcode import main
 from lab.files import InputError
 from lab.histcode.probe import cell_content, linear_probe
 from lab.ridge import r_squared
-from lab.tests.helpers import pretrain, read_csv, ridge_at, swap
+from lab.tests.helpers import read_csv, swap
+from lab.tests.helpers_histcode import pretrain, ridge_at
 
 
 @pytest.fixture

@@ -7,14 +7,8 @@ import torch
 from lab.commands.histcode import main
 from lab.files import InputError, save_file
 from lab.runs import load_checkpoint
-from lab.tests.helpers import (
-    folds_in,
-    learn,
-    planted_bags,
-    swap,
-    three_splits,
-    write_bag_table,
-)
+from lab.tests.helpers import swap
+from lab.tests.helpers_histcode import folds_in, learn, planted_bags, three_splits, write_bag_table
 
 
 def test_interrupted_classifier_ends_as_one_that_was_not(tmp_path, monkeypatch):

@@ -11,7 +11,8 @@ import pytest
 from lab.commands.tiling import main as tiling_main
 from lab.files import InputError
 from lab.locks import HELD, hold, release
-from lab.tests.helpers import ROOT, train, write_cohort
+from lab.tests.helpers import ROOT
+from lab.tests.helpers_he2rna import train, write_cohort
 
 ELSEWHERE = "4711\nanother\n"  # what filelock writes on a host called another
 HOLDER = """

@@ -15,7 +15,8 @@ import lab.files as lab_files
 from lab.commands import he2rna, histcode, tiling
 from lab.commands.options import run
 from lab.files import InputError
-from lab.tests.helpers import ROOT, fill_disk, same_runs, status_of, write_cohort
+from lab.tests.helpers import ROOT, fill_disk, status_of
+from lab.tests.helpers_he2rna import same_runs, write_cohort
 
 PROGRAMS = [tiling, he2rna, histcode]
 NOTHING_REPLACES = ("mpp", "min_r", "at_least")  # numbers that have no default

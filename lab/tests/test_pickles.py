@@ -21,16 +21,9 @@ from lab.files import InputError, load_arrays, save_text
 from lab.he2rna.spatial import group_rows
 from lab.locks import HELD
 from lab.runs import load_checkpoint
-from lab.tests.helpers import (
-    MODELS,
-    diagnose,
-    express,
-    options,
-    pretrain,
-    swap,
-    train,
-    write_cohort,
-)
+from lab.tests.helpers import options, swap
+from lab.tests.helpers_he2rna import train, write_cohort
+from lab.tests.helpers_histcode import MODELS, diagnose, express, pretrain
 from lab.weights import load_weights
 
 

@@ -106,7 +106,7 @@ def test_processes_share_the_slides_out(two_slides, tmp_path, monkeypatch):
         read.append(name)
         return find_tiles(path, name, *more)
 
-    swap(monkeypatch, "lab.cohort.steps", "find_tiles", find)
+    swap(monkeypatch, "lab.cohort.tiles", "find_tiles", find)
     status = []
     for rank in range(3):
         as_process(monkeypatch, rank, 3)

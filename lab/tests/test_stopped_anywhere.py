@@ -15,7 +15,9 @@ import pytest
 import torch
 
 import tiling
-from lab.tests.helpers import ROOT, read_csv, study, tiny_encoder, write_pairs
+from lab.tests.helpers import ROOT, read_csv, tiny_encoder
+from lab.tests.helpers_he2rna import study
+from lab.tests.helpers_histcode import write_pairs
 
 SIGNALS = {
     signal.SIGINT: (130, "interrupted; the same command goes on from here"),
