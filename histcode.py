@@ -559,24 +559,20 @@ def pretrain_epochs(
         yield {"epoch": epoch, "lr": rate, **means_of(steps), **states}
 
 
-ATTENTION = 256  # rows of V and U  [HistCode code]
-QUERIES = 128  # numbers of DSMIL's queries  [DSMIL code]
-STATE = 128  # numbers of MIL-RNN's state  [Campanella et al. 2019]
-TOP_TILES = 10  # that it takes  [Campanella et al. 2019]
-PARTS = 10  # of the patients: 80/10/10  [HistCode Results, Tumor diagnosis]
-HEAD_EPOCHS = 50  # of a network on frozen features, a slide a step  [HistCode code]
-HEAD_RATE, HEAD_DECAY = 1e-4, 1e-5  # of its Adam  [HistCode code]
-LOG2_FC = 1.5  # |log2 fc| above it is label 1  [HistCode Methods, Differential expression analysis]
-ENDS = 100  # l highest and l lowest tiles  [HistCode Methods, Differential expression prediction]
-RANK = 1e-5  # singular values up to this share of the largest count as 0  [ours]
-LABEL_EPOCHS = 100  # of the layer that learns labels  [ours]
-LABEL_RATE = 2e-5  # of its Adam: thousands of weights step at once  [ours]
-
-
 # ---- Feature aggregation: the tiles of a slide to one vector  [HistCode eqs. 5-6, Table 1] -------
 # Every pooling takes h (B, T, D) and mask (B, T), True for real tiles, of which each slide has one
 # or more. Beside its result it gives a (B, T), the part of each tile in it. Padding has no part,
 # whatever it holds.
+
+ATTENTION = 256  # rows of V and U  [HistCode code]
+QUERIES = 128  # numbers of DSMIL's queries  [DSMIL code]
+STATE = 128  # numbers of MIL-RNN's state  [Campanella et al. 2019]
+TOP_TILES = 10  # that it takes  [Campanella et al. 2019]
+
+
+def masked(h, mask, value=0.0):
+    """h (B, T, n) with `value` in place of the padding, which may hold anything, even nan."""
+    return h.masked_fill(~mask[:, :, None], value)
 
 
 class GatedAttention(nn.Module):
@@ -594,7 +590,7 @@ class GatedAttention(nn.Module):
         self.u = nn.Linear(n_features, hidden, bias=False) if gated else None
 
     def forward(self, h, mask):
-        h = h.masked_fill(~mask[:, :, None], 0)  # 0 times nan would be nan
+        h = masked(h, mask)
         hidden = torch.tanh(self.v(h))  # (B, T, hidden)
         if self.u is not None:
             hidden = hidden * torch.sigmoid(self.u(h))
@@ -606,15 +602,16 @@ class GatedAttention(nn.Module):
 def mean_pooling(h, mask):
     """z (B, D): the mean of the real tiles; a: one over their number."""
     a = mask / mask.sum(1, keepdim=True)
-    h = h.masked_fill(~mask[:, :, None], 0)
+    h = masked(h, mask)
     return (a[:, :, None] * h).sum(1), a
 
 
 def max_pooling(h, mask):
     """z (B, D): the highest value of each feature; a: the share of the features a tile gives."""
-    z, which = h.masked_fill(~mask[:, :, None], -torch.inf).max(1)  # (B, D), (B, D)
+    z, which = masked(h, mask, -torch.inf).max(1)  # (B, D), (B, D)
     share = torch.full_like(z, 1 / z.shape[1])
-    return z, torch.zeros_like(h[:, :, 0]).scatter_add(1, which, share)
+    a = torch.zeros_like(h[:, :, 0]).scatter_add(1, which, share)
+    return z, a
 
 
 class PooledClassifier(nn.Module):
@@ -652,8 +649,8 @@ class DSMIL(nn.Module):
         self.classify = nn.Linear(outputs * n_features, outputs)
 
     def forward(self, h, mask):
-        h = h.masked_fill(~mask[:, :, None], 0)
-        scores = self.score(h).masked_fill(~mask[:, :, None], -torch.inf)  # (B, T, C)
+        h = masked(h, mask)
+        scores = masked(self.score(h), mask, -torch.inf)  # (B, T, C)
         highest, critical = scores.max(1)  # (B, C), (B, C)
         q = self.query(h)  # (B, T, queries)
         likeness = tiles_at(q, critical) @ q.mT / q.shape[2] ** 0.5  # (B, C, T)
@@ -667,38 +664,42 @@ class MILRNN(nn.Module):
 
     [Campanella et al. 2019, Methods: MIL classifier, RNN-based slide integration]
     First stream: the tile with the highest score of the last class stands for the slide. Second:
-    its `top` highest tiles, best first, s <- ReLU(W h_i + V s) from s = 0, then the classes from s.
+    its TOP_TILES highest, best first, s <- ReLU(W h_i + V s) from s = 0, then the classes from s.
     a: equal shares of those tiles. They train one, then the other; here both learn together, and
     the choice of the tiles has no gradient. [ours]
     """
 
-    def __init__(self, n_features, outputs=2, state=STATE, top=TOP_TILES):
+    def __init__(self, n_features, outputs=2):
         super().__init__()
-        self.top = top
         self.score = nn.Linear(n_features, outputs)
-        self.take = nn.Linear(n_features, state)
-        self.keep = nn.Linear(state, state)
-        self.classify = nn.Linear(state, outputs)
+        self.take = nn.Linear(n_features, STATE)
+        self.keep = nn.Linear(STATE, STATE)
+        self.classify = nn.Linear(STATE, outputs)
 
     def forward(self, h, mask):
-        h = h.masked_fill(~mask[:, :, None], 0)
+        h = masked(h, mask)
         scores = self.score(h)  # (B, T, C)
-        suspicion = scores[:, :, -1] - scores[:, :, :-1].logsumexp(2)
+        others = scores[:, :, :-1].logsumexp(2)
+        suspicion = scores[:, :, -1] - others
         suspicion = suspicion.masked_fill(~mask, -torch.inf)
-        top = suspicion.topk(min(self.top, h.shape[1]), dim=1).indices  # (B, k), best first
+        k = min(TOP_TILES, h.shape[1])
+        top = suspicion.topk(k, dim=1).indices  # (B, k), best first
         real = mask.gather(1, top)  # (B, k), False where the slide has fewer tiles
         taken = self.take(tiles_at(h, top))  # (B, k, state)
         s = torch.zeros_like(taken[:, 0])
-        for i in range(top.shape[1]):
-            s = torch.where(real[:, i, None], F.relu(taken[:, i] + self.keep(s)), s)
+        for i in range(k):
+            after = F.relu(taken[:, i] + self.keep(s))
+            s = torch.where(real[:, i, None], after, s)
         best = tiles_at(scores, top[:, :1])[:, 0]  # (B, C)
-        a = torch.zeros_like(suspicion).scatter(1, top, real / real.sum(1, keepdim=True))
+        share = real / real.sum(1, keepdim=True)
+        a = torch.zeros_like(suspicion).scatter(1, top, share)
         return torch.stack([best, self.classify(s)], 1), a
 
 
 def tiles_at(values, which):
     """values (B, T, n) of the tiles `which` (B, k) -> (B, k, n)"""
-    return values.gather(1, which[:, :, None].expand(-1, -1, values.shape[2]))
+    which = which[:, :, None].expand(-1, -1, values.shape[2])
+    return values.gather(1, which)
 
 
 def divisor(mean, sd):
@@ -708,16 +709,23 @@ def divisor(mean, sd):
 
 # ---- Learning from slides on frozen features  [HistCode eq. 7; Methods, Tumor diagnosis] ---------
 
+PARTS = 10  # of the patients: 80/10/10  [HistCode Results, Tumor diagnosis]
+HEAD_EPOCHS = 50  # of a network on frozen features, a slide a step  [HistCode code]
+HEAD_RATE = 1e-4  # of its Adam  [HistCode code]
+HEAD_DECAY = 1e-5  # weight decay of its Adam  [HistCode code]
+
 
 def cross_entropy(outputs, y):
     """Mean over the streams: outputs (..., streams, C), class y (...) -> (...). [HistCode eq. 7]"""
     y = y[..., None, None].expand(*outputs.shape[:-1], 1)
-    return -outputs.log_softmax(-1).gather(-1, y).mean((-2, -1))
+    chosen = outputs.log_softmax(-1).gather(-1, y)
+    return -chosen.mean((-2, -1))
 
 
 def mistakes(outputs, y):
     """1 where the last stream errs, else 0: outputs (..., streams, C), class y (...) -> (...)"""
-    return (outputs[..., -1, :].argmax(-1) != y).float()
+    guess = outputs[..., -1, :].argmax(-1)
+    return (guess != y).float()
 
 
 def squared_error(outputs, y):
@@ -730,7 +738,8 @@ def squared_error(outputs, y):
 def padded(bags):
     """Slides of different length, each (T_i, D), as one batch: h (B, T, D), mask (B, T)."""
     lengths = torch.tensor([len(bag) for bag in bags])
-    h = nn.utils.rnn.pad_sequence([torch.tensor(bag) for bag in bags], batch_first=True)
+    bags = [torch.tensor(bag) for bag in bags]
+    h = nn.utils.rnn.pad_sequence(bags, batch_first=True)
     return h, torch.arange(h.shape[1]) < lengths[:, None]
 
 
@@ -744,17 +753,31 @@ def predict_slides(model, bags, rows, batch=1):
     return torch.cat(outputs)
 
 
-def train_slide_epochs(model, bags, y, train, valid, *, loss=cross_entropy, judge=mistakes,
-                       epochs=HEAD_EPOCHS, batch=1, lr=HEAD_RATE, weight_decay=HEAD_DECAY,
-                       seed=0, state=None):  # fmt: skip
-    """Train one SlideModel: a generator of its state after every epoch. [HistCode Methods]
+def train_slide_epochs(
+    model,
+    bags,
+    y,
+    train,
+    valid,
+    *,
+    loss=cross_entropy,
+    judge=mistakes,
+    epochs=HEAD_EPOCHS,
+    batch=1,
+    lr=HEAD_RATE,
+    weight_decay=HEAD_DECAY,
+    seed=0,
+    state=None,
+):
+    """Train one network: a generator of its state after every epoch. [HistCode Methods]
 
     bags[i] (T_i, D) frozen features of slide i, y (n,) its class or (n, G) its fold changes;
     train, valid: slides. Regressions take squared_error as loss and judge.
     Yields a dict: epoch, loss (of the validation slides), best_epoch, fewest, best (weights of that
     epoch), model, optimizer. Kept is the last epoch with the lowest mean of judge(outputs, y) over
     the validation slides: of few slides the cross-entropy tells how sure a network is rather than
-    how right, so mistakes choose. [ours] Handed back as `state`, training goes on from there.
+    how right, so mistakes choose. [ours] Handed back as `state`, training goes on from there. Its
+    tensors are those in use: copy what you keep.
     """
     optimizer = torch.optim.Adam(model.parameters(), lr, weight_decay=weight_decay)
     if state is None:
@@ -774,9 +797,13 @@ def train_slide_epochs(model, bags, y, train, valid, *, loss=cross_entropy, judg
         answers = predict_slides(model, bags, valid, batch)
         wrong = judge(answers, y[valid]).mean().item()
         if wrong <= state["fewest"]:
-            state.update(fewest=wrong, best_epoch=epoch, best=copy.deepcopy(model.state_dict()))
-        state.update(epoch=epoch, loss=loss(answers, y[valid]).mean().item())
-        state.update(model=model.state_dict(), optimizer=optimizer.state_dict())
+            state["fewest"] = wrong
+            state["best_epoch"] = epoch
+            state["best"] = copy.deepcopy(model.state_dict())
+        state["epoch"] = epoch
+        state["loss"] = loss(answers, y[valid]).mean().item()
+        state["model"] = model.state_dict()
+        state["optimizer"] = optimizer.state_dict()
         yield state
 
 
@@ -798,16 +825,16 @@ def roles(part, f, parts=PARTS, stop_on_test=False):
     after = (f + 1) % parts
     train = (part != f) & (part != after)
     valid = part == (f if stop_on_test else after)
-    return np.flatnonzero(train), np.flatnonzero(valid), np.flatnonzero(part == f)
-
-
-def diagnosis_figures(y, p):
-    """Of the probability p (n,) of class 1: what Table 1 and Figs. 2 and 3 show, by name."""
-    accuracy = ((p > 0.5) == y).mean()
-    return {"accuracy": accuracy, "auc": stats.roc_auc(y, p), "pr_auc": stats.pr_auc(y, p)}
+    return tuple(np.flatnonzero(rows) for rows in (train, valid, part == f))
 
 
 # ---- Differential expression  [HistCode Methods, Differential expression analysis, prediction] ---
+
+LOG2_FC = 1.5  # |log2 fc| above it is label 1  [HistCode Methods, Differential expression analysis]
+ENDS = 100  # l highest and l lowest tiles  [HistCode Methods, Differential expression prediction]
+RANK = 1e-5  # singular values up to this share of the largest count as 0  [ours]
+LABEL_EPOCHS = 100  # of the layer that learns labels  [ours]
+LABEL_RATE = 2e-5  # of its Adam: thousands of weights step at once  [ours]
 
 
 def fold_change(tumour, normal):
@@ -821,12 +848,14 @@ def fold_change(tumour, normal):
         fc = np.asarray(tumour, np.float64) / np.asarray(normal, np.float64)
         changed = np.abs(np.log2(fc)) > LOG2_FC
         y = np.log10(fc + 1)
-    return np.where(np.isfinite(fc), y, np.nan), np.where(np.isnan(fc), np.nan, changed)
+    label = np.where(np.isnan(fc), np.nan, changed)
+    return np.where(np.isfinite(fc), y, np.nan), label
 
 
 def label_of(y):
     """The label that y = log10(fc + 1) stands for; a y that no fc gives counts as the nearest."""
-    return np.abs(np.log2(np.maximum(10.0**y - 1, 1e-12))) > LOG2_FC
+    fc = np.maximum(10.0**y - 1, 1e-12)
+    return np.abs(np.log2(fc)) > LOG2_FC
 
 
 def ends_of(a, most=ENDS):
@@ -844,7 +873,10 @@ def end_features(h, a):
 
     2 x 1,024 numbers; the paper's "1024 input nodes" do not fit that. [HistCode Methods]
     """
-    means = [np.asarray(h[np.sort(rows)], np.float64).mean(0) for rows in ends_of(a)]
+    means = []
+    for rows in ends_of(a):
+        tiles = np.asarray(h[np.sort(rows)], np.float64)
+        means.append(tiles.mean(0))
     return np.concatenate(means)
 
 
@@ -854,7 +886,8 @@ def known_alike(y):
     blocks = []
     for i, pattern in enumerate(patterns.T):
         if pattern.any():
-            blocks.append((np.flatnonzero(pattern), np.flatnonzero(which.ravel() == i)))
+            genes = which.ravel() == i
+            blocks.append((np.flatnonzero(pattern), np.flatnonzero(genes)))
     return blocks
 
 
@@ -871,7 +904,8 @@ def least_squares(x, y):
         mean = x[rows].mean(0)
         scale = divisor(mean, x[rows].std(0))
         z = (x[rows] - mean) / scale
-        solution = np.linalg.lstsq(z, truth - truth.mean(0), rcond=RANK)[0]  # (2D, block)
+        deviations = truth - truth.mean(0)
+        solution, *_ = np.linalg.lstsq(z, deviations, rcond=RANK)  # (2D, block)
         weights[:, genes] = solution / scale[:, None]
         bias[genes] = truth.mean(0) - mean @ weights[:, genes]
     return weights, bias
@@ -890,12 +924,14 @@ def train_label_epochs(x, label, train, valid, *, epochs=LABEL_EPOCHS, lr=LABEL_
     target = label.nan_to_num()
     n = known[train].sum(0).clamp(min=1)  # (G,)
     share = target[train].sum(0) / n
-    weights = torch.zeros(x.shape[1], label.shape[1], device=x.device, requires_grad=True)
-    bias = torch.logit(share.clamp(1 / (2 * n), 1 - 1 / (2 * n))).requires_grad_()
-    optimizer = torch.optim.Adam([weights, bias], lr)
+    least = 1 / (2 * n)
+    layer = nn.Linear(x.shape[1], label.shape[1], device=x.device)
+    nn.init.zeros_(layer.weight)
+    layer.bias.data = share.clamp(least, 1 - least).logit()
+    optimizer = torch.optim.Adam(layer.parameters(), lr)
 
     def loss(rows):
-        odds = x[rows] @ weights + bias
+        odds = layer(x[rows])
         of = known[rows].float()
         error = F.binary_cross_entropy_with_logits(odds, target[rows], of, reduction="sum")
         return error / of.sum().clamp(min=1)
@@ -907,7 +943,8 @@ def train_label_epochs(x, label, train, valid, *, epochs=LABEL_EPOCHS, lr=LABEL_
             optimizer.step()
         with torch.no_grad():
             error = loss(valid).item()
-        yield {"epoch": epoch, "loss": error, "weights": weights.detach(), "bias": bias.detach()}
+        weights, bias = layer.weight.detach().T, layer.bias.detach()
+        yield {"epoch": epoch, "loss": error, "weights": weights, "bias": bias}
 
 
 def judge_genes(prediction, y, rng):
@@ -957,13 +994,6 @@ def judge_labels(guess, label):
     return {"accuracy": accuracy, "positive": positive, "majority": majority}
 
 
-def by_accuracy(r, fc, width=0.1):
-    """[(lower end, mean fold changes fc of its genes)] of each bin of R. [HistCode Fig. 7]"""
-    r = np.where(np.isnan(fc), np.nan, r)
-    number = np.floor(r / width)  # (G,)
-    return [(b * width, fc[number == b]) for b in np.unique(number[~np.isnan(number)])]
-
-
 # ---- Where on the slide  [HistCode Results, Interpretability and spatial localization] -----------
 
 
@@ -974,7 +1004,8 @@ def end_contributions(h, a, weights):
     """
     out = np.full(len(h), np.nan)
     for rows, w in zip(ends_of(a), np.split(weights, 2), strict=True):
-        out[rows] = np.asarray(h[rows], np.float64) @ w / len(rows)
+        tiles = np.asarray(h[rows], np.float64)
+        out[rows] = tiles @ w / len(rows)
     return out
 
 
@@ -986,7 +1017,8 @@ def scale_to_one(a):
 
 def dice(a, b):
     """2 |A and B| / (|A| + |B|) of two masks: a map against a pathologist's outline. [ours]"""
-    return 2 * (a & b).sum() / max(a.sum() + b.sum(), 1)
+    size = a.sum() + b.sum()
+    return 2 * (a & b).sum() / max(size, 1)
 
 
 if __name__ == "__main__":

@@ -601,12 +601,6 @@ def test_labels_are_judged_beside_the_commoner_label():
     assert np.allclose(found["majority"], [3 / 4, 2 / 3, np.nan], equal_nan=True)
 
 
-def test_fold_changes_in_bins_of_r():
-    r = np.array([0.31, -0.05, 0.39, np.nan, 0.12])
-    bins = histcode.by_accuracy(r, np.array([2.0, 3.0, 4.0, 5.0, np.nan]))
-    assert [(round(low, 3), fc.tolist()) for low, fc in bins] == [(-0.1, [3]), (0.3, [2, 4])]
-
-
 def test_attention_between_0_and_1_and_dice_worked_by_hand():
     assert np.allclose(histcode.scale_to_one(np.array([0.2, 0.1, 0.5])), [0.25, 0, 1])
     assert (histcode.scale_to_one(np.full(3, 0.3)) == 0).all()

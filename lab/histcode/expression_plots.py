@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from histcode import LOG2_FC, by_accuracy
+from histcode import LOG2_FC
 from lab.show.plots import BLUE, ORANGE, figure
 
 SHOWN = [
@@ -16,6 +16,16 @@ SHOWN = [
     "CD247",
     "CD19",
 ]  # [HistCode Fig. 8]
+
+
+def by_accuracy(r, fc, width=0.1):
+    """[(lower end, mean fold changes fc of its genes)] of each bin of R. [HistCode Fig. 7]"""
+    r = np.where(np.isnan(fc), np.nan, r)
+    number = np.floor(r / width)  # (G,)
+    bins = []
+    for b in np.unique(number[~np.isnan(number)]):
+        bins.append((b * width, fc[number == b]))
+    return bins
 
 
 def draw(folder, title, pairs, found, prediction):

@@ -2,7 +2,6 @@
 
 import numpy as np
 
-import histcode
 import stats
 
 
@@ -24,7 +23,9 @@ def figures_of(y, saved):
     every = probabilities(saved)
     p = every[saved["epoch"] - 1]
     return {
-        **histcode.diagnosis_figures(y, p),
+        "accuracy": ((p > 0.5) == y).mean(),
+        "auc": stats.roc_auc(y, p),
+        "pr_auc": stats.pr_auc(y, p),
         "best_epoch": ((every > 0.5) == y).mean(1).max(),
         "best_threshold": best_cut(y, p),
         "best_epoch_auc": max(stats.roc_auc(y, epoch) for epoch in every),
@@ -37,7 +38,10 @@ def with_interval(y, p, patients, seed):
     hits = (p > 0.5) == y
     return [
         (hits.mean(), *stats.bootstrap(np.mean, [hits], patients, stats.N_DRAWS, rng)),
-        (stats.roc_auc(y, p), *stats.bootstrap(stats.roc_auc, [y, p], patients, stats.N_DRAWS, rng)),
+        (
+            stats.roc_auc(y, p),
+            *stats.bootstrap(stats.roc_auc, [y, p], patients, stats.N_DRAWS, rng),
+        ),
         (stats.pr_auc(y, p), *stats.bootstrap(stats.pr_auc, [y, p], patients, stats.N_DRAWS, rng)),
     ]
 

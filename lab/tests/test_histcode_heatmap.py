@@ -80,12 +80,12 @@ def test_gene_maps_of_a_linear_and_of_per_gene_networks(looked_at, monkeypatch, 
     for argv, words in (
         (
             ["per-gene", slide],
-            "the attention of this run of expression is of each gene: name some with",
+            "the attention is of each gene: name some with --genes",
         ),
         (["expression", slide, "--genes", "CD3F"], "no gene 'CD3F'; nearest: CD3"),
         (
             ["expression", slide, "--score", "contribution"],
-            "contribution of this run of expression is of each gene: name some with",
+            "the contribution is of each gene: name some with --genes",
         ),
         (["expression", "nobody"], "neither a slide file nor a slide of the run"),
     ):

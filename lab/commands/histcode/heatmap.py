@@ -98,8 +98,10 @@ def what_is_asked(run, o):
     score = o.score or usual
     of_genes = command == "expression" and (own or score == "contribution")
     if of_genes != bool(o.genes):
-        mend = "of each gene: name some with" if of_genes else "one for all: leave out"
-        raise InputError(f"{run['folder']}: the {score} of this run of {command} is {mend} --genes")
+        mend = "of no gene alone: leave --genes out"
+        if of_genes:
+            mend = "of each gene: name some with --genes"
+        raise InputError(f"{run['folder']}: in this run of {command} the {score} is {mend}")
     if score == "contribution" and models[0]["pooling"] not in SUMS:
         raise InputError(f"--score contribution: {models[0]['pooling']} is no sum over tiles")
     appliers = [apply_heads(saved, pick_device(o.device)) for saved in models]
