@@ -3,8 +3,8 @@
 HE2RNA    Schmauch et al. 2020, Nat Commun 11:3877, doi 10.1038/s41467-020-17678-4
 HistCode  Huang et al. 2022, arXiv:2204.11994
 
-Functions of arrays, without state; numpy and scipy alone (scipy for ranks and for the normal, beta
-and chi-square laws). They can be copied one by one, with the helpers that they name.
+Functions of arrays, without state; numpy and scipy alone (scipy for ranks and for the normal and
+beta laws). They can be copied one by one, with the helpers that they name.
 
     r = stats.pearson(predicted, measured)          # (n, G), (n, G) -> (G,)
     q = stats.holm_sidak(stats.pearson_p(r, n))     # significant where q < .05
@@ -16,9 +16,10 @@ nulls of R; gene sets; bootstrap; HistCode's random baseline; folds by patient.
 
 Glossary: n samples (slides), G genes, m tests, k folds, P patients, C cancers, S gene sets, s genes
 of one set. Small r or R: a Pearson correlation. "nan" always means "no value": it is never 0, never
-significant, and never counted as a test. Tags: [HE2RNA ...], [HistCode ...] the paper says it;
-[HE2RNA code] only the authors' code does; [SciPy] the rule of SciPy 1.17, followed so that numbers
-can be checked against it; [ours] our choice.
+significant, and never counted as a test.
+
+Tags: [HE2RNA ...], [HistCode ...] the paper says it; [HE2RNA code] only the authors' code does;
+[SciPy] the rule of SciPy 1.17, followed so that numbers can be checked against it; [ours] we chose.
 """
 
 import functools
@@ -28,21 +29,21 @@ import numpy as np
 from scipy import special
 from scipy.stats import rankdata
 
-CONSTANT = 1e-13  # relative spread that is only rounding in float64     [SciPy, where it warns]
-TIED = 1e-9  # two R that are nearer than this are equal: rounding  [ours]
-MIN_R = 3  # samples, at least, behind an R                       [ours]
-GENE_BLOCK = 256  # genes at a time: 20 MB for 10,000 samples             [ours]
-EXACT_SIGNED_RANK = 50  # pairs, at most, for the exact test        [SciPy]
-EXACT_RANK_SUM = 8  # size of the smaller group, at most                    [SciPy]
-NULL_TAIL = 0.99  # quantile of a null that its fit must reach            [ours]
-N_LISTS = 10_000  # random gene lists for each signature    [HE2RNA Methods, Statistics]
-LIST_BLOCK = 1000  # lists at a time                                       [ours]
-EXPRESSION_BINS = 25  # groups of genes of like mean expression            [ours]
-N_DRAWS = 1000  # of a bootstrap                                        [ours]
-INTERVAL = (0.025, 0.975)  # percentiles of a bootstrap               [ours]
-BASELINE_RANGE = (0.05, 0.95)  # quantiles of the truth         [HistCode Results, Fig. 4]
-AUTHORS_FOLDS = 5  # of the cross-validation                    [HE2RNA Methods, Training]
-AUTHORS_VALID = 0.1  # share of the other patients, for early stopping     [HE2RNA code]
+CONSTANT = 1e-13  # relative spread that is only rounding in float64 [SciPy, where it warns]
+TIED = 1e-9  # two R that are nearer than this are equal: rounding [ours]
+MIN_R = 3  # samples, at least, behind an R [ours]
+GENE_BLOCK = 256  # genes at a time: 20 MB for 10,000 samples [ours]
+EXACT_SIGNED_RANK = 50  # pairs, at most, for the exact test [SciPy]
+EXACT_RANK_SUM = 8  # size of the smaller group, at most [SciPy]
+NULL_TAIL = 0.99  # quantile of a null that its fit must reach [ours]
+N_LISTS = 10_000  # random gene lists for each signature [HE2RNA Methods, Statistics]
+LIST_BLOCK = 1000  # lists at a time [ours]
+EXPRESSION_BINS = 25  # groups of genes of like mean expression [ours]
+N_DRAWS = 1000  # of a bootstrap [ours]
+INTERVAL = (0.025, 0.975)  # percentiles of a bootstrap [ours]
+BASELINE_RANGE = (0.05, 0.95)  # quantiles of the truth [HistCode Results, Fig. 4]
+AUTHORS_FOLDS = 5  # of the cross-validation [HE2RNA Methods, Training]
+AUTHORS_VALID = 0.1  # share of the other patients, for early stopping [HE2RNA code]
 
 
 # ----- Correlation and its p  [HE2RNA Methods, Training and evaluation; HistCode Results] ---------

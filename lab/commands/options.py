@@ -10,7 +10,6 @@ from functools import partial
 from lab.files import InputError, say_error
 from lab.locks import release
 from lab.processes import one_voice
-from lab.progress import report_failures  # noqa: F401  stood here before
 
 SEEDS = 2**63  # numbers that every generator of random numbers takes
 LETTERS = {int: "N", float: "X"}  # how --help names an option's value
@@ -31,10 +30,7 @@ def run_program(program, manual, verbs, shared, argv=None):
     help_of = partial(Parser, formatter_class=Help)
     add = parser.add_subparsers(dest="verb", required=True, parser_class=help_of)
     for name, (module, line) in verbs.items():
-        about = module.__doc__ or ""
-        if about.startswith("lab."):
-            about = module.run.__doc__ or line
-        verb = add.add_parser(name, help=line, description=about)
+        verb = add.add_parser(name, help=line, description=module.__doc__)
         verb.set_defaults(function=module.run, parse=parser.parse_args)
         module.options(verb)
     o = parser.parse_args(argv)

@@ -1,14 +1,13 @@
-"""lab.commands.histcode.choices"""
+"""python histcode.py choices: where paper and authors' code differ or are silent; what we do."""
 
 from lab.audit.choices import show_choices
 from lab.histcode.choices import CHOICES
 
 
+def options(parser):
+    """None."""
+
+
 def run(o):
-    """Where paper and authors' code differ or are silent, and what is done here."""
     show_choices(CHOICES, "histcode.py")
     return 0
-
-
-def options(parser):
-    pass
