@@ -43,7 +43,7 @@ def test_help_of_every_verb_fits_two_screens_and_states_every_default(program, m
         lines = parser.format_help().splitlines()
         name = program.__name__.rpartition(".")[2]
         assert lines[0].startswith(f"usage: {name}.py {verb} [options]"), verb
-        assert f"python {name}.py {verb}" in lines[2], verb
+        assert any(f"python {name}.py {verb}" in line for line in lines[1:]), verb
         assert len(lines) <= 100 and max(map(len, lines)) <= 100, verb
         for action in parser._actions:
             what = (verb, action.dest)
