@@ -193,6 +193,8 @@ def say_epoch(o, fold, state):
     folds_after = len(range(fold, o.folds, o.share[1])) - 1
     left = state["seconds"] / epoch * (o.epochs - epoch + o.epochs * folds_after)
     said = f"fold{fold} epoch {epoch:3d}/{o.epochs}  loss {state['loss']:.4f}"
+    if state["valid_loss"] is not None:
+        said += f"  valid loss {state['valid_loss']:.4f}"
     if state["r"] is not None:
         said += f"  valid R {state['r']:.3f}"
     say(f"{said}  best epoch {best:3d}  at most {clock(left)} left")
