@@ -63,35 +63,47 @@ def read_cohort(cohort, o):
     chooses = {}
     if "folds" in o.code and o.valid:
         _, chooses = authors_roles([s["patient"] for s in samples])
-
-    chosen = [s["slide"] for s in select(samples, "all", o.project)[0]]
-    failed = share_out(make_supertiles, cohort, chosen, o)
-    keep = np.isin([s["slide"] for s in samples], list(set(chosen) - set(failed)))
-    if not keep.any():
-        report_failures(failed, len(chosen))
-        raise InputError(f"{cohort}: no slide is left to train on")
+    keep, failed = ready_slides(cohort, samples, o)
     samples = [s for s, kept in zip(samples, keep) if kept]
     rows, fold = rows[keep], fold[keep]
     check_folds(cohort, samples, fold, o, failed)
 
-    expressed = np.ones(len(genes), bool)
-    seen = {}
+    kept = genes_to_learn(cohort, a[np.unique(rows)], o.code)  # over samples, not slides
+    ledger = {}
     if "genes" not in o.code:
-        expressed = he2rna.expressed(a[np.unique(rows)])  # over samples, not slides
-        saw(seen, "gene filter", [s["patient"] for s in samples])
-    if not expressed.any():
-        raise InputError(f"{cohort}: no gene has a positive median over the samples")
+        saw(ledger, "gene filter", [s["patient"] for s in samples])
     data = CohortData(
-        **rows_of(samples, fold, he2rna.log_expression(a[rows][:, expressed])),
-        genes=[g for g, kept in zip(genes, expressed) if kept],
+        **rows_of(samples, fold, he2rna.log_expression(a[rows][:, kept])),
+        genes=[genes[j] for j in kept],
         left_out=left_out,
         failed=failed,
-        ledgers=[dict(seen) for _ in range(o.folds)],
+        ledgers=[dict(ledger) for _ in range(o.folds)],
         encoder=encoder_saw(cohort, features_of(o)),
         chooses=chooses,
         genes_in_table=len(genes),
     )
     return data, *load_bags(cohort, source_name(o), data.slides.tolist())
+
+
+def ready_slides(cohort, samples, o):
+    """Make the super-tiles of the projects asked for -> (which samples have them (n,), failed)."""
+    chosen = [s["slide"] for s in select(samples, "all", o.project)[0]]
+    failed = share_out(make_supertiles, cohort, chosen, o)
+    ready = set(chosen) - set(failed)
+    if not ready:
+        report_failures(failed, len(chosen))
+        raise InputError(f"{cohort}: no slide is left to train on")
+    return np.array([s["slide"] in ready for s in samples]), failed
+
+
+def genes_to_learn(cohort, a, code):
+    """Numbers of the genes of positive median over the samples, a (n, genes); the authors: all."""
+    if "genes" in code:
+        return np.arange(a.shape[1])
+    kept = np.flatnonzero(he2rna.expressed(a))
+    if not len(kept):
+        raise InputError(f"{cohort}: no gene has a positive median over its {len(a)} samples")
+    return kept
 
 
 def read_coding(path):
