@@ -57,7 +57,7 @@ def make_supertiles(cohort, slides, o, into=None):
     save_json(folder / "settings.json", settings)
     release(folder)
     what = "slides have no coordinates, their super-tiles are runs of neighbouring rows"
-    say_left_out({what: nowhere})
+    say_left_out({what: sorted(nowhere)})  # whichever thread was first
     widths = {name: width for name, width in widths.items() if width is not None}
     fail_unusual(widths, failed)
     return failed
