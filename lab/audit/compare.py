@@ -5,17 +5,44 @@ import time
 import numpy as np
 from scipy import special
 
+from lab.audit.choices import chosen_of
 from lab.files import InputError, read_rows, save_csv, save_text
 from lab.progress import clock, table
 from lab.runs import claim_folder
 
 HEADER = ("command", "choice", "seed", "measure", "value", "change", "seconds")
+SEEDS = 3  # runs of each choice [ours]
 COUNTS = ("HS", "BH", "mistakes")  # measures that are counts
 NOTE = (
     "First row: the run of default settings. The others: the run with this choice alone turned to "
     "its other side, less the default run of the same seed; mean and 95 % interval over the seeds "
     "(Student's t). The patients are the same, so nothing here speaks of other patients."
 )
+
+
+def audit_options(a, every):
+    """The options --code and --seeds of an audit; a: add_argument of its parser."""
+    a(
+        "--code",
+        type=chosen_of(every),
+        action="extend",
+        default=[],
+        metavar="A,B",
+        help=f"these choices alone (default all: {', '.join(every)})",
+    )
+    a(
+        "--seeds",
+        type=count,
+        default=SEEDS,
+        help=f"runs of each, --seed and those after it (default {SEEDS})",
+    )
+
+
+def count(text):
+    """A whole number from 1 on, for argparse."""
+    if int(text) < 1:
+        raise ValueError
+    return int(text)
 
 
 def choices_asked(texts, names, left_out):

@@ -179,14 +179,14 @@ class Gathered:
         own = {gene_name(g): j for j, g in enumerate(ids)}
         if len(own) < len(ids):
             twice = len(ids) - len(own)
-            raise DoesNotFit(f"{path}: {twice} of its {len(ids):,} genes stand there twice")
+            raise InputError(f"{path}: {twice} of its {len(ids):,} genes stand there twice")
         if self.a is None:
             self.genes, self.shared = list(own), np.ones(len(own), bool)
             self.a = np.empty((self.n_files, len(own)), np.float32)
         first = self.models.setdefault(model, {"path": path, "genes": own.keys(), "files": 0})
         differ = own.keys() ^ first["genes"]
         if differ:
-            raise DoesNotFit(
+            raise InputError(
                 f"{path} has {len(own):,} genes, {first['path']} {len(first['genes']):,}; "
                 f"{len(differ):,} are not in both, though both are of {model}: one is not whole or "
                 "was changed; download them again"
@@ -205,10 +205,6 @@ class Gathered:
         for i in newer:  # in place: the table may be all of the memory
             self.a[i] *= UQ_GENES
         return newer.size, False
-
-
-class DoesNotFit(InputError):
-    """A file that does not fit the others: no table is made, not even without it."""
 
 
 def print_counts(rows, **columns):

@@ -125,7 +125,7 @@ def test_a_gdc_file_that_is_none_or_cannot_be_opened_is_left_out_alone(
                 [1.0] * 4,
                 NEW_GENES[1:],
             ),
-            ("--partial",),
+            (),
             "has 4 genes, .*5; 1 are not in both, though both are of GENCODE v36: one is not whole",
         ),
         (

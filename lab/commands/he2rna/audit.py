@@ -14,8 +14,8 @@ import numpy as np
 
 import he2rna
 import stats
-from lab.audit.choices import chosen_of, switches
-from lab.audit.compare import NOTE, choices_asked, run_audit
+from lab.audit.choices import switches
+from lab.audit.compare import NOTE, audit_options, choices_asked, run_audit
 from lab.cohort.samples import read_samples
 from lab.commands.he2rna.msi import run as msi
 from lab.commands.he2rna.train import run as train
@@ -24,11 +24,10 @@ from lab.files import InputError, read_rows
 from lab.he2rna.choices import CHOICES, settle_choices
 from lab.he2rna.evaluation import code_of
 from lab.he2rna.gene_sets import read_results
-from lab.he2rna.options import DEMO_VALID, cohort_options, count
+from lab.he2rna.options import DEMO_VALID, cohort_options
 from lab.simulation.cohort import simulate_cohort
 
 EPOCHS = 8  # of each run on the simulated cohort: all in a quarter of an hour [ours]
-SEEDS = 3  # runs of each choice [ours]
 SPLITS, SHARE, REPEATS = 5, Fraction(3, 4), 2  # of msi: a short study, a small hospital B [ours]
 ARMS = ("transcriptome", "direct", "autoencoder-b")
 SAME_MODELS = ("merged", "pooled")  # they judge otherwise: nothing is trained again for them
@@ -52,21 +51,7 @@ WHAT = (
 def options(parser):
     a = cohort_options(parser, EPOCHS)
     every = tuple({**switches(CHOICES, "train"), **switches(CHOICES, "msi")})
-    a(
-        "--code",
-        type=chosen_of(every),
-        action="extend",
-        default=[],
-        metavar="A,B",
-        help=f"these choices alone (default all: {', '.join(every)}; genes and epochs are of train "
-        "and of msi)",
-    )
-    a(
-        "--seeds",
-        type=count,
-        default=SEEDS,
-        help=f"runs of each, --seed and those after it (default {SEEDS})",
-    )
+    audit_options(a, every)
 
 
 def run(o):

@@ -12,7 +12,6 @@ from lab.cohort.samples import select
 from lab.exchange.gdc import (
     FPKM_UQ,
     UQ_GENES,
-    DoesNotFit,
     Gathered,
     gdc_files,
     print_counts,
@@ -77,9 +76,6 @@ def run(o):
     bad.update(
         {name: f"{row['file']}: not there" for name, row in chosen.items() if name not in found}
     )
-    if o.manifest:
-        unnamed = [name for name in chosen if name not in md5]
-        say_left_out({"files that the manifest doesn't name": unnamed})
     print_counts(list(chosen.values()), patients="patient", samples="sample")
     whole = without(o, chosen, bad)
     if o.dry_run:
@@ -153,8 +149,6 @@ def read_files(files, md5, bad):
         tick()
         try:
             table.add(i, path, sample, md5.get(name))
-        except DoesNotFit:
-            raise
         except (InputError, OSError) as e:
             bad[name] = f"{path.name}: {e.strerror}" if isinstance(e, OSError) else str(e)
     return table

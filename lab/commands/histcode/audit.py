@@ -14,12 +14,11 @@ from pathlib import Path
 import numpy as np
 
 import stats
-from lab.audit.choices import chosen_of, switches
-from lab.audit.compare import NOTE, choices_asked, run_audit
+from lab.audit.choices import switches
+from lab.audit.compare import NOTE, audit_options, choices_asked, run_audit
 from lab.cohort.samples import read_samples
 from lab.commands.options import natural
 from lab.files import InputError, digest, fingerprint, load_json, number, read_rows, save_json
-from lab.he2rna.options import count
 from lab.histcode.choices import CHOICES, TURNED
 from lab.histcode.expression_report import ALPHA
 from lab.runs import read_log
@@ -34,7 +33,6 @@ AUDIT = {  # options of the runs without a cohort: small budgets [ours]
     "CD3D,CD3E,CD3G,CD247,CD19,MKI67,TOP2A,CCNB1,COL1A1,COL3A1,FAP,ACTA2,ZG16,KRT20,ACTB,GAPDH",
 }
 PATIENTS = 40  # of that cohort [ours]
-SEEDS = 3  # runs of each choice [ours]
 UNSEEN = {  # what that cohort cannot show [ours]
     "pretrain": {
         "tiles": "it takes too long",
@@ -57,20 +55,7 @@ def options(parser):
     parser.add_argument("cohort", help="a cohort folder: slides/ and samples.csv", nargs="?")
     a = parser.add_argument
     every = tuple(dict.fromkeys(name for command in TURNED for name in switches(CHOICES, command)))
-    a(
-        "--code",
-        type=chosen_of(every),
-        action="extend",
-        default=[],
-        metavar="A,B",
-        help=f"these choices alone (default all: {', '.join(every)})",
-    )
-    a(
-        "--seeds",
-        type=count,
-        default=SEEDS,
-        help=f"runs of each, --seed and those after it (default {SEEDS})",
-    )
+    audit_options(a, every)
     a("--seed", type=natural, default=0, help="the first of them (default 0)")
     a("--device", default="auto", help="auto (default: the GPU when there is one), cpu, cuda ...")
     for command, words in AUDIT.items():
