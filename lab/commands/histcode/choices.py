@@ -1,11 +1,11 @@
-"""python histcode.py choices: where paper and authors' code differ or are silent; what we do."""
+"""Where paper and authors' code differ or are silent, and what is done here."""
 
 from lab.audit.choices import show_choices
 from lab.histcode.choices import CHOICES
 
 
 def options(parser):
-    """None."""
+    pass
 
 
 def run(o):

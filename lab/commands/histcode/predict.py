@@ -11,12 +11,12 @@ import histcode
 from lab.application import each_slide, held_out
 from lab.cohort.features import load_features
 from lab.commands.histcode.options import slides_of_run
-from lab.progress import report_failures
 from lab.devices import pick_device
 from lab.files import InputError, save_csv
 from lab.histcode.heads import apply_heads
 from lab.histcode.predictions import mean_prediction
 from lab.histcode.runs import load_run, off_scale
+from lab.progress import report_failures
 
 options = slides_of_run
 
