@@ -1,4 +1,4 @@
-"""lab.tests.test_tiling_doctor"""
+"""python tiling.py doctor. Authority: the slides' own files, looked at by eye."""
 
 import shutil
 
@@ -24,25 +24,33 @@ def test_doctor_looks_at_what_features_would_need(two_slides, argv, words):
         main(["doctor", str(two_slides), *argv])
 
 
+def test_doctor_takes_one_slide_and_writes_nothing(two_slides, capsys):
+    before = sorted(two_slides.rglob("*"))
+    assert main(["doctor", str(two_slides / "slides" / "a.tif")]) == 0
+    said = capsys.readouterr().out
+    assert said.startswith("a: 1,600 x 1,280 px, generic-tiff, 3 level(s)")
+    assert "b: " not in said
+    assert sorted(two_slides.rglob("*")) == before
+
+
 def test_real_slides(tmp_path, capsys):
+    """The share of tissue by eye; most of each tile is stained, by plain brightness."""
     shutil.copytree(real("slides"), tmp_path / "slides", copy_function=shutil.copyfile)
     (tmp_path / "slides").chmod(0o755)
     assert main(["doctor", str(tmp_path)]) == 1
     said = capsys.readouterr()
-    assert (
-        "mpp 0.4990 µm from the slide" in said.out
-        and "224.4 px" in said.out
-        and "tcga-cr-7395-01a-01-ts1: no µm per pixel" in said.err
-    )
+    assert "mpp 0.4990 µm from the slide" in said.out
+    assert "224.4 px" in said.out
+    assert "tcga-cr-7395-01a-01-ts1: no µm per pixel" in said.err
     assert main(["tiles", str(tmp_path), "--mpp", "0.25"]) == 0
-    a = np.load(tmp_path / "tiles" / "CMU-1-Small-Region.npz")
-    b = np.load(tmp_path / "tiles" / "tcga-cr-7395-01a-01-ts1.npz")
-    assert (
-        0.30 < a["tissue"] < 0.45 and 0.58 < b["tissue"] < 0.70
-    )  # outlines looked at; see the pictures
-    assert 40 <= len(a["coords"]) <= 55 and 42 <= len(b["coords"]) <= 52 and float(b["tile"]) == 448
+    cmu = np.load(tmp_path / "tiles" / "CMU-1-Small-Region.npz")
+    tcga = np.load(tmp_path / "tiles" / "tcga-cr-7395-01a-01-ts1.npz")
+    assert 0.30 < cmu["tissue"] < 0.45
+    assert 40 <= len(cmu["coords"]) <= 55
+    assert 0.58 < tcga["tissue"] < 0.70
+    assert 42 <= len(tcga["coords"]) <= 52
+    assert tcga["tile"] == 448
     slide = open_slide(tmp_path / "slides" / "CMU-1-Small-Region.svs")
-    for x, y in a["coords"]:  # most of each tile is stained, by plain brightness
-        assert (
-            np.asarray(slide.read_region((int(x), int(y)), 0, (224, 224)).convert("L")) < 225
-        ).mean() > 0.33
+    for x, y in cmu["coords"].tolist():
+        grey = slide.read_region((x, y), 0, (224, 224)).convert("L")
+        assert (np.asarray(grey) < 225).mean() > 0.33
