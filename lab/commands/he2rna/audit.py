@@ -18,13 +18,13 @@ from lab.audit.choices import switches
 from lab.audit.compare import NOTE, audit_options, choices_asked, run_audit
 from lab.cohort.samples import read_samples
 from lab.commands.he2rna.msi import run as msi
+from lab.commands.he2rna.options import DEMO_VALID, cohort_options
 from lab.commands.he2rna.train import run as train
 from lab.encoders import encoder_wants
 from lab.files import InputError, read_rows
 from lab.he2rna.choices import CHOICES, settle_choices
 from lab.he2rna.evaluation import code_of
 from lab.he2rna.gene_sets import read_results
-from lab.he2rna.options import DEMO_VALID, cohort_options
 from lab.simulation.cohort import simulate_cohort
 
 EPOCHS = 8  # of each run on the simulated cohort: all in a quarter of an hour [ours]

@@ -13,11 +13,11 @@ import numpy as np
 
 import he2rna
 from lab.cohort.expression import as_symbols, read_gene_table
+from lab.commands.he2rna.options import count, gene_set_options
 from lab.files import InputError, save_text
 from lab.gene_sets import enrich, read_sets
 from lab.he2rna.evaluation import code_of
 from lab.he2rna.gene_sets import read_results
-from lab.he2rna.options import count, gene_set_options
 from lab.show.plots import need_matplotlib
 
 

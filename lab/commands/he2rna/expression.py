@@ -9,6 +9,7 @@ from pathlib import Path
 
 from lab.cohort.expression import save_expression
 from lab.cohort.samples import select
+from lab.commands.he2rna.options import check_new
 from lab.exchange.gdc import (
     FPKM_UQ,
     UQ_GENES,
@@ -20,7 +21,6 @@ from lab.exchange.gdc import (
     ungzipped,
 )
 from lab.files import InputError, few, save_csv
-from lab.he2rna.options import check_new
 from lab.progress import progress, say_left_out
 
 ENDINGS = (".npz", ".csv", ".csv.gz")

@@ -18,13 +18,13 @@ from lab.audit.ledger import encoder_saw
 from lab.cohort.expression import read_expression
 from lab.cohort.features import features_made_by
 from lab.cohort.samples import join, read_samples, select
+from lab.commands.he2rna.options import check_name, training_options
 from lab.commands.slide_options import add_options
 from lab.devices import pick_device, pick_precision
 from lab.files import InputError, digest, few
 from lab.he2rna.bags import from_disk
 from lab.he2rna.cohort_data import CohortData, rows_of
 from lab.he2rna.folds import check_folds
-from lab.he2rna.options import check_name, training_options
 from lab.he2rna.runs import load_run, model_of, open_run, train_folds
 from lab.progress import say_left_out
 from lab.show.plots import need_matplotlib

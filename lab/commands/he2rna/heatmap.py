@@ -18,11 +18,11 @@ from lab import space
 from lab.application import each_slide, every_tile, held_out, pick_genes
 from lab.cohort.features import load_features
 from lab.cohort.places import read_outlines, read_places
+from lab.commands.he2rna.options import check_name, slide_options
 from lab.commands.slide_options import add_options
 from lab.devices import pick_device
 from lab.exchange.qupath import qupath_frame
 from lab.files import InputError, digest, few, save_text
-from lab.he2rna.options import check_name, slide_options
 from lab.he2rna.report import section
 from lab.he2rna.runs import bag_of, load_run, model_of
 from lab.he2rna.spatial import (

@@ -17,6 +17,7 @@ import numpy as np
 
 import he2rna
 from lab.audit.choices import add_choices, chosen_of, flipped
+from lab.commands.he2rna.options import TYPES, count, fractions, listed
 from lab.commands.slide_options import add_options
 from lab.devices import pick_device
 from lab.files import InputError, digest, read_rows, save_csv
@@ -24,7 +25,6 @@ from lab.he2rna.choices import CHOICES
 from lab.he2rna.msi import compare_arms
 from lab.he2rna.msi_report import as_share, write_msi_report
 from lab.he2rna.msi_study import MSI_SHARES, read_study, shares_of
-from lab.he2rna.options import TYPES, count, fractions, listed
 from lab.he2rna.training import VERSION
 from lab.processes import of_all
 from lab.progress import clock, report_failures, seldom

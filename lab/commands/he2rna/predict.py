@@ -13,11 +13,11 @@ import torch
 import he2rna
 from lab.application import each_slide, held_out
 from lab.cohort.features import load_features
+from lab.commands.he2rna.options import slide_options
 from lab.commands.slide_options import add_options
 from lab.devices import pick_device
 from lab.files import InputError, save_csv, save_file
 from lab.he2rna.bags import in_memory
-from lab.he2rna.options import slide_options
 from lab.he2rna.runs import bag_of, load_run, model_of
 from lab.progress import report_failures
 

@@ -11,9 +11,9 @@ from pathlib import Path
 from lab.cohort.expression import read_expression
 from lab.cohort.samples import SAMPLE_TYPES
 from lab.cohort.slides import can_be_named, find_slides
+from lab.commands.he2rna.options import check_new
 from lab.exchange.gdc import print_counts, read_sheet
 from lab.files import InputError, save_csv
-from lab.he2rna.options import check_new
 from lab.progress import say_left_out
 
 BARCODE = re.compile(r"(TCGA-\w\w-\w{4})-(\d\d)([A-Z])-\d\d-(DX|TS|BS|MS)")  # patient, type, vial

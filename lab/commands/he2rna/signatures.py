@@ -13,12 +13,12 @@ import numpy as np
 import he2rna
 import stats
 from lab.cohort.expression import as_symbols, read_gene_table
+from lab.commands.he2rna.options import count, gene_set_options
 from lab.commands.options import natural
 from lab.files import InputError, few, save_csv, save_text, whole_arrays
 from lab.gene_sets import read_sets
 from lab.he2rna.evaluation import code_of
 from lab.he2rna.gene_sets import pick_signatures, read_results
-from lab.he2rna.options import count, gene_set_options
 from lab.progress import table
 from lab.show.plots import figure, need_matplotlib
 

@@ -18,12 +18,12 @@ import tiling
 from lab.audit.choices import add_choices
 from lab.audit.ledger import saw
 from lab.cohort.features import provenance
+from lab.commands.he2rna.options import DEMO_VALID, check_name, cohort_options
 from lab.devices import pick_device
 from lab.files import InputError, save_file
 from lab.he2rna.bags import in_memory
 from lab.he2rna.choices import CHOICES, settle_choices
 from lab.he2rna.cohort_data import mark_coding, read_coding, read_cohort
-from lab.he2rna.options import DEMO_VALID, check_name, cohort_options
 from lab.he2rna.runs import open_run, train_folds
 from lab.he2rna.training import fold_path, model_of_choices
 from lab.processes import by_first
