@@ -14,9 +14,11 @@ layer, predict each gene's fold change between tumour and normal tissue.
 
 How to use it, from tiles (N, 256, 256, 3) uint8 of tiling.py:
 
-    import functools, torch, histcode, tiling
+    import torch, histcode, tiling
     model = histcode.Embedder(tiling.ResNet50(stages=3))    # ImageNet weights: load_state_dict
-    views = functools.partial(histcode.views_of, tiles)     # views(epoch) yields pairs of views
+    def views(epoch):
+        for step, some in enumerate(tiles.split(256)):
+            yield histcode.two_views(some, seed=0, epoch=epoch, step=step)
     negatives = histcode.Bank(histcode.first_bank(model, (x1 for x1, _ in views(0))))
     for state in histcode.pretrain_epochs(model, views, negatives):
         print(state["epoch"], state["loss"], state["spread"])
@@ -280,27 +282,24 @@ SIMCLR_TAU = 0.1  # [Chen et al. 2020]
 
 
 def logits_of(q, k, bank, tau, in_batch=False):
-    """Similarities over tau (B, 1 + K), the positive one first, and where each row's positive is.
+    """Similarities of each query to its key and to the negatives, over tau: (B, 1 + K).
 
     in_batch: the keys of the batch's other tiles are negatives too, (B, B + K). [AdCo code]
     """
-    if in_batch:
-        own = q @ k.T  # (B, B)
-        positive = torch.arange(len(q), device=q.device)
-    else:
-        own = (q * k).sum(1, keepdim=True)  # (B, 1)
-        positive = torch.zeros(len(q), dtype=torch.long, device=q.device)
+    own = q @ k.T if in_batch else (q * k).sum(1, keepdim=True)
     negative = q @ F.normalize(bank, dim=1).T  # (B, K)
-    return torch.cat([own, negative], 1) / tau, positive
+    return torch.cat([own, negative], 1) / tau
 
 
 def info_nce(q, k, bank, tau, in_batch=False):
-    """Contrastive loss, mean over the batch. [HistCode eq. 1]
+    """Contrastive loss -log(exp(positive) / sum(exp)), mean over the batch. [HistCode eq. 1]
 
     q, k (B, d): unit embeddings of the two views of each tile. bank (K, d): negatives, put on the
     sphere here. tau: temperature.
     """
-    return F.cross_entropy(*logits_of(q, k, bank, tau, in_batch))
+    logits = logits_of(q, k, bank, tau, in_batch)
+    positive = (q * k).sum(1) / tau  # (B,)
+    return (logits.logsumexp(1) - positive).mean()
 
 
 @torch.no_grad()
@@ -313,7 +312,7 @@ def bank_gradient(q, k, bank, tau, in_batch=False):
     """
     length = bank.norm(dim=1, keepdim=True)  # (K, 1)
     u = bank / length
-    logits, _ = logits_of(q, k, bank, tau, in_batch)
+    logits = logits_of(q, k, bank, tau, in_batch)
     p = logits.softmax(1)[:, -len(bank) :]  # (B, K)
     pull = p.T @ q  # (K, d)
     along = (pull * u).sum(1, keepdim=True)  # (K, 1)
@@ -399,9 +398,8 @@ def nt_xent(z1, z2, tau):
     """
     z = torch.cat([z1, z2])  # (2B, d)
     logits = (z @ z.T / tau).fill_diagonal_(-torch.inf)
-    own = torch.arange(len(z), device=z.device)
-    other_view = own.roll(len(z1))
-    return F.cross_entropy(logits, other_view)
+    positive = (z1 * z2).sum(1).repeat(2) / tau
+    return (logits.logsumexp(1) - positive).mean()
 
 
 class OtherTiles(nn.Module):
@@ -438,13 +436,6 @@ EPOCHS = 50  # [HistCode code]
 # Keys come from a slow copy of the encoder; eq. 1 does not say which network makes them. With one
 # for both, the shortest way down is to move all embeddings away from the bank: it collapses.
 MOMENTUM_ENCODER = 0.999  # [HistCode code]
-
-
-def views_of(tiles, epoch, px=VIEW_PX, batch=BATCH, seed=0):
-    """Yield both views of each batch of an epoch, from tiles (N, h, w, 3) uint8 in memory."""
-    order = torch.randperm(len(tiles), generator=generator_of(seed, epoch))
-    for step, rows in enumerate(order.split(batch)):
-        yield two_views(tiles[rows], px, seed, epoch, step)
 
 
 def learning_rate(epoch, epochs, lr=LEARNING_RATE, final_lr=None):
