@@ -28,7 +28,7 @@ class Pairs:
     y: np.ndarray  # (P, G) log10(fc + 1), nan where unknown
     label: np.ndarray  # (P, G) whether |log2 fc| > 1.5, nan where unknown
     known: dict  # {slide: (patient, 1 tumour or 0 normal)}: all that can teach where to look
-    left_out: dict  # {why: names}
+    left_out: dict  # {why: names}; this and the ledger are one for all that is chosen of the pairs
     ledger: dict = field(default_factory=dict)  # {step: patients that it saw}
 
     def of_genes(self, columns):
@@ -38,7 +38,8 @@ class Pairs:
 
     def with_slides(self, names):
         """The pairs that have all of their slides among `names`; the others are left out."""
-        whole = np.array([set(slides) <= set(names) for slides in self.slides], bool)
+        names = set(names)
+        whole = np.array([names.issuperset(slides) for slides in self.slides], bool)
         self.left_out["pairs of which a slide failed"] = self.patients[~whole].tolist()
         return replace(
             self,
@@ -51,8 +52,8 @@ class Pairs:
 
 def bags_of_pairs(pairs, slides):
     """The pairs in the form of lab.histcode.bags: of each all tiles of its slides."""
-    row = {name: i for i, name in enumerate(slides["names"])}
-    rows = [[row[name] for name in names] for names in pairs.slides]
+    at = {name: i for i, name in enumerate(slides["names"])}
+    rows = [[at[name] for name in names] for names in pairs.slides]
     sums = []
     for own in rows:
         parts = zip(*(slides["sums"][i] for i in own), strict=True)
@@ -60,7 +61,7 @@ def bags_of_pairs(pairs, slides):
     return {
         "names": pairs.patients,
         "patients": pairs.patients,
-        "bag": lambda i: np.concatenate([slides["bag"](row) for row in rows[i]]),
+        "bag": lambda i: np.concatenate([slides["bag"](j) for j in rows[i]]),
         "sums": sums,
         "n_features": slides["n_features"],
     }
