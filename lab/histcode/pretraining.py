@@ -13,7 +13,7 @@ from lab.fast.bank import bank_gradient
 from lab.files import InputError, few, save_file
 from lab.histcode.processes import Whole, shared_bank_gradient
 from lab.progress import clock, seldom
-from lab.runs import load_checkpoint
+from lab.runs import load_checkpoint, read_log, write_log
 
 COLLAPSED = 0.05  # spread of the embeddings below which it is said [ours]
 SOURCE = (
@@ -72,12 +72,6 @@ def save_encoder(path, model, o, epoch):
         "patients": o.patients,
     }
     save_file(path, lambda f: torch.save(content, f))
-
-
-def cut_log(path, epochs):
-    """Keep the lines of the epochs that were saved: those after them are run again."""
-    lines = path.read_text().splitlines()[:epochs] if path.is_file() else []
-    save_file(path, lambda f: f.writelines(f"{line}\n".encode() for line in lines))
 
 
 def log_entry(state, seconds, tiles):
@@ -151,7 +145,7 @@ def train(model, reader, o, folder):
     saved = saved_state(state_file, model, reader, o)
     before = done = saved["epoch"] if saved else 0
     if first:
-        cut_log(folder / "log.jsonl", done)
+        write_log(folder, read_log(folder)[:done])  # what was not saved is run again
         if done:  # the encoder's file may be gone
             save_encoder(folder / f"{o.name}.pt", model, o, done)
     due = seldom()

@@ -90,7 +90,9 @@ def test_two_processes_equal_one(unlabelled):
     assert relative(negatives[1]["velocity"], negatives[0]["velocity"]) < 1e-3
 
 
-def test_a_lost_loss_names_epoch_and_slides_and_keeps_the_epoch_before(unlabelled, monkeypatch):
+def test_pretraining_stops_where_the_loss_is_lost_and_keeps_the_epoch_before(
+    unlabelled, monkeypatch
+):
     real, steps = histcode.info_nce, []
 
     def info_nce(*args):
