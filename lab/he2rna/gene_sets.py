@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 
 import stats
-from lab.files import InputError, number, read_rows
+from lab.files import InputError, few, number, read_rows
 
 COLUMNS = ("gene", "project", "R", "significant_hs", "significant_bh")
 
@@ -51,7 +51,11 @@ def pick_signatures(asked, sets):
         there = [source for source in sources if source in sets]
         missing = [source for source in sources if source not in sets]
         if asked and not there:
-            raise InputError(no_such_set(text, sources, sets))
+            near = difflib.get_close_matches(sources[0].upper(), list(sets), 3)
+            known = few([*near, *stats.SIGNATURES])
+            raise InputError(
+                f"--signature {text}: the .gmt files have no such set; there are {known}"
+            )
         remark = f"without {', '.join(missing)}, in none of the .gmt files" if missing else ""
         genes = ()
         if len(there) >= min(2, len(sources)):
@@ -68,10 +72,3 @@ def sources_of(text):
     name = name.strip()
     sources = [source.strip() for source in given.split(",") if source.strip()]
     return name, sources or stats.SIGNATURES.get(name) or [name]
-
-
-def no_such_set(text, sources, sets):
-    near = difflib.get_close_matches(sources[0].upper(), list(sets), 3)
-    nearest = f"; nearest: {', '.join(near)}" if near else ""
-    known = ", ".join(stats.SIGNATURES)
-    return f"--signature {text}: no set {', '.join(sources)}{nearest}; built in: {known}"

@@ -47,7 +47,7 @@ def write_report(folder, cohort, config, data, results, prediction, notes, ledge
         lines += ["**SIMULATED cohort: drawn slides and planted expression, no patient.**", ""]
     lines += [*leaks, *what_was_done(config, data, results), *cancers(results)]
     lines += nulls(results, config, data)
-    lines += best_table(best, results, prediction, config, data)
+    lines += best_table(best, results, data.genes)
     if programmes:
         lines += planted(programmes, results)
     merged = "merged" not in config["code"]
@@ -87,12 +87,6 @@ def best_genes(results, n=6):
     for _, r, name, gene in sorted(rows):
         best.setdefault(gene, (name, gene, -r))
     return list(best.values())[:n]
-
-
-def interval(prediction, y, patients, fold, rng):
-    """'low to high', 95 %, of R of one gene over patients drawn with replacement; both (n, 1)."""
-    low, high = stats.bootstrap_r(prediction, y, patients, fold, stats.N_DRAWS, rng)
-    return f"{low[0]:.2f} to {high[0]:.2f}"
 
 
 def what_was_done(config, data, results):
@@ -161,24 +155,14 @@ def nulls(results, config, data):
     return section("The three nulls", *parts)
 
 
-def best_table(best, results, prediction, config, data):
-    """The genes of smallest p, with intervals over patients."""
-    fold, _ = judged_in(data.fold, config)
-    groups = he2rna.cancers(data.projects)
+def best_table(best, results, genes):
+    """The genes of smallest p. They were chosen for it: another cohort will have lower R."""
     rows = []
     for name, gene, r in best:
-        of = groups[name]
-        pair = prediction[of, gene, None], data.y[of, gene, None]
-        rng = np.random.default_rng(config["seed"])
-        drawn = interval(*pair, data.patients[of], fold[of], rng)
         n, p = results[name]["n"][gene], results[name]["hs"][gene]
-        rows.append((data.genes[gene], name, n, f"{r:.3f}", drawn, f"{p:.2g}"))
-    return section(
-        "Best genes",
-        "95 % interval: over patients drawn with replacement, the models as they are.",
-        table(("gene", "cancer", "n", "R", "95 %", "p (HS)"), rows),
-        "![Predicted against true](scatter.png)",
-    )
+        rows.append((genes[gene], name, n, f"{r:.3f}", f"{p:.2g}"))
+    found = table(("gene", "cancer", "n", "R", "p (HS)"), rows)
+    return section("Best genes", found, "![Predicted against true](scatter.png)")
 
 
 def planted(programmes, results):

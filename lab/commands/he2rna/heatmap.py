@@ -148,18 +148,13 @@ def map_slide(asked, o, folder, home, into, source, name):
 
 def first_lines(asked, done, everyone):
     """The report's title, and who speaks of the slide."""
-    folds = done.about["models"]
-    who = ", none of which knows the slide"
-    if folds.count(",") + 1 < len(asked.models):
-        who = ", which did not learn from its patient"
-    elif everyone:
-        who = ", also those that learned from its patient"
+    who = "also those that learned" if everyone else "which did not learn"
     return [
         f"# {done.title}",
         "",
         f"{len(done.coords):,} tiles of {done.tile * done.mpp:.0f} µm; score: mean of "
-        f"{few(asked.genes)} in log10(1 + FPKM-UQ), of the models of fold {folds}{who}. Run "
-        f"{asked.run['folder']}.",
+        f"{few(asked.genes)} in log10(1 + FPKM-UQ), of the models of fold {done.about['models']}, "
+        f"{who} from its patient. Run {asked.run['folder']}.",
         "",
         "![Map](map.png)",
         "",
