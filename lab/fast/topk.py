@@ -69,12 +69,17 @@ def one_k_head(tiles, sizes, layer, k, precision):
 def all_k_head(h, mask, layer, ks):
     """The mean over ks of top_k_mean(layer(h), mask, k), by one sort. No gradient. (B, G)"""
     tiles, sizes = end_to_end(h, mask)
-    weights = [he2rna.rank_weights(n, ks).flip(0).to(h) for n in sizes]  # the highest comes last
-    prediction = h.new_empty(len(sizes), len(layer.weight))
-    for g in gene_blocks(len(layer.weight), len(tiles)):
-        scores = torch.addmm(layer.bias[g, None], layer.weight[g], tiles.T)  # (g, N)
+    weight, bias = layer.weight, layer.bias
+    weights = []
+    for n in sizes:
+        falling = he2rna.rank_weights(n, ks)
+        weights.append(falling.flip(0).to(h))  # the highest score comes last
+    prediction = h.new_empty(len(sizes), len(weight))
+    for g in gene_blocks(len(weight), len(tiles)):
+        scores = torch.addmm(bias[g, None], weight[g], tiles.T)  # (g, N)
         for b, of_slide in enumerate(scores.split(sizes, 1)):
-            prediction[b, g] = ascending(of_slide) @ weights[b]
+            ranked = ascending(of_slide)
+            prediction[b, g] = ranked @ weights[b]
     return prediction
 
 
@@ -99,7 +104,8 @@ class TopKHead(torch.autograd.Function):
                 last = first + sizes[b]
                 tiles = top_k_tiles(of_slide, min(k, sizes[b]))  # (g, k)
                 if rounded is None:
-                    prediction[b, g] = of_slide.gather(1, tiles.long()).mean(1)
+                    best = of_slide.gather(1, tiles.long())
+                    prediction[b, g] = best.mean(1)
                 else:  # float32 again, of the chosen tiles alone
                     mean = embedding_bag(tiles, h[first:last], mode="mean")  # (g, H)
                     prediction[b, g] = (mean * weight[g]).sum(1) + bias[g]
@@ -124,7 +130,8 @@ class TopKHead(torch.autograd.Function):
             for b in range(ctx.slides):
                 of_slide = next(kept)  # (g, k)
                 chosen.append(of_slide)
-                shares.append((grad[b, g, None] / of_slide.shape[1]).expand(of_slide.shape))
+                each = grad[b, g, None] / of_slide.shape[1]  # (g, 1)
+                shares.append(each.expand(of_slide.shape))
             tiles = torch.cat(chosen, 1).int()  # where M is not zero, and
             share = torch.cat(shares, 1)  # its values there
             add_gradients(tiles, share, h, weight[g], dh, dweight[g])
@@ -144,7 +151,8 @@ def by_gathering(tiles, share, h, weight, dh, dweight):
 
 def by_products(tiles, share, h, weight, dh, dweight):
     """The same as two matrix products."""
-    m = h.new_zeros(len(tiles), len(h)).scatter_(1, tiles.long(), share)  # (g, N)
+    m = h.new_zeros(len(tiles), len(h))  # (g, N)
+    m.scatter_(1, tiles.long(), share)
     torch.mm(m, h, out=dweight)
     dh.addmm_(m.T, weight)
 
@@ -152,7 +160,8 @@ def by_products(tiles, share, h, weight, dh, dweight):
 def gene_blocks(n_genes, n_tiles):
     """Slices of genes whose scores of all tiles are at most BLOCK_SCORES: so memory is bounded."""
     size = max(1, BLOCK_SCORES // n_tiles)
-    return [slice(g, min(g + size, n_genes)) for g in range(0, n_genes, size)]
+    starts = range(0, n_genes, size)
+    return [slice(g, min(g + size, n_genes)) for g in starts]
 
 
 def top_k_tiles(scores, k):
@@ -161,7 +170,8 @@ def top_k_tiles(scores, k):
         return scores.topk(k, dim=1, sorted=False).indices.int()
 
     def highest(rows):
-        return np.argpartition(rows, -k, axis=1)[:, -k:].astype(np.int32)
+        order = np.argpartition(rows, -k, axis=1)
+        return order[:, -k:].astype(np.int32)
 
     return by_rows(highest, scores)
 
@@ -184,4 +194,5 @@ def by_rows(function, scores):
         return torch.from_numpy(function(scores.numpy()))
     parts = [part.numpy() for part in scores.chunk(threads)]
     with ThreadPoolExecutor(threads) as pool:
-        return torch.from_numpy(np.concatenate(list(pool.map(function, parts))))
+        done = list(pool.map(function, parts))
+    return torch.from_numpy(np.concatenate(done))
