@@ -1,19 +1,24 @@
-"""test_all"""
+"""tiling.py, function by function, in its order. Each test names its authority."""
 
 import colorsys
 
 import numpy as np
 import pytest
 import scipy.cluster
-import scipy.signal
-import scipy.stats
 import torch
 from PIL import Image
 from scipy import ndimage
 
 import tiling
 from lab.cohort.slides import open_slide
-from lab.tests.helpers import H_E, STAIN_PAIRS, degrees_between, painted, stained, tile_cloud
+from lab.tests.helpers import (
+    H_E,
+    STAIN_PAIRS,
+    degrees_between,
+    painted,
+    stained,
+    tile_cloud,
+)
 
 INK = {
     "blue": (30, 60, 170),
@@ -22,67 +27,75 @@ INK = {
     "black": (15, 15, 18),
     "cyan": (20, 150, 180),
 }
-
-
-def inertia(points, centers):
-    return (((points[:, None] - centers[None]) ** 2).sum(2).min(1)).sum()
+BACKGROUNDS = [(243, 243, 243), (255, 255, 255), (190, 190, 190), (240, 200, 222), (235, 232, 215)]
 
 
 def overlap(a, b):
     return (a & b).sum() / (a | b).sum()
 
 
-def test_otsu_maximises_the_variance_between_classes():
+def inertia(points, centers):
+    return ((points[:, None] - centers[None]) ** 2).sum(2).min(1).sum()
+
+
+def one_colour(color, h=64, w=64, noise=0.0):
     rng = np.random.default_rng(0)
-    for values in (
-        rng.normal(0, 1, 500),
-        np.r_[rng.normal(0, 1, 900), rng.normal(6, 2, 100)],
-        rng.integers(0, 256, 999).astype(np.uint8),
-        np.r_[rng.integers(3, 9, 50), rng.integers(200, 250, 9)].astype(np.uint8),
-    ):
-        t = tiling.otsu_threshold(values)
-
-        def between(cut):
-            low, high = values[values <= cut].astype(float), values[values > cut].astype(float)
-            return (
-                len(low) * len(high) * (low.mean() - high.mean()) ** 2
-                if len(low) and len(high)
-                else 0
-            )
-
-        best = max(between(c) for c in np.linspace(values.min(), values.max(), 256))
-        assert between(t) >= 0.99 * best
+    rgb = np.array(color) + rng.normal(0, noise, (h, w, 3))
+    return rgb.round().clip(0, 255).astype(np.uint8)
 
 
-def test_otsu_equals_scikit_image():
+# ----- Otsu --------------------------------------------------------------------------------------
+
+RNG = np.random.default_rng(0)
+VALUES = {
+    "one class": RNG.normal(0, 1, 500),
+    "two classes": np.r_[RNG.normal(0, 1, 900), RNG.normal(6, 2, 100)],
+    "grey levels": RNG.integers(0, 256, 999).astype(np.uint8),
+    "few grey levels": np.r_[RNG.integers(3, 9, 50), RNG.integers(200, 250, 9)].astype(np.uint8),
+    "skewed": RNG.gamma(2, 3, 5000),
+}
+
+
+def between_classes(values, cut):
+    """Otsu's variance between the classes, up to a factor."""
+    low, high = values[values <= cut].astype(float), values[values > cut].astype(float)
+    if len(low) == 0 or len(high) == 0:
+        return 0
+    return len(low) * len(high) * (low.mean() - high.mean()) ** 2
+
+
+@pytest.mark.parametrize("name", VALUES)
+def test_otsu_maximises_the_variance_between_classes(name):
+    """By trying 256 thresholds."""
+    values = VALUES[name]
+    tried = np.linspace(values.min(), values.max(), 256)
+    best = max(between_classes(values, cut) for cut in tried)
+    assert between_classes(values, tiling.otsu_threshold(values)) >= 0.99 * best
+
+
+@pytest.mark.parametrize("name", VALUES)
+def test_otsu_equals_scikit_image(name):
     filters = pytest.importorskip("skimage.filters")
-    rng = np.random.default_rng(1)
-    for values in (
-        rng.gamma(2, 3, 5000),
-        rng.normal(0, 1, 300).astype(np.float32),
-        rng.poisson(9, (40, 50)).astype(np.uint8),
-    ):
-        assert tiling.otsu_threshold(values) == pytest.approx(
-            filters.threshold_otsu(values), rel=1e-6, abs=1e-5
-        )
+    want = filters.threshold_otsu(VALUES[name])
+    assert tiling.otsu_threshold(VALUES[name]) == pytest.approx(want, rel=1e-6, abs=1e-5)
 
 
-def test_otsu_of_one_value():
-    assert (
-        tiling.otsu_threshold(np.full(7, 3.5)) == 3.5
-        and tiling.otsu_threshold(np.full(7, 200, np.uint8)) == 200
-    )
+def test_otsu_of_one_value_is_that_value():
+    assert tiling.otsu_threshold(np.full(7, 3.5)) == 3.5
+    assert tiling.otsu_threshold(np.full(7, 200, np.uint8)) == 200
 
 
-@pytest.mark.parametrize(
-    "background",
-    [(243, 243, 243), (255, 255, 255), (190, 190, 190), (240, 200, 222), (235, 232, 215)],
-)
+# ----- Tissue ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("background", BACKGROUNDS)
 @pytest.mark.parametrize(
     "light",
     [None, lambda x, y: 1 - 0.3 * x, lambda x, y: 1 - 0.35 * ((x - 0.5) ** 2 + (y - 0.5) ** 2)],
+    ids=["even", "from the left", "from the middle"],
 )
 def test_tissue_is_found_on_any_background(background, light):
+    """Painted tissue, whose outline is known."""
     rgb, truth = painted(background, light)
     assert overlap(tiling.tissue_mask(rgb), truth) > 0.9
 
@@ -94,10 +107,8 @@ def test_tissue_is_found_on_any_background(background, light):
 def test_an_empty_slide_has_no_tissue(color, noise):
     rng = np.random.default_rng(0)
     light = 1 - 0.2 * np.linspace(0, 1, 120)[None, :, None]
-    rgb = (
-        (np.array(color) * light + rng.normal(0, noise, (90, 120, 3))).clip(0, 255).astype(np.uint8)
-    )
-    assert tiling.tissue_mask(rgb).sum() == 0
+    rgb = np.array(color) * light + rng.normal(0, noise, (90, 120, 3))
+    assert tiling.tissue_mask(rgb.clip(0, 255).astype(np.uint8)).sum() == 0
 
 
 @pytest.mark.parametrize("ink", INK)
@@ -105,11 +116,9 @@ def test_pen_is_not_tissue(ink):
     rgb, truth = painted()
     rgb[10:18, 20:190] = rgb[5:150, 185:192] = INK[ink]  # strokes beside the tissue
     mask = tiling.tissue_mask(rgb)
-    assert (
-        overlap(mask, truth) > 0.88
-        and not mask[11:17, 120:190].any()
-        and not mask[20:150, 186:191].any()
-    )
+    assert overlap(mask, truth) > 0.88
+    assert not mask[11:17, 120:190].any()
+    assert not mask[20:150, 186:191].any()
 
 
 @pytest.mark.parametrize("dye", H_E)
@@ -121,394 +130,79 @@ def test_every_stain_is_tissue(dye):
 
 def test_black_border_and_what_was_not_scanned_are_not_tissue():
     rgb, truth = painted()
-    rgb[:12], rgb[:, :9] = 3, 0
-    valid = np.ones(truth.shape, bool)
-    valid[:, 130:] = False  # as MIRAX slides: half of them never scanned
-    mask = tiling.tissue_mask(rgb, valid)
-    assert not mask[:12].any() and not mask[:, :9].any() and not mask[:, 130:].any()
+    rgb[:12] = 3
+    rgb[:, :9] = 0
+    scanned = np.ones(truth.shape, bool)
+    scanned[:, 130:] = False  # as MIRAX slides: half of them never scanned
+    mask = tiling.tissue_mask(rgb, scanned)
+    assert not mask[:12].any()
+    assert not mask[:, :9].any()
+    assert not mask[:, 130:].any()
     assert overlap(mask[14:, 12:128], truth[14:, 12:128]) > 0.88
 
 
-def test_grid_equals_counting_pixels():
-    rng = np.random.default_rng(0)
-    mask = ndimage.gaussian_filter(rng.random((50, 70)), 4) > 0.5
-    fine = np.kron(mask, np.ones((40, 40)))  # brute force on a 40-fold finer picture
-    for scale, tile in ((4, 4 * 7), (4, 29.3), (2.5, 20.0)):
-        size, step = (round(70 * scale), round(50 * scale)), 40 / scale
-        got = {tuple(c) for c in tiling.tile_grid(mask, size, tile, 0.5)}
-        full = {
-            (int(ix * tile), int(iy * tile)): fine[
-                round(iy * tile * step) : round((iy + 1) * tile * step),
-                round(ix * tile * step) : round((ix + 1) * tile * step),
-            ].mean()
-            for iy in range(int(size[1] / tile + 1e-6))
-            for ix in range(int(size[0] / tile + 1e-6))
-        }
-        assert (
-            {c for c, s in full.items() if s > 0.51}
-            <= got
-            <= {c for c, s in full.items() if s > 0.49}
-        )
-        assert 10 < len(got) < len(full) - 10 and max(x + tile for x, _ in got) <= size[0] + 1e-6
-        assert tiling.tile_grid(mask, size, tile).dtype == np.int32
-
-
-def test_grid_samples_by_seed_and_keeps_the_order():
-    mask = np.ones((30, 30), bool)
-    every = tiling.tile_grid(mask, (300, 300), 10)
-    some = tiling.tile_grid(mask, (300, 300), 10, max_tiles=100, seed=1)
-    assert len(every) == 900 and len(some) == 100
-    place = {tuple(c): i for i, c in enumerate(every)}
-    order = [place[tuple(c)] for c in some]
-    assert (
-        order == sorted(set(order)) and np.ptp(order) > 700
-    )  # a sample of all, not the first rows
-    assert (tiling.tile_grid(mask, (300, 300), 10, max_tiles=100, seed=1) == some).all()
-    assert (tiling.tile_grid(mask, (300, 300), 10, max_tiles=100, seed=2) != some).any()
-    assert (
-        len(tiling.tile_grid(mask, (5, 300), 10))
-        == len(tiling.tile_grid(~mask, (300, 300), 10))
-        == 0
-    )
-
-
-@pytest.mark.parametrize("mpp, level", [(0.5, 0), (0.25, 1), (0.2495, 1), (0.12, 2), (0.6, 0)])
-def test_tiles_equal_a_direct_resample_of_the_full_picture(smooth_slide, mpp, level):
-    path, rgb = smooth_slide
-    slide, tile = open_slide(path), 112 / mpp
-    assert tiling.best_level(slide, tile / 224)[0] == level
-    nx = int(1800 / tile)
-    coords = np.array([[int(i * tile), int(tile * 0.3)] for i in range(nx)])
-    got = tiling.read_tiles(slide, coords, tile)
-    for (x, y), g in zip(coords, got):
-        want = np.asarray(
-            Image.fromarray(rgb).resize(
-                (224, 224), Image.Resampling.LANCZOS, (x, y, x + tile, y + tile)
-            )
-        )
-        assert (
-            np.abs(g.astype(int) - want)[4:-4, 4:-4].mean() < 1.0
-        )  # the rim may not look beyond the tile
-        assert (
-            g == tiling.read_tiles(slide, [(x, y)], tile)[0]
-        ).mean() > 0.999  # alone or in a run
-
-
-def test_runs_hold_neighbours_only():
-    coords = np.array([(0, 0), (10, 0), (20, 0), (40, 0), (50, 0), (0, 10), (10, 10)])
-    assert (
-        tiling.tile_runs(coords, 10.3) == [(0, 3), (3, 5), (5, 7)]
-        and tiling.tile_runs(coords[:0], 10) == []
-    )
-    assert (
-        max(b - a for a, b in tiling.tile_runs(np.array([(i * 10, 0) for i in range(99)]), 10))
-        == tiling.RUN_TILES
-    )
-
-
-def test_resnet50_is_torchvisions():
-    net = tiling.ResNet50()
-    names = net.state_dict()
-    assert len(names) == 320 and sum(p.numel() for p in net.parameters()) == 25_557_032
-    assert (
-        sum(p.numel() for n, p in net.named_parameters() if not n.startswith("fc.")) == 23_508_032
-    )
-    for name, shape in (
-        ("conv1.weight", (64, 3, 7, 7)),
-        ("layer1.0.downsample.0.weight", (256, 64, 1, 1)),
-        ("bn1.num_batches_tracked", ()),
-        ("layer2.0.downsample.1.running_var", (512,)),
-        ("layer3.5.conv2.weight", (256, 256, 3, 3)),
-        ("layer4.2.bn3.bias", (2048,)),
-        ("fc.weight", (1000, 2048)),
-    ):
-        assert tuple(names[name].shape) == shape
-    assert tiling.ResNet50(3)(torch.zeros(1, 3, 64, 64)).shape == (1, 1024)
-
-
-def test_kmeans_is_as_good_as_the_references():
-    points = tile_cloud(3000).astype(float)
-    ours = [tiling.kmeans(points, 60, s) for s in range(5)]
-    theirs = [
-        scipy.cluster.vq.kmeans2(points, 60, minit="++", seed=s, iter=100)[0] for s in range(5)
-    ]
-    assert np.mean([inertia(points, c) for c, _ in ours]) < 1.01 * np.mean(
-        [inertia(points, c) for c in theirs]
-    )
-    for centers, labels in ours:
-        assert np.bincount(labels, minlength=60).min() > 0 and centers.shape == (60, 2)
-        for j in range(60):
-            assert np.allclose(
-                centers[j], points[labels == j].mean(0)
-            )  # each centre is its points' mean
-        d2 = ((points[:, None] - centers[None]) ** 2).sum(2)
-        assert (
-            d2[np.arange(3000), labels] > d2.min(1)
-        ).mean() < 0.02  # the last small move apart, the nearest is its own
-    cluster = pytest.importorskip("sklearn.cluster")
-    sk = [cluster.KMeans(60, n_init=1, random_state=s).fit(points).inertia_ for s in range(5)]
-    assert np.mean([inertia(points, c) for c, _ in ours]) < 1.01 * np.mean(sk)
-
-
-def test_kmeans_edges():
-    a, b = tiling.kmeans(tile_cloud(500), 20, 3), tiling.kmeans(tile_cloud(500), 20, 3)
-    assert (
-        (a[0] == b[0]).all()
-        and (a[1] == b[1]).all()
-        and (tiling.kmeans(tile_cloud(500), 20, 4)[0] != a[0]).any()
-    )
-    for points, k, want in (
-        ([[1, 2]], 5, 1),
-        ([[0, 0], [0, 0], [1, 1]], 5, 2),
-        ([[0, 0]] * 9 + [[5, 5]] * 9 + [[9, 0]], 2, 2),
-        ([[1, 2], [3, 4]], 1, 1),
-        ([[0.0]] * 400 + [[1.0]] + [[2.0]], 2, 2),
-    ):
-        centers, labels = tiling.kmeans(np.array(points), k, 0)
-        assert len(centers) == want and set(labels) == set(range(want))
-
-
-def test_supertiles_are_means_of_their_tiles():
-    rng = np.random.default_rng(0)
-    features, coords = rng.normal(size=(300, 7)).astype(np.float16), tile_cloud(300)
-    means, mask, cluster = tiling.supertiles(features, coords, 20, 0)
-    assert means.shape == (20, 7) and mask.all()
-    for j in range(20):
-        assert np.allclose(means[j], features[cluster == j].astype(float).mean(0), atol=1e-5)
-    means, mask, cluster = tiling.supertiles(features[:3], coords[:3], 20, 0)
-    assert (
-        mask.sum() == 3 and (means[~mask] == 0).all() and np.allclose(means[cluster], features[:3])
-    )
-    assert not tiling.supertiles(features[:0], coords[:0], 20, 0)[1].any()
-
-
-def test_supertiles_without_coordinates_are_even_runs_of_rows():
-    features = np.random.default_rng(0).normal(size=(250, 5)).astype(np.float32)
-    for n, k in ((250, 100), (250, 7), (30, 100), (1, 3)):
-        means, mask, cluster = tiling.supertiles(features[:n], None, k)
-        assert (
-            np.array_equal(np.unique(cluster), np.arange(min(n, k)))
-            and (np.diff(cluster) >= 0).all()
-            and np.ptp(np.bincount(cluster)) <= 1
-        )
-        want = [
-            part.mean(0) for part in np.split(features[:n], np.flatnonzero(np.diff(cluster)) + 1)
-        ]
-        assert (
-            mask.sum() == min(n, k)
-            and np.allclose(means[mask], want, atol=1e-6)
-            and not means[~mask].any()
-        )
-
-
-@pytest.mark.parametrize("pair", STAIN_PAIRS)
-def test_macenko_recovers_planted_stains_and_their_strength(pair):
-    rgb, c = stained(STAIN_PAIRS[pair], (1.3, 0.8))
-    od = tiling.optical_density(rgb)
-    assert np.allclose(od, -np.log((rgb.astype(float) + 1) / 240), atol=1e-6)
-    stains, top = tiling.macenko_stains(od)
-    assert degrees_between(stains, STAIN_PAIRS[pair]).max() < 1 and np.allclose(
-        np.linalg.norm(stains, axis=1), 1
-    )
-    dense = (od >= 0.15).all(1)
-    assert np.allclose(top, np.percentile(c[dense], 99, axis=0), rtol=0.04)
-    order = np.random.default_rng(1).permutation(
-        len(od)
-    )  # neither the order of pixels nor glass matters
-    again = tiling.macenko_stains(
-        np.concatenate([od[order], np.full((20_000, 3), -0.06, np.float32)])
-    )
-    assert np.allclose(again[0], stains, atol=1e-6) and np.allclose(again[1], top, atol=1e-5)
-    plane = np.linalg.svd(od[dense].astype(float), full_matrices=False)[
-        2
-    ]  # the authority for the plane
-    assert np.abs(stains @ plane[2]).max() < 1e-6
-
-
-def test_macenko_is_least_squares_pixel_by_pixel():
-    rng = np.random.default_rng(0)
-    tiles = rng.integers(0, 256, (2, 9, 11, 3)).astype(np.uint8)
-    tiles[0] = tiles[0] // 2
-    found = STAIN_PAIRS["bluish"], np.array([3.1, 1.2])
-    got, changed = tiling.macenko(tiles, found)
-    od = -np.log((tiles.reshape(-1, 3).astype(float) + 1) / 240)
-    c = np.linalg.lstsq(found[0].T, od.T, rcond=None)[0].T * np.array([1.9705, 1.0308]) / found[1]
-    want = (
-        (240 * np.exp(-c @ np.array([[0.5626, 0.7201, 0.4062], [0.2159, 0.8012, 0.5581]])))
-        .clip(0, 255)
-        .reshape(tiles.shape)
-    )
-    assert changed.all() and got.dtype == np.uint8 and np.abs(got - want).max() < 0.51
-
-
-def test_differently_stained_slides_of_one_tissue_become_one():
-    (a, c), (b, _) = (
-        stained(STAIN_PAIRS[pair], strength, 65_536, 1)
-        for pair, strength in (("reddish", (1.2, 0.9)), ("bluish", (0.7, 1.3)))
-    )
-    assert np.abs(a.astype(int) - b).mean() > 10
-    normal = []
-    for rgb in (a, b):
-        od = tiling.optical_density(rgb)
-        out, changed = tiling.macenko(rgb.reshape(1, 256, 256, 3), tiling.macenko_stains(od))
-        normal.append(out)
-        after = tiling.optical_density(out.reshape(-1, 3))
-        pure = np.stack([after[(c[:, 1 - i] == 0) & (c[:, i] > 0.5)].mean(0) for i in (0, 1)])
-        assert changed.all() and degrees_between(pure, np.array(tiling.REFERENCE)).max() < 1
-        strength = np.linalg.lstsq(
-            np.array(tiling.REFERENCE).T, after[(od >= 0.15).all(1)].T, rcond=None
-        )[0]
-        assert np.allclose(np.percentile(strength, 99, axis=1), tiling.REFERENCE_TOP, rtol=0.02)
-    assert np.abs(normal[0].astype(int) - normal[1]).mean() < 1.5
-
-
-def test_macenko_leaves_the_reference_as_it_is():
-    rgb, _ = stained(STAIN_PAIRS["reference"], n=65_536)
-    stains, top = tiling.macenko_stains(tiling.optical_density(rgb))
-    assert degrees_between(stains, np.array(tiling.REFERENCE)).max() < 1
-    out, _ = tiling.macenko(
-        rgb.reshape(1, 256, 256, 3), (np.array(tiling.REFERENCE), np.array(tiling.REFERENCE_TOP))
-    )
-    glass = rgb.max(1) > 235
-    moved = np.abs(out.reshape(-1, 3).astype(int) - rgb)[
-        ~glass
-    ]  # by the one grey level that the logarithm adds
-    assert np.median(moved) == 1 and (moved <= 2).mean() > 0.99 and moved.max() < 8
-
-
-def flat(color, noise=0.0):
-    rng = np.random.default_rng(0)
-    return (
-        (np.array(color) + rng.normal(0, noise, (64, 64, 3))).round().clip(0, 255).astype(np.uint8)
-    )
-
-
-def one_stain(noise=0.0):
-    rng = np.random.default_rng(0)
-    od = rng.uniform(0, 2, (64, 64, 1)) * tiling.REFERENCE[0]
-    return (
-        (240 * np.exp(-od) - 1 + rng.normal(0, noise, od.shape))
-        .round()
-        .clip(0, 255)
-        .astype(np.uint8)
-    )
-
-
-@pytest.mark.filterwarnings("error")
-@pytest.mark.parametrize(
-    "tile",
-    [
-        flat((255,) * 3),
-        flat((240,) * 3),
-        flat((243, 240, 244), 2),
-        flat((0,) * 3),
-        flat((128,) * 3),
-        flat((170, 90, 150)),
-        flat((170, 90, 150), 1),
-        flat((60, 30, 90)),
-        one_stain(),
-        one_stain(1),
-        flat((255,) * 3)[:1, :1],
-        flat((90, 60, 120))[:1, :1],
-    ],
-)
-def test_macenko_leaves_a_tile_without_two_stains_unchanged(tile):
-    found = tiling.macenko_stains(tiling.optical_density(tile.reshape(-1, 3)))
-    assert found is None
-    got, changed = tiling.macenko(tile[None], found)
-    assert (got[0] == tile).all() and changed.tolist() == [False]
-
-
-@pytest.mark.filterwarnings("error")
-def test_macenko_of_a_slide_on_its_odd_tiles():
-    """The slide's stains are known: only tiles with almost no stain stay; none turns into a colour that no dye has."""
-    found = STAIN_PAIRS["bluish"], np.array([3.3, 1.2])
-    speck = flat((255,) * 3)
-    speck[:6, :6] = (110, 75, 150)  # 36 of 4,096 pixels, under 1 %
-    tissue = speck.copy()
-    tissue[:7, :6] = (110, 75, 150)
-    tiles = np.stack(
-        [flat((255,) * 3), speck, tissue, flat((0,) * 3), flat((170, 90, 150)), one_stain(1)]
-    )
-    before = tiles.copy()
-    got, changed = tiling.macenko(tiles, found)
-    assert (
-        changed.tolist() == [False, False, True, True, True, True]
-        and (got[:2] == tiles[:2]).all()
-        and (tiles == before).all()
-    )
-    assert got[3].max() < 40 and got[2][-1, -1].min() > 235  # black stays dark, glass bright
-    assert (
-        got[4:].astype(int)[..., 1] <= got[4:].astype(int)[..., [0, 2]].min(-1) + 25
-    ).all()  # never green
-    empty, none = tiling.macenko(tiles[:0], found)
-    assert empty.shape == (0, 64, 64, 3) and none.shape == (0,)
-    assert all(
-        (tiling.macenko(tiles[i : i + 1], found)[0][0] == got[i]).all() for i in range(len(tiles))
-    )  # alone or with others
-
-
 def test_saturation_is_colorsys_and_its_median_brute_force():
-    rng = np.random.default_rng(0)
-    rgb = rng.integers(0, 256, (14, 17, 3)).astype(np.uint8)
+    rgb = np.random.default_rng(0).integers(0, 256, (14, 17, 3)).astype(np.uint8)
     rgb[3], rgb[5] = 0, 77
-    each = np.array(
-        [[round(255 * colorsys.rgb_to_hsv(*p / 255)[1] + 1e-9) for p in row] for row in rgb]
-    )
+    each = np.zeros((14, 17))
+    for y, x in np.ndindex(14, 17):
+        _, saturation, _ = colorsys.rgb_to_hsv(*rgb[y, x] / 255)
+        each[y, x] = round(255 * saturation + 1e-9)
     wide = np.pad(each, 3, mode="edge")
-    want = np.array([[np.median(wide[y : y + 7, x : x + 7]) for x in range(17)] for y in range(14)])
-    assert (tiling.saturation_map(rgb) == want).all()
+    got = tiling.saturation_map(rgb)
+    for y, x in np.ndindex(14, 17):
+        assert got[y, x] == np.median(wide[y : y + 7, x : x + 7])
 
 
-def test_tissue_of_a_fixed_saturation():
+def cut_by_saturation(rgb, threshold="otsu", scanned=None):
+    if scanned is None:
+        scanned = np.ones(rgb.shape[:2], bool)
+    return tiling.find_tissue(rgb, scanned, "saturation", threshold)
+
+
+def test_tissue_of_a_level_of_saturation():
     rgb, truth = painted()
-    everywhere = np.ones(truth.shape, bool)
-    mask, threshold = tiling.find_tissue(rgb, everywhere, "saturation", 8)
-    assert threshold == 8 and overlap(mask, truth) > 0.95
-    field = ndimage.gaussian_filter(np.random.default_rng(0).normal(size=(60, 70, 1)), (4, 4, 0))
-    spots = (243 - [0, 1, 0] * (9 + 60 * field)).round().clip(0, 255).astype(np.uint8)
-    level, mask = (
-        tiling.saturation_map(spots) > 8,
-        tiling.find_tissue(spots, np.ones((60, 70), bool), "saturation", 8)[0],
-    )
+    mask, threshold = cut_by_saturation(rgb, 8)
+    assert threshold == 8
+    assert overlap(mask, truth) > 0.95
+    mask, threshold = cut_by_saturation(rgb)
+    assert threshold == tiling.otsu_threshold(tiling.saturation_map(rgb))
+    assert overlap(mask, truth) > 0.6
+    nowhere = np.zeros(truth.shape, bool)
+    assert not cut_by_saturation(rgb, scanned=nowhere)[0].any()
+
+
+@pytest.mark.parametrize(
+    "color, share",
+    [((243, 243, 243), 0), (H_E["pale eosin"], 1), ((128, 128, 128), 0), (INK["blue"], 1)],
+    ids=["glass", "pale eosin", "grey", "pen, too"],
+)
+def test_what_saturation_takes_for_tissue(color, share):
+    assert cut_by_saturation(one_colour(color, 30, 40), 8)[0].mean() == share
+
+
+def test_tissue_by_saturation_is_where_it_was_scanned():
+    rgb = one_colour(H_E["eosin"], 40, 40)
+    left = np.arange(1600).reshape(40, 40) % 40 < 20
+    assert cut_by_saturation(rgb, 8, left)[0].sum() == 800
+
+
+def test_gaps_are_closed_as_by_definition():
+    """A closing holds each pixel all of whose 4 x 4 squares meet the mask."""
+    mask = ndimage.gaussian_filter(np.random.default_rng(0).normal(size=(60, 70)), 4) > 0
     window = np.lib.stride_tricks.sliding_window_view
-    closed = window(window(level, (4, 4)).any((2, 3)), (4, 4)).all(
-        (2, 3)
-    )  # every square of 4 that holds the pixel meets tissue
-    assert (
-        (closed == mask[3:-3, 3:-3]).all() and (mask | ~level).all() and (mask != level).sum() > 20
-    )
-    otsu, threshold = tiling.find_tissue(rgb, everywhere, "saturation")
-    assert (
-        threshold == tiling.otsu_threshold(tiling.saturation_map(rgb))
-        and overlap(otsu, truth) > 0.6
-    )
-    for color, want in (
-        ((243, 243, 243), 0),
-        (H_E["pale eosin"], 1),
-        ((128, 128, 128), 0),
-        (INK["blue"], 1),
-    ):  # pen counts, there
-        assert (
-            tiling.find_tissue(
-                np.full((30, 40, 3), color, np.uint8), np.ones((30, 40), bool), "saturation", 8
-            )[0].mean()
-            == want
-        )
-    assert not tiling.find_tissue(rgb, ~everywhere, "saturation")[0].any()
-    hole = np.full((40, 40, 3), H_E["eosin"], np.uint8)
-    assert (
-        tiling.find_tissue(hole, np.arange(1600).reshape(40, 40) % 40 < 20, "saturation", 8)[
-            0
-        ].sum()
-        == 800
-    )  # only what was scanned
+    meets = window(mask, (4, 4)).any((2, 3))
+    closed = window(meets, (4, 4)).all((2, 3))
+    got = tiling.close_gaps(mask)
+    assert np.array_equal(got[3:-3, 3:-3], closed)
+    assert (got | ~mask).all()
+    assert (got != mask).sum() > 20
 
 
-def test_small_pieces_are_dropped():
-    mask = ndimage.gaussian_filter(np.random.default_rng(0).random((60, 80)), 1) > 0.55
-    pieces, left = [], {tuple(p) for p in np.argwhere(mask)}
-    while left:  # flood fill
+def pieces_of(mask):
+    """Connected pieces, corners connect, by flood fill: a list of sets of (y, x)."""
+    pieces, left = [], set(zip(*np.nonzero(mask), strict=True))
+    while left:
         piece, todo = set(), [left.pop()]
         while todo:
             y, x = todo.pop()
@@ -517,29 +211,397 @@ def test_small_pieces_are_dropped():
             left -= near
             todo += near
         pieces.append(piece)
+    return pieces
+
+
+def test_small_pieces_are_dropped():
+    mask = ndimage.gaussian_filter(np.random.default_rng(0).random((60, 80)), 1) > 0.55
+    pieces = pieces_of(mask)
     sizes = sorted(map(len, pieces))
     assert 8 < len(sizes) < ndimage.label(mask)[1]  # some hang together by a corner alone
     for least in (0, sizes[0] + 1, sizes[len(sizes) // 2], sizes[-1], sizes[-1] + 1):
-        want = {p for piece in pieces if len(piece) >= least for p in piece}
-        assert {tuple(p) for p in np.argwhere(tiling.drop_pieces(mask, least))} == want
-    rgb, truth = painted()  # 80 x 90 and 60 x 60 pixels of 8 µm
-    ellipse = truth & (np.arange(200) < 118)
-    assert (
-        overlap(tiling.find_tissue(rgb, np.ones(truth.shape, bool), least=4500)[0], ellipse) > 0.9
-    )
+        want = {pixel for piece in pieces if len(piece) >= least for pixel in piece}
+        kept = tiling.drop_pieces(mask, least)
+        assert set(zip(*np.nonzero(kept), strict=True)) == want
+
+
+def test_small_pieces_of_tissue_are_dropped():
+    """Painted are pieces of 80 x 90 and 60 x 60 pixels."""
+    rgb, truth = painted()
+    mask, _ = tiling.find_tissue(rgb, np.ones(truth.shape, bool), least=4500)
+    assert overlap(mask, truth & (np.arange(200) < 118)) > 0.9
+
+
+# ----- Tiles -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("scale, tile", [(4, 28), (4, 29.3), (2.5, 20.0)])
+def test_grid_equals_counting_pixels(scale, tile):
+    """By counting on a picture 40 times as fine."""
+    mask = ndimage.gaussian_filter(np.random.default_rng(0).random((50, 70)), 4) > 0.5
+    fine = np.kron(mask, np.ones((40, 40)))
+    W, H = round(70 * scale), round(50 * scale)
+    coords = tiling.tile_grid(mask, (W, H), tile, 0.5)
+    assert coords.dtype == np.int32
+    got = {tuple(corner) for corner in coords}
+    share = {}
+    for iy in range(int(H / tile + 1e-6)):
+        for ix in range(int(W / tile + 1e-6)):
+            y, y_end, x, x_end = (round(i * tile * 40 / scale) for i in (iy, iy + 1, ix, ix + 1))
+            share[int(ix * tile), int(iy * tile)] = fine[y:y_end, x:x_end].mean()
+    surely = {corner for corner, s in share.items() if s > 0.51}
+    perhaps = {corner for corner, s in share.items() if s > 0.49}
+    assert surely <= got <= perhaps
+    assert 10 < len(got) < len(share) - 10
+    assert coords[:, 0].max() + tile <= W + 1e-6
+
+
+def test_grid_samples_by_seed_and_keeps_the_order():
+    mask = np.ones((30, 30), bool)
+    every = tiling.tile_grid(mask, (300, 300), 10)
+    some = tiling.tile_grid(mask, (300, 300), 10, max_tiles=100, seed=1)
+    assert (len(every), len(some)) == (900, 100)
+    place = {tuple(corner): i for i, corner in enumerate(every)}
+    order = [place[tuple(corner)] for corner in some]
+    assert order == sorted(set(order))
+    assert np.ptp(order) > 700  # a sample of all, not the first rows
+    again, other = (tiling.tile_grid(mask, (300, 300), 10, max_tiles=100, seed=s) for s in (1, 2))
+    assert np.array_equal(again, some)
+    assert not np.array_equal(other, some)
+
+
+def test_grid_of_a_slide_smaller_than_a_tile_or_without_tissue_is_empty():
+    mask = np.ones((30, 30), bool)
+    assert tiling.tile_grid(mask, (5, 300), 10).shape == (0, 2)
+    assert tiling.tile_grid(~mask, (300, 300), 10).shape == (0, 2)
+
+
+@pytest.mark.parametrize("mpp, level", [(0.5, 0), (0.25, 1), (0.2495, 1), (0.12, 2), (0.6, 0)])
+def test_tiles_equal_a_direct_resample_of_the_full_picture(smooth_slide, mpp, level):
+    """Pillow's Lanczos, which looks beyond a tile's rim: there they may differ."""
+    path, rgb = smooth_slide
+    slide, tile = open_slide(path), 112 / mpp
+    assert tiling.best_level(slide, tile / 224)[0] == level
+    coords = np.array([[int(i * tile), int(tile * 0.3)] for i in range(int(1800 / tile))])
+    tiles = tiling.read_tiles(slide, coords, tile)
+    for (x, y), got in zip(coords, tiles, strict=True):
+        box = (x, y, x + tile, y + tile)
+        want = Image.fromarray(rgb).resize((224, 224), Image.Resampling.LANCZOS, box)
+        assert np.abs(got.astype(int) - np.asarray(want))[4:-4, 4:-4].mean() < 1.0
+        alone = tiling.read_tiles(slide, [(x, y)], tile)[0]
+        assert (got == alone).mean() > 0.999
+
+
+def test_runs_hold_neighbours_only():
+    coords = np.array([(0, 0), (10, 0), (20, 0), (40, 0), (50, 0), (0, 10), (10, 10)])
+    assert tiling.tile_runs(coords, 10.3) == [(0, 3), (3, 5), (5, 7)]
+    assert tiling.tile_runs(coords[:0], 10) == []
+    row = np.array([(i * 10, 0) for i in range(99)])
+    assert max(last - first for first, last in tiling.tile_runs(row, 10)) == tiling.RUN_TILES
+
+
+# ----- Colour ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("pair", STAIN_PAIRS)
+def test_macenko_recovers_planted_stains_and_their_strength(pair):
+    rgb, c = stained(STAIN_PAIRS[pair], (1.3, 0.8))
+    od = tiling.optical_density(rgb)
+    assert np.allclose(od, -np.log((rgb.astype(float) + 1) / 240), atol=1e-6)
+    stains, top = tiling.macenko_stains(od)
+    assert degrees_between(stains, STAIN_PAIRS[pair]).max() < 1
+    assert np.allclose(np.linalg.norm(stains, axis=1), 1)
+    dense = (od >= 0.15).all(1)
+    assert np.allclose(top, np.percentile(c[dense], 99, axis=0), rtol=0.04)
+    _, _, axes = np.linalg.svd(od[dense].astype(float), full_matrices=False)
+    assert np.abs(stains @ axes[2]).max() < 1e-6  # the plane is that of the singular vectors
+
+
+def test_macenko_needs_neither_the_order_of_pixels_nor_glass():
+    rgb, _ = stained(STAIN_PAIRS["bluish"], (1.3, 0.8))
+    od = tiling.optical_density(rgb)
+    stains, top = tiling.macenko_stains(od)
+    order = np.random.default_rng(1).permutation(len(od))
+    glass = np.full((20_000, 3), -0.06, np.float32)
+    again = tiling.macenko_stains(np.concatenate([od[order], glass]))
+    assert np.allclose(again[0], stains, atol=1e-6)
+    assert np.allclose(again[1], top, atol=1e-5)
+
+
+def test_macenko_is_least_squares_pixel_by_pixel():
+    """NumPy's lstsq, in float64."""
+    tiles = np.random.default_rng(0).integers(0, 256, (2, 9, 11, 3)).astype(np.uint8)
+    tiles[0] = tiles[0] // 2
+    stains, top = STAIN_PAIRS["bluish"], np.array([3.1, 1.2])
+    got, changed = tiling.macenko(tiles, (stains, top))
+    od = -np.log((tiles.reshape(-1, 3).astype(float) + 1) / 240)
+    concentrations = np.linalg.lstsq(stains.T, od.T, rcond=None)[0].T
+    scaled = concentrations * np.array([1.9705, 1.0308]) / top
+    reference = np.array([[0.5626, 0.7201, 0.4062], [0.2159, 0.8012, 0.5581]])
+    want = (240 * np.exp(-scaled @ reference)).clip(0, 255).reshape(tiles.shape)
+    assert changed.all()
+    assert got.dtype == np.uint8
+    assert np.abs(got - want).max() < 0.51
+
+
+def test_differently_stained_slides_of_one_tissue_become_one():
+    """Pure stains become the reference's, their 99th percentiles the reference's percentiles."""
+    reference, seen, normal = np.array(tiling.REFERENCE), [], []
+    for pair, strength in (("reddish", (1.2, 0.9)), ("bluish", (0.7, 1.3))):
+        rgb, c = stained(STAIN_PAIRS[pair], strength, 65_536, 1)
+        od = tiling.optical_density(rgb)
+        out, changed = tiling.macenko(rgb.reshape(1, 256, 256, 3), tiling.macenko_stains(od))
+        assert changed.all()
+        seen.append(rgb.astype(int))
+        normal.append(out.astype(int))
+        after = tiling.optical_density(out.reshape(-1, 3))
+        haematoxylin = after[(c[:, 1] == 0) & (c[:, 0] > 0.5)].mean(0)
+        eosin = after[(c[:, 0] == 0) & (c[:, 1] > 0.5)].mean(0)
+        assert degrees_between(np.stack([haematoxylin, eosin]), reference).max() < 1
+        dense = after[(od >= 0.15).all(1)]
+        strengths, *_ = np.linalg.lstsq(reference.T, dense.T, rcond=None)
+        tops = np.percentile(strengths, 99, axis=1)
+        assert np.allclose(tops, tiling.REFERENCE_TOP, rtol=0.02)
+    assert np.abs(seen[0] - seen[1]).mean() > 10
+    assert np.abs(normal[0] - normal[1]).mean() < 1.5
+
+
+def test_macenko_leaves_the_reference_as_it_is():
+    """But for the one grey level that the logarithm adds."""
+    rgb, _ = stained(STAIN_PAIRS["reference"], n=65_536)
+    stains, _ = tiling.macenko_stains(tiling.optical_density(rgb))
+    reference = np.array(tiling.REFERENCE)
+    assert degrees_between(stains, reference).max() < 1
+    known = reference, np.array(tiling.REFERENCE_TOP)
+    out, _ = tiling.macenko(rgb.reshape(1, 256, 256, 3), known)
+    tissue = rgb.max(1) <= 235
+    moved = np.abs(out.reshape(-1, 3).astype(int) - rgb)[tissue]
+    assert np.median(moved) == 1
+    assert (moved <= 2).mean() > 0.99
+    assert moved.max() < 8
+
+
+def one_stain(noise=0.0):
+    rng = np.random.default_rng(0)
+    od = rng.uniform(0, 2, (64, 64, 1)) * tiling.REFERENCE[0]
+    light = 240 * np.exp(-od) - 1 + rng.normal(0, noise, od.shape)
+    return light.round().clip(0, 255).astype(np.uint8)
+
+
+WITHOUT_TWO_STAINS = {
+    "white": one_colour((255,) * 3),
+    "glass": one_colour((240,) * 3),
+    "noisy glass": one_colour((243, 240, 244), noise=2),
+    "black": one_colour((0,) * 3),
+    "grey": one_colour((128,) * 3),
+    "one colour": one_colour((170, 90, 150)),
+    "one colour, noisy": one_colour((170, 90, 150), noise=1),
+    "dark": one_colour((60, 30, 90)),
+    "one stain": one_stain(),
+    "one stain, noisy": one_stain(1),
+    "a white pixel": one_colour((255,) * 3, 1, 1),
+    "a stained pixel": one_colour((90, 60, 120), 1, 1),
+}
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("name", WITHOUT_TWO_STAINS)
+def test_macenko_leaves_a_tile_without_two_stains_unchanged(name):
+    tile = WITHOUT_TWO_STAINS[name]
+    found = tiling.macenko_stains(tiling.optical_density(tile.reshape(-1, 3)))
+    assert found is None
+    got, changed = tiling.macenko(tile[None], found)
+    assert np.array_equal(got[0], tile)
+    assert changed.tolist() == [False]
+
+
+@pytest.mark.filterwarnings("error")
+def test_macenko_of_a_slide_on_its_odd_tiles():
+    """The slide's stains are known: only tiles with almost no stain stay, none turns green."""
+    found = STAIN_PAIRS["bluish"], np.array([3.3, 1.2])
+    white = one_colour((255,) * 3)
+    speck, tissue = white.copy(), white.copy()
+    speck[:6, :6] = (110, 75, 150)  # 36 of 4,096 pixels, under 1 %
+    tissue[:7, :6] = (110, 75, 150)
+    black, pink = one_colour((0,) * 3), one_colour((170, 90, 150))
+    tiles = np.stack([white, speck, tissue, black, pink, one_stain(1)])
+    before = tiles.copy()
+    got, changed = tiling.macenko(tiles, found)
+    assert changed.tolist() == [False, False, True, True, True, True]
+    assert np.array_equal(got[:2], tiles[:2])
+    assert np.array_equal(tiles, before)
+    assert got[2, -1, -1].min() > 235  # glass stays bright, black dark
+    assert got[3].max() < 40
+    red, green, blue = np.moveaxis(got[4:].astype(int), -1, 0)
+    assert (green <= np.minimum(red, blue) + 25).all()
+    for i in range(len(tiles)):
+        assert np.array_equal(tiling.macenko(tiles[i : i + 1], found)[0][0], got[i])
+    empty, none = tiling.macenko(tiles[:0], found)
+    assert (empty.shape, none.shape) == ((0, 64, 64, 3), (0,))
 
 
 def test_stretch_worked_by_hand():
-    """Each channel of each tile from its lowest to its highest value, as 0..255; a channel of one value is 0."""
-    tile = np.zeros((2, 1, 2, 3), np.uint8)
-    tile[0, 0], tile[1, 0] = [(10, 50, 7), (110, 100, 7)], [(0, 20, 255), (255, 220, 0)]
+    """Each channel of each tile from its lowest to its highest value; one of one value is 0."""
+    tiles = np.zeros((2, 1, 2, 3), np.uint8)
+    tiles[0, 0] = [(10, 50, 7), (110, 100, 7)]
+    tiles[1, 0] = [(0, 20, 255), (255, 220, 0)]
     want = [[[[0, 0, 0], [255, 255, 0]]], [[[0, 0, 255], [255, 255, 0]]]]
-    assert tiling.stretch(tile).tolist() == want and tiling.stretch(tile).dtype == np.uint8
-    rng = np.random.default_rng(0)
-    tiles = rng.integers(90, 200, (4, 9, 7, 3)).astype(np.uint8)
+    assert tiling.stretch(tiles).tolist() == want
+
+
+def test_stretch_is_the_formula():
+    tiles = np.random.default_rng(0).integers(90, 200, (4, 9, 7, 3)).astype(np.uint8)
     shifted = tiles.astype(float) - tiles.min((1, 2), keepdims=True)
-    assert (
-        np.abs(tiling.stretch(tiles) - 255 * shifted / shifted.max((1, 2), keepdims=True)).max()
-        <= 0.5 + 1e-4
-    )
+    want = 255 * shifted / shifted.max((1, 2), keepdims=True)
+    got = tiling.stretch(tiles)
+    assert got.dtype == np.uint8
+    assert np.abs(got - want).max() <= 0.5 + 1e-4
     assert tiling.stretch(tiles[:0]).shape == (0, 9, 7, 3)
+
+
+# ----- Features: the wiring of ResNet50 is checked in lab/tests/test_fast_encoder.py --------------
+
+
+@pytest.mark.parametrize(
+    "name, shape",
+    [
+        ("conv1.weight", (64, 3, 7, 7)),
+        ("bn1.num_batches_tracked", ()),
+        ("layer1.0.downsample.0.weight", (256, 64, 1, 1)),
+        ("layer2.0.downsample.1.running_var", (512,)),
+        ("layer3.5.conv2.weight", (256, 256, 3, 3)),
+        ("layer4.2.bn3.bias", (2048,)),
+        ("fc.weight", (1000, 2048)),
+    ],
+)
+def test_resnet50_has_torchvisions_names(name, shape):
+    assert tuple(tiling.ResNet50().state_dict()[name].shape) == shape
+
+
+def test_resnet50_is_as_large_as_torchvisions():
+    sizes = {name: p.numel() for name, p in tiling.ResNet50().named_parameters()}
+    assert sum(sizes.values()) == 25_557_032
+    assert sum(n for name, n in sizes.items() if not name.startswith("fc.")) == 23_508_032
+    assert len(tiling.ResNet50().state_dict()) == 320
+    assert tiling.ResNet50(3)(torch.zeros(1, 3, 64, 64)).shape == (1, 1024)
+
+
+def test_encode_goes_batch_by_batch():
+    """By the network itself, all tiles at once."""
+    torch.manual_seed(0)
+    network = tiling.ResNet50(3).eval()
+    tiles = np.random.default_rng(0).integers(0, 256, (5, 64, 64, 3)).astype(np.uint8)
+    with torch.no_grad():
+        want = network(tiling.normalise(torch.from_numpy(tiles)))
+    assert np.allclose(tiling.encode(network, tiles, batch=2), want, rtol=1e-4, atol=1e-5)
+    assert tiling.encode(network, tiles[:0]).shape == (0, 1024)
+
+
+# ----- Super-tiles -------------------------------------------------------------------------------
+
+CLOUD = tile_cloud(3000).astype(float)
+
+
+def test_kmeans_is_as_good_as_scipys():
+    ours = np.mean([inertia(CLOUD, tiling.kmeans(CLOUD, 60, seed)[0]) for seed in range(5)])
+    theirs = []
+    for seed in range(5):
+        centers, _ = scipy.cluster.vq.kmeans2(CLOUD, 60, minit="++", seed=seed, iter=100)
+        theirs.append(inertia(CLOUD, centers))
+    assert ours < 1.01 * np.mean(theirs)
+
+
+def test_kmeans_is_as_good_as_scikit_learns():
+    cluster = pytest.importorskip("sklearn.cluster")
+    ours = np.mean([inertia(CLOUD, tiling.kmeans(CLOUD, 60, seed)[0]) for seed in range(5)])
+    theirs = [cluster.KMeans(60, n_init=1, random_state=s).fit(CLOUD).inertia_ for s in range(5)]
+    assert ours < 1.01 * np.mean(theirs)
+
+
+def test_clusters_are_their_points_means_and_none_is_empty():
+    centers, labels = tiling.kmeans(CLOUD, 60, 0)
+    assert centers.shape == (60, 2)
+    assert np.bincount(labels, minlength=60).min() > 0
+    for j in range(60):
+        assert np.allclose(centers[j], CLOUD[labels == j].mean(0))
+    d2 = ((CLOUD[:, None] - centers[None]) ** 2).sum(2)
+    own = d2[np.arange(3000), labels]
+    assert (own > d2.min(1)).mean() < 0.02  # the last small move apart, the nearest is its own
+
+
+def test_kmeans_has_one_result_for_a_seed():
+    (a, a_labels), (b, b_labels), (c, _) = (tiling.kmeans(CLOUD, 20, seed) for seed in (3, 3, 4))
+    assert np.array_equal(a, b)
+    assert np.array_equal(a_labels, b_labels)
+    assert not np.array_equal(a, c)
+
+
+@pytest.mark.parametrize(
+    "points, k, n_clusters",
+    [
+        ([[1, 2]], 5, 1),
+        ([[0, 0], [0, 0], [1, 1]], 5, 2),
+        ([[0, 0]] * 9 + [[5, 5]] * 9 + [[9, 0]], 2, 2),
+        ([[1, 2], [3, 4]], 1, 1),
+        ([[0.0]] * 400 + [[1.0]] + [[2.0]], 2, 2),
+    ],
+)
+def test_kmeans_of_few_different_points(points, k, n_clusters):
+    centers, labels = tiling.kmeans(np.array(points), k, 0)
+    assert len(centers) == n_clusters
+    assert set(labels) == set(range(n_clusters))
+
+
+def test_an_empty_cluster_gets_the_point_farthest_from_its_own():
+    """Three clusters, the third empty; point 1 is farthest, but alone in its cluster."""
+    distances = np.array([[1.0, 9, 9], [9, 8, 9], [2, 9, 9], [0, 9, 9]])
+    assert tiling.fill_empty(distances.argmin(1), distances).tolist() == [0, 1, 2, 0]
+
+
+def test_supertiles_are_means_of_their_tiles():
+    features = np.random.default_rng(0).normal(size=(300, 7)).astype(np.float16)
+    coords = tile_cloud(300)
+    means, mask, cluster = tiling.supertiles(features, coords, 20, 0)
+    assert means.shape == (20, 7)
+    assert mask.all()
+    for j in range(20):
+        want = features[cluster == j].astype(float).mean(0)
+        assert np.allclose(means[j], want, atol=1e-5)
+
+
+def test_fewer_tiles_than_supertiles_are_each_their_own():
+    features = np.random.default_rng(0).normal(size=(3, 7)).astype(np.float16)
+    means, mask, cluster = tiling.supertiles(features, tile_cloud(3), 20, 0)
+    assert mask.sum() == 3
+    assert not means[~mask].any()
+    assert np.allclose(means[cluster], features)
+    means, mask, cluster = tiling.supertiles(features[:0], tile_cloud(3)[:0], 20, 0)
+    assert not mask.any()
+    assert not means.any()
+
+
+@pytest.mark.parametrize("n, k", [(250, 100), (250, 7), (30, 100), (1, 3)])
+def test_supertiles_without_coordinates_are_even_runs_of_rows(n, k):
+    features = np.random.default_rng(0).normal(size=(n, 5)).astype(np.float32)
+    means, mask, cluster = tiling.supertiles(features, None, k)
+    assert np.array_equal(np.unique(cluster), np.arange(min(n, k)))
+    assert (np.diff(cluster) >= 0).all()
+    assert np.ptp(np.bincount(cluster)) <= 1
+    runs = np.split(features, np.flatnonzero(np.diff(cluster)) + 1)
+    assert mask.sum() == min(n, k)
+    assert np.allclose(means[mask], [run.mean(0) for run in runs], atol=1e-6)
+    assert not means[~mask].any()
+
+
+def test_the_whole_path_as_the_manual_says(smooth_slide):
+    """tiling.py's own example, with random weights."""
+    slide = open_slide(smooth_slide[0])
+    rgb, scanned = tiling.thumbnail(slide, 0.25)
+    tile = tiling.TILE_UM / 0.25
+    coords = tiling.tile_grid(scanned, slide.dimensions, tile, max_tiles=3)
+    pixels = tiling.read_tiles(slide, coords, tile, px=64)
+    features = tiling.encode(tiling.ResNet50(), pixels)
+    means, mask, cluster = tiling.supertiles(features, coords)
+    assert rgb.shape[:2] == scanned.shape
+    assert (features.shape, means.shape, mask.sum()) == ((3, 2048), (100, 2048), 3)
+    assert np.allclose(means[cluster], features, atol=1e-5)
