@@ -1,6 +1,7 @@
 """Where HistCode looks, against a pathologist's outline."""
 
 import json
+import re
 
 import numpy as np
 import pytest
@@ -84,13 +85,7 @@ def test_attention_on_the_slide_against_its_outline(looked_at, capsys):
         counts = np.array([int(r["cells: tumour"]) for r in rows])
         assert f"tumour R {scipy.stats.pearsonr(a, counts)[0]:.3f}" in line
         aucs.append(auc)
-    assert (
-        f"diagnose, 2 slides with an outline that divides their tiles: AUC mean {np.mean(aucs):.3f}"
-        in said
-    )
     summary = (run / "heatmaps" / "diagnose" / "summary.md").read_text()
-    assert (
-        summary.startswith("# diagnose: 3 slides")
-        and f"above .5 on {sum(v > 0.5 for v in aucs)}" in summary
-    )
-    assert f"| {slides[0]} | " in summary and f" | {aucs[0]:.3f} | " in summary
+    assert summary.startswith("# diagnose: 3 slides")
+    assert f"| {slides[0]} | " in summary and f"| {aucs[0]:.3f} | " in summary
+    assert re.search(rf"\| mean \|.*\| {np.mean(aucs):.3f} \|", summary)
