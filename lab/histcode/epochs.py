@@ -12,7 +12,7 @@ import torch
 import histcode
 import tiling
 from lab.cohort.slides import open_slide
-from lab.files import InputError
+from lab.histcode.tiles import unreadable
 from lab.progress import counted, ordered_map
 
 READ_TILES = 64  # of one slide, read in one go [ours]
@@ -79,10 +79,7 @@ def read_pieces(data, chosen, pieces, workers):
     read = partial(read_piece, data, chosen)
     for piece, tiles in ordered_map(read, pieces, workers):
         if isinstance(tiles, Exception):
-            path = data["paths"][chosen[piece[0], 0]]
-            raise InputError(
-                f"{path} can't be read to its end ({tiles}): take it out of samples.csv"
-            )
+            raise unreadable(data["paths"][chosen[piece[0], 0]], tiles)
         yield piece, tiles
 
 
