@@ -13,6 +13,7 @@ from filelock import SoftFileLock, Timeout
 from lab.files import InputError, sweep
 
 HELD = {}  # of this process: lock file -> lock
+MOMENT = 0.2  # seconds in which filelock looks at a lock, frees a dead one's, and comes again
 
 
 def hold(folder, share=(0, 1)):
@@ -44,7 +45,7 @@ def take(path):
     before = owner_of(path)
     HELD[path] = SoftFileLock(path, thread_local=False)  # first: a signal in between gives it back
     try:
-        HELD[path].acquire(timeout=0)
+        HELD[path].acquire(timeout=MOMENT, poll_interval=MOMENT / 4)
     except Timeout:
         del HELD[path]
         raise InputError(
