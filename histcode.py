@@ -295,7 +295,7 @@ def info_nce(q, k, bank, tau, in_batch=False):
     """Contrastive loss -log(exp(positive) / sum(exp)), mean over the batch. [HistCode eq. 1]
 
     q, k (B, d): unit embeddings of the two views of each tile. bank (K, d): negatives, put on the
-    sphere here. tau: temperature.
+    sphere here. tau: temperature. Needs: logits_of.
     """
     logits = logits_of(q, k, bank, tau, in_batch)
     positive = (q * k).sum(1) / tau  # (B,)
@@ -308,7 +308,7 @@ def bank_gradient(q, k, bank, tau, in_batch=False):
 
     With p_ik the softmax share of negative k for query i:
         dL/dw_k = (sum_i p_ik q_i - u_k sum_i p_ik q_i.u_k) / (B tau |w_k|)
-    The second term keeps to the sphere: the gradient is at right angles to w_k.
+    The second term keeps to the sphere: the gradient is at right angles to w_k. Needs: logits_of.
     """
     length = bank.norm(dim=1, keepdim=True)  # (K, 1)
     u = bank / length
@@ -585,7 +585,7 @@ class GatedAttention(nn.Module):
         hidden = torch.tanh(self.v(h))  # (B, T, hidden)
         if self.u is not None:
             hidden = hidden * torch.sigmoid(self.u(h))
-        scores = self.w(hidden)[:, :, 0]
+        scores = self.w(hidden).squeeze(2)
         a = scores.masked_fill(~mask, -torch.inf).softmax(1)  # (B, T)
         return (a[:, None] @ h)[:, 0], a
 
@@ -689,8 +689,7 @@ class MILRNN(nn.Module):
 
 def tiles_at(values, which):
     """values (B, T, n) of the tiles `which` (B, k) -> (B, k, n)"""
-    which = which[:, :, None].expand(-1, -1, values.shape[2])
-    return values.gather(1, which)
+    return values.take_along_dim(which[:, :, None], 1)
 
 
 def divisor(mean, sd):
@@ -708,8 +707,8 @@ HEAD_DECAY = 1e-5  # weight decay of its Adam  [HistCode code]
 
 def cross_entropy(outputs, y):
     """Mean over the streams: outputs (..., streams, C), class y (...) -> (...). [HistCode eq. 7]"""
-    y = y[..., None, None].expand(*outputs.shape[:-1], 1)
-    chosen = outputs.log_softmax(-1).gather(-1, y)
+    share = outputs.log_softmax(-1)
+    chosen = share.take_along_dim(y[..., None, None], -1)
     return -chosen.mean((-2, -1))
 
 
@@ -722,16 +721,18 @@ def mistakes(outputs, y):
 def squared_error(outputs, y):
     """Mean over known genes: outputs (..., 1, G), y (..., G) with nan -> (...). [HistCode eq. 8]"""
     known = ~y.isnan()
-    errors = (outputs[..., -1, :] - y.nan_to_num()) ** 2 * known
+    errors = outputs[..., -1, :] - y.nan_to_num()
+    errors = errors.square() * known
     return errors.sum(-1) / known.sum(-1).clamp(min=1)
 
 
 def padded(bags):
     """Slides of different length, each (T_i, D), as one batch: h (B, T, D), mask (B, T)."""
-    lengths = torch.tensor([len(bag) for bag in bags])
+    lengths = [len(bag) for bag in bags]
     bags = [torch.tensor(bag) for bag in bags]
     h = nn.utils.rnn.pad_sequence(bags, batch_first=True)
-    return h, torch.arange(h.shape[1]) < lengths[:, None]
+    mask = torch.arange(h.shape[1]) < torch.tensor(lengths)[:, None]
+    return h, mask
 
 
 @torch.no_grad()
@@ -772,7 +773,7 @@ def train_slide_epochs(
     """
     optimizer = torch.optim.Adam(model.parameters(), lr, weight_decay=weight_decay)
     if state is None:
-        state = {"epoch": 0, "best_epoch": 0, "fewest": math.inf}
+        state = {"epoch": 0, "fewest": math.inf}
     else:
         model.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
@@ -823,7 +824,6 @@ def roles(part, f, parts=PARTS, stop_on_test=False):
 
 LOG2_FC = 1.5  # |log2 fc| above it is label 1  [HistCode Methods, Differential expression analysis]
 ENDS = 100  # l highest and l lowest tiles  [HistCode Methods, Differential expression prediction]
-RANK = 1e-5  # singular values up to this share of the largest count as 0  [ours]
 LABEL_EPOCHS = 100  # of the layer that learns labels  [ours]
 LABEL_RATE = 2e-5  # of its Adam: thousands of weights step at once  [ours]
 
@@ -836,7 +836,7 @@ def fold_change(tumour, normal):
     Nothing in both, or either missing: neither. [ours; the paper does not say]
     """
     with np.errstate(divide="ignore", invalid="ignore"):
-        fc = np.asarray(tumour, np.float64) / np.asarray(normal, np.float64)
+        fc = np.divide(tumour, normal, dtype=np.float64)
         changed = np.abs(np.log2(fc)) > LOG2_FC
         y = np.log10(fc + 1)
     label = np.where(np.isnan(fc), np.nan, changed)
@@ -896,7 +896,7 @@ def least_squares(x, y):
         scale = divisor(mean, x[rows].std(0))
         z = (x[rows] - mean) / scale
         deviations = truth - truth.mean(0)
-        solution, *_ = np.linalg.lstsq(z, deviations, rcond=RANK)  # (2D, block)
+        solution, *_ = np.linalg.lstsq(z, deviations, rcond=None)  # (2D, block)
         weights[:, genes] = solution / scale[:, None]
         bias[genes] = truth.mean(0) - mean @ weights[:, genes]
     return weights, bias
@@ -951,8 +951,9 @@ def judge_genes(prediction, y, rng):
     for rows, genes in known_alike(y):
         if len(rows) < stats.MIN_R:
             continue
-        truth = y[np.ix_(rows, genes)]
-        guess = prediction[np.ix_(rows, genes)]
+        block = np.ix_(rows, genes)
+        truth = y[block]
+        guess = prediction[block]
         random = stats.random_baseline(truth, rng)
         against = stats.against_baseline(guess, truth, random)
         found = (
@@ -966,9 +967,11 @@ def judge_genes(prediction, y, rng):
         for name, values in zip(names, found, strict=True):
             out[name][genes] = values
     out["n"] = (~np.isnan(y)).sum(0)
-    out["p"] = np.minimum(1, 2 * stats.pearson_p(out["r"], out["n"]))
-    for p, corrected in (("p", "bh"), ("location_p", "location_bh"), ("error_p", "error_bh")):
-        out[corrected] = stats.benjamini_hochberg(out[p])
+    one_sided = stats.pearson_p(out["r"], out["n"])
+    out["p"] = np.minimum(1, 2 * one_sided)
+    out["bh"] = stats.benjamini_hochberg(out["p"])
+    out["location_bh"] = stats.benjamini_hochberg(out["location_p"])
+    out["error_bh"] = stats.benjamini_hochberg(out["error_p"])
     return out
 
 
@@ -1002,8 +1005,8 @@ def end_contributions(h, a, weights):
 
 def scale_to_one(a):
     """Attention (T,) from 0, the lowest tile, to 1: "normalization of attention scores"."""
-    width = np.ptp(a)
-    return (a - a.min()) / width if width else np.zeros_like(a)
+    width = np.ptp(a) or 1
+    return (a - a.min()) / width
 
 
 def dice(a, b):
