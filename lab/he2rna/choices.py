@@ -9,7 +9,7 @@ import stats
 from lab.audit.choices import Choice, flipped
 from lab.files import InputError
 
-# A row: command, name for --code, the paper, the authors' code, ours, the other side, the tag of ours.
+# A row: command, name for --code, the paper, the authors' code, ours, the other side, the tag.
 CHOICES = (
     Choice(
         "train",
@@ -60,7 +60,7 @@ CHOICES = (
         "train",
         "folds",
         "5, patients whole, projects evenly spread",
-        "5 of the sorted patients, blind to projects, as the 10 % of the others who choose the epoch",
+        "5 of the sorted patients, blind to projects; so are the 10 % who choose the epoch",
         "the paper's",
         "code",
         "[HE2RNA Methods, Training and evaluation]",

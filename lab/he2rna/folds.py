@@ -1,4 +1,4 @@
-"""The folds of a cohort: who tests, who chooses the epoch, who is learned from; how even they are."""
+"""Folds of a cohort: who tests, who chooses the epoch, who is learned from, how even they are."""
 
 import re
 
@@ -91,7 +91,7 @@ def split_folds(data, o):
 
 
 def save_folds(folder, data, splits, by):
-    """folds.csv: each slide's test fold, and the folds whose epoch it chooses; folds.md: how even."""
+    """folds.csv: each slide's test fold, and the folds whose epoch it chooses; folds.md."""
     chooses = [[] for _ in data.slides]
     for f, (_, valid, _) in enumerate(splits):
         for row in valid:

@@ -1,4 +1,4 @@
-"""python he2rna.py choices: where paper and authors' code differ or are silent, and what is done."""
+"""python he2rna.py choices: where paper and authors' code differ or are silent; what is done."""
 
 from lab.audit.choices import show_choices
 from lab.he2rna.choices import CHOICES
