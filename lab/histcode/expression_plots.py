@@ -5,27 +5,8 @@ import numpy as np
 from histcode import LOG2_FC
 from lab.show.plots import BLUE, ORANGE, figure
 
-SHOWN = [
-    "PIK3CA",
-    "MYC",
-    "PTEN",
-    "GATA3",
-    "CD3D",
-    "CD3E",
-    "CD3G",
-    "CD247",
-    "CD19",
-]  # [HistCode Fig. 8]
-
-
-def by_accuracy(r, fc, width=0.1):
-    """[(lower end, mean fold changes fc of its genes)] of each bin of R. [HistCode Fig. 7]"""
-    r = np.where(np.isnan(fc), np.nan, r)
-    number = np.floor(r / width)  # (G,)
-    bins = []
-    for b in np.unique(number[~np.isnan(number)]):
-        bins.append((b * width, fc[number == b]))
-    return bins
+# Those of HistCode Fig. 8
+SHOWN = ["PIK3CA", "MYC", "PTEN", "GATA3", "CD3D", "CD3E", "CD3G", "CD247", "CD19"]
 
 
 def draw(folder, title, pairs, found, prediction):
@@ -40,7 +21,7 @@ def draw(folder, title, pairs, found, prediction):
         draw_two(ax, accuracy, majority, np.linspace(0, 1, 21), "always the commoner label")
         ax.set(xlabel=f"accuracy of |log$_2$ fc| > {LOG2_FC}", ylabel="genes", title=title)
     with figure(folder / "fold_change.png", figsize=(7, 4)) as ax:
-        draw_bins(ax, by_accuracy(found["r"], found["fc"]))
+        draw_bins(ax, found["r"], found["fc"])
         ax.set_title(title)
     with figure(folder / "scatter.png", 3, 3, figsize=(9, 9)) as axes:
         draw_genes(axes.flat, pairs.genes, pairs.y, prediction, found["r"])
@@ -56,11 +37,13 @@ def draw_two(ax, predicted, other, bins, name):
     ax.legend(fontsize=8)
 
 
-def draw_bins(ax, bins):
-    """Box plots of the genes' mean fold change in each bin of R. [HistCode Fig. 7]"""
-    if bins:
-        middle = [low + 0.05 for low, _ in bins]
-        ax.boxplot([fc for _, fc in bins], positions=middle, widths=0.07, manage_ticks=False)
+def draw_bins(ax, r, fc):
+    """Box plots of the genes' mean fold change in bins of R, .1 wide. [HistCode Fig. 7]"""
+    tenth = np.floor(10 * np.where(np.isnan(fc), np.nan, r))  # (G,)
+    bins = np.unique(known(tenth))
+    if len(bins):
+        changes = [fc[tenth == b] for b in bins]
+        ax.boxplot(changes, positions=bins / 10 + 0.05, widths=0.07, manage_ticks=False)
     ax.set(xlabel="Pearson R, bins of .1", ylabel="mean fold change of the gene")
 
 
