@@ -164,7 +164,7 @@ def encoder_options(a, encoder):
         help="resnet50: 2,048 features (HE2RNA's); resnet50-stage3: 1,024 (HistCode's, not yet "
         "trained); a checkpoint of histcode.py pretrain; or a TorchScript file from "
         f"(B, 3, {px}, {px}), normalised as for ImageNet, to (B, D), or as FILE.json beside it "
-        "says (README, Encoders); it is code: run it only from whom you trust. Features go to "
+        "says (docs/manual.md); it is code: run it only from whom you trust. Features go to "
         f"features/<its name> (default {encoder})",
     )
     a(
