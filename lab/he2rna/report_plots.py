@@ -49,6 +49,35 @@ def draw_cancers(ax, results):
     ax.legend(loc="lower right", fontsize=8)
 
 
+def draw_null(path, results, untrained):
+    """R of the genes beside R of models that learned nothing, by cancer. [HE2RNA Methods, Statistics]
+
+    untrained: {cancer: (M, G)}. The lines are the law fitted to it, and the R that significance
+    needs under it.
+    """
+    columns = min(4, len(results))
+    rows = -(-len(results) // columns)
+    size = (3.2 * columns, 2.8 * rows)
+    grid = np.linspace(-1, 1, 801)
+    middle = (grid[1:] + grid[:-1]) / 2
+    with figure(path, rows, columns, figsize=size, squeeze=False) as axes:
+        for ax in axes.flat[len(results) :]:
+            ax.axis("off")
+        for ax, (name, e) in zip(axes.flat, results.items()):
+            null = with_value(untrained[name])
+            ax.hist(null, 60, density=True, color=BLUE, alpha=0.5, label="untrained models")
+            ax.hist(
+                with_value(e["r"]), 60, density=True, color=ORANGE, histtype="step", label="run"
+            )
+            tail = stats.null_p(grid, *e["fits"]["untrained"])
+            ax.plot(middle, -np.diff(tail) / np.diff(grid), "k-", lw=1, label="fitted law")
+            needed = e["r_sign"]["untrained"]
+            ax.axvline(needed, color="k", ls=":", label=f"R_sign {needed:.2f}")
+            ax.set_title(f"{name}: n = {e['slides']}", fontsize=9)
+            ax.set(xlabel="R", ylabel="density of genes", xlim=(-1, 1))
+            ax.legend(fontsize=6)
+
+
 def draw_scatter(path, best, data, prediction):
     """Predicted against true expression of six genes; a colour is a fold, unseen by its model.
 

@@ -30,6 +30,7 @@ from lab.he2rna.report import (
     summary,
     write_report,
 )
+from lab.he2rna.report_plots import draw_null
 from lab.processes import by_first, log_path, of_all, say
 from lab.progress import clock, seldom
 from lab.runs import load_checkpoint, mark_of, read_log, write_log
@@ -274,6 +275,7 @@ def judge(folder, config, o, data, bags, prediction, saved, device, start):
     results = he2rna.evaluate(prediction, y, fold, projects, n_folds, untrained, o.null)
     save_predictions(folder, data, prediction)
     write_genes(folder / "genes.csv", data.genes, results)
+    draw_null(folder / "null.png", results, untrained)
     write_report(
         folder,
         Path(config["cohort"]),
