@@ -56,12 +56,17 @@ def pearson(a, b):
     of the two columns is constant to rounding or holds a NaN or an infinity [ours].
     Within one cancer only: over pooled cancers R measures the recognition of the organ. [HE2RNA
     Methods, Training and evaluation]
+
+    Needs: CONSTANT, GENE_BLOCK, _cosines, gene_blocks, floats, unit_columns, _varies.
     """
     return _cosines(a, b, unit_columns)
 
 
 def spearman(a, b):
-    """Spearman rho of each gene: R of the ranks, where ties share their mean rank. As `pearson`."""
+    """Spearman rho of each gene: R of the ranks, where ties share their mean rank. As `pearson`.
+
+    Needs: CONSTANT, GENE_BLOCK, _cosines, gene_blocks, floats, unit_columns, unit_ranks, _varies.
+    """
     return _cosines(a, b, unit_ranks)
 
 
@@ -161,6 +166,8 @@ def holm_sidak(p):
 
     p (m,) in [0, 1] -> (m,), in the order given. NaN stays NaN and does not count in m. The i-th
     smallest becomes the running maximum of 1 - (1 - p_(i))^(m - i + 1).
+
+    Needs: floats, _ascending.
     """
     known, order, adjusted = _ascending(p)
     left = np.arange(len(known), 0, -1)  # m - i + 1
@@ -175,6 +182,8 @@ def benjamini_hochberg(p):
 
     p (m,) in [0, 1] -> (m,), in the order given. NaN stays NaN and does not count in m. The i-th
     smallest becomes the minimum over j >= i of p_(j) m / j.
+
+    Needs: floats, _ascending.
     """
     known, order, adjusted = _ascending(p)
     rank = np.arange(1, len(known) + 1)
@@ -204,6 +213,8 @@ def wilcoxon_signed_rank(x, y):
     are dropped. Exact for at most 50 pairs without ties and equal pairs, else normal with ties and
     half a step of continuity corrected, as scipy.stats.wilcoxon with method="exact" or
     method="asymptotic", correction=True. All pairs equal: (0, 1). None, or a NaN: nan. [ours]
+
+    Needs: EXACT_SIGNED_RANK, floats, _ties, _two_sided_normal, _signed_rank_counts.
     """
     d = floats(x) - floats(y)  # (n,)
     if d.size == 0 or np.isnan(d).any():
@@ -233,6 +244,8 @@ def wilcoxon_rank_sum(x, y):
     x (n1,), y (n2,) -> (U, p), where U counts the pairs with x > y, a tie as half. As
     scipy.stats.mannwhitneyu(x, y): exact without ties where the smaller group has at most 8, else
     normal with ties and continuity corrected. An empty group, or a NaN: nan. [ours]
+
+    Needs: EXACT_RANK_SUM, floats, _pairs_won, _ties, _two_sided_normal, _rank_sum_counts.
     """
     x, y = floats(x), floats(y)
     both = np.concatenate([x, y])
@@ -309,6 +322,8 @@ def roc_auc(labels, scores):
 
     labels (n,) bool or 0/1, scores (n,) -> float: the Mann–Whitney U over the number of pairs. nan
     with one class only, or with a NaN. [HE2RNA Methods, Statistics and reproducibility]
+
+    Needs: floats, _pairs_won, _judged.
     """
     labels, scores = _judged(labels, scores)
     if labels is None:
@@ -511,6 +526,8 @@ def fisher_enrichment(hits, gene_set, universe):
     Three collections of names; universe: all tested genes, others don't count. 1 where the overlap
     is forced: no hits, no gene of the set, everything a hit. As scipy.stats.fisher_exact with
     alternative="greater". [HE2RNA Methods, Statistics and reproducibility; one-sided: ours]
+
+    Needs: hypergeometric_tail, _log_ways.
     """
     universe = set(universe)
     hits, members = universe.intersection(hits), universe.intersection(gene_set)
@@ -793,6 +810,8 @@ def patient_folds(patients, projects, k, seed):
     one patient. The order of the samples does not matter. ValueError with fewer patients than
     folds. Both demands are the paper's; that patients are dealt out like cards is [ours]. For folds
     of one organ that agree with those of all, call this for the whole cohort, then select.
+
+    Needs: _end_to_end.
     """
     which, order = _end_to_end(patients, projects, np.random.default_rng(seed))
     n_patients = len(order)
@@ -851,6 +870,8 @@ def authors_folds(patients):
     patients (n,) names. The sorted patients are cut by scikit-learn's KFold(5, shuffle=True,
     random_state=0); train_test_split(test_size=.1, random_state=0) takes validation patients from
     the others: 72/8/20. Projects are not looked at. Set for set the released ones. [HE2RNA code]
+
+    Needs: AUTHORS_FOLDS, AUTHORS_VALID.
     """
     names, which = np.unique(np.asarray(patients), return_inverse=True)
     if len(names) < AUTHORS_FOLDS:
