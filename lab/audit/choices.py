@@ -1,9 +1,10 @@
 """Where a paper and its authors' code differ or are silent: the table of what is done here.
 
-Each program has its table, a list of Choice: lab/he2rna/choices.py and lab/histcode/choices.py.
+Each program has its table: lab/he2rna/choices.csv and lab/histcode/choices.csv.
 """
 
 import argparse
+import csv
 import textwrap
 from itertools import zip_longest
 from typing import NamedTuple
@@ -28,6 +29,12 @@ class Choice(NamedTuple):
     def says(self, side):
         """The words of a side: of "paper", of "code", or the side itself where it is in words."""
         return {"paper": self.paper, "code": self.code}.get(side, side)
+
+
+def read_choices(path):
+    """A table of choices, its columns the fields of Choice."""
+    with open(path, newline="", encoding="utf-8") as f:
+        return tuple(Choice(**row) for row in csv.DictReader(f))
 
 
 def of_command(choices, command):
