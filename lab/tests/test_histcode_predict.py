@@ -47,7 +47,8 @@ def by_hand(saved, h, linear):
 @pytest.mark.parametrize("name", ["linear", "joint", "per-gene"])
 def test_predictions_of_a_run_are_the_means_of_its_models_by_hand(changed, tmp_path, name, capsys):
     run = changed / "runs" / name
-    new = tmp_path / "new.h5"
+    new = tmp_path / "h5" / "new.h5"  # features of a folder of the same name
+    new.parent.mkdir()
     shutil.copy(changed / "h5" / "s4_1.h5", new)
     saved, z = folds_in(run), np.load(run / "predictions.npz")
     part = z["part"][z["patient"].tolist().index("TCGA-AA-0004")]
@@ -73,7 +74,8 @@ def test_predictions_of_a_run_are_the_means_of_its_models_by_hand(changed, tmp_p
 
 def test_features_of_another_scale_fail_and_are_told(changed, tmp_path, capsys):
     run, h = changed / "runs" / "joint", tiles_in(changed, "s4_1")
-    large, new = tmp_path / "large.h5", tmp_path / "new.h5"
+    large, new = tmp_path / "h5" / "large.h5", tmp_path / "h5" / "new.h5"
+    new.parent.mkdir()
     shutil.copy(changed / "h5" / "s4_1.h5", new)
     with h5py.File(large, "w") as f:
         f["features"], f["coords"] = h * np.float32(1e7), tile_cloud(len(h))
