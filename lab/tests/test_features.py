@@ -180,7 +180,7 @@ def test_edge_of_a_tile_where_the_file_does_not_say(tmp_path, capsys):
     write_h5(patches, {"patch_size_level0": 300}, coords=COORDS)
     assert tile_edge(tmp_path, source, "x", COORDS, 299.0) == 300
     assert capsys.readouterr().out == ""
-    with pytest.raises(InputError, match="x.h5 says 300 level-0 pixels .* which is not 448"):
+    with pytest.raises(InputError, match=r"x.h5 says 300 level-0 pixels .* which is not 448"):
         tile_edge(tmp_path, source, "x", COORDS, 448.0)
 
 
@@ -253,5 +253,5 @@ def test_ours_must_be_float16(tmp_path):
     (tmp_path / "features" / "e").mkdir(parents=True)
     np.savez(tmp_path / "tiles" / "a.npz", **WHOLE_TILES)
     np.save(tmp_path / "features" / "e" / "a.npy", FEATURES[:5])
-    with pytest.raises(InputError, match="not a whole array .float32, not float16"):
+    with pytest.raises(InputError, match=r"not a whole array .float32, not float16"):
         load_features(tmp_path, "e", "a")

@@ -40,9 +40,9 @@ class Bomb:
 def test_no_file_that_is_read_runs_its_pickle(
     tmp_path, two_slides, changed, unlabelled, monkeypatch
 ):
-    """Everything that a program loads, replaced by a pickle that would make a file; the authority: it does, for pickle and torch."""
+    """Everything that a program loads, replaced by a pickle that would make a file."""
     ran, bomb = tmp_path / "ran", tmp_path / "bomb.pt"
-    torch.save(dict(model={}, version=1, x=Bomb(ran)), bomb)
+    torch.save({"model": {}, "version": 1, "x": Bomb(ran)}, bomb)
     torch.load(bomb, weights_only=False)
     assert ran.exists()
     ran.unlink()
@@ -69,7 +69,7 @@ def test_no_file_that_is_read_runs_its_pickle(
             lambda: he2rna_main(["predict", str(run), "all"]),
             lambda: he2rna_main(["finetune", str(cohort), "he2rna"]),
         ):
-            with pytest.raises(InputError, match="fold0.pt: not a whole checkpoint"):
+            with pytest.raises(InputError, match=r"fold0.pt: not a whole checkpoint"):
                 command()
         (run / "fold0.pt").write_bytes(whole)
     for save in (lambda p: np.save(p, arrays), lambda p: p.write_bytes(plain)):
@@ -112,7 +112,7 @@ def test_no_file_that_is_read_runs_its_pickle(
         views: lambda: pretrain(encoders, "--epochs", "1"),
     }
     torch.save(
-        dict(features=torch.zeros(3, 4), coords=Bomb(ran)), bomb
+        {"features": torch.zeros(3, 4), "coords": Bomb(ran)}, bomb
     )  # inside of what a file of features may be
     for content in (*contents, bomb.read_bytes()):
         for folder, name, state in (
@@ -166,7 +166,7 @@ def test_no_file_that_is_read_runs_its_pickle(
     for call in (
         lambda: read_expression(cohort),
         lambda: he2rna_main(["msi", str(tmp_path / "study.npz")]),
-        lambda: group_rows(dict(folder=run, config={}), [0]),
+        lambda: group_rows({"folder": run, "config": {}}, [0]),
     ):
         with pytest.raises(InputError):
             call()

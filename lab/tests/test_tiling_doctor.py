@@ -29,6 +29,7 @@ def test_doctor_takes_one_slide_and_writes_nothing(two_slides, capsys):
     assert main(["doctor", str(two_slides / "slides" / "a.tif")]) == 0
     said = capsys.readouterr().out
     assert said.startswith("a: 1,600 x 1,280 px, generic-tiff, 3 level(s)")
+    assert "; features 0." in said
     assert "b: " not in said
     assert sorted(two_slides.rglob("*")) == before
 

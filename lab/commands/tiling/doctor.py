@@ -16,7 +16,7 @@ from lab.cohort.steps import work_through
 from lab.cohort.tiles import find_tiles, table_mpp, tile_settings
 from lab.commands.tiling.over_slides import chosen_slides, tiling_options
 from lab.devices import pick_device
-from lab.encoders import encoder_wants
+from lab.encoders import ENCODERS, encoder_wants
 from lab.files import TISSUE
 from lab.progress import report_failures
 from lab.weights import weights_identity
@@ -46,7 +46,7 @@ def run(o):
         return [
             f"{name}: {picture(slide, found[name])}",
             f"  mpp {arrays['mpp']:.4f} µm from {by}; {reading(slide, arrays, shared, px)}",
-            f"  {tissue(arrays, {**TISSUE, **shared})}",
+            f"  {tissue(arrays, {**TISSUE, **shared})}{on_disk(arrays, o.encoder)}",
         ]
 
     names = [name for name in slides if name in found]
@@ -82,6 +82,14 @@ def reading(slide, arrays, shared, px):
         f"read at level {level} (downsample {d:g}, {mpp * d:.3f} µm/px), {resampled} to "
         f"{um / px:g}; a tile is {um:g} µm = {tile:.1f} px"
     )
+
+
+def on_disk(arrays, encoder):
+    """How much room the features will take, where their number is known."""
+    if encoder not in ENCODERS:
+        return ""
+    n_features = 2048 if ENCODERS[encoder] == 4 else 1024
+    return f"; features {len(arrays['coords']) * n_features * 2 / 2**20:.1f} MiB"
 
 
 def tissue(arrays, rule):
