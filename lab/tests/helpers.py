@@ -302,12 +302,3 @@ def small_encoder(path, seed):
         torch.nn.Flatten(),
     ).eval()
     torch.jit.script(net).save(path)
-
-
-def __getattr__(name):
-    """Names that stood here before: of HE2RNA's and HistCode's helpers."""
-    for module in ("lab.tests.helpers_he2rna", "lab.tests.helpers_histcode"):
-        there = importlib.import_module(module)
-        if name in vars(there):
-            return getattr(there, name)
-    raise AttributeError(name)
