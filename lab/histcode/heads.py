@@ -57,7 +57,8 @@ def train_heads(
     if state_file and state_file.is_file():
         state = load_checkpoint(state_file, "cpu", keys=STATE)
     done = state["epoch"] if state else 0
-    per_epoch = sum(len(rows) for part in parts for rows in part)
+    judged = max(len(valid) + len(test) for _, valid, test in parts)
+    per_epoch = len(parts) * (len(parts[0][0]) + judged)
     tick = progress(what, (o.epochs - done) * per_epoch, "bags")
 
     def batches(orders):
