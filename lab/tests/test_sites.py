@@ -45,10 +45,15 @@ def test_site_folds_keep_sites_whole_and_as_even_as_any_single_move():
         np.repeat(np.arange(60) % 4, size).astype(str),
     )
     patients = [f"p{i}" for i in range(len(sites))]
-    even = lambda fold: sum(
-        ((np.bincount(fold[rows], minlength=5) - rows.sum() / 5) ** 2).sum() / rows.sum()
-        for rows in [np.ones(len(fold), bool), *(projects == p for p in "0123")]
-    )
+
+    def even(fold):
+        """Squared distance from even, of each project and of all together."""
+        distance = 0
+        for rows in [np.ones(len(fold), bool), *(projects == name for name in "0123")]:
+            counts = np.bincount(fold[rows], minlength=5)
+            distance += ((counts - rows.sum() / 5) ** 2).sum() / rows.sum()
+        return distance
+
     fold = folds_by_site(patients, projects, sites, 5, 0)
     for s in set(sites):
         assert len(set(fold[sites == s])) == 1
