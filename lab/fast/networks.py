@@ -48,9 +48,10 @@ class Networks:
     def write_gradients(self, x, target):
         """Of the losses of he2rna.fit: x (M, b, D), target (M, b, K)."""
         values = self.outputs(x)
-        delta = (values[-1] - target) / x.shape[1]  # d cross-entropy / d z, after a sigmoid
+        scale = 1 / x.shape[1]  # of d cross-entropy / d z, after a sigmoid
         if self.activations[-1] is nn.Identity:
-            delta *= 2 / target.shape[2]  # d mean squared error / d z
+            scale *= 2 / target.shape[2]  # of d mean squared error / d z
+        delta = (values[-1] - target) * scale
         for layer in reversed(range(len(self.weights))):
             torch.bmm(values[layer].mT, delta, out=self.weights[layer].grad)
             torch.sum(delta, 1, keepdim=True, out=self.biases[layer].grad)
