@@ -88,7 +88,7 @@ def test_no_file_that_is_read_runs_its_pickle(
     swap(
         monkeypatch,
         "lab.commands.histcode.diagnose",
-        "write_diagnosis",
+        "write_report",
         lambda folder, *_: save_text(folder / "report.md", ["done"]),
     )
     assert diagnose(other, "--rotate", "--folds", "3", "--epochs", "1") == 0
