@@ -4,19 +4,23 @@ Schmauch et al., "A deep learning model to predict RNA-Seq expression of tumours
 images", Nature Communications 11:3877 (2020), doi:10.1038/s41467-020-17678-4 (preprint bioRxiv
 760173).
 
-A multilayer perceptron scores every tile of a slide for every gene. The slide's prediction is the
-mean of the k highest scores, and k is drawn anew at each iteration. The network is cross-validated
-by patient. Pearson's R of each gene is computed within each cancer, and its significance is
-corrected over all genes. This file reads in the order of the paper's Methods. It takes arrays and
+A multilayer perceptron scores every tile of a slide for every gene. In training the slide's
+prediction is the mean of the k highest scores, with k drawn anew at each iteration; afterwards it
+is the mean over all k of the list. The network is cross-validated by patient. Pearson's R of each
+gene is computed within each cancer, and its significance is corrected over all genes.
+
+This file reads in the order in which a result is made, which is nearly the Methods' order. Tiles,
+features and super-tiles [HE2RNA Methods, Preprocessing] are in tiling.py. It takes arrays and
 returns arrays; `python he2rna.py --help` lists the commands built on it.
 
     kept = he2rna.expressed(a)                        # a (S, genes), FPKM-UQ of each slide's sample
     y = he2rna.log_expression(a[:, kept]).astype(np.float32)               # (S, G)
     bags = he2rna.bags_of(slides)                     # slides: S arrays (T, D), their super-tiles
-    fold = stats.patient_folds(patients, projects, k=5, seed=0)            # (S,)
+    fold = stats.patient_folds(patients, projects, k=FOLDS, seed=0)        # (S,)
     prediction = np.zeros_like(y)
-    for f in range(5):
+    for f in range(FOLDS):
         train, valid, test = he2rna.split(fold, f, patients, projects)
+        torch.manual_seed(f)                          # of the first weights
         model = he2rna.HE2RNA(D, G).start_at(y[train].mean(0))
         for state in he2rna.train_epochs(model, bags, y, projects, train, valid, seed=(0, f)):
             print(f, state["epoch"], state["loss"], state["r"])
@@ -24,12 +28,22 @@ returns arrays; `python he2rna.py --help` lists the commands built on it.
         prediction[test] = he2rna.predict(model, bags, test)
     results = he2rna.evaluate(prediction, y, fold, projects)  # {cancer: its R, p, corrected p ...}
 
+Then fine-tune fold f's model on all tiles of one cancer, with the same division of its slides:
+
+    model = he2rna.HE2RNA(D, G, ks=KS_TILES)
+    model.load_state_dict(best_of_fold_f)
+    model.keep_genes(genes)                           # columns of y, CD3's for example
+    he2rna.train_epochs(model, bags_of_all_tiles, y[:, genes], projects, train, valid, seed=(0, f),
+                        epochs=FINE_EPOCHS, patience=FINE_PATIENCE, batch=FINE_BATCH)
+
 Glossary: B slides of a batch, S all slides, T (super-)tiles of a slide, D features, H neurons of
 the last hidden layer, G genes, k tiles kept, F folds, P cancers, M models, n slides behind one R,
-a FPKM-UQ, y log10(1 + a). A project is a TCGA project such as TCGA-LUAD. A cancer is a project, or
-several that the paper merges.
-Tags: [HE2RNA ...] the paper says it; [HE2RNA code] only the authors' released code says it;
-[ours] neither says it, we chose.
+a FPKM-UQ, y log10(1 + a). A bag is a slide as the set of its tiles. A project is a TCGA project
+such as TCGA-LUAD; a cancer is a project, or several that the paper merges. In the last section:
+hospitals A and B, N patients, K outputs of a network.
+Tags: [HE2RNA ...] the paper says it, by its preprint's names of sections, figures and tables;
+[HE2RNA code] only the authors' released code says it; [ours] neither says it, we chose. "Needs:"
+in a docstring names what must be copied along with a piece.
 """
 
 import copy
@@ -54,9 +68,9 @@ DROPOUT = 0.25  # between consecutive layers [HE2RNA code]
 # Training on super-tiles of all cancers, and fine-tuning on all tiles of one
 FOLDS = 5  # of the cross-validation [HE2RNA Methods, Training and evaluation]
 VALID_SHARE = 0.1  # of a fold's training patients, who choose its epoch [HE2RNA code]
-EPOCHS = 200  # at most [HE2RNA Methods, Training and evaluation]
-FINE_EPOCHS = 50  # at most [HE2RNA Methods, Training and evaluation]
-PATIENCE = 50  # epochs without a better one [HE2RNA code]
+EPOCHS = 200  # here at most, see PATIENCE [HE2RNA Methods, Training and evaluation]
+FINE_EPOCHS = 50  # here at most [HE2RNA Methods, Training and evaluation]
+PATIENCE = 50  # epochs without a better one, which end training [HE2RNA code]
 FINE_PATIENCE = 30  # epochs without a better one [HE2RNA code]
 BATCH_SLIDES = 16  # of an iteration [HE2RNA code]
 FINE_BATCH = 4  # slides of an iteration [HE2RNA code]
@@ -71,15 +85,16 @@ MERGED = {  # cancers of several projects [HE2RNA Table 1]
 ALPHA = 0.05  # after correction over all genes [HE2RNA Methods, Statistics and reproducibility]
 BEST_TILES = 100  # whose T cells are counted apart [HE2RNA Results, virtual spatialization]
 
-# MSI from few patients
+# MSI from few patients: hospital A learns expression, hospital B learns MSI
 MSI_HIDDEN = (1024, 256)  # A's layers, which the autoencoders mirror [HE2RNA Methods, MSI status]
 MSI_CLASSIFIER = (256, 128)  # B's layers; on a 256-d code 128 alone [HE2RNA Methods, MSI status]
-MSI_EPOCHS = 50  # [HE2RNA Methods, MSI status]
+MSI_EPOCHS = 50  # [HE2RNA Methods, MSI status]; of the autoencoders [ours]
 MSI_BATCH = 10  # slides an iteration of the classifiers [HE2RNA code]
 MSI_GENE_BATCH = 32  # of A's networks [HE2RNA code]; of the autoencoders [ours]
 MSI_RATE = 1e-3  # of Adam [HE2RNA code]
 MSI_FOLDS = 3  # in A and in B [HE2RNA Methods, MSI status]
 MSI_REPEATS = 10  # of the cross-validation in B [HE2RNA Results, MSI status prediction]
+MSI_SPLITS = 50  # of the patients into A and B [HE2RNA Methods, MSI status]
 
 
 # ----- Expression  [HE2RNA Methods, Cleaning; Preprocessing] -------------------------------------
@@ -153,9 +168,10 @@ def padded_top_k_mean(scores, mask, k, rows):
     """`top_k_mean` as in the authors' code, where padding competes. [HE2RNA code]
 
     Bags are padded to `rows` rows, whose scores are 0. Of the k highest scores the first
-    min(k, T_i) are averaged: tiles of -1, -2, -3 and five padded rows give 0 for every k.
+    min(k, T_i) are averaged: tiles of -1, -2, -3 padded to 8 rows give 0 for every k. As a pool of
+    HE2RNA: functools.partial(padded_top_k_mean, rows=100).
     """
-    missing = max(0, min(rows - scores.shape[1], k))  # of more than k zeros none is kept
+    missing = max(0, min(rows - scores.shape[1], k))  # topk takes at most k zeros
     scores = pad(scores * mask[:, :, None], (0, 0, 0, missing))
     k = min(k, scores.shape[1])
     top = scores.topk(k, dim=1).values  # (B, k, G), falling
@@ -171,21 +187,23 @@ class HE2RNA(nn.Module):
     The paper's "1D convolutions of kernel size 1" are the same linear layer on every tile. ReLU
     follows each hidden layer, with dropout. [HE2RNA Methods, Model architecture]
 
-    pool(scores, mask, k)       makes a slide of its tiles
-    head(h, mask, layer, ks)    does so at once from the last hidden layer: lab/fast/topk.py
-    one_k_per_gene              in training draws a k for each gene
+    The defaults are HIDDEN, KS_SUPERTILES and DROPOUT.
+
+    pool(scores, mask, k)       turns tile scores into the slide's prediction
+    head(h, mask, layer, ks)    the same without holding all scores: lab/fast/topk.py
+    one_k_per_gene              in training draws a k for each gene (without head)
     relu                        leaves no negative prediction in evaluation [HE2RNA code]
 
-    Needs: top_k_mean, HIDDEN, KS_SUPERTILES, DROPOUT.
+    Needs: top_k_mean.
     """
 
     def __init__(
         self,
         n_features,
         n_genes,
-        hidden=HIDDEN,
-        ks=KS_SUPERTILES,
-        dropout=DROPOUT,
+        hidden=(1024, 1024),
+        ks=(1, 2, 5, 10, 20, 50, 100),
+        dropout=0.25,
         *,
         pool=top_k_mean,
         head=None,
@@ -203,15 +221,14 @@ class HE2RNA(nn.Module):
         self.relu = relu
 
     def start_at(self, mean):
-        """Let the last bias start at the training mean of each gene (G,). [HE2RNA code]"""
+        """Start the last bias at each gene's training mean (G,), not near 0. [HE2RNA code]"""
         with torch.no_grad():
             self.layers[-1].bias.copy_(torch.as_tensor(mean))
         return self
 
     def keep_genes(self, genes):
-        """Keep the output rows of some genes, as for fine-tuning. Returns the model.
+        """Keep the output rows of some genes, for fine-tuning: genes are their numbers.
 
-        With ks=KS_TILES and all tiles of one cancer it trains on from there, for FINE_EPOCHS.
         [HE2RNA Methods, Training and evaluation]
         """
         last = self.layers[-1]
@@ -234,9 +251,9 @@ class HE2RNA(nn.Module):
     def forward(self, x, mask, k=None):
         """x (B, T, D), mask (B, T) -> the prediction of each slide (B, G), log10(1 + FPKM-UQ).
 
-        In evaluation: the mean over all k of the list. In training: one k an iteration, drawn for
-        all slides and genes. The paper's "selects a number k at every iteration and for every gene"
-        can also mean a k for each gene. [HE2RNA Methods, Model architecture; HE2RNA code: one k]
+        A given k is used alone. Else, in evaluation, the mean over all k of the list; in training,
+        one k an iteration, drawn for all slides and genes [HE2RNA code]. The paper's sentence can
+        also mean a k for each gene. [HE2RNA Methods, Model architecture]
         """
         if k is not None:
             ks = (k,)
@@ -251,14 +268,18 @@ class HE2RNA(nn.Module):
             prediction = self.head(self.representation(x), mask, self.layers[-1], ks)
         else:
             scores = self.tile_scores(x)  # (B, T, G)
-            each = [self.pool(scores, mask, k) for k in ks]  # (B, G) of every k
+            each = [self.pool(scores, mask, one) for one in ks]  # (B, G) of every k
             prediction = torch.stack(each).mean(0)
         if self.relu and not self.training:
             prediction = prediction.relu()
         return prediction
 
     def pool_with_a_k_per_gene(self, scores, mask):
-        """scores (B, T, G) -> (B, G), the other reading of that sentence."""
+        """scores (B, T, G) -> (B, G): a k for each gene, the same for all slides of the batch.
+
+        The other reading of "selects a number k at every iteration and for every gene".
+        [HE2RNA Methods, Model architecture]
+        """
         drawn = torch.randint(len(self.ks), scores.shape[2:])  # (G,)
         drawn = drawn.to(scores.device)
         prediction = torch.empty_like(scores[:, 0])  # (B, G)
@@ -269,10 +290,10 @@ class HE2RNA(nn.Module):
 
 
 def rank_weights(T, ks):
-    """Weight of the tile of rank 1..T in a prediction in evaluation: (T,).
+    """How much the tile of rank 1..T counts in a prediction after training: (T,), summing to 1.
 
-    It is the mean over ks of [rank <= k] / k, where a k beyond T is T: "a weighted mean of per-tile
-    predictions", with weights that fall and sum to 1. [HE2RNA Methods, Model architecture]
+    For each k a tile of rank <= k counts 1/k, the others nothing; a k beyond T is T. Their mean
+    over ks makes "a weighted mean of per-tile predictions". [HE2RNA Methods, Model architecture]
     """
     k = torch.tensor(ks).clamp(max=T)[:, None]
     counts = torch.arange(T) < k  # (of ks, T)
@@ -294,8 +315,9 @@ class NotFinite(ValueError):
 def split(fold, f, patients, projects, share=VALID_SHARE, seed=0):
     """The rows that fold f trains on, those that choose its epoch, and its test slides.
 
-    fold, patients, projects (S,). Patients stay whole, and each part has its share of each project.
-    72, 8 and 20 of 100 patients [HE2RNA code].
+    fold, patients, projects (S,). The paper trains on 80 of 100 patients and calls the other 20 its
+    validation set. Here these 20 are the test, and of the 80 another 8 choose the epoch
+    [HE2RNA code]. Patients stay whole and projects even. [HE2RNA Methods, Training and evaluation]
     """
     test = np.flatnonzero(fold == f)
     rest = np.flatnonzero(fold != f)
@@ -329,12 +351,19 @@ def train_epochs(
     bags(rows) -> x (B, T, D), mask (B, T). y (S, G) float32, log10(1 + FPKM-UQ). projects (S,).
     train, valid: rows. [HE2RNA Methods, Training and evaluation]
 
-    Yields a dict: epoch; loss; valid_loss and r of the validation slides, None without them;
-    best_epoch and best, its weights; model and optimizer, states that the next epoch changes: save
-    them. Ends after `epochs`, or after `patience` epochs without a better one [HE2RNA code]. The
-    last epoch is the best where no slides validate. All draws of an epoch come from `seed`, a
-    number or several as (0, fold), and from the epoch: a saved state that is handed back as `state`
-    ends as if nothing had happened. ahead(bags, parts): a map that may read ahead.
+    The best epoch has the highest `mean_r` over the validation slides or, where no project has
+    enough of them for an R, the lowest loss; without validation slides it is the last. Training
+    ends after `epochs`, or when the last `patience` epochs were not better. The paper trains for a
+    fixed number of epochs and chooses none: this is [HE2RNA code]. All draws of an epoch come from
+    `seed`, a number or several as (0, fold), and from the epoch. Training that goes on from a saved
+    `state` gives the weights of one that was never interrupted. ahead(bags, parts) is a map that
+    may read ahead. Yields a dict:
+
+    epoch, loss            of the training slides
+    valid_loss, r          of the validation slides, None without them
+    best_epoch, best       its number and its weights; best_score
+    model, optimizer       their states, which the next epoch changes: save them
+
     Needs: draw_epoch, learn, NotFinite, predict, validate, chosen_by_r, mean_r, stats, EPOCHS,
     PATIENCE, BATCH_SLIDES, LEARNING_RATE.
     """
@@ -349,7 +378,7 @@ def train_epochs(
         order = torch.from_numpy(draw_epoch(train, seed, epoch))
         parts = order.split(batch)
         loss = learn(model, optimizer, bags, y, parts, epoch, ahead)
-        r, valid_loss, score = None, None, epoch
+        r, valid_loss, score = None, None, epoch  # without validation the last epoch is the best
         if len(valid):
             prediction = predict(model, bags, valid, batch, ahead)
             r, valid_loss, score = validate(prediction, y[valid], projects[valid])
@@ -421,7 +450,7 @@ def cross_predict(model_of, bags, fold, batch=BATCH_SLIDES, ahead=map):
 
 
 def chosen_by_r(projects):
-    """Whether one project has enough validation slides for an R, to choose the epoch by. [ours]"""
+    """Whether any project has stats.MIN_R validation slides, so that R can choose. [ours]"""
     _, slides = np.unique(projects, return_counts=True)
     return max(slides, default=0) >= stats.MIN_R
 
@@ -435,13 +464,15 @@ def validate(prediction, y, projects):
     loss = float(np.square(prediction - y).mean())
     if not chosen_by_r(projects):
         return r, loss, -loss
-    return r, loss, -1.0 if r is None else r
+    if r is None:  # no gene varies
+        return r, loss, -1.0
+    return r, loss, r
 
 
 def mean_r(prediction, y, projects):
     """R of each gene within each project, its mean over the genes, then over the projects.
 
-    None where no gene has an R. The paper does not say how training was stopped. [HE2RNA code]
+    None where no gene has an R. Projects, not merged cancers, count alike. [HE2RNA code]
     """
     each = []
     for project in np.unique(projects):
@@ -465,9 +496,9 @@ def short(project):
 def cancers(projects):
     """The groups of slides within which R is computed: {name: (S,) bool}.
 
-    It is never computed over several: recognising the organ would pass for a good prediction.
+    R is never computed over several organs: recognising the organ would pass for a good prediction.
     [HE2RNA Methods, Training and evaluation] First the paper's merged cancers, where at least two
-    of their projects are there, then every project.
+    of their projects are there [HE2RNA Table 1], then every project by itself [ours].
     """
     names = np.array([short(project) for project in projects])
     groups = {}
@@ -480,9 +511,9 @@ def cancers(projects):
 
 
 def separate(names, merged=True):
-    """The cancers that count, so that each slide counts once. [HE2RNA Table 1]
+    """The cancers among which each slide is counted once.
 
-    A merged cancer stands for its projects; with merged=False they stand for it.
+    LUNG without LUAD and LUSC [HE2RNA Table 1]; with merged=False LUAD and LUSC without LUNG.
     """
     there = [name for name in names if name in MERGED]
     parts = [part for name in there for part in MERGED[name]]
@@ -493,7 +524,8 @@ def separate(names, merged=True):
 def fold_r(prediction, y, fold, group, n_folds=FOLDS):
     """R of each gene over one group's test slides of each fold: (F, G), nan without a value.
 
-    prediction, y (S, G); fold (S,); group (S,) bool.
+    prediction, y (S, G); fold (S,); group (S,) bool. Their mean over folds is the result. [HE2RNA
+    Results] That R is taken within each fold, not pooled over them, is our reading.
     """
     r = np.full((n_folds, y.shape[1]), np.nan)
     for f in range(n_folds):
@@ -514,32 +546,35 @@ def mean_of_values(r):
 
 
 def untrained_r(draw_model, bags, y, fold, projects, n_folds=FOLDS, judged=None, **more):
-    """R of models of the same architecture that learned nothing: {cancer: (c, G)}.
+    """R of models of the same architecture that learned nothing: {cancer: (M, G)}.
 
-    draw_model(f) -> the model of fold f, with c G outputs. Where genes are few, c outputs are
-    judged against each of them, so that there is a null to fit [ours]. judged (S,): the folds
-    within which R is computed, if not `fold`. [HE2RNA Methods, Statistics and reproducibility]
+    draw_model(f) -> an untrained network of M G outputs for fold f. Each block of G outputs is an
+    untrained model; M is above 1 where genes are few, so that there are enough R to fit [ours].
+    judged (S,): the folds within which R is computed, where it is not `fold`, as when R is pooled
+    over all folds. more: batch and ahead of `cross_predict`. [HE2RNA Methods, Statistics and
+    reproducibility]
     """
     if judged is None:
         judged = fold
-    prediction = cross_predict(draw_model, bags, fold, **more)  # (S, c G)
-    c = prediction.shape[1] // y.shape[1]
+    prediction = cross_predict(draw_model, bags, fold, **more)  # (S, M G)
+    M = prediction.shape[1] // y.shape[1]
     null = {}
     for name, group in cancers(projects).items():
-        rows = []
-        for block in np.split(prediction, c, axis=1):  # (S, G)
+        each = []
+        for block in np.split(prediction, M, axis=1):  # (S, G)
             folds = fold_r(block, y, judged, group, n_folds)
-            rows.append(mean_of_values(folds))
-        null[name] = np.array(rows)
+            each.append(mean_of_values(folds))
+        null[name] = np.array(each)
     return null
 
 
-def slides_of_permutation_null(n):
-    """Of how many slides one R scatters as the mean of the folds' R, if slides change places.
+def permutation_n(n):
+    """The n of one R that scatters as widely as the mean of the folds' R of shuffled slides: (G,).
 
-    n (F, G): the slides behind each R, 0 where there is none -> (G,). They change places within
-    their fold. Over all orders its R has mean 0 and variance 1 / (n - 1) exactly, so nothing needs
-    to be drawn; `stats.permutation_null` draws, and agrees. [ours]
+    n (F, G): the slides behind each fold's R, 0 where there is none. Slides change places within
+    their fold. Over all orders a fold's R has mean 0 and variance 1 / (n_f - 1) exactly, so their
+    mean has variance sum_f 1 / (n_f - 1) / F^2, and nothing needs to be drawn;
+    `stats.permutation_null` draws, and agrees. That the tails are those of one R is [ours].
     """
     has_r = n > 0
     of_fold = 1 / np.maximum(n - 1, 1)
@@ -549,30 +584,40 @@ def slides_of_permutation_null(n):
 
 
 def r_sign(n_genes, n, mean=0.0):
-    """The smallest significant R: its p is the first Šidák step over the genes. [HE2RNA Fig. 2a]
+    """The R that a cancer's best gene needs: its p is Holm-Šidák's first and strictest step.
 
-    The null scatters around `mean` as one R of n slides does. For 30,839 genes and n = 44 it is
-    .637, the paper's .64 of DLBC.
+    The null scatters around `mean` as one R of n slides does; later genes need slightly less. For
+    30,839 genes and n = 44 it is .637, the paper's .64 of DLBC. For LUNG's 1,046 slides it is .143;
+    the paper's .20 would need n = 530, one of LUNG's two projects. [HE2RNA Fig. 2a]
     """
     tests = max(n_genes, 1)
     first_step = -math.expm1(math.log1p(-ALPHA) / tests)  # 1 - (1 - ALPHA) ** (1 / tests)
     return float(stats.null_threshold(first_step, mean, n))
 
 
-def evaluate(prediction, y, fold, projects, n_folds=FOLDS, untrained=None, null="t"):
+def evaluate(prediction, y, fold, projects, n_folds=FOLDS, untrained=None, null=None):
     """R of every gene in every cancer, and whether it is significant: {cancer: dict}.
 
     prediction, y (S, G); fold, projects (S,); untrained: {cancer: (M, G)} of `untrained_r`. p is
-    one-sided under three nulls, of which `null` names the one that decides:
+    one-sided [ours] under three nulls. `null` names the one that decides, by default the paper's
+    where untrained models are given, else t:
 
     untrained    models that learned nothing   [HE2RNA Methods, Statistics and reproducibility]
-    t            one R of the n slides of the folds that gave an R; the paper's R_sign is its [ours]
-    permutation  slides change places within their fold                                       [ours]
+    t            one R of the n slides of the folds that gave an R: the paper's R_sign of DLBC is
+                 its, that of LUNG is not                                                   [ours]
+    permutation  slides change places within their fold                                     [ours]
 
-    Of each cancer: slides, their number; folds (F, G) R of each; r (G,) their mean; n (G,);
-    all_p {null: (G,)}; fits {null: (mean, n)}; r_sign {null: R}; null; and of the null that decides
-    p, hs, bh (G,): as it is, and after Holm-Šidák and Benjamini-Hochberg over the cancer's genes.
+    Of each cancer:
+
+    slides                      their number
+    folds (F, G), r (G,)        R in each fold, and the mean of the folds [HE2RNA Results]
+    n (G,)                      slides behind r
+    p, hs, bh (G,)              of the null that decides: p; by Holm-Šidák; by Benjamini-Hochberg
+    null                        its name
+    all_p {null: (G,)}, fits {null: (mean, n)}, r_sign {null: R}        the same of every null
     """
+    if null is None:
+        null = "t" if untrained is None else "untrained"
     results = {}
     for name, group in cancers(projects).items():
         folds = fold_r(prediction, y, fold, group, n_folds)  # (F, G)
@@ -582,7 +627,7 @@ def evaluate(prediction, y, fold, projects, n_folds=FOLDS, untrained=None, null=
         n = behind.sum(0)  # (G,)
         nulls = {
             "t": (0.0, n),
-            "permutation": (0.0, slides_of_permutation_null(behind)),
+            "permutation": (0.0, permutation_n(behind)),
         }
         if untrained is not None:
             nulls["untrained"] = stats.null_fit(untrained[name])
@@ -599,17 +644,17 @@ def evaluate(prediction, y, fold, projects, n_folds=FOLDS, untrained=None, null=
 def judge(r, nulls, null):
     """p of R (G,) under each null {name: (mean, n)}, and corrected under one: see `evaluate`."""
     n_genes = int((~np.isnan(r)).sum())
-    all_p, fits, least = {}, {}, {}
+    all_p, fits, thresholds = {}, {}, {}
     for name, (mean, n) in nulls.items():
-        most = float(np.nan_to_num(n).max(initial=0))  # n differs where a fold has no R
+        largest = float(np.nan_to_num(n).max(initial=0))  # n differs where a fold has no R
         all_p[name] = stats.null_p(r, mean, n)
-        fits[name] = mean, most
-        least[name] = r_sign(n_genes, most, mean)
+        fits[name] = mean, largest
+        thresholds[name] = r_sign(n_genes, largest, mean)
     p = all_p[null]
     return {
         "all_p": all_p,
         "fits": fits,
-        "r_sign": least,
+        "r_sign": thresholds,
         "null": null,
         "p": p,
         "hs": stats.holm_sidak(p),
@@ -636,12 +681,13 @@ def well_predicted(r, significant, at_least=1, min_r=None):
 
     r, significant (P, G) of P cancers. Hits are significant in at least so many of them, 12 of 28
     in Fig. 2c. Where very many genes are significant, hits have an R above min_r instead, .4 for
-    BRCA and LIHC in Fig. 2d-e. The universe is the genes that have an R. `stats.enrichment` takes
-    the names of both. [HE2RNA Methods, Statistics and reproducibility]
+    BRCA and LIHC in Fig. 2d-e, whose genes are protein-coding ones. The universe is the genes that
+    have an R [ours]. `stats.enrichment` takes the names of both, and any gene sets in place of the
+    commercial ones [ours]. [HE2RNA Methods, Statistics and reproducibility]
     """
     hit = significant
     if min_r is not None:
-        hit = np.nan_to_num(r, nan=-2) > min_r
+        hit = np.nan_to_num(r, nan=-2) > min_r  # -2: below any R
     count, _ = stats.recurrent(hit)
     universe = ~np.isnan(r).all(0)
     return count >= at_least, universe
@@ -650,10 +696,12 @@ def well_predicted(r, significant, at_least=1, min_r=None):
 def signature_test(r, significant, members, rng, level=None, n_lists=stats.N_LISTS):
     """Are a pathway's genes better predicted than random lists of as many? [HE2RNA Fig. 3]
 
-    r, significant (P, G); members (signatures, G) bool; level (G,): lists of like mean expression
+    r, significant (P, G); members (pathways, G) bool; level (G,): lists of like mean expression
     [ours], else of any genes. -> the dict of `stats.random_list_test`: mean R and share of
-    significant genes of the signature and of the lists, and p. `stats.combine_sets` gives a
-    pathway's genes, those in at least two of its sets. [HE2RNA Methods, GSEA signatures]
+    significant genes of the pathway and of the lists, and p, the share of lists that reach the
+    pathway. `stats.combine_sets` gives a pathway's genes, those in at least two of its sets.
+    Housekeeping genes, the paper's control, are one more row [HE2RNA Fig. S4]. [HE2RNA Methods,
+    GSEA signatures]
     """
     bins = None
     if level is not None:
@@ -668,12 +716,16 @@ def signature_test(r, significant, members, rng, level=None, n_lists=stats.N_LIS
     )
 
 
-# ----- Where on the slide  [HE2RNA Results, virtual spatialization; Fig. 4] -----------------------
+# ----- Where on the slide  [HE2RNA Methods, Visual spatialization; Fig. 4] ------------------------
 
 
 @torch.inference_mode()
 def score_tiles(models, features, block=4096):
-    """Every tile's score for every gene, the mean of the models: features (T, D) -> (T, G)."""
+    """Every tile's score for every gene, the mean of the five models: features (T, D) -> (T, G).
+
+    Of a group of genes, such as CD3's four, the mean over its columns is drawn. [HE2RNA Results,
+    virtual spatialization]
+    """
     device = next(models[0].parameters()).device
     scores = []
     for first in range(0, len(features), block):
@@ -688,16 +740,19 @@ def score_tiles(models, features, block=4096):
 
 
 def mean_of_genes(prediction, y, genes):
-    """A group of genes as one: (S, 1), (S, 1). CD3's four in LIHC: R = .43. [HE2RNA Results]"""
+    """A group of genes as one gene, for `evaluate`: (S, 1), (S, 1).
+
+    The paper's R of CD3's four in LIHC is .43. [HE2RNA Results, virtual spatialization]
+    """
     columns = prediction[:, genes], y[:, genes]
     return tuple(column.mean(1, keepdims=True) for column in columns)
 
 
 def provenance(scores, ks=KS_SUPERTILES):
-    """How much each tile counts in a slide's prediction of one gene: scores (T,) -> (T,).
+    """How much each tile counts in one model's prediction of one gene: scores (T,) -> (T,).
 
-    The weights sum to 1, and weights @ scores is the prediction. [HE2RNA Methods, Model
-    architecture]
+    The weights sum to 1, and weights @ scores is the prediction, with `top_k_mean` and no relu.
+    [HE2RNA Methods, Model architecture]
     """
     order = np.argsort(-scores, kind="stable")
     ranked = rank_weights(len(scores), ks)
@@ -707,32 +762,34 @@ def provenance(scores, ks=KS_SUPERTILES):
 
 
 def best_tiles(scores, n=BEST_TILES):
-    """The rows of the highest scores, best first, at most half of all. [HE2RNA Fig. 4d]
+    """The rows of the highest scores, best first. [HE2RNA Fig. 4d]
 
-    Of -scores: the rows of the lowest, worst first. [HE2RNA Fig. 4e]
+    At most half of all tiles, since a slide may have fewer than n [ours]. Of -scores: the rows of
+    the lowest, worst first [HE2RNA Fig. 4e].
     """
     n = max(1, min(n, len(scores) // 2))
     return np.argsort(-scores, kind="stable")[:n]
 
 
 def against_cells(scores, cells):
-    """Scores against the cells counted on each tile, both (T,). [HE2RNA Fig. 4c-e]
+    """Scores against the cells counted on each tile, both (T,). [HE2RNA Fig. 4c]
 
-    -> R, the median count of the best tiles, and that of all tiles.
+    -> R, the median count of the best tiles, and that of all tiles. [HE2RNA Results]
     """
     best = best_tiles(scores)
     r = stats.pearson(scores, cells)
     return r, np.median(cells[best]), np.median(cells)
 
 
-# ----- Transcriptomic representation  [HE2RNA Methods, MSI status; Fig. 1, Fig. S1] --------------
+# ----- Transcriptomic representation  [HE2RNA Fig. 1, Fig. S1] ------------------------------------
 
 
 @torch.inference_mode()
 def representations(models, features):
     """A slide in the last hidden layer of each model: features (T, D) -> (M, H).
 
-    Its tiles' mean goes in as one super-tile. [HE2RNA Methods, MSI status]
+    The mean of its tiles goes in as one super-tile. The paper's MSI study has smaller networks of
+    its own, below. [HE2RNA Methods, Model architecture]
     """
     mean = np.asarray(features, np.float32).mean(0)  # (D,)
     x = torch.from_numpy(mean).to(next(models[0].parameters()).device)
@@ -743,37 +800,58 @@ def representations(models, features):
     return np.stack(each)
 
 
-# ----- Hospital A, hospital B  [HE2RNA Results, MSI status prediction; Methods, MSI status; Fig. 5
-# A learns a representation of slides from their expression, B learns MSI-H from few patients. M
-# classifiers stand behind each arm, one for each test fold of each repeat in B; N patients.
+# ----- Hospitals A and B  [HE2RNA Methods, MSI status; Results, MSI status prediction; Fig. 5] ----
+# Hospital A learns a representation of slides from their expression, and B learns MSI-H from few
+# patients. M classifiers stand behind each arm, one for each test fold of each repeat in B. One of
+# the MSI_SPLITS, for a share of the patients in A; slides and patients are one here:
+#
+#     in_a = hospital_a(high, share, rng)                         # (N,) bool
+#     a, b = np.flatnonzero(in_a), np.flatnonzero(~in_a)
+#     fold = stats.patient_folds(patients[a], projects[a], MSI_FOLDS, seed)
+#     tests = folds_in_b(patients[b], high[b], [seed])            # (M, N of B)
+#     rows_a = [a[fold != f] for f in range(MSI_FOLDS)]
+#     rows_b = [b[~test] for test in tests]
+#     hospitals = Hospitals(x, y, high, rows_a, rows_b, [seed])
+#     scores = MSI_ARMS["transcriptome"](hospitals)[:, :, b]      # (networks, M, N of B)
+#     auc = fold_aucs(scores, np.arange(len(b)), high[b], tests).mean()    # of this split
 
 
 def hospital_a(high, share, rng):
     """Which patients are hospital A's: (N,) bool, a share of them, and of MSI-H the same share.
 
-    high (N,) bool. From the same rng a larger share holds the smaller one, so that shares are
-    compared on one draw. [ours: the paper's draw ignores MSI, and can leave a fold without MSI-H]
+    high (N,) bool. With an rng of the same seed a larger share holds the smaller one, so that
+    shares are compared on one draw. The paper's draw ignores MSI, and can leave a fold without
+    MSI-H. [ours]
     """
     place = np.empty(len(high))
     for kind in (True, False):
-        members = rng.permutation(np.flatnonzero(high == kind))
-        place[members] = (np.arange(len(members)) + 0.5) / len(members)
-    order = np.lexsort((~high, place))  # of equals MSI-H first: the count is always the same
+        shuffled = rng.permutation(np.flatnonzero(high == kind))
+        place[shuffled] = (np.arange(len(shuffled)) + 0.5) / len(shuffled)
+    order = np.lexsort((~high, place))  # ties go to MSI-H: A's number of them is always the same
     in_a = np.zeros(len(high), bool)
     in_a[order[: int(share * len(high))]] = True
     return in_a
 
 
 def standardise(x, rows):
-    """x (S, D) less the mean of some rows, over their SD; a constant column is only shifted."""
+    """x (S, D) less the mean of some rows, over their SD [HE2RNA code]; constants are shifted.
+
+    The rows are training ones. The authors take the whole cohort's features, a leak. [ours]
+    """
     sd = x[rows].std(0, dtype=np.float64)
     sd[np.ptp(x[rows], axis=0) == 0] = 1
     return ((x - x[rows].mean(0, dtype=np.float64)) / sd).astype(np.float32)
 
 
 def above_floor(y):
-    """`expressed` of a log table y (S, G), whose floor is 0, or below it in log2(small + a)."""
+    """`expressed` of a table in log already, y (S, G), of floor 0 or, as log2(small + a), below.
+
+    Of COAD 28,334 genes remain. [HE2RNA Methods, MSI status]
+    """
     return np.median(y, axis=0) > min(0, y.min())
+
+
+SECOND_LAYER = 4  # items of a network up to its second activation: the 256-d code
 
 
 class Recipe(NamedTuple):
@@ -815,7 +893,10 @@ def draw_network(sizes, activations, seed):
 
 
 def fit(model, x, target, epochs, batch, seed):
-    """Train by Adam: x (n, D), target (n, K); cross-entropy after a sigmoid, else squared error."""
+    """Train by Adam [HE2RNA code]: x (n, D), target (n, K).
+
+    The loss is the cross-entropy after a sigmoid, else the mean squared error. [HE2RNA code]
+    """
     loss_of = nn.functional.mse_loss
     if isinstance(model[-1], nn.Sigmoid):
         loss_of = nn.functional.binary_cross_entropy
@@ -840,7 +921,7 @@ def train_networks(recipe, lessons):
         model = draw_network(recipe.sizes, recipe.activations, lesson.seed)
         fit(model, x[lesson.rows], target[lesson.rows], recipe.epochs, recipe.batch, lesson.seed)
         with torch.no_grad():
-            yield model[:4](x).numpy(), model(x).numpy()
+            yield model[:SECOND_LAYER](x).numpy(), model(x).numpy()
 
 
 class Hospitals(NamedTuple):
@@ -849,50 +930,55 @@ class Hospitals(NamedTuple):
     x: np.ndarray  # (S, D) mean feature of each slide
     y: np.ndarray  # (S, G) log expression, learned from in A
     high: np.ndarray  # (S,) MSI-H, learned from in B
-    trains_a: list  # rows that each network of A learns from, its folds'
-    trains_b: list  # rows that each of B's M classifiers learns from
+    rows_a: list  # for each of A's networks the rows of its training folds
+    rows_b: list  # for each of B's M classifiers the rows that it learns from
     seed: list
     train: Callable = train_networks
 
-    def teach(self, recipe, inputs, targets, trains):
-        """Train a network for each of the trains, with a seed of its own."""
+    def teach(self, recipe, inputs, targets, rows_of):
+        """Train a network on each set of rows, each with a seed of its own."""
         rng = np.random.default_rng([*self.seed, recipe.kind])
-        seeds = rng.integers(2**62, size=len(trains)).tolist()
+        seeds = rng.integers(2**62, size=len(rows_of)).tolist()
         lessons = []
-        for x, target, rows, seed in zip(inputs, targets, trains, seeds, strict=True):
+        for x, target, rows, seed in zip(inputs, targets, rows_of, seeds, strict=True):
             lessons.append(Lesson(x, target, rows, known=rows, seed=seed))
         return self.train(recipe, lessons)
 
 
-def learn_expression(h):
+def learn_expression(hospitals):
     """Hospital A, 2048-1024-256-G: z-scored log expression [HE2RNA code] from the mean feature."""
     recipe = Recipe(
         kind=0,
-        sizes=(h.x.shape[1], *MSI_HIDDEN, h.y.shape[1]),
+        sizes=(hospitals.x.shape[1], *MSI_HIDDEN, hospitals.y.shape[1]),
         activations=(nn.Sigmoid, nn.Sigmoid, nn.Identity),
         epochs=MSI_EPOCHS,
         batch=MSI_GENE_BATCH,
     )
-    targets = [standardise(h.y, rows) for rows in h.trains_a]
-    return h.teach(recipe, [h.x] * len(targets), targets, h.trains_a)
+    targets = [standardise(hospitals.y, rows) for rows in hospitals.rows_a]
+    return hospitals.teach(recipe, [hospitals.x] * len(targets), targets, hospitals.rows_a)
 
 
-def learn_autoencoder(h, trains):
-    """2048-1024-256-1024-2048: "three hidden dense layers ... with ReLU and linear activations"."""
+def learn_autoencoder(hospitals, rows_of):
+    """2048-1024-256-1024-2048: "three hidden dense layers ... with ReLU and linear activations".
+
+    One for each set of rows [ours]. [HE2RNA Methods, MSI status]
+    """
     recipe = Recipe(
         kind=1,
-        sizes=(h.x.shape[1], *MSI_HIDDEN, MSI_HIDDEN[0], h.x.shape[1]),
+        sizes=(hospitals.x.shape[1], *MSI_HIDDEN, MSI_HIDDEN[0], hospitals.x.shape[1]),
         activations=(nn.ReLU, nn.ReLU, nn.ReLU, nn.Identity),
         epochs=MSI_EPOCHS,
         batch=MSI_GENE_BATCH,
     )
-    return h.teach(recipe, [h.x] * len(trains), [None] * len(trains), trains)
+    inputs = [hospitals.x] * len(rows_of)
+    return hospitals.teach(recipe, inputs, [None] * len(rows_of), rows_of)
 
 
-def classify(h, codes, hidden):
-    """Hospital B: MSI-H or not from a code of all slides for each network, every layer a sigmoid.
+def classify(hospitals, codes, hidden):
+    """Train hospital B's classifiers, every layer a sigmoid. [HE2RNA Methods, MSI status]
 
-    -> scores (members, M, S): one network for each test fold, or several of other first weights.
+    codes: an array (S, D) for each network, M or a multiple of M of them -> scores (networks of a
+    fold, M, S). Networks of one fold differ in their seed alone.
     """
     recipe = Recipe(
         kind=2,
@@ -901,43 +987,49 @@ def classify(h, codes, hidden):
         epochs=MSI_EPOCHS,
         batch=MSI_BATCH,
     )
-    M = len(h.trains_b)
-    trains = h.trains_b * (len(codes) // M)
-    label = h.high[:, None].astype(np.float32)
-    outputs = h.teach(recipe, codes, [label] * len(codes), trains)
-    return np.stack([score[:, 0] for _, score in outputs]).reshape(-1, M, len(label))
+    M = len(hospitals.rows_b)
+    rows_of = hospitals.rows_b * (len(codes) // M)
+    label = hospitals.high[:, None].astype(np.float32)
+    outputs = hospitals.teach(recipe, codes, [label] * len(codes), rows_of)
+    scores = np.stack([score[:, 0] for _, score in outputs])
+    return scores.reshape(-1, M, len(label))
 
 
-def classify_mean(h, networks):
-    """B's classifiers on the mean of A's representations, "averaging the three inferences"."""
+def classify_mean(hospitals, networks):
+    """B's classifiers on the mean of A's three representations. [HE2RNA Methods, MSI status]"""
     code = np.mean([code for code, _ in networks], 0)
-    return classify(h, [code] * len(h.trains_b), MSI_CLASSIFIER[1:])
+    return classify(hospitals, [code] * len(hospitals.rows_b), MSI_CLASSIFIER[1:])
 
 
-def transcriptome_arm(h):
+def transcriptome_arm(hospitals):
     """The representation that A learns from expression."""
-    return classify_mean(h, learn_expression(h))
+    return classify_mean(hospitals, learn_expression(hospitals))
 
 
-def direct_arm(h):
+def direct_arm(hospitals):
     """The mean feature itself."""
-    return classify(h, [h.x] * len(h.trains_b), MSI_CLASSIFIER)
+    return classify(hospitals, [hospitals.x] * len(hospitals.rows_b), MSI_CLASSIFIER)
 
 
-def ensemble_arm(h):
+def ensemble_arm(hospitals):
     """As many direct networks as stand behind A's representation, `direct` the first. [ours]"""
-    return classify(h, [h.x] * len(h.trains_b) * len(h.trains_a), MSI_CLASSIFIER)
+    return classify(
+        hospitals, [hospitals.x] * len(hospitals.rows_b) * len(hospitals.rows_a), MSI_CLASSIFIER
+    )
 
 
-def autoencoder_a_arm(h):
-    """The representation of autoencoders of A's slides."""
-    return classify_mean(h, learn_autoencoder(h, h.trains_a))
+def autoencoder_a_arm(hospitals):
+    """The representation of autoencoders of A's slides, of its three the mean [ours]."""
+    return classify_mean(hospitals, learn_autoencoder(hospitals, hospitals.rows_a))
 
 
-def autoencoder_b_arm(h):
-    """The representation of an autoencoder of the slides that the classifier learns from."""
-    networks = learn_autoencoder(h, h.trains_b)
-    return classify(h, [code for code, _ in networks], MSI_CLASSIFIER[1:])
+def autoencoder_b_arm(hospitals):
+    """The representation of an autoencoder of the slides that the classifier learns from.
+
+    The authors' sees all of hospital B, a leak. [ours]
+    """
+    networks = learn_autoencoder(hospitals, hospitals.rows_b)
+    return classify(hospitals, [code for code, _ in networks], MSI_CLASSIFIER[1:])
 
 
 MSI_ARMS = {
@@ -950,7 +1042,10 @@ MSI_ARMS = {
 
 
 def folds_in_b(patients, high, seed, folds=MSI_FOLDS, repeats=MSI_REPEATS):
-    """(M, N) bool: the test patients of each fold of each repeat, MSI-H in all of them. [ours]"""
+    """(M, N) bool: the test patients of each fold of each repeat, each with its share of MSI-H.
+
+    patients, high (N,) of hospital B. Even shares are [ours].
+    """
     tests = []
     for repeat in range(repeats):
         fold = stats.patient_folds(patients, high.astype(str), folds, [*seed, repeat])
@@ -959,10 +1054,10 @@ def folds_in_b(patients, high, seed, folds=MSI_FOLDS, repeats=MSI_REPEATS):
 
 
 def fold_aucs(scores, patient, high, tests):
-    """AUC over each test fold's patients, (M,). [HE2RNA Methods, Statistics]
+    """AUC over each test fold's patients, (M,). [HE2RNA Methods, Statistics and reproducibility]
 
-    scores (members, M, n) of B's n slides, of which a patient's score is the mean [ours]; patient
-    (n,) of each slide, as 0..N-1; high (N,) MSI-H; tests (M, N).
+    scores: of `classify`, B's n slides alone (networks, M, n), of which a patient's score is the
+    mean [ours]; patient (n,) of each slide, as 0..N-1 of B's N patients; high (N,); tests (M, N).
     """
     slides = np.bincount(patient)
     aucs = []
@@ -973,7 +1068,7 @@ def fold_aucs(scores, patient, high, tests):
 
 
 def arms_p(aucs, others):
-    """Two-tailed Wilcoxon test of two arms' AUC, paired over the splits. [HE2RNA Fig. 5c]"""
+    """The two-tailed Wilcoxon test of two arms' AUC [HE2RNA Fig. 5c], paired over splits [ours]."""
     return stats.wilcoxon_signed_rank(aucs, others)[1]
 
 

@@ -535,8 +535,8 @@ def hospitals():
         x=rng.normal(size=(30, 8)).astype(np.float32),
         y=rng.normal(size=(30, 6)).astype(np.float32),
         high=np.arange(30) % 3 == 0,
-        trains_a=[a[a % 3 != f] for f in range(3)],
-        trains_b=[b[b % 3 != f] for f in (0, 1, 2, 0, 1, 2)],
+        rows_a=[a[a % 3 != f] for f in range(3)],
+        rows_b=[b[b % 3 != f] for f in (0, 1, 2, 0, 1, 2)],
         seed=[7],
     )
 
@@ -573,9 +573,9 @@ def test_the_arms_networks_are_the_papers(hospitals):
 def test_a_network_learns_from_its_own_rows_alone(hospitals, monkeypatch):
     """Slides of other rows, changed beyond recognition, change no weight; the arms can learn."""
     monkeypatch.setattr(he2rna, "MSI_HIDDEN", (5, 4))
-    rows = hospitals.trains_a[0]
+    rows = hospitals.rows_a[0]
     others = np.setdiff1d(np.arange(30), rows)
-    h = hospitals._replace(trains_a=[rows])
+    h = hospitals._replace(rows_a=[rows])
     ((code, predicted),) = he2rna.learn_expression(h)
     x, y = h.x.copy(), h.y.copy()
     x[others], y[others] = 9, 9

@@ -288,8 +288,8 @@ def bench_networks(patients=441, genes=28334):
             x=x,
             y=rng.random((patients, genes), np.float32),
             high=high,
-            trains_a=[a[np.arange(len(a)) % 3 != f] for f in range(3)],
-            trains_b=[b[~test] for test in tests],
+            rows_a=[a[np.arange(len(a)) % 3 != f] for f in range(3)],
+            rows_b=[b[~test] for test in tests],
             seed=[0],
             train=together,
         )

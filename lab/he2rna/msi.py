@@ -39,8 +39,8 @@ def compare_arms(study, in_a, arms, o, key, device):
         x=study.x,
         y=study.y[:, expressed],
         high=study.high,
-        trains_a=[a[fold_a != f] for f in range(o.folds)],
-        trains_b=[b[~test[patient]] for test in tests],
+        rows_a=[a[fold_a != f] for f in range(o.folds)],
+        rows_b=[b[~test[patient]] for test in tests],
         seed=seed,
     )
     teachers = {arm: Teacher(arm, o.code, b, len(in_a)) for arm in arms}
