@@ -1,140 +1,331 @@
-"""What README and docs name exists."""
+"""What README.md and docs/ say exists: symbols, tests, files, commands, options, figures."""
 
+import importlib
 import re
+import shlex
 
 import pytest
 
-import lab.commands.he2rna as commands_he2rna
-import lab.commands.histcode as commands_histcode
-import lab.commands.tiling as commands_tiling
-import stats
+import lab.commands.options
 from lab.audit.compare import COUNTS, over_seeds
 from lab.commands.histcode.audit import UNSEEN
 from lab.tests.helpers import ROOT, read_csv
 
+DOCS = ("manual", "cluster", "results", "audit")
+PAGES = ["README.md", *(f"docs/{name}.md" for name in (*DOCS, "lesson"))]
+WHERE = "## Where to find what"
+OTHER_PROGRAMS = {"--nproc-per-node", "--array"}  # options of torchrun and of Slurm
+HE2RNA_SECTIONS = (
+    "TCGA Pan-Cancer Dataset",
+    "Cleaning",
+    "Preprocessing",
+    "Model architecture",
+    "Training and evaluation",
+    "GSEA signatures",
+    "Visual spatialization",
+    "MSI status",
+    "Statistics",
+)
+HISTCODE_SECTIONS = (
+    "Whole slide image",
+    "Slide annotation",
+    "RNA-seq dataset",
+    "Cancer driver genes",
+    "Image processing",
+    "Differential expression analysis",
+    "HistCode framework",
+    "Contrastive learning",
+    "Feature aggregation",
+    "Tumor diagnosis",
+    "Differential expression prediction",
+    "Results, differential expression",
+    "attentive pooling",
+    "fold change",
+    "well-predicted genes",
+    "interpretability",
+)
 
-def test_readme_names_symbols_and_tests_that_exist():
-    rows = re.findall(
-        r"^\| (?!paper|---|file|step)(.*?) \| (.*?) \| (.*?) \|$",
-        (ROOT / "README.md").read_text().split("## Where to find what")[1],
-        re.M,
-    )
-    assert len(rows) >= 12
-    for _, symbols, tests in rows:
-        for module, name in re.findall(r"`(\w+)\.(\w+)`", symbols):
-            assert hasattr(
-                dict(
-                    tiling=commands_tiling,
-                    stats=stats,
-                    he2rna=commands_he2rna,
-                    histcode=commands_histcode,
-                )[module],
-                name,
-            ), name
-        assert (
-            all(callable(globals().get(name)) for name in re.findall(r"`(\w+)`", tests))
-            and "`" in symbols
-            and "`" in tests
-        )
-    assert [
-        n
-        for n in re.findall(r"`(test_\w+)`", (ROOT / "README.md").read_text())
-        if n not in globals()
-    ] == []
+
+def text_of(page):
+    return (ROOT / page).read_text(encoding="utf-8")
 
 
-def test_readme_has_a_row_for_every_section_equation_figure_and_table():
-    text = (ROOT / "README.md").read_text().split("## Where to find what")[1]
-    places = re.findall(r"^\| (.*?) \| .*? \| .*? \|$", text, re.M)
-    cut = next(i for i, p in enumerate(places) if p.startswith("HistCode Methods"))
-    found = [
-        {
-            (kind[0].lower(), n)
-            for kind, ns in re.findall(
-                r"(eqs?\.|Figs?\.|Tables?) ((?:S?\d+(?:[a-e]\b|[a-e]–[a-e]|)(?:, [a-e]\b)*(?:, | and |))+)",
-                "\n".join(part),
-            )
-            for n in re.findall(r"S?\d+", ns)
-        }
-        for part in (places[:cut], places[cut:])
-    ]
-    figures = lambda *names: {("f", str(n)) for n in names}
-    assert found[0] >= figures(*range(1, 6), "S1", "S2", "S3", "S4") | {
-        ("t", n) for n in ("1", "2", "S4")
-    }
-    assert found[1] >= figures(*range(1, 12)) | {("t", "1")} | {("e", str(n)) for n in range(1, 9)}
-    for part, sections in (
+def code_of(page):
+    """What stands in code spans and blocks, each on one line; of a block each line apart."""
+    text = text_of(page)
+    blocks = re.findall(r"^\s*```\w*\n(.*?)^\s*```", text, re.M | re.S)
+    pieces = [line for block in blocks for line in block.replace("\\\n", " ").splitlines()]
+    rest = re.sub(r"^\s*```.*?^\s*```", "", text, flags=re.M | re.S)
+    for span in re.findall(r"`([^`]+)`", rest):
+        pieces.append(" ".join(span.split()))
+    return pieces
+
+
+def rows_of(page, title):
+    """The cells of each row of the tables below a title, up to the next title of its level."""
+    level = title.split(" ")[0]
+    below = text_of(page).split(f"\n{title}\n")[1]
+    section = re.split(rf"^{level} ", below, flags=re.M)[0]
+    rows = []
+    for line in re.findall(r"^\| (.*) \|$", section, re.M):
+        cells = re.split(r"(?<!\\) \| ", line)
+        if not set("".join(cells)) <= set("- "):
+            rows.append(cells)
+    return rows
+
+
+def exists(symbol):
+    """Whether a dotted name is a module, or something in a module."""
+    parts = symbol.split(".")
+    for n in range(len(parts), 0, -1):
+        try:
+            found = importlib.import_module(".".join(parts[:n]))
+        except ModuleNotFoundError:
+            continue
+        for name in parts[n:]:
+            if not hasattr(found, name):
+                return False
+            found = getattr(found, name)
+        return True
+    return False
+
+
+def all_tests():
+    names = set()
+    for path in (*ROOT.glob("test_*.py"), *(ROOT / "lab" / "tests").glob("test_*.py")):
+        names.update(re.findall(r"^def (test_\w+)", path.read_text(encoding="utf-8"), re.M))
+    return names
+
+
+# ----- What is named ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_tests_and_symbols_that_a_page_names_exist(page):
+    there = all_tests()
+    no_tests, no_symbols = [], []
+    for piece in code_of(page):
+        if re.fullmatch(r"test_\w+", piece) and piece not in there:
+            no_tests.append(piece)
+        symbol = re.fullmatch(r"(tiling|stats|he2rna|histcode|lab)(\.\w+)+", piece)
+        if symbol and not piece.endswith((".py", ".md", ".csv")) and not exists(piece):
+            no_symbols.append(piece)
+    assert not no_tests, f"{page} names tests that are not there: {', '.join(no_tests)}"
+    assert not no_symbols, f"{page} names symbols that are not there: {', '.join(no_symbols)}"
+
+
+def test_each_row_of_where_to_find_what_names_a_symbol_and_a_test():
+    rows = [row for row in rows_of("docs/audit.md", WHERE) if row[1] != "code"]
+    assert len(rows) > 50
+    for place, symbols, tests in rows:
+        assert re.search(r"`\w+\.[\w.]+`", symbols), f"no symbol: {place}"
+        assert re.search(r"`test_\w+`", tests), f"no test: {place}"
+
+
+def test_each_promise_names_its_tests():
+    promises = [row for row in rows_of("docs/manual.md", "## What it promises") if len(row) == 2]
+    assert promises[0] == ["promise", "test"] and len(promises) > 12
+    for promise, tests in promises[1:]:
+        assert re.search(r"`test_\w+`", tests), f"no test: {promise}"
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_links_and_files_that_a_page_names_exist(page):
+    folder = (ROOT / page).parent
+    missing = []
+    for link in re.findall(r"\]\(([^)\s]+)\)", text_of(page)):
+        target, _, anchor = link.partition("#")
+        if re.match(r"\w+:", link):
+            continue
+        path = folder / target if target else ROOT / page
+        there = path.exists() and (not anchor or anchor in anchors_of(path))
+        if not there:
+            missing.append(link)
+    for piece in code_of(page):
+        named = re.fullmatch(r"(lab|docs)/[\w/]+\.\w+|\w+\.(py|toml)", piece)
+        if named and not (ROOT / piece).exists():
+            missing.append(piece)
+    assert not missing, f"{page} names files that are not there: {', '.join(missing)}"
+
+
+def anchors_of(path):
+    """The anchors that a renderer makes of a page's titles."""
+    titles = re.findall(r"^#+ (.*)$", path.read_text(encoding="utf-8"), re.M)
+    plain = [re.sub(r"[^\w\- ]", "", title.lower()) for title in titles]
+    return {title.replace(" ", "-") for title in plain}
+
+
+# ----- Commands -----------------------------------------------------------------------------------
+
+
+class ParsedError(Exception):
+    """A command line was understood."""
+
+
+def commands_of(page):
+    """[(program, words)] of a page's command lines."""
+    commands = []
+    for piece in code_of(page):
+        for part in re.split(r"&&|;", piece):
+            found = re.search(r"(?:python|torchrun)\b.*?\b(he2rna|histcode|tiling)\.py\b(.*)", part)
+            if found and found[2].strip():
+                commands.append((found[1], shlex.split(found[2], comments=True)))
+    return commands
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_command_lines_of_a_page_are_understood_by_the_program(page, monkeypatch, capsys):
+    def understood(o, shared):
+        raise ParsedError
+
+    monkeypatch.setattr(lab.commands.options, "one_voice", understood)
+    refused = []
+    for program, words in commands_of(page):
+        main = importlib.import_module(f"lab.commands.{program}").main
+        try:
+            main(words)
+        except ParsedError:
+            continue
+        except SystemExit as end:
+            if end.code == 0:  # --help
+                continue
+            why = capsys.readouterr().err.strip().splitlines()[-1]
+            refused.append(f"{program}.py {shlex.join(words)}: {why}")
+    assert not refused, f"{page}:\n" + "\n".join(refused)
+
+
+def options_of(program, monkeypatch):
+    """All options of all verbs of a program."""
+    seen = set()
+    usual = lab.commands.options.Parser.add_argument
+
+    def keep(self, *names, **more):
+        seen.update(name for name in names if name.startswith("--"))
+        action = usual(self, *names, **more)
+        seen.update(action.option_strings)
+        return action
+
+    def understood(o, shared):
+        raise ParsedError
+
+    with monkeypatch.context() as patch:
+        patch.setattr("argparse._ActionsContainer.add_argument", keep)
+        patch.setattr(lab.commands.options, "one_voice", understood)
+        module = importlib.import_module(f"lab.commands.{program}")
+        with pytest.raises(ParsedError):
+            module.main(["doctor", "x"] if program == "tiling" else ["choices"])
+    return seen
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_options_that_a_page_names_exist(page, monkeypatch):
+    there = set(OTHER_PROGRAMS)
+    for program in ("tiling", "he2rna", "histcode"):
+        there |= options_of(program, monkeypatch)
+    assert len(there) > 80
+    named = set()
+    for piece in code_of(page):
+        if not re.search(r"\b(pip|pytest|gdc-client|-m lab)\b", piece):
+            named.update(re.findall(r"(?<![\w-])--[a-z][\w-]*", piece))
+    assert not named - there, f"{page}: no such option: {', '.join(sorted(named - there))}"
+
+
+def test_benches_that_results_name_exist():
+    benches = set(re.findall(r"lab\.bench (\w+)", text_of("docs/results.md")))
+    benches.update(row[0].strip("`") for row in rows_of("docs/results.md", "## Speed")[1:])
+    missing = [name for name in benches - {"–"} if not exists(f"lab.bench.bench_{name}")]
+    assert not missing, f"docs/results.md names no bench: {', '.join(missing)}"
+
+
+# ----- Form ---------------------------------------------------------------------------------------
+
+
+def test_readme_is_of_one_sitting():
+    text = text_of("README.md")
+    assert len(text.encode()) <= 16_000
+    assert max(map(len, text.splitlines())) <= 120
+
+
+@pytest.mark.parametrize("name", DOCS)
+def test_lines_of_a_document_are_no_longer_than_a_reader_likes(name):
+    lines = text_of(f"docs/{name}.md").splitlines()
+    long = [n for n, line in enumerate(lines, 1) if len(line) > 120 and line[:1] != "|"]
+    assert not long, f"docs/{name}.md: lines {long} are longer than 120 columns"
+
+
+# ----- Completeness of the audit ------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "title, sections, wanted",
+    [
         (
-            places[:cut],
-            (
-                "TCGA Pan-Cancer Dataset",
-                "Cleaning",
-                "Preprocessing",
-                "Model architecture",
-                "Training and evaluation",
-                "GSEA signatures",
-                "Visual spatialization",
-                "MSI status",
-                "Statistics",
-            ),
+            "### HE2RNA's paper",
+            HE2RNA_SECTIONS,
+            "Fig. 1, Fig. 2, Fig. 3, Fig. 4, Fig. 5, Figs. S1, S2, S3, S4; Tables 1, 2, S4",
         ),
         (
-            places[cut:],
-            (
-                "Whole slide image",
-                "Slide annotation",
-                "RNA-seq dataset",
-                "Cancer driver genes",
-                "Image processing",
-                "Differential expression analysis",
-                "HistCode framework",
-                "Contrastive learning",
-                "Feature aggregation",
-                "Tumor diagnosis",
-                "Differential expression prediction",
-                "Results, differential expression",
-                "attentive pooling",
-                "fold change",
-                "well-predicted genes",
-                "interpretability",
-            ),
+            "### HistCode's paper",
+            HISTCODE_SECTIONS,
+            "Figs. 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11; Table 1; eqs. 1, 2, 3, 4, 5, 6, 7, 8",
         ),
-    ):
-        assert [s for s in sections if not any(s in p for p in part)] == []
+    ],
+)
+def test_every_section_equation_figure_and_table_has_a_row(title, sections, wanted):
+    places = [row[0] for row in rows_of("docs/audit.md", title)]
+    missing = [name for name in sections if not any(name in place for place in places)]
+    assert not missing, f"no row of {title[4:]} names {', '.join(missing)}"
+    missing = numbered(wanted) - numbered("\n".join(places))
+    assert not missing, f"no row of {title[4:]} names {sorted(missing)}"
 
 
-def disagreements(program, folder=ROOT):
-    """Rows of README's table of a program's choices: what paper and code say, what is done here, what the committed audit found."""
-    values = {}
-    for r in read_csv(folder / f"audit_{program.__name__.split('.')[-1]}.csv"):
-        values.setdefault((r["command"], r["choice"]), {}).setdefault(r["measure"], []).append(
-            float(r["change"])
-        )
-    effect = lambda key: "; ".join(
-        f"{m} {over_seeds(v, 1 if m in COUNTS else 3, '+')}" for m, v in values[key].items()
-    )
-    return [
-        f"| `{command} {name}` | {paper} | {code} | {ours} | {effect((command, name)) if (command, name) in values else 'not measured'} |"
-        for command, name, paper, code, ours, _, _ in program.CHOICES
-    ]
+def numbered(text):
+    """{("f", "2"), ("e", "1"), ("t", "S4")}: figures, equations and tables that a text names."""
+    number = r"S?\d+(?:[a-e]\b|[a-e]–[a-e]|)(?:, [a-e]\b)*"
+    found = re.findall(rf"(eqs?\.|Figs?\.|Tables?) ((?:{number}(?:, | and |))+)", text)
+    return {(kind[0].lower(), n) for kind, names in found for n in re.findall(r"S?\d+", names)}
 
 
-@pytest.mark.parametrize("program", [commands_he2rna, commands_histcode])
-def test_readmes_disagreements_are_the_choices_with_the_effects_of_the_committed_audit(program):
-    lines = (ROOT / "README.md").read_text().splitlines()
-    rows = disagreements(program)
-    assert [r for r in rows if r not in lines] == []
-    unseen = (
-        {("train", "merged")}
-        if program is commands_he2rna
-        else {(c, name) for c in UNSEEN for name in UNSEEN[c]}
-    )  # says each audit
-    assert {
-        (c, name) for (c, name, *_), r in zip(program.CHOICES, rows) if "not measured" in r
-    } == unseen | {(c, name) for c, name, *_ in program.CHOICES if name.startswith("--")}
-    default = {
-        r["measure"]: r
-        for r in read_csv(ROOT.joinpath(f"audit_{program.__name__.split('.')[-1]}.csv"))
-        if r["choice"] == "default"
-    }
-    assert default and all(float(r["change"]) == 0 for r in default.values())
+def choices_of(program):
+    return importlib.import_module(f"lab.{program}.choices").CHOICES
+
+
+def audit_of(program):
+    return read_csv(ROOT / "docs" / f"audit_{program}.csv")
+
+
+def disagreements(program):
+    """Rows of the audit's table: a choice, what paper and code say, ours, what the audit found."""
+    changes = {}
+    for row in audit_of(program):
+        measures = changes.setdefault((row["command"], row["choice"]), {})
+        measures.setdefault(row["measure"], []).append(float(row["change"]))
+    rows = []
+    for command, name, paper, code, ours, *_ in choices_of(program):
+        effects = []
+        for measure, values in changes.get((command, name), {}).items():
+            digits = 1 if measure in COUNTS else 3
+            effects.append(f"{measure} {over_seeds(values, digits, '+')}")
+        effect = "; ".join(effects) or "not measured"
+        rows.append(f"| `{command} {name}` | {paper} | {code} | {ours} | {effect} |")
+    return rows
+
+
+@pytest.mark.parametrize("program", ["he2rna", "histcode"])
+def test_disagreements_are_the_choices_with_the_effects_of_the_committed_audit(program):
+    lines = text_of("docs/audit.md").splitlines()
+    missing = [row for row in disagreements(program) if row not in lines]
+    assert not missing, "docs/audit.md lacks the rows\n" + "\n".join(missing)
+
+
+@pytest.mark.parametrize("program", ["he2rna", "histcode"])
+def test_what_the_committed_audit_left_out_is_what_its_cohort_cannot_show(program):
+    unseen = {("train", "merged")}
+    if program == "histcode":
+        unseen = {(command, name) for command in UNSEEN for name in UNSEEN[command]}
+    choices = [(choice[0], choice[1]) for choice in choices_of(program)]
+    unseen |= {(command, name) for command, name in choices if name.startswith("--")}
+    measured = {(row["command"], row["choice"]) for row in audit_of(program)}
+    assert {choice for choice in choices if choice not in measured} == unseen
+    defaults = [row for row in audit_of(program) if row["choice"] == "default"]
+    assert defaults and all(float(row["change"]) == 0 for row in defaults)
