@@ -1,10 +1,15 @@
 """From a whole-slide image to the features of its tiles and super-tiles.
 
-This is what both papers do before they learn anything from RNA. The file reads in that order:
+Both papers cut tiles where Otsu's threshold finds tissue. Then HE2RNA takes the features of an
+ImageNet network and averages them into super-tiles. HistCode brings the tiles to common colours and
+trains its network on them (histcode.py). The file reads in that order:
 
-    a slide -> a small picture of it -> where the tissue is (Otsu) -> square tiles of a fixed size
-    in micrometres -> their colours, brought to a common reference if wanted (Macenko) -> features
-    of each tile (ResNet50) -> 100 super-tiles, means over neighbouring tiles (k-means)
+                           HE2RNA                          HistCode
+    tissue                 Otsu                            Otsu; "threshold 8"
+    tiles                  112 µm, at most 8,000           128 µm, all
+    colours                as they are (code: stretch)     normalised (here Macenko)
+    features               ResNet50, 2,048                 ResNet50 to its third stage, 1,024
+    super-tiles            100, k-means on places          none
 
   HE2RNA    Schmauch et al., "A deep learning model to predict RNA-Seq expression of tumours from
             whole slide images", Nature Communications 11:3877 (2020)
@@ -18,6 +23,7 @@ Every function takes arrays and numbers (or an OpenSlide object) and returns arr
     tile = TILE_UM / mpp
     coords = tile_grid(tissue_mask(rgb, scanned), slide.dimensions, tile, max_tiles=MAX_TILES)
     pixels = read_tiles(slide, coords, tile)
+    # HistCode: pixels, _ = macenko(pixels, slide_stains(slide, coords, tile, TILE_PX, seed=0))
     network = ResNet50()
     network.load_state_dict(torch.load("resnet50-0676ba61.pth"))   # torchvision's ImageNet weights
     features = encode(network, pixels)
@@ -25,13 +31,16 @@ Every function takes arrays and numbers (or an OpenSlide object) and returns arr
 
 `python tiling.py VERB` does the same for a folder of slides; `python tiling.py --help` says how.
 
-Coordinates are pixels of level 0 in OpenSlide's frame, x before y. No ICC profile is applied.
+Coordinates are pixels of level 0 in OpenSlide's frame, x before y, unless a function says other
+ones. No ICC profile is applied, and mpp is taken to be the same along x and y.
 
-Glossary: n tiles, D features of a tile, k super-tiles, B tiles of a batch, c coordinates of a
-point; W, H width and height of a slide (level-0 pixels), w, h of a smaller picture; d downsample of
-a level; mpp: µm per pixel of level 0; tile: edge of a tile in level-0 pixels; px: edge of a tile as
-it is read; od: optical density; m stained pixels.
+Glossary: n tiles (or pixels, or points), D features of a tile, k super-tiles (HE2RNA's k of top
+tiles is another), B tiles of a batch, c coordinates of a point; W, H width and height of a slide
+(level-0 pixels), w, h of any other picture; level: of the slide's pyramid, d its downsample; mpp:
+µm per pixel of level 0; tile: edge of a tile in level-0 pixels; px: edge of a tile as it is read;
+od: optical density, natural logarithm, against LIGHT; m stained pixels.
 Tags: [HE2RNA ...] and [HistCode ...] the papers, [... code] only the authors' code, [ours] neither.
+"Needs:" in a docstring names what must be copied along with a piece, beside the imports.
 """
 
 import numpy as np
@@ -44,36 +53,52 @@ from torch import nn
 
 # Tiles
 TILE_UM = 112.0  # edge of a tile, µm; HistCode has 128             [HE2RNA Methods, Preprocessing]
-TILE_PX = 224  # the same as the network sees it; HistCode has 256  [HE2RNA Methods, Preprocessing]
-MAX_TILES = 8000  # tiles of a slide, a random sample               [HE2RNA Methods, Preprocessing]
+TILE_PX = (
+    224  # edge in pixels, as the network sees it; HistCode 256  [HE2RNA Methods, Preprocessing]
+)
+MAX_TILES = 8000  # of a slide [HE2RNA Methods, Preprocessing], sampled at random            [ours]
 N_SUPERTILES = 100  # clusters of tiles of a slide                  [HE2RNA Methods, Preprocessing]
-MIN_TISSUE = 0.5  # share of a tile; the paper says "containing tissue"                      [ours]
+MIN_TISSUE = (
+    0.5  # share of a tile. HE2RNA: "containing tissue". HistCode removes tiles whose "surface
+)
+# area covered by tissue cells is less than 100", a number without a unit                    [ours]
 RUN_TILES = 16  # neighbouring tiles read in one go: each JPEG block is decoded once         [ours]
 
 # The picture on which tissue is found
 THUMBNAIL_UM = 8.0  # µm per pixel                                                           [ours]
 STRIP_PIXELS = 2**24  # read at once, so that a slide without smaller levels fits memory     [ours]
-GLASS_MM = (100, 200)  # short and long edge of a slide at most; whole mounts are 102 x 152  [ours]
+GLASS_MM = (100, 200)  # short and long edge of what is scanned, at most; a whole mount's glass has
+# 102 x 152 mm                                                                               [ours]
 
 # Tissue by stain
 SMOOTH_PX = 2.0  # Gaussian sigma: 16 µm, so that nuclei and stroma are one tissue           [ours]
 BLACK_LEVEL = 50  # a brightest channel below it is scanner border or black pen              [ours]
+INK_RIM_PX = 3  # around pen, which bleeds                                                   [ours]
 OD_OFFSET = 8.0  # grey levels added before the logarithm: noise of black is no stain        [ours]
 GLASS_SD = 2.5  # grey levels over 40 µm: glass has 0.3 to 0.8, the palest tissue 6 to 29    [ours]
+GLASS_PX = 5  # over which brightness is compared                                            [ours]
 GLASS_SHARE = 0.05  # of the brightest tenth; where less of it is flat, no glass is seen     [ours]
 NO_GLASS = 245.0  # the light where no glass is seen                                         [ours]
-STAIN_FLOOR = 0.03  # od; Otsu's threshold is kept above it: an empty slide has no tissue    [ours]
-STAIN_CEILING = 0.08  # od; and below it: pale stroma is not lost to dark nuclei             [ours]
+STAIN_FLOOR = (
+    0.03  # log10; Otsu's threshold is kept above it: an empty slide has no tissue    [ours]
+)
+STAIN_CEILING = (
+    0.08  # log10; and below it: pale stroma is not lost to dark nuclei             [ours]
+)
 
-# Tissue by saturation
+# Tissue by saturation; pixels of the authors' picture, not rescaled to THUMBNAIL_UM
 MEDIAN_PX = 7  # of the saturation                                                  [HistCode code]
 CLOSE_PX = 4  # of the mask                                                         [HistCode code]
 
 # Macenko's normalisation. The numbers are those of its common implementations, which take the
-# natural logarithm and add one grey level; Macenko's own reference is in log10.
+# natural logarithm and add one grey level. Macenko's paper takes log10: its .15 is .35 here.
 LIGHT = 240.0  # intensity without dye                                                       [ours]
 MIN_OD = 0.15  # of each channel of a stained pixel                                          [ours]
-EXTREMES = (1, 99)  # percentiles of the angle between the stains                            [ours]
+EXTREMES = (
+    1,
+    99,
+)  # percentiles of the stained pixels' angles, which give the two stains; the upper
+# one is also that of their concentrations                                                   [ours]
 REFERENCE = (  # haematoxylin and eosin in R, G, B                                           [ours]
     (0.5626, 0.7201, 0.4062),
     (0.2159, 0.8012, 0.5581),
@@ -113,9 +138,10 @@ def slide_bounds(slide):
 
 
 def best_level(slide, downsample):
-    """(level, its downsample): the smallest picture that is no coarser than `downsample`.
+    """(level, its downsample): the coarsest level of at most this downsample, or 1 % above it.
 
-    What is read from it is only ever reduced. Level 0 where none is fine enough.
+    What is read from it is reduced. Where even level 0 is coarser it is enlarged: HistCode takes
+    only slides of more than 20x, here any may be asked for. [ours]
     """
     best = 0
     for level, d in enumerate(slide.level_downsamples):
@@ -125,7 +151,10 @@ def best_level(slide, downsample):
 
 
 def read_rgba(slide, level, x, y, w, h):
-    """A picture of w x h pixels of a level, from its pixel (x, y). Transparent: never scanned."""
+    """A picture of w x h pixels of a level, from that level's pixel (x, y).
+
+    Its alpha is 0 where nothing was scanned.
+    """
     d = slide.level_downsamples[level]
     try:
         corner = round(x * d), round(y * d)
@@ -167,34 +196,36 @@ def check_size(slide, mpp):
 
 
 def read_reduced(slide, scale, w, h):
-    """The whole slide as (h, w, 4) uint8, each pixel the exact mean of its box; read in strips."""
+    """The whole slide as (h, w, 4) uint8, each pixel the mean of its box; read in strips."""
     level, _ = best_level(slide, scale)
     level_w, level_h = slide.level_dimensions[level]
     rows = max(1, int(STRIP_PIXELS / (level_w * level_h / h)))
     out = np.empty((h, w, 4), np.uint8)
     for first in range(0, h, rows):
-        last = min(h, first + rows)
+        end = min(h, first + rows)  # not included
         top = first * level_h / h  # rows of the level
-        bottom = last * level_h / h
+        bottom = end * level_h / h
         y = int(top)
         y_end = min(level_h, int(np.ceil(bottom)))
         strip = read_rgba(slide, level, 0, y, level_w, y_end - y)
-        end = min(bottom - y, strip.height)
-        box = (0, top - y, level_w, end)
-        small = strip.resize((w, last - first), Image.Resampling.BOX, box)
-        out[first:last] = small
+        strip_bottom = min(bottom - y, strip.height)
+        box = (0, top - y, level_w, strip_bottom)
+        small = strip.resize((w, end - first), Image.Resampling.BOX, box)
+        out[first:end] = small
     return out
 
 
 # ----- Otsu --------------------------------------------------------------------------------------
-# [HE2RNA Methods, Preprocessing: "used the Otsu algorithm to select only those containing tissue"]
+# [HE2RNA Methods, Preprocessing: "used the Otsu algorithm to select only those containing tissue"];
+# [HistCode Methods, Image processing, which names it too]
 
 
 def otsu_threshold(values):
     """The threshold t that maximises the variance between the classes `<= t` and `> t`. Otsu 1979.
 
-    values: any shape, uint8 or floats. A float in their units: the centre of one of 256 bins, of
-    equally good ones the lowest. Where all values are equal, that value.
+    values: any shape, uint8 or floats. Returns t in their units: of uint8 a grey level, of floats
+    the centre of the last low bin of 256. Of equally good ones the lowest; where all values are
+    equal, that value.
     """
     values = np.ravel(values)
     if values.min() == values.max():
@@ -228,8 +259,8 @@ def tissue_mask(rgb, scanned=None):
     black borders and holes are not tissue.
 
     Needs: find_tissue, stain_map, glass_colour, pen_mask, stain_threshold, otsu_threshold,
-    drop_pieces, BLACK_LEVEL, GLASS_SD, GLASS_SHARE, NO_GLASS, OD_OFFSET, SMOOTH_PX, STAIN_FLOOR,
-    STAIN_CEILING.
+    drop_pieces, GLASS_PX, INK_RIM_PX, BLACK_LEVEL, GLASS_SD, GLASS_SHARE, NO_GLASS, OD_OFFSET,
+    SMOOTH_PX, STAIN_FLOOR, STAIN_CEILING.
     """
     if scanned is None:
         scanned = np.ones(rgb.shape[:2], bool)
@@ -240,19 +271,23 @@ def find_tissue(rgb, scanned, tissue="stain", threshold="otsu", least=0):
     """tissue_mask with its choices -> mask (h, w) bool, the threshold at which it was cut.
 
     tissue: what is cut, "stain" (optical density [ours]) or "saturation" (0..255 [HistCode code]),
-    which takes pen and black borders for tissue. threshold: "otsu", or a level of saturation
-    [HistCode Methods: "The threshold 8 was used to detect tissue"; no Otsu fits that, and CLAM,
-    whose code theirs is, has one or the other]. least: pixels of the smallest piece that is kept.
+    which takes pen and black borders for tissue. threshold, of saturation alone: "otsu" or a
+    number. HistCode names Otsu and "the threshold 8" together, but Otsu computes its own, so here
+    it is one or the other, as in CLAM, whose code theirs is. least: pixels of the smallest piece
+    that is kept.
+    [HistCode Methods, Image processing]
+
+    Beside what tissue_mask needs: saturation_map, close_gaps, MEDIAN_PX, CLOSE_PX.
     """
     if tissue == "stain":
-        level = stain_map(rgb, scanned)  # (h, w)
-        threshold = stain_threshold(level[scanned])
-        mask = level > threshold
+        amount = stain_map(rgb, scanned)  # (h, w)
+        threshold = stain_threshold(amount[scanned])
+        mask = amount > threshold
     else:
-        level = saturation_map(rgb)
+        amount = saturation_map(rgb)
         if threshold == "otsu":
-            threshold = otsu_threshold(level[scanned] if scanned.any() else level)
-        mask = close_gaps(level > threshold)
+            threshold = otsu_threshold(amount[scanned] if scanned.any() else amount)
+        mask = close_gaps(amount > threshold)
     return drop_pieces(mask & scanned, least), float(threshold)
 
 
@@ -261,7 +296,8 @@ def stain_map(rgb, scanned=None):
 
     It is the largest minus the smallest channel's density against the glass. Uneven or grey light
     dims all channels alike and cancels, a tint is divided out, haematoxylin and eosin remain.
-    The papers name Otsu's algorithm, but not the picture whose threshold it finds. [ours]
+    The papers name Otsu's algorithm, but not the picture whose threshold it finds. The density is
+    log10 here, of the light of this slide's glass. [ours]
     """
     x = rgb.astype(np.float32)
     x = ndimage.uniform_filter(x, (3, 3, 0))  # against the noise of sensor and JPEG
@@ -271,10 +307,10 @@ def stain_map(rgb, scanned=None):
     if not valid.any():
         return np.zeros(rgb.shape[:2], np.float32)
     white = glass_colour(x, valid)  # (3,)
-    od = -np.log10((x + OD_OFFSET) / (white + OD_OFFSET))  # (h, w, 3)
-    ink = ndimage.binary_dilation(pen_mask(x), iterations=3)  # it bleeds into its rim
+    density = -np.log10((x + OD_OFFSET) / (white + OD_OFFSET))  # (h, w, 3)
+    ink = ndimage.binary_dilation(pen_mask(x), iterations=INK_RIM_PX)
     valid &= ~ink
-    stain = np.where(valid, np.ptp(od, 2), 0)
+    stain = np.where(valid, np.ptp(density, 2), 0)
     smooth = ndimage.gaussian_filter(stain, SMOOTH_PX)
     return smooth.astype(np.float32) * valid
 
@@ -283,8 +319,8 @@ def glass_colour(x, valid):
     """The colour (3,) of the bright flat part of a picture; of a crop within tissue, NO_GLASS."""
     green = x[:, :, 1]  # where both dyes are darkest
     bright = valid & (green >= np.percentile(green[valid], 90))
-    mean = ndimage.uniform_filter(green, 5)
-    mean_of_squares = ndimage.uniform_filter(green**2, 5)
+    mean = ndimage.uniform_filter(green, GLASS_PX)
+    mean_of_squares = ndimage.uniform_filter(green**2, GLASS_PX)
     flat = mean_of_squares - mean**2 < GLASS_SD**2
     glass = bright & flat
     if glass.sum() < GLASS_SHARE * bright.sum():
@@ -293,19 +329,22 @@ def glass_colour(x, valid):
 
 
 def pen_mask(rgb):
-    """Marker ink: hues that no dye of H&E has, and blues and reds purer than any. (h, w) [ours]"""
+    """Marker ink: hues that no dye of H&E has, and blues and reds purer than any. (h, w) bool
+
+    The limits were chosen by eye. [ours]
+    """
     rgb = np.asarray(rgb, np.float32)
     r, g, b = np.moveaxis(rgb, 2, 0)
-    top = rgb.max(2)
+    brightest = rgb.max(2)
     chroma = np.ptp(rgb, 2)
     divisor = np.maximum(chroma, 1e-6)
     red_sector = ((g - b) / divisor) % 6
     green_sector = (b - r) / divisor + 2
     blue_sector = (r - g) / divisor + 4
-    sector = np.where(top == g, green_sector, blue_sector)
-    sector = np.where(top == r, red_sector, sector)
+    sector = np.where(brightest == g, green_sector, blue_sector)
+    sector = np.where(brightest == r, red_sector, sector)
     hue = 60 * sector  # degrees
-    purity = chroma / np.maximum(top, 1)  # saturation of HSV, 0..1
+    purity = chroma / np.maximum(brightest, 1)  # saturation of HSV, 0..1
     green = (hue > 65) & (hue < 215) & (purity > 0.25)
     blue = (hue >= 215) & (hue < 262) & (purity > 0.7)
     red = ((hue > 345) | (hue < 20)) & (purity > 0.75)
@@ -326,9 +365,9 @@ def stain_threshold(stain):
 
 def saturation_map(rgb):
     """Saturation of HSV, 0..255, after a median: (h, w, 3) -> (h, w) uint8. [HistCode code]"""
-    top = rgb.max(2).astype(float)
-    chroma = top - rgb.min(2)
-    saturation = 255 * chroma / np.maximum(top, 1)
+    brightest = rgb.max(2).astype(float)
+    chroma = brightest - rgb.min(2)
+    saturation = 255 * chroma / np.maximum(brightest, 1)
     rounded = np.floor(saturation + 0.5).astype(np.uint8)
     return ndimage.median_filter(rounded, MEDIAN_PX, mode="nearest")
 
@@ -354,8 +393,11 @@ def drop_pieces(mask, least):
 def tile_grid(mask, size, tile, min_tissue=MIN_TISSUE, max_tiles=None, seed=0):
     """The tiles of a regular grid that hold enough tissue -> (n, 2) int32, top left corners.
 
-    mask (h, w) over the whole slide; size (W, H); tile: a real number, so that the grid keeps its
-    pitch in µm. Row by row; of more than max_tiles a random sample. [HE2RNA Methods, Preprocessing]
+    mask (h, w) over the whole slide; size (W, H) of the slide in level-0 pixels, as the corners
+    x, y; tile: edge of a tile in level-0 pixels, µm / mpp, not rounded, so that the grid keeps its
+    pitch in µm. Row by row; tiles that cross the right or lower edge are left out. Of more than
+    max_tiles a random sample; None for maps, which take "every tile" [HE2RNA Methods, Visual
+    spatialization]. HE2RNA cuts first and selects then. [HE2RNA Methods, Preprocessing]
 
     Needs: tissue_share, sample, MIN_TISSUE.
     """
@@ -377,16 +419,16 @@ def tile_grid(mask, size, tile, min_tissue=MIN_TISSUE, max_tiles=None, seed=0):
 def tissue_share(mask, size, tile, rows, columns):
     """The share of tissue in each tile of a grid (rows, columns), by a summed-area table."""
     (W, H), (h, w) = size, mask.shape
-    area = np.zeros((h + 1, w + 1))  # tissue above and to the left of a pixel's corner
-    area[1:, 1:] = mask.cumsum(0).cumsum(1)
+    area_before = np.zeros((h + 1, w + 1))  # tissue above and to the left of a pixel's corner
+    area_before[1:, 1:] = mask.cumsum(0).cumsum(1)
     y = np.arange(rows + 1) * tile * h / H  # the grid's lines, in pixels of the mask
     x = np.arange(columns + 1) * tile * w / W
     y = np.minimum(y, h)
     x = np.minimum(x, w)
     lines = np.meshgrid(y, x, indexing="ij")
-    s = ndimage.map_coordinates(area, lines, order=1)  # exact between pixels
-    below = np.diff(s, axis=0)  # (rows, columns + 1)
-    inside = np.diff(below, axis=1)
+    at_lines = ndimage.map_coordinates(area_before, lines, order=1)  # parts of pixels count exactly
+    bands = np.diff(at_lines, axis=0)  # (rows, columns + 1)
+    inside = np.diff(bands, axis=1)
     tile_area = tile * h / H * tile * w / W
     return inside / tile_area
 
@@ -403,21 +445,20 @@ def read_tiles(slide, coords, tile, px=TILE_PX):
     """The pixels of tiles: coords (n, 2) -> (n, px, px, 3) uint8. What was not scanned is white."""
     coords = np.asarray(coords)
     out = np.empty((len(coords), px, px, 3), np.uint8)
-    for first, last in tile_runs(coords, tile):
-        side_by_side = coords[first:last]
-        out[first:last] = read_run(slide, side_by_side, tile, px)
+    for first, end in tile_runs(coords, tile):
+        out[first:end] = read_run(slide, coords[first:end], tile, px)
     return out
 
 
 def tile_runs(coords, tile):
-    """[(first, last + 1)]: the rows of tiles that lie side by side, RUN_TILES together at most."""
+    """[(first, end)], end not included: tiles side by side, RUN_TILES together at most."""
     runs = []
     start = 0
     for i in range(1, len(coords) + 1):
         together = i < len(coords) and i - start < RUN_TILES
         if together:
             right, down = coords[i] - coords[i - 1]
-            together = down == 0 and right <= tile + 1
+            together = down == 0 and 0 <= right <= tile + 1  # corners are rounded down
         if not together:
             runs.append((start, i))
             start = i
@@ -498,7 +539,7 @@ def stained_pixels(od):
 
 
 def macenko_stains(od):
-    """Densities of pixels (n, 3) -> stains (2, 3), their 99th percentiles (2,); or None.
+    """Densities of pixels (n, 3) -> stains (2, 3), 99th percentiles of their amounts (2,); or None.
 
     The stains, haematoxylin and eosin, are unit vectors: the two extreme directions in the plane
     that holds most of the density. The plane holds the origin, which is no dye; the common
@@ -538,18 +579,17 @@ def macenko(tiles, found):
     if found is None:
         return tiles, changed
     stains, top = found
-    concentrations = np.linalg.pinv(stains)  # of a density  (3, 2)
-    scaled = concentrations * (REFERENCE_TOP / top)
+    unmix = np.linalg.pinv(stains)  # (3, 2): density @ unmix = concentrations
+    scaled = unmix * (REFERENCE_TOP / top)
     matrix = -scaled @ REFERENCE  # (3, 3)
     matrix = matrix.astype(np.float32)
     out = tiles.copy()
-    for i, tile in enumerate(tiles):
-        od = optical_density(tile.reshape(-1, 3))  # (h w, 3)
+    for i, picture in enumerate(tiles):
+        od = optical_density(picture.reshape(-1, 3))  # (h w, 3)
         changed[i] = stained_pixels(od).mean() >= STAINED
         if changed[i]:
-            light = np.exp(od @ matrix) * LIGHT
-            rounded = np.minimum(light + 0.5, 255)
-            out[i] = rounded.reshape(tile.shape)
+            light = np.exp(od @ matrix) * LIGHT  # with the 1 grey level, as is common
+            out[i] = np.minimum(light + 0.5, 255).reshape(picture.shape)  # uint8 cuts the fraction
     return out, changed
 
 
@@ -557,10 +597,12 @@ def slide_stains(slide, coords, tile, px, seed):
     """The stains of a slide, as macenko_stains, from a random sample of its tiles.
 
     Of the slide and not of each tile: slides are stained as a whole, and a tile's extremes are
-    those of its tissue. On eight real slides a tile's own stains lie up to 5 degrees from its
-    slide's (medians), its percentiles 3 to 26 % off: stroma without nuclei would be painted with
-    haematoxylin. 64 tiles come within 1 degree and 8 %. [ours]
+    those of its tissue: stroma without nuclei would be painted with haematoxylin. On eight real
+    slides the median tile's stains were up to 5 degrees from its slide's, and its percentiles 3 to
+    26 % off. 64 tiles come within 1 degree and 8 %. [ours]
     """
+    if len(coords) == 0:
+        return None
     pixels = []
     for corner in sample(coords, STAIN_TILES, seed):
         rgb = read_tiles(slide, corner[None], tile, px)[0]
@@ -586,21 +628,24 @@ def stretch(tiles):
 
 # ----- Features ----------------------------------------------------------------------------------
 # [HE2RNA Methods, Preprocessing: "2,048 features from those tiles with a 50-layer ResNet pretrained
-# on the ImageNet dataset"]; [HistCode Methods, Adversarial contrastive learning: "We used only the
-# first four main layers (the output of the last layer is 1024)"]
+# on the ImageNet dataset"]; [HistCode Methods, Contrastive learning for feature extraction: "We
+# used only the first four main layers (the output of the last layer is 1024)": conv1 to layer3]
 
 
 class Bottleneck(nn.Module):
-    """Convolutions 1x1, 3x3 (with the stride) and 1x1 around a shortcut. He et al. 2015."""
+    """Convolutions 1x1, 3x3 and 1x1 with a shortcut around them. He et al. 2015.
 
-    def __init__(self, n_in, width, stride):
+    The stride is on the 3x3, as in torchvision, and not on the first 1x1 as in that paper. [ours]
+    """
+
+    def __init__(self, n_in, n_mid, stride):
         super().__init__()
-        n_out = 4 * width
-        self.conv1 = nn.Conv2d(n_in, width, 1, bias=False)
-        self.bn1 = nn.BatchNorm2d(width)
-        self.conv2 = nn.Conv2d(width, width, 3, stride, 1, bias=False)
-        self.bn2 = nn.BatchNorm2d(width)
-        self.conv3 = nn.Conv2d(width, n_out, 1, bias=False)
+        n_out = 4 * n_mid
+        self.conv1 = nn.Conv2d(n_in, n_mid, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(n_mid)
+        self.conv2 = nn.Conv2d(n_mid, n_mid, 3, stride, 1, bias=False)
+        self.bn2 = nn.BatchNorm2d(n_mid)
+        self.conv3 = nn.Conv2d(n_mid, n_out, 1, bias=False)
         self.bn3 = nn.BatchNorm2d(n_out)
         self.downsample = None
         if stride > 1 or n_in != n_out:
@@ -612,15 +657,16 @@ class Bottleneck(nn.Module):
         y = self.bn2(self.conv2(y)).relu_()
         y = self.bn3(self.conv3(y))
         shortcut = x if self.downsample is None else self.downsample(x)
-        return y.add_(shortcut).relu_()  # (B, 4 width, h / stride, w / stride)
+        return y.add_(shortcut).relu_()  # (B, 4 n_mid, h / stride, w / stride)
 
 
 class ResNet50(nn.Module):
     """ResNet50 up to its pooled features: normalised RGB (B, 3, px, px) -> (B, 2048).
 
     With stages=3, which has neither layer4 nor fc, (B, 1024). The state_dict has torchvision's
-    names: 320 entries, 25,557,032 parameters. The classifier `fc` is kept so that published
-    weights load as they are; features are what goes into it.
+    names: 320 entries, 25,557,032 parameters. The classifier `fc` is kept so that published weights
+    load as they are; features are what goes into it. With stages=3 load them with strict=False.
+    Call .eval() before use; `normalise` makes the input.
 
     Needs: Bottleneck, start_as_torchvision.
     """
@@ -631,7 +677,7 @@ class ResNet50(nn.Module):
         self.conv1 = nn.Conv2d(3, 64, 7, 2, 3, bias=False)
         self.bn1 = nn.BatchNorm2d(64)
         self.maxpool = nn.MaxPool2d(3, 2, 1)
-        self.n_features = 64
+        self.n_features = 64  # channels so far; D at the end
         self.layer1 = self.stage(3, 64, stride=1)
         self.layer2 = self.stage(4, 128, stride=2)
         self.layer3 = self.stage(6, 256, stride=2)
@@ -698,17 +744,17 @@ def encode(network, tiles, batch=32):
 
 
 def kmeans(points, k, seed):
-    """k-means: points (n, c) -> centers (k, c) float64, labels (n,) int; one result for a seed.
+    """k-means: n >= 1 points (n, c) -> centers (at most k, c) float64, labels (n,) int.
 
     No cluster is empty and each centre is the mean of its points. Where fewer than k points
-    differ, each of them is a cluster.
+    differ, each of them is a cluster. One result for a seed.
 
     Needs: plus_plus, lloyd, fill_empty, cluster_means, squared_distances, KMEANS_DRAWS,
     KMEANS_ITERATIONS, KMEANS_STILL.
     """
     points = np.asarray(points, np.float64)
     rng = np.random.default_rng(seed)
-    rng.permutation(len(points))  # not used: an earlier version drew it, and its seeds stay valid
+    rng.permutation(len(points))  # unused, so that old seeds stay valid: leave it out of a copy
     return lloyd(points, plus_plus(points, k, rng))
 
 
@@ -784,31 +830,31 @@ def fill_empty(labels, distances):
 
 
 def supertiles(features, coords, k=N_SUPERTILES, seed=0):
-    """Mean features of the tiles of each cluster: features (n, D), coords (n, 2)
-    -> means (k, D) float32, mask (k,) bool, cluster of each tile (n,) int32.
+    """The mean features of each cluster of neighbouring tiles.
 
-    Fewer tiles than k are each their own super-tile; mask is False and means are 0 where there is
-    no more. The authors pad with zeros and have no mask [HE2RNA code]: a model then takes them
-    for tissue. coords None, where nobody knows them: k even runs of neighbouring rows, since CLAM
-    lists tiles column by column. [ours]
+    features (n, D), coords (n, 2) -> means (k, D) float32, mask (k,) bool, cluster of each tile
+    (n,) int32. Fewer tiles than k are each their own super-tile; mask is False and means are 0
+    where there is no more. The authors pad with zeros and have no mask [HE2RNA code]: a model then
+    takes them for tissue. coords None: where nobody knows the places, k even runs of consecutive
+    tiles instead of k-means; CLAM lists tiles column by column, so these are neighbours. [ours]
 
     Needs: kmeans and what it needs, plus_plus, lloyd, fill_empty, cluster_means,
     squared_distances, KMEANS_DRAWS, KMEANS_ITERATIONS, KMEANS_STILL; N_SUPERTILES.
     """
     n, D = features.shape
     means = np.zeros((k, D), np.float32)
-    mask = np.zeros(k, bool)
+    used = np.zeros(k, bool)
     if n == 0:
-        return means, mask, np.zeros(0, np.int32)
+        return means, used, np.zeros(0, np.int32)
     if coords is None:
         cluster = np.arange(n) * min(k, n) // n
     else:
         _, cluster = kmeans(coords, k, seed)
-    found = cluster.max() + 1
+    n_found = cluster.max() + 1
     features = np.asarray(features, np.float32)
-    means[:found] = cluster_means(features, cluster)
-    mask[:found] = True
-    return means, mask, cluster.astype(np.int32)
+    means[:n_found] = cluster_means(features, cluster)
+    used[:n_found] = True
+    return means, used, cluster.astype(np.int32)
 
 
 if __name__ == "__main__":

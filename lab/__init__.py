@@ -1,0 +1,25 @@
+"""All that a real study needs around the four method files, which know nothing of it.
+
+A map of the house. Rooms may use those above them, and the method; never those below.
+
+    files progress processes locks runs     the ground floor: atomic files and tables, lines on the
+                                            terminal, torchrun, who holds a folder, a run's folder
+    devices weights torchscript encoders    which network describes tiles, with whose weights
+    ridge space gene_sets                   numbers that both programs want: closed-form ridge,
+                                            points and outlines on tiles, .gmt files
+    cohort/      a cohort folder, read and checked, and what is made in it
+                 samples expression slides places sites    tables, slides, cells and outlines
+                 steps tiles encoding features supertiles  tiles/ features/ supertiles/
+    exchange/    other people's formats: gdc, clam (TRIDENT too), qupath
+    fast/        exact twins of the method's slow pieces, each passed in as an argument:
+                 topk networks heads bank encoder
+    audit/       choices (paper or code), ledger (who saw whom), compare (what a choice is worth)
+    show/        pictures: plots, maps, gallery, slide_map
+    simulation/  a cohort drawn from known cells: tissue, drawing, genes, cohort
+    application  a run's models on slides, described as those they learned from
+    he2rna/      HE2RNA's studies: data, folds, training, judging, report; MSI transfer
+    histcode/    HistCode's: pretraining, probe; diagnosis; differential expression
+    commands/    a file a verb, its options beside it: he2rna/ histcode/ tiling/
+    bench.py     this implementation and the direct way, side by side
+    tests/       test_<room>.py for each
+"""

@@ -18,6 +18,7 @@ from lab.locks import hold, release
 from lab.progress import say_left_out
 
 FLOAT16 = 65504.0  # its largest number
+KMEANS_VERSION = 2  # of tiling.kmeans: other clusters of slides with 100 tiles or more than 1 had
 
 
 def make_supertiles(cohort, slides, o, into=None):
@@ -33,7 +34,8 @@ def make_supertiles(cohort, slides, o, into=None):
     def look(name):
         """The number of features of super-tiles that are there, None where they are not."""
         made_by = features_made_by(place, source, name)
-        keys[name] = json.dumps(dict(settings, features=made_by), sort_keys=True)
+        made_as = {**settings, "features": made_by, "kmeans": KMEANS_VERSION}
+        keys[name] = json.dumps(made_as, sort_keys=True)
         arrays = load_arrays(folder / f"{name}.npz")
         if arrays and str(arrays.get("settings")) == keys[name]:
             return arrays["means"].shape[1]

@@ -50,7 +50,7 @@ def draw_cancers(ax, results):
 
 
 def draw_null(path, results, untrained):
-    """R of the genes beside R of models that learned nothing, by cancer. [HE2RNA Methods, Statistics]
+    """R of the genes beside that of models that learned nothing. [HE2RNA Methods, Statistics]
 
     untrained: {cancer: (M, G)}. The lines are the law fitted to it, and the R that significance
     needs under it.
@@ -64,16 +64,16 @@ def draw_null(path, results, untrained):
         for ax in axes.flat[len(results) :]:
             ax.axis("off")
         for ax, (name, e) in zip(axes.flat, results.items()):
-            null = with_value(untrained[name])
+            ax.set_title(f"{name}: n = {e['slides']}", fontsize=9)
+            null, r = with_value(untrained[name]), with_value(e["r"])
+            if len(null) == 0 or len(r) == 0:  # too few slides for any R
+                continue
             ax.hist(null, 60, density=True, color=BLUE, alpha=0.5, label="untrained models")
-            ax.hist(
-                with_value(e["r"]), 60, density=True, color=ORANGE, histtype="step", label="run"
-            )
+            ax.hist(r, 60, density=True, color=ORANGE, histtype="step", label="run")
             tail = stats.null_p(grid, *e["fits"]["untrained"])
             ax.plot(middle, -np.diff(tail) / np.diff(grid), "k-", lw=1, label="fitted law")
             needed = e["r_sign"]["untrained"]
             ax.axvline(needed, color="k", ls=":", label=f"R_sign {needed:.2f}")
-            ax.set_title(f"{name}: n = {e['slides']}", fontsize=9)
             ax.set(xlabel="R", ylabel="density of genes", xlim=(-1, 1))
             ax.legend(fontsize=6)
 

@@ -35,7 +35,7 @@ from lab.processes import by_first, log_path, of_all, say
 from lab.progress import clock, seldom
 from lab.runs import load_checkpoint, mark_of, read_log, write_log
 
-VERSION = 3  # of a run's files; another is refused                                        [ours]
+VERSION = 4  # of a run's files; another is refused. Of 3 k-means was another  [ours]
 SETTINGS = ("hidden", "n_features", "ks", "dropout", "features", "code", "pad_to")  # in fold*.pt
 
 

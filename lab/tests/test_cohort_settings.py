@@ -26,7 +26,7 @@ from lab.files import InputError, save_json
 def test_settings_that_cannot_be_name_file_and_key(two_slides, key, value):
     save_json(
         two_slides / "tiles" / "settings.json",
-        dict(tile_um=112, mpp=0.5, max_tiles=9) | {key: value},
+        {"tile_um": 112, "mpp": 0.5, "max_tiles": 9} | {key: value},
     )
     for verb in ("doctor", "tiles"):
         with pytest.raises(

@@ -14,11 +14,15 @@ from lab.tests.helpers_he2rna import SHARED, SHEET, gdc_file, gdc_folder
 
 
 def test_a_folder_of_gdc_downloads_becomes_one_table(tmp_path, capsys):
-    """Both formats, versions, PAR_Y, two files of a sample, types, projects; the three endings hold the same numbers."""
+    """Both formats, versions, PAR_Y, two files of a sample, types, projects.
+
+    The three endings hold the same numbers.
+    """
     truth = gdc_folder(tmp_path / "gdc")
-    go = lambda out, *more: main(
-        ["expression", str(tmp_path / "gdc"), "--out", str(tmp_path / out), *more]
-    )
+
+    def go(out, *more):
+        return main(["expression", str(tmp_path / "gdc"), "--out", str(tmp_path / out), *more])
+
     primary = [f"TCGA-AA-{s}" for s in ("0001-01A", "0002-01A", "0002-01B", "0004-01A")]
     for home, out, more, samples in (
         ("a", "expression.npz", (), primary),
@@ -39,8 +43,8 @@ def test_a_folder_of_gdc_downloads_becomes_one_table(tmp_path, capsys):
         )
         said = capsys.readouterr().out
         assert (
-            "1 more files of samples that have one (the first by barcode, then by name, is taken): f9.FPKM"
-            in said
+            "1 more files of samples that have one "
+            "(the first by barcode, then by name, is taken): f9.FPKM" in said
         ) == (home != "g")
         assert ("2 files of the older format: 5 genes, 4 of them in all files" in said) == (
             home in "abcdef"
@@ -63,13 +67,16 @@ def test_a_folder_of_gdc_downloads_becomes_one_table(tmp_path, capsys):
     (tmp_path / "cohort").mkdir()
     (tmp_path / "gdc").rename(tmp_path / "cohort" / "expression")
     with pytest.raises(
-        InputError, match="is a folder: GDC's files become a table with python he2rna.py expression"
+        InputError, match="is a folder: GDC's files become a table with python he2rna"
     ):
         read_expression(tmp_path / "cohort")
 
 
 def test_both_scales_of_fpkm_uq_meet_on_the_papers(tmp_path, capsys):
-    """The GDC's example: 1,000 reads, 3,000 bp, quartile 2,000: 1e9 * 1000 / (3000 * 2000), since release 32 / 19,029: 8.76."""
+    """The GDC's example: 1,000 reads, 3,000 bp, quartile 2,000: 1e9 * 1000 / (3000 * 2000).
+
+    Since release 32 / 19,029: 8.76.
+    """
     genes = [f"ENSG{g:011d}.1" for g in range(4000)]
     paper = np.random.default_rng(0).lognormal(10, 2, (3, 4000))
     paper[:, 0] = 1e9 * 1000 / (3000 * 2000)

@@ -12,7 +12,10 @@ from lab.tests.helpers_he2rna import SHEET, gdc_folder
 
 
 def test_slides_of_tcga_join_samples_by_patient_and_type(tmp_path, capsys):
-    """Barcodes by hand; a diagnostic slide's Z is any vial; gdc-client's folders are looked into."""
+    """Barcodes by hand; a diagnostic slide's Z is any vial.
+
+    Gdc-client's folders are looked into.
+    """
     home = tmp_path / "slides" / "1b671fb9-fd78-58b9-9094-30a711a09a8b"
     home.mkdir(parents=True)
     for name in (
@@ -113,7 +116,10 @@ def test_slides_of_tcga_join_samples_by_patient_and_type(tmp_path, capsys):
             "BS",
         ),
     ]
-    go = lambda *more: main(["samples", str(tmp_path), *sheet, *more])
+
+    def go(*more):
+        return main(["samples", str(tmp_path), *sheet, *more])
+
     capsys.readouterr()
     assert (
         go("--dry-run") == 0
@@ -141,8 +147,8 @@ def test_slides_of_tcga_join_samples_by_patient_and_type(tmp_path, capsys):
         )
         assert "1 slides whose name is no TCGA slide's barcode: scan17" in said
         assert (
-            r"2 slides whose name has control characters or over 200 bytes: no file's name here: TCGA-AA-0003-01Z-00-DX1.\x01\n"
-            in said
+            "2 slides whose name has control characters or over 200 bytes: no file's name here: "
+            r"TCGA-AA-0003-01Z-00-DX1.\x01\n" in said
         )
     assert (
         re.search(r"no expression: train leaves them out: TCGA-AA-0003-01Z-00-DX1.h\n", said)
@@ -153,7 +159,7 @@ def test_slides_of_tcga_join_samples_by_patient_and_type(tmp_path, capsys):
     assert {r["slide"]: ids[i] for r, i in zip(kept, at)} == {
         r[0]: r[3] for r in dx + frozen if r[4] != "Metastatic" and r[3][-1] != "Z"
     }
-    with pytest.raises(InputError, match="samples.csv is there already: --overwrite"):
+    with pytest.raises(InputError, match=r"samples.csv is there already: --overwrite"):
         go()
     header = "\t".join(SHEET[1:7])
     for lines, words in (

@@ -97,7 +97,21 @@ def test_per_gene_networks_are_each_its_own_and_joint_ones_share(changed):
 def test_an_interrupted_table_of_bags_goes_on(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     write_bag_table(tmp_path / "toy.csv")
-    argv = "diagnose --bags toy.csv --repeats 1 --folds 3 --epochs 6 --lr 0.01 --device cpu".split()
+    argv = [
+        "diagnose",
+        "--bags",
+        "toy.csv",
+        "--repeats",
+        "1",
+        "--folds",
+        "3",
+        "--epochs",
+        "6",
+        "--lr",
+        "0.01",
+        "--device",
+        "cpu",
+    ]
     assert main([*argv, "--name", "whole"]) == 0
     save, saves = save_file, []
 
@@ -112,7 +126,7 @@ def test_an_interrupted_table_of_bags_goes_on(tmp_path, monkeypatch, capsys):
         main([*argv, "--name", "broken"])
     assert (
         list((tmp_path / "broken").glob("*.state.pt"))
-        and main(argv + ["--name", "broken", "--bags", "./toy.csv"]) == 0
+        and main([*argv, "--name", "broken", "--bags", "./toy.csv"]) == 0
     )
     for path in (tmp_path / "whole").glob("*.pt"):
         a, b = (load_checkpoint(tmp_path / d / path.name, "cpu") for d in ("whole", "broken"))

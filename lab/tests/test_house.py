@@ -284,7 +284,7 @@ def test_a_piece_copied_with_what_its_docstring_names_runs_alone(file, name, use
     for node in tree.body:
         if isinstance(node, ast.Import | ast.ImportFrom):
             module = getattr(node, "module", None) or node.names[0].name
-            if module not in METHOD:
+            if module not in METHOD or module in wanted:
                 packages.append(ast.unparse(node))
     order = [target for target in pieces if target in {name, *wanted}]
     text = "\n".join(packages + list(dict.fromkeys(pieces[target] for target in order)))

@@ -63,12 +63,16 @@ def test_a_killed_map_leaves_nothing_and_loses_nothing(tmp_path):
         shutil.rmtree(maps)
 
 
-# Pictures. Authorities: the geometry itself, read back from the pixels; fields of the GeoJSON as QuPath reads them.
+# Pictures. Authorities: the geometry itself, read back from the pixels; fields of the GeoJSON as
+# QuPath reads them.
 GREY = np.full((50, 100, 3), 230, np.uint8)
 
 
 class Flat:
-    """Stands for a slide: each level-0 pixel's red is x // 100, its green y // 100; not scanned beyond 1000 x 500."""
+    """Stands for a slide: each level-0 pixel's red is x // 100, its green y // 100.
+
+    Not scanned beyond 1000 x 500.
+    """
 
     dimensions, level_downsamples, level_dimensions = (1000, 500), (1.0,), ((1000, 500),)
 
@@ -87,7 +91,10 @@ def where(image, color):
 
 @pytest.mark.parametrize("size", [(1000, 800), (2000, 500), (700, 1400), (1000, 60), (60, 1000)])
 def test_heatmap_draws_each_tile_where_it_lies(tmp_path, size):
-    """Lowest and highest colour of the map: places and sizes in the picture are those on the slide, to a pixel."""
+    """Lowest and highest colour of the map.
+
+    Places and sizes in the picture are those on the slide, to a pixel.
+    """
     import matplotlib
 
     tile, coords = (
