@@ -1,18 +1,21 @@
 """HistCode: tile features learned without labels, and what they tell of tumours and their genes.
 
 Huang et al., "Contrastive learning-based computational histopathology predict differential
-expression of cancer driver genes" (2022), arXiv:2204.11994. This file is the paper's Methods, in
-its order, arrays in and arrays out; `python histcode.py --help` lists the commands around it.
+expression of cancer driver genes" (2022), arXiv:2204.11994. This file is the Methods from their
+section HistCode framework on, in the paper's order, arrays in and arrays out. Of what the paper
+puts before it, Image processing (with the colour normalisation) is tiling.py and Differential
+expression analysis stands here with the prediction; slides, RNA-seq and driver genes are files,
+which the commands around it read: `python histcode.py --help` lists them.
 
 Contrastive learning [HistCode eqs. 1-4; AdCo, arXiv:2011.08435]. Two random views of a tile must
 lie nearer to each other than to a bank of negatives; the negatives move to make that as hard as
 they can. The encoder is a ResNet50 up to its third stage and stays as it is from then on.
-Feature aggregation [eqs. 5-6]: gated attention weighs the tiles of a slide.
-Tumour diagnosis [eq. 7]: one layer on the weighed mean tells tumour from normal tissue.
+Feature aggregation [eqs. 5-6]: gated attention weights the tiles of a slide.
+Tumour diagnosis [eq. 7]: one layer on the weighted mean tells tumour from normal tissue.
 Differential expression [eq. 8]: the tiles of highest and of lowest attention, through one linear
 layer, predict each gene's fold change between tumour and normal tissue.
 
-How to use it, from tiles (N, 256, 256, 3) uint8 of tiling.py:
+How to use it, from tiles of tiling.py, here of one slide, as a uint8 tensor (T, 256, 256, 3):
 
     import torch, histcode, tiling
     model = histcode.Embedder(tiling.ResNet50(stages=3))    # ImageNet weights: load_state_dict
@@ -22,17 +25,24 @@ How to use it, from tiles (N, 256, 256, 3) uint8 of tiling.py:
     negatives = histcode.Bank(histcode.first_bank(model, (x1 for x1, _ in views(0))))
     for state in histcode.pretrain_epochs(model, views, negatives):
         print(state["epoch"], state["loss"], state["spread"])
-    h = model.eval().encoder(tiling.normalise(tiles))       # (N, D) what the other half starts from
+    h = tiling.encode(model.encoder, tiles.numpy())         # (T, D) all that follows starts from it
+    h = torch.from_numpy(h)[None]                           # (1, T, D) a batch of one slide
     pool = histcode.GatedAttention(n_features=1024)
-    z, a = pool(h[None], torch.ones(1, len(h), dtype=bool)) # a slide of N tiles: (1, D), (1, N)
+    z, a = pool(h, torch.ones(1, len(tiles), dtype=bool))   # (1, D), (1, T)
 
-Glossary: B tiles (or slides) of a batch, K negatives, d numbers of an embedding, D of a feature;
-h features, q and k the unit embeddings of a tile's two views (query and key), w a raw negative and
-u = w / |w|, tau the temperature; T tiles of a slide, a their attention, z the slide's vector,
-C classes or outputs, M networks trained as one, G genes, P patients with tumour and normal
-expression, fc fold change, y = log10(fc + 1).
+Glossary, in brackets the paper's letter where it is another:
+x a tile x_i or its view, px the view's edge; B tiles (or slides) of a batch [N of eq. 1], n rows of
+any kind: tiles, slides, patients; K negatives, d numbers of an embedding, D of a feature.
+h features (in shapes of pictures h, w are height and width), q and k the unit embeddings of a
+tile's two views (query, and key [q']), w a raw negative [m_k] and u = w / |w|, bank all of them
+[M], tau the temperature, theta the network's weights, lambda a learning rate.
+T tiles of a slide [L], a their attention, V, U, w its weights [eq. 6], z the slide's vector (before
+eq. 5, any embeddings), C classes or outputs.
+G genes [Q], fc fold change, y = log10(fc + 1) (in eq. 7 a class), l tiles at either end.
 Tags: [HistCode ...] the paper says it; [HistCode code], [AdCo code] only the authors' released
-code does; [ours] neither does, we chose.
+code does; [ours] neither does, we chose. A method of others is tagged by their paper, [Chen et al.
+2020], or their code, [DSMIL code].
+Needs: in some docstrings, what to copy along with that piece, besides the imports.
 """
 
 import copy
@@ -46,7 +56,7 @@ from torch.nn import functional as F
 import stats
 import tiling
 
-# ---- Two views of a tile, after MoCo v2 ------------------------------------------- [AdCo code]
+# ---- Two views of a tile, after MoCo v2  [AdCo code] ---------------------------------------------
 
 VIEW_PX = 224  # edge of a view [HistCode code]
 CROP_AREA = 0.2, 1.0  # share of the tile's area [AdCo code]
@@ -57,7 +67,7 @@ JITTER_CHANCE = 0.8  # [AdCo code]
 GREY_CHANCE = 0.2  # [AdCo code]
 BLUR_CHANCE = 0.5  # [AdCo code]
 BLUR_SIGMA = 0.1, 2.0  # px of a view of 224 [AdCo code]; in smaller views as much tissue [ours]
-TURN_CHANCE = 0.5  # of two mirrors and a transposition: tissue has no up; they mirror once [ours]
+TURN_CHANCE = 0.5  # of each of 2 mirrors and a transposition, as tissue has no up [ours]
 LUMINANCE = 0.299, 0.587, 0.114  # of R, G, B [AdCo code]
 PLAIN_COLOUR = 1.0, 1.0, 1.0, 0.0  # factors of brightness, contrast, saturation; turn of the hue
 
@@ -114,7 +124,7 @@ def draw_view(n, generator):
 
 
 def make_view(tiles, view, px=VIEW_PX):
-    """Views as drawn: (n, 3, h, w) uint8 -> (n, 3, px, px) float32 in 0..1."""
+    """Views as draw_view drew them: (n, 3, h, w) uint8 -> (n, 3, px, px) float32 in 0..1."""
     view = {name: value.to(tiles.device) for name, value in view.items()}
     x = crop(tiles / 255, view["box"], px)
     x = turn(x, view["turns"])
@@ -137,26 +147,29 @@ def crop(x, box, px):
     left, top, width, height = box.T
     rows = resize_weights(top, height, x.shape[2], px)  # (n, 1, px, h)
     columns = resize_weights(left, width, x.shape[3], px)  # (n, 1, px, w)
-    return rows @ x @ columns.mT
+    return rows @ x @ columns.mT  # (n, 3, px, px)
 
 
 def resize_weights(start, length, size, px):
     """(n, 1, px, size): row i holds how much of each of `size` pixels goes into pixel i.
 
-    start, length (n,): of the crop, as shares of the edge. A triangle as wide as two pixels, of
-    the crop or of the tile, whichever are larger.
+    start, length (n,): of the crop, as shares of the tile's edge of `size` pixels. The weights
+    are a triangle as wide as two pixels, of the view or of the tile, whichever are larger.
     """
-    scale = column(length) * size / px  # pixels of the tile per pixel of the crop
+    scale = column(length) * size / px  # pixels of the tile per pixel of the view
     i = torch.arange(px, device=start.device)[:, None] + 0.5
     j = torch.arange(size, device=start.device) + 0.5
-    middle = column(start) * size + i * scale
+    middle = column(start) * size + i * scale  # (n, 1, px, 1), in pixels of the tile
     distance = (j - middle).abs() / scale.clamp(min=1)
     weights = (1 - distance).clamp(min=0)
     return weights / weights.sum(3, keepdim=True)
 
 
 def turn(x, turns):
-    """Mirror left and right, mirror top and bottom, transpose: the 8 symmetries of the square."""
+    """Mirror left and right, mirror top and bottom, transpose: the 8 symmetries of the square.
+
+    The authors mirror left and right alone. [ours]
+    """
     mirror_x, mirror_y, transpose = turns.T
     x = torch.where(column(mirror_x), x.flip(3), x)
     x = torch.where(column(mirror_y), x.flip(2), x)
@@ -188,7 +201,10 @@ def jitter(x, colour):
 
 
 def shift_hue(x, shift):
-    """Turn the hue by shift (n, 1, 1) of a full turn; saturation and value (of HSV) stay."""
+    """Turn the hue by shift (n, 1, 1) of a full turn; saturation and value (of HSV) stay.
+
+    Back to red, green, blue: value - chroma max(0, min(s, 4 - s, 1)) with s = hue + 5, 3, 1 mod 6.
+    """
     r, g, b = x.unbind(1)
     value = x.amax(1)
     chroma = value - x.amin(1)
@@ -198,15 +214,15 @@ def shift_hue(x, shift):
     bluish = (r - g) / c + 4
     hue = torch.where(value == g, greenish, bluish)
     hue = torch.where(value == r, reddish, hue) + 6 * shift  # in sixths
-    sixth = torch.stack([(n + hue) % 6 for n in (5, 3, 1)], 1)  # (n, 3, h, w)
+    sixth = torch.stack([(start + hue) % 6 for start in (5, 3, 1)], 1)  # (n, 3, h, w)
     below = torch.minimum(sixth, 4 - sixth).clamp(0, 1)
     return value[:, None] - chroma[:, None] * below
 
 
 def blur(x, sigma):
-    """Gaussian blur by sigma (n,) px, 0 for none; at the rim, of the pixels that there are."""
+    """Gaussian blur of squares by sigma (n,) px, 0 for none; at the rim, of the pixels inside."""
     i = torch.arange(x.shape[3], device=x.device)
-    sigma = column(sigma).clamp(min=0.01)
+    sigma = column(sigma).clamp(min=0.01)  # so small that no neighbour weighs in
     distance = (i[:, None] - i) / sigma
     weights = torch.exp(-0.5 * distance**2)  # (n, 1, px, px)
     weights = weights / weights.sum(3, keepdim=True)
@@ -234,13 +250,17 @@ def view_of(tiles, px, *key, part=0, parts=1):
 
 
 def two_views(tiles, px=VIEW_PX, seed=0, epoch=0, step=0, **part_of):
-    """Each tile x_i and its augmentation, two views as `view_of` makes them. [HistCode eq. 1]"""
+    """Two views of each tile, as `view_of` makes them; part_of: its part and parts.
+
+    In eq. 1 only q'_i is of an augmentation, q_i of the tile x_i itself [HistCode Methods]; here
+    both are augmented. [AdCo code]
+    """
     x1 = view_of(tiles, px, seed, epoch, step, 0, **part_of)
     x2 = view_of(tiles, px, seed, epoch, step, 1, **part_of)
     return x1, x2
 
 
-# ---- Encoder ---------------------------------------------------------------------------------
+# ---- Encoder  [HistCode Methods, Contrastive learning for feature extraction] --------------------
 
 EMBEDDING = 128  # d [HistCode code]
 
@@ -248,19 +268,21 @@ EMBEDDING = 128  # d [HistCode code]
 class Embedder(nn.Module):
     """Views (B, 3, px, px) -> unit embeddings (B, d).
 
-    encoder: tiling.ResNet50(stages=3), "only the first four main layers (... 1024)"; two fully
-    connected layers follow [HistCode Methods], 1,024-1,024-128 [HistCode code]. They serve the loss
-    alone; what comes after takes the encoder's features. precision: of the encoder's products.
+    encoder f_theta: tiling.ResNet50(stages=3), "only the first four main layers (... 1024)", the
+    stem and three stages; two fully connected layers follow [HistCode Methods], 1,024-1,024-128
+    [HistCode code]. These two serve the loss alone; what comes after takes the encoder's features.
+    Embeddings have length 1, of which the paper is silent. [AdCo code]
+    precision: of the encoder's products.
     """
 
     def __init__(self, encoder, d=EMBEDDING, precision=torch.float32):
         super().__init__()
-        n = encoder.n_features
+        n_features = encoder.n_features
         self.encoder = encoder
         self.projection = nn.Sequential(
-            nn.Linear(n, n),
+            nn.Linear(n_features, n_features),
             nn.ReLU(),
-            nn.Linear(n, d),
+            nn.Linear(n_features, d),
         )
         self.precision = precision
 
@@ -271,7 +293,7 @@ class Embedder(nn.Module):
         return F.normalize(self.projection(h.float()), dim=1)
 
 
-# ---- Loss and bank ------------------------------------------------------ [HistCode eqs. 1-4]
+# ---- Loss and bank  [HistCode eqs. 1 and 4] ------------------------------------------------------
 
 TAU = 0.12  # the paper is silent [HistCode code]
 BANK_SIZE = 65_536  # K at most [AdCo code]
@@ -284,18 +306,19 @@ SIMCLR_TAU = 0.1  # [Chen et al. 2020]
 def logits_of(q, k, bank, tau, in_batch=False):
     """Similarities of each query to its key and to the negatives, over tau: (B, 1 + K).
 
-    in_batch: the keys of the batch's other tiles are negatives too, (B, B + K). [AdCo code]
+    in_batch: the keys of the batch's other tiles are negatives too, (B, B + K). [AdCo code;
+    HistCode code]
     """
-    own = q @ k.T if in_batch else (q * k).sum(1, keepdim=True)
-    negative = q @ F.normalize(bank, dim=1).T  # (B, K)
-    return torch.cat([own, negative], 1) / tau
+    to_keys = q @ k.T if in_batch else (q * k).sum(1, keepdim=True)
+    to_bank = q @ F.normalize(bank, dim=1).T  # (B, K)
+    return torch.cat([to_keys, to_bank], 1) / tau
 
 
 def info_nce(q, k, bank, tau, in_batch=False):
     """Contrastive loss -log(exp(positive) / sum(exp)), mean over the batch. [HistCode eq. 1]
 
-    q, k (B, d): unit embeddings of the two views of each tile. bank (K, d): negatives, put on the
-    sphere here. tau: temperature. Needs: logits_of.
+    q, k (B, d): unit embeddings of the two views of each tile. bank (K, d): raw negatives, put on
+    the sphere here. tau: temperature. in_batch: as in logits_of. Needs: logits_of.
     """
     logits = logits_of(q, k, bank, tau, in_batch)
     positive = (q * k).sum(1) / tau  # (B,)
@@ -304,11 +327,11 @@ def info_nce(q, k, bank, tau, in_batch=False):
 
 @torch.no_grad()
 def bank_gradient(q, k, bank, tau, in_batch=False):
-    """dL/dw (K, d) of info_nce in closed form. [HistCode eq. 4; AdCo code]
+    """dL/dw (K, d) of L = info_nce in closed form. [HistCode eq. 4; AdCo code]
 
-    With p_ik the softmax share of negative k for query i:
-        dL/dw_k = (sum_i p_ik q_i - u_k sum_i p_ik q_i.u_k) / (B tau |w_k|)
-    The second term keeps to the sphere: the gradient is at right angles to w_k. Needs: logits_of.
+    With p_ij the softmax share of negative j for query i:
+        dL/dw_j = (sum_i p_ij q_i - u_j sum_i p_ij q_i.u_j) / (B tau |w_j|)
+    The second term keeps to the sphere: the gradient is at right angles to w_j. Needs: logits_of.
     """
     length = bank.norm(dim=1, keepdim=True)  # (K, 1)
     u = bank / length
@@ -335,6 +358,7 @@ def first_bank(model, views, size=BANK_SIZE):
     """Bank at the start (K, d): the untrained model's embeddings of one view of some tiles.
 
     views: batches (B, 3, px, px), of "a percentage of tiles from each slide" [HistCode Methods].
+    All are embedded, the first `size` stay. Batches are normalised by themselves, as in training.
     """
     model.train()
     rows = [model(x) for x in views]
@@ -344,9 +368,10 @@ def first_bank(model, views, size=BANK_SIZE):
 class Bank(nn.Module):
     """The adversarial negatives w (K, d), which climb after each step of the encoder.
 
-    Called, it gives the loss. step_tau: another temperature for the bank's step than for the loss,
-    and in_batch as in info_nce, are the authors' [HistCode code]. gradient: bank_gradient, or its
-    twin for large banks, lab/fast/bank.py.
+    Called, it gives the loss. step_tau: the temperature of the bank's step, where it is not that of
+    the loss. [HistCode code] in_batch: as in logits_of. gradient: bank_gradient, or its twin for
+    large banks, lab/fast/bank.py.
+    Needs: TAU, BANK_RATE, MOMENTUM, WEIGHT_DECAY, logits_of, info_nce, bank_gradient, bank_step.
     """
 
     def __init__(
@@ -378,7 +403,10 @@ class Bank(nn.Module):
         return info_nce(q, k, self.w, self.tau, self.in_batch)
 
     def climb(self, pairs):
-        """One step of eq. 4, by the mean gradient over pairs of q, k (B, d)."""
+        """One step of eq. 4, by the mean gradient over pairs of q, k (B, d).
+
+        They are from before the encoder's step: one pass serves both steps.
+        """
         gradient = torch.zeros_like(self.w)
         for q, k in pairs:
             one = self.gradient(q, k, self.w, self.step_tau, self.in_batch)
@@ -428,7 +456,7 @@ def spread(z):
     return (1 - squares).clamp(min=0).sqrt().item()
 
 
-# ---- Pretraining -------------------------------------------------------- [HistCode eqs. 2-4]
+# ---- Pretraining  [HistCode eqs. 2-4] ------------------------------------------------------------
 
 LEARNING_RATE = 0.03  # lambda of eq. 3 [HistCode Methods]
 BATCH = 256  # B [AdCo code]
@@ -492,7 +520,7 @@ def means_of(steps):
 
 
 def alone(network):
-    """One process embeds the whole batch by itself."""
+    """`whole` of pretrain_epochs where one process embeds the whole batch by itself."""
     return network
 
 
@@ -512,17 +540,20 @@ def pretrain_epochs(
     """min over theta, max over the bank [HistCode eq. 2]: yields its state after each epoch.
 
     model: an Embedder; views(epoch): pairs (x1, x2) of batches (B, 3, px, px); negatives: a Bank,
-    or OtherTiles for SimCLR. momentum_encoder 0: one network for both views. Handed back as
-    `state`, training goes on from it. A state's tensors are live: save them before going on.
+    or OtherTiles for SimCLR. momentum_encoder 0: one network for both views.
     whole(network): what embeds a whole batch of which this process has a part (lab/histcode).
+    SGD, its rate, momentum and weight decay: [HistCode Methods].
+    Yields a dict: epoch, lr, the epoch's means of figures_of_step, and the state_dicts model,
+    negatives, optimizer and, of a slow encoder, keys. Handed back as `state`, training goes on from
+    there. Its tensors are those in use: copy what you keep.
     """
     optimizer = torch.optim.SGD(model.parameters(), lr, MOMENTUM, weight_decay=WEIGHT_DECAY)
     parts = {"model": model, "negatives": negatives, "optimizer": optimizer}
     key = None
     if momentum_encoder:
-        keys = copy.deepcopy(model).requires_grad_(False).train()
-        parts["keys"] = keys
-        key = whole(keys)
+        slow = copy.deepcopy(model).requires_grad_(False).train()
+        parts["keys"] = slow
+        key = whole(slow)
     query = whole(model)
     first = 1
     if state is not None:
@@ -536,7 +567,7 @@ def pretrain_epochs(
         steps = []
         for x1, x2 in views(epoch):
             if momentum_encoder:
-                follow(keys, model, momentum_encoder)
+                follow(slow, model, momentum_encoder)
             pairs = embed(x1, x2, query, key, symmetric)
             loss = sum(negatives(q, k) for q, k in pairs) / len(pairs)
             optimizer.zero_grad()
@@ -550,15 +581,12 @@ def pretrain_epochs(
         yield {"epoch": epoch, "lr": rate, **means_of(steps), **states}
 
 
-# ---- Feature aggregation: the tiles of a slide to one vector  [HistCode eqs. 5-6, Table 1] -------
+# ---- Feature aggregation: the tiles of a slide to one vector  [HistCode eqs. 5-6] ----------------
 # Every pooling takes h (B, T, D) and mask (B, T), True for real tiles, of which each slide has one
-# or more. Beside its result it gives a (B, T), the part of each tile in it. Padding has no part,
-# whatever it holds.
+# or more. Beside z (B, D) it gives a (B, T), the part of each tile in it, which sums to 1. Padding
+# has no part, whatever it holds.
 
-ATTENTION = 256  # rows of V and U  [HistCode code]
-QUERIES = 128  # numbers of DSMIL's queries  [DSMIL code]
-STATE = 128  # numbers of MIL-RNN's state  [Campanella et al. 2019]
-TOP_TILES = 10  # that it takes  [Campanella et al. 2019]
+ATTENTION = 256  # rows of V and U [HistCode code]
 
 
 def masked(h, mask, value=0.0):
@@ -569,9 +597,11 @@ def masked(h, mask, value=0.0):
 class GatedAttention(nn.Module):
     """z = sum_i a_i h_i, with a = softmax_i(w . (tanh(V h_i) * sigm(U h_i))). [HistCode eqs. 5-6]
 
-    forward(h (B, T, D), mask (B, T)) -> z (B, D), a (B, T). V and U have `hidden` rows (ATTENTION).
+    forward(h (B, T, D), mask (B, T)) -> z (B, D), a (B, T). mask: bool, True for real tiles, one or
+    more a slide; padding has a = 0, whatever it holds. V and U have `hidden` rows.
     gated=False gives w . tanh(V h_i), the first form of ABMIL. [Ilse et al. 2018, eq. 8]
-    No biases, as eq. 6 is printed; the released code of both papers has them. [ours]
+    No biases, as eq. 6 is printed; the released code of HistCode and of ABMIL has them.
+    Needs: ATTENTION, masked.
     """
 
     def __init__(self, n_features, hidden=ATTENTION, gated=True):
@@ -582,10 +612,10 @@ class GatedAttention(nn.Module):
 
     def forward(self, h, mask):
         h = masked(h, mask)
-        hidden = torch.tanh(self.v(h))  # (B, T, hidden)
+        seen = torch.tanh(self.v(h))  # (B, T, hidden)
         if self.u is not None:
-            hidden = hidden * torch.sigmoid(self.u(h))
-        scores = self.w(hidden).squeeze(2)
+            seen = seen * torch.sigmoid(self.u(h))
+        scores = self.w(seen).squeeze(2)  # (B, T)
         a = scores.masked_fill(~mask, -torch.inf).softmax(1)  # (B, T)
         return (a[:, None] @ h)[:, 0], a
 
@@ -598,19 +628,33 @@ def mean_pooling(h, mask):
 
 
 def max_pooling(h, mask):
-    """z (B, D): the highest value of each feature; a: the share of the features a tile gives."""
+    """z (B, D): the highest value of each feature; a: the share of the D features a tile gives."""
     z, which = masked(h, mask, -torch.inf).max(1)  # (B, D), (B, D)
     share = torch.full_like(z, 1 / z.shape[1])
     a = torch.zeros_like(h[:, :, 0]).scatter_add(1, which, share)
     return z, a
 
 
-class PooledClassifier(nn.Module):
-    """One vector for the slide and one fully connected layer. [HistCode eq. 7, its softmax apart]
+# ---- Tumour diagnosis: from tiles to a label  [HistCode eq. 7, Table 1] --------------------------
+# Each network's forward(h, mask) gives outputs (B, streams, C) and a (B, T). Each stream learns the
+# label, and the last one answers. Table 1: MILRNN, DSMIL, and PooledClassifier with ABMIL's
+# GatedAttention(D, gated=False), with max_pooling, mean_pooling and GatedAttention(D). That ABMIL's
+# attention is the one without a gate is [ours]: the paper names only ABMIL.
 
-    This and the two below: forward(h, mask) -> outputs (B, streams, C), a (B, T). Each stream
-    learns the label, and the last one answers. Table 1: MIL-RNN, DSMIL, and this with ABMIL's
-    GatedAttention(D, gated=False), max_pooling, mean_pooling or GatedAttention(D).
+QUERIES = 128  # numbers of DSMIL's queries [DSMIL code]
+STATE = 128  # numbers of MIL-RNN's state [Campanella et al. 2019]
+TOP_TILES = 10  # tiles that MIL-RNN takes [Campanella et al. 2019]
+
+
+def tiles_at(values, which):
+    """values (B, T, n) of the tiles `which` (B, m) -> (B, m, n)"""
+    return values.take_along_dim(which[:, :, None], 1)
+
+
+class PooledClassifier(nn.Module):
+    """One vector for the slide, one fully connected layer, one stream.
+
+    [HistCode Methods, Tumor diagnosis]; its softmax is in cross_entropy.
     """
 
     def __init__(self, pooling, n_features, outputs=2):
@@ -627,10 +671,12 @@ class DSMIL(nn.Module):
     """Two streams: the best tile of each class, and attention to it. [Li et al. 2021, eqs. 2-6]
 
     First stream: the highest score of each class over the tiles; the tile that has it is critical.
-    Second: for each class, the softmax over the tiles of <q_i, q_critical> / sqrt(queries) weighs
-    the features; one layer over the vectors of all classes answers. a: of the last class.
+    Second: for each class, the softmax over the tiles of <q_i, q_critical> / sqrt(queries) weights
+    the features (q_i: query(h_i), no embedding of a view); one layer over the vectors of all
+    classes answers. a: of the last class.
     Each stream has its own loss and the second answers, as in their code; the paper averages their
     scores. One layer makes the queries, the values stay as they are; their code is deeper. [ours]
+    Needs: QUERIES, masked, tiles_at.
     """
 
     def __init__(self, n_features, outputs=2, queries=QUERIES):
@@ -655,9 +701,10 @@ class MILRNN(nn.Module):
 
     [Campanella et al. 2019, Methods: MIL classifier, RNN-based slide integration]
     First stream: the tile with the highest score of the last class stands for the slide. Second:
-    its TOP_TILES highest, best first, s <- ReLU(W h_i + V s) from s = 0, then the classes from s.
-    a: equal shares of those tiles. They train one, then the other; here both learn together, and
-    the choice of the tiles has no gradient. [ours]
+    its TOP_TILES highest, best first: from s = 0, s <- ReLU(take(h_i) + keep(s)); the last s gives
+    the classes. a: equal shares of those tiles. They train one stream, then the other; here both
+    learn together, and the choice of the tiles has no gradient. [ours]
+    Needs: STATE, TOP_TILES, masked, tiles_at.
     """
 
     def __init__(self, n_features, outputs=2):
@@ -671,14 +718,14 @@ class MILRNN(nn.Module):
         h = masked(h, mask)
         scores = self.score(h)  # (B, T, C)
         others = scores[:, :, :-1].logsumexp(2)
-        suspicion = scores[:, :, -1] - others
+        suspicion = scores[:, :, -1] - others  # (B, T) log odds of the last class
         suspicion = suspicion.masked_fill(~mask, -torch.inf)
-        k = min(TOP_TILES, h.shape[1])
-        top = suspicion.topk(k, dim=1).indices  # (B, k), best first
-        real = mask.gather(1, top)  # (B, k), False where the slide has fewer tiles
-        taken = self.take(tiles_at(h, top))  # (B, k, state)
-        s = torch.zeros_like(taken[:, 0])
-        for i in range(k):
+        steps = min(TOP_TILES, h.shape[1])
+        top = suspicion.topk(steps, dim=1).indices  # (B, steps), best first
+        real = mask.gather(1, top)  # (B, steps), False where the slide has fewer tiles
+        taken = self.take(tiles_at(h, top))  # (B, steps, STATE)
+        s = torch.zeros_like(taken[:, 0])  # (B, STATE)
+        for i in range(steps):
             after = F.relu(taken[:, i] + self.keep(s))
             s = torch.where(real[:, i, None], after, s)
         best = tiles_at(scores, top[:, :1])[:, 0]  # (B, C)
@@ -687,33 +734,29 @@ class MILRNN(nn.Module):
         return torch.stack([best, self.classify(s)], 1), a
 
 
-def tiles_at(values, which):
-    """values (B, T, n) of the tiles `which` (B, k) -> (B, k, n)"""
-    return values.take_along_dim(which[:, :, None], 1)
-
-
-def divisor(mean, sd):
-    """(D,) what standardises features: their SD; infinity for constants, which become 0."""
-    return np.where(sd > 1e-6 * np.abs(mean) + 1e-12, sd, np.inf)
-
-
 # ---- Learning from slides on frozen features  [HistCode eq. 7; Methods, Tumor diagnosis] ---------
 
-PARTS = 10  # of the patients: 80/10/10  [HistCode Results, Tumor diagnosis]
-HEAD_EPOCHS = 50  # of a network on frozen features, a slide a step  [HistCode code]
-HEAD_RATE = 1e-4  # of its Adam  [HistCode code]
-HEAD_DECAY = 1e-5  # weight decay of its Adam  [HistCode code]
+PARTS = 10  # of the patients: 80/10/10 [HistCode Results, Tumor diagnosis]
+HEAD_EPOCHS = 50  # of a network on frozen features, a slide a step [HistCode code]
+HEAD_RATE = 1e-4  # of its Adam [HistCode code]
+HEAD_DECAY = 1e-5  # weight decay of its Adam [HistCode code]
 
 
 def cross_entropy(outputs, y):
-    """Mean over the streams: outputs (..., streams, C), class y (...) -> (...). [HistCode eq. 7]"""
-    share = outputs.log_softmax(-1)
-    chosen = share.take_along_dim(y[..., None, None], -1)
+    """Mean over the streams: outputs (..., streams, C), class y (...) -> (...). [HistCode eq. 7]
+
+    One slide's part of eq. 7, which sums the slides; in training they are averaged over a batch.
+    """
+    log_share = outputs.log_softmax(-1)
+    chosen = log_share.take_along_dim(y[..., None, None], -1)
     return -chosen.mean((-2, -1))
 
 
 def mistakes(outputs, y):
-    """1 where the last stream errs, else 0: outputs (..., streams, C), class y (...) -> (...)"""
+    """1 where the last stream errs, else 0: outputs (..., streams, C), class y (...) -> (...)
+
+    [HistCode Methods, Tumor diagnosis: "We used argmax"]
+    """
     guess = outputs[..., -1, :].argmax(-1)
     return (guess != y).float()
 
@@ -737,7 +780,7 @@ def padded(bags):
 
 @torch.no_grad()
 def predict_slides(model, bags, rows, batch=1):
-    """What the last stream answers for some slides: (n, 1, C)"""
+    """What the last stream answers for the slides `rows` of bags, in their order: (n, 1, C)"""
     outputs = []
     for i in range(0, len(rows), batch):
         h, mask = padded([bags[row] for row in rows[i : i + batch]])
@@ -761,15 +804,16 @@ def train_slide_epochs(
     seed=0,
     state=None,
 ):
-    """Train one network: a generator of its state after every epoch. [HistCode Methods]
+    """Train one network: a generator of its state after every epoch.
 
-    bags[i] (T_i, D) frozen features of slide i, y (n,) its class or (n, G) its fold changes;
-    train, valid: slides. Regressions take squared_error as loss and judge.
-    Yields a dict: epoch, loss (of the validation slides), best_epoch, fewest, best (weights of that
-    epoch), model, optimizer. Kept is the last epoch with the lowest mean of judge(outputs, y) over
-    the validation slides: of few slides the cross-entropy tells how sure a network is rather than
-    how right, so mistakes choose. [ours] Handed back as `state`, training goes on from there. Its
-    tensors are those in use: copy what you keep.
+    bags[i] (T_i, D) features of slide i, "frozen" [HistCode Methods, Tumor diagnosis]; y, a tensor,
+    (n,) classes or (n, G) fold changes; train, valid: the slides, by i, to learn from and to choose
+    the epoch by. Regressions take squared_error as loss and judge. Adam: [HistCode code].
+    Yields a dict: epoch, loss (of the validation slides), best_epoch, fewest (its mean of judge),
+    best (its weights), model, optimizer. Kept as best is the last epoch with the lowest mean of
+    judge(outputs, y) over the validation slides: of few slides the cross-entropy tells how sure a
+    network is rather than how right, so mistakes choose. [ours] Handed back as `state`, training
+    goes on from there. Its tensors are those in use: copy what you keep.
     """
     optimizer = torch.optim.Adam(model.parameters(), lr, weight_decay=weight_decay)
     if state is None:
@@ -800,7 +844,11 @@ def train_slide_epochs(
 
 
 def split_patients(patients, strata, parts, seed):
-    """(n,) part of each slide, 0 to parts - 1: patients whole, spread by the labels they have."""
+    """(n,) part of each slide, 0 to parts - 1: patients whole, spread by the labels they have.
+
+    patients, strata (n,): of each slide its patient and its label. [HistCode Results: "split ... at
+    the level of patients"]; the spreading is [ours].
+    """
     labels = {}
     for patient, stratum in zip(patients, strata, strict=True):
         labels.setdefault(patient, set()).add(str(stratum))
@@ -811,8 +859,9 @@ def split_patients(patients, strata, parts, seed):
 def roles(part, f, parts=PARTS, stop_on_test=False):
     """Slides that train model f, choose its epoch, and test it: 80/10/10. [HistCode Results]
 
-    Part f tests and the next one chooses; five models test half of the patients, as the paper's,
-    ten test all. stop_on_test: the test part chooses. [HistCode code, of expression]
+    part (n,): of split_patients. Part f tests and the next one chooses; five models test half of
+    the patients, as the paper's, ten test all. stop_on_test: the test part chooses. [HistCode code,
+    of expression]
     """
     after = (f + 1) % parts
     train = (part != f) & (part != after)
@@ -822,18 +871,19 @@ def roles(part, f, parts=PARTS, stop_on_test=False):
 
 # ---- Differential expression  [HistCode Methods, Differential expression analysis, prediction] ---
 
-LOG2_FC = 1.5  # |log2 fc| above it is label 1  [HistCode Methods, Differential expression analysis]
-ENDS = 100  # l highest and l lowest tiles  [HistCode Methods, Differential expression prediction]
-LABEL_EPOCHS = 100  # of the layer that learns labels  [ours]
-LABEL_RATE = 2e-5  # of its Adam: thousands of weights step at once  [ours]
+LOG2_FC = 1.5  # |log2 fc| above it is label 1 [HistCode Methods, Differential expression analysis]
+ENDS = 100  # l highest and l lowest tiles [HistCode Methods, Differential expression prediction]
+LABEL_EPOCHS = 100  # of the layer that learns labels [ours]
+LABEL_RATE = 2e-5  # of its Adam, small: a gene's 2,048 weights all step as far at once [ours]
 
 
 def fold_change(tumour, normal):
     """y = log10(fc + 1), and the label |log2 fc| > 1.5 as 0 or 1, both (n, G), nan where unknown.
 
-    tumour, normal (n, G): expression a >= 0 of matched samples. Nothing in the tumour: fc 0, y 0,
-    label 1. Nothing in the normal tissue: fc is infinite, so there is no y, and the label is 1.
-    Nothing in both, or either missing: neither. [ours; the paper does not say]
+    tumour, normal (n, G): expression >= 0 of matched samples, in FPKM-UQ [HistCode Methods, RNA-seq
+    dataset]. Nothing in the tumour: fc 0, y 0, label 1. Nothing in the normal tissue: fc is
+    infinite, so there is no y, and the label is 1. Nothing in both, or either missing: neither. Of
+    zeros the paper says nothing. [ours]
     """
     with np.errstate(divide="ignore", invalid="ignore"):
         fc = np.divide(tumour, normal, dtype=np.float64)
@@ -866,13 +916,16 @@ def end_features(h, a):
     """
     means = []
     for rows in ends_of(a):
-        tiles = np.asarray(h[np.sort(rows)], np.float64)
+        tiles = np.asarray(h[np.sort(rows)], np.float64)  # summed in the slide's order
         means.append(tiles.mean(0))
     return np.concatenate(means)
 
 
 def known_alike(y):
-    """[(rows, genes)] of y (n, G): the genes that are known (not nan) of just the same rows."""
+    """[(rows, genes)] of y (n, G): the genes that are known (not nan) of just the same rows.
+
+    What is computed from the rows then serves all these genes.
+    """
     patterns, which = np.unique(~np.isnan(y), axis=1, return_inverse=True)
     blocks = []
     for i, pattern in enumerate(patterns.T):
@@ -882,11 +935,17 @@ def known_alike(y):
     return blocks
 
 
+def divisor(mean, sd):
+    """(D,) what standardises features: their SD; infinity for constants, which become 0."""
+    return np.where(sd > 1e-6 * np.abs(mean) + 1e-12, sd, np.inf)
+
+
 def least_squares(x, y):
     """A linear layer for each gene, all as one matrix, by least squares. [HistCode eq. 8]
 
-    x (n, 2D), y (n, G) with nan -> weights (2D, G), bias (G,); x @ weights + bias predicts y. Of
-    all solutions the smallest in standardised features, which descent from 0 also finds. [ours]
+    x (n, 2D), y (n, G) with nan -> weights (2D, G), bias (G,); x @ weights + bias predicts y.
+    With more features than rows many layers bring the MSE to its least. Of all these the smallest
+    in standardised features, which descent from 0 also finds. [ours] Needs: known_alike, divisor.
     """
     weights = np.zeros((x.shape[1], y.shape[1]))
     bias = np.zeros(y.shape[1])
@@ -894,9 +953,9 @@ def least_squares(x, y):
         truth = y[np.ix_(rows, genes)]
         mean = x[rows].mean(0)
         scale = divisor(mean, x[rows].std(0))
-        z = (x[rows] - mean) / scale
+        standard = (x[rows] - mean) / scale
         deviations = truth - truth.mean(0)
-        solution, *_ = np.linalg.lstsq(z, deviations, rcond=None)  # (2D, block)
+        solution, *_ = np.linalg.lstsq(standard, deviations, rcond=None)  # (2D, block)
         weights[:, genes] = solution / scale[:, None]
         bias[genes] = truth.mean(0) - mean @ weights[:, genes]
     return weights, bias
@@ -905,9 +964,10 @@ def least_squares(x, y):
 def train_label_epochs(x, label, train, valid, *, epochs=LABEL_EPOCHS, lr=LABEL_RATE):
     """The same layer with two outputs a gene and a softmax: a generator of each epoch's state.
 
-    x (n, D) standardised, label (n, G) 0, 1 or nan, both tensors. Yields a dict: loss (of the
-    validation rows), weights (D, G) and bias (G,) of the difference of the two outputs, which is
-    the log odds of label 1. [HistCode Results: "replaced the output layer by two nodes"]
+    x (n, 2D) standardised, label (n, G) 0, 1 or nan, both tensors; train, valid: rows. Yields a
+    dict: epoch, loss (of the validation rows), weights (2D, G) and bias (G,) of the difference of
+    the two outputs, which is the log odds of label 1 and all that their softmax depends on.
+    [HistCode Results: "replaced the output layer by two nodes and used softmax"]
     The first state is untrained: weights 0, bias the log odds in the training rows. Then Adam on
     all training rows at once. [ours]
     """
@@ -922,10 +982,10 @@ def train_label_epochs(x, label, train, valid, *, epochs=LABEL_EPOCHS, lr=LABEL_
     optimizer = torch.optim.Adam(layer.parameters(), lr)
 
     def loss(rows):
-        odds = layer(x[rows])
-        of = known[rows].float()
-        error = F.binary_cross_entropy_with_logits(odds, target[rows], of, reduction="sum")
-        return error / of.sum().clamp(min=1)
+        log_odds = layer(x[rows])
+        count = known[rows].float()
+        error = F.binary_cross_entropy_with_logits(log_odds, target[rows], count, reduction="sum")
+        return error / count.sum().clamp(min=1)
 
     for epoch in range(epochs + 1):
         if epoch:
@@ -941,9 +1001,11 @@ def train_label_epochs(x, label, train, valid, *, epochs=LABEL_EPOCHS, lr=LABEL_
 def judge_genes(prediction, y, rng):
     """How well each gene is predicted: a dict of (G,) arrays. prediction, y (n, G), nan unknown.
 
-    n patients, r, rho; p, bh: two-sided, of the t of r; baseline: R of random predictions; of the
-    prediction against those, location_p as the paper words it, error_p of the absolute errors, and
-    better, 1 where its errors are the smaller [stats.against_baseline].
+    n patients; r, rho: Pearson's and Spearman's correlation; p: twice the one-sided p of r, at most
+    1, so two-sided where r > 0 and 1 elsewhere; baseline: r of random predictions. Of the
+    prediction against those (see stats.against_baseline): location_p as the paper words it, error_p
+    of the absolute errors, and better, 1 where its errors are the smaller. bh, location_bh,
+    error_bh: the three p after Benjamini-Hochberg over the genes.
     [HistCode Results, Differential gene expression prediction, Fig. 4]
     """
     names = ("r", "rho", "baseline", "location_p", "error_p", "better")
@@ -995,18 +1057,23 @@ def end_contributions(h, a, weights):
     """What each tile adds to a gene's prediction, (T,): with the bias they sum to it. [ours]
 
     h (T, D), a (T,) attention, weights (2D,) of the gene. nan: the tile is in neither end.
+    The paper's maps of a gene show "attention scores ... derived from the differential expression
+    prediction models", but its linear layer has none.
     """
     out = np.full(len(h), np.nan)
-    for rows, w in zip(ends_of(a), np.split(weights, 2), strict=True):
+    for rows, half in zip(ends_of(a), np.split(weights, 2), strict=True):
         tiles = np.asarray(h[rows], np.float64)
-        out[rows] = tiles @ w / len(rows)
+        out[rows] = tiles @ half / len(rows)
     return out
 
 
 def scale_to_one(a):
-    """Attention (T,) from 0, the lowest tile, to 1: "normalization of attention scores"."""
-    width = np.ptp(a) or 1
-    return (a - a.min()) / width
+    """Attention (T,) from 0, the lowest tile, to 1, the highest; 0 where all are equal. [ours]
+
+    The paper says "normalization of attention scores", not which.
+    """
+    span = np.ptp(a) or 1
+    return (a - a.min()) / span
 
 
 def dice(a, b):
