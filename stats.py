@@ -1,25 +1,35 @@
 """The statistics of HE2RNA and HistCode, each written out.
 
 HE2RNA    Schmauch et al. 2020, Nat Commun 11:3877, doi 10.1038/s41467-020-17678-4
+          (tags name sections and figures of the preprint, bioRxiv doi 10.1101/760173)
 HistCode  Huang et al. 2022, arXiv:2204.11994
 
-Functions of arrays, without state; numpy and scipy alone (scipy for ranks and for the normal and
-beta laws). They can be copied one by one, with the helpers that they name.
+Functions of arrays, without state; numpy and scipy alone (scipy for ranks, the gamma function and
+the normal and beta laws). To copy one out, take along the imports and all names after "Needs:" in
+its docstring; where it has no such line, the names in its body and in theirs.
 
     r = stats.pearson(predicted, measured)          # (n, G), (n, G) -> (G,)
-    q = stats.holm_sidak(stats.pearson_p(r, n))     # significant where q < .05
+    p = stats.holm_sidak(stats.pearson_p(r, n))     # significant where p < .05
     stats.r_threshold(1.66e-6, 44)                  # .637, the paper's R_sign of 44 slides
     fold = stats.patient_folds(patients, projects, 5, seed=0)     # fold 0 tests fold == 0
 
 In order: correlation and its p; several tests at once; Wilcoxon's tests; ROC and precision-recall;
 nulls of R; gene sets; bootstrap; HistCode's random baseline; folds by patient.
 
-Glossary: n samples (slides), G genes, m tests, k folds, P patients, C cancers, S gene sets, s genes
-of one set. Small r or R: a Pearson correlation. "nan" always means "no value": it is never 0, never
-significant, and never counted as a test.
+Without a function here: means, SD, and HE2RNA's 68 % bands over random splits (Fig. 5b); HistCode's
+accuracy, and its fold changes by bins of R (Fig. 7); HistCode's five splits in 80/10/10 %, whose
+test parts together hold at most half of the patients, so they are no `patient_folds`.
+
+Glossary: n samples (slides), G genes, g genes of one block, m tests, k folds, P patients, C
+cancers, S gene sets, s genes of one set, M models or permutations of a null. R, in code r: a
+Pearson correlation; R_sign: the R from which a gene is significant in a cancer. fold: the number of
+each sample's test fold (a ratio in `enrichment` alone). which: the place of each sample's name
+among the sorted names. "nan" always means "no value": it is never 0, never significant, and never
+counted as a test.
 
 Tags: [HE2RNA ...], [HistCode ...] the paper says it; [HE2RNA code] only the authors' code does;
 [SciPy] the rule of SciPy 1.17, followed so that numbers can be checked against it; [ours] we chose.
+The tag of a section holds for each function in it that has none of its own.
 """
 
 import functools
@@ -29,33 +39,33 @@ import numpy as np
 from scipy import special
 from scipy.stats import rankdata
 
-CONSTANT = 1e-13  # relative spread that is only rounding in float64 [SciPy, where it warns]
-TIED = 1e-9  # two R that are nearer than this are equal: rounding [ours]
-MIN_R = 3  # samples, at least, behind an R [ours]
+CONSTANT = 1e-13  # relative spread of a float64 column that is only rounding [SciPy, which warns]
+TIED = 1e-9  # a difference of R or of shares, or a relative variance, that is only rounding [ours]
+MIN_R = 3  # samples, at least, of a fold that has an R [ours]
 GENE_BLOCK = 256  # genes at a time: 20 MB for 10,000 samples [ours]
-EXACT_SIGNED_RANK = 50  # pairs, at most, for the exact test [SciPy]
-EXACT_RANK_SUM = 8  # size of the smaller group, at most [SciPy]
+EXACT_SIGNED_RANK = 50  # pairs, at most, for the exact signed-rank test [SciPy]
+EXACT_RANK_SUM = 8  # size of the smaller group, at most, for the exact rank-sum test [SciPy]
 NULL_TAIL = 0.99  # quantile of a null that its fit must reach [ours]
-N_LISTS = 10_000  # random gene lists for each signature [HE2RNA Methods, Statistics]
-LIST_BLOCK = 1000  # lists at a time [ours]
+N_LISTS = 10_000  # random gene lists a signature [HE2RNA Methods, Statistics and reproducibility]
+LIST_BLOCK = 1000  # lists at a time, to spare memory [ours]
 EXPRESSION_BINS = 25  # groups of genes of like mean expression [ours]
-N_DRAWS = 1000  # of a bootstrap [ours]
-INTERVAL = (0.025, 0.975)  # percentiles of a bootstrap [ours]
-BASELINE_RANGE = (0.05, 0.95)  # quantiles of the truth [HistCode Results, Fig. 4]
-AUTHORS_FOLDS = 5  # of the cross-validation [HE2RNA Methods, Training]
+N_DRAWS = 1000  # bootstrap draws [ours]
+INTERVAL = (0.025, 0.975)  # quantiles of a bootstrap: 95 % [ours]
+BASELINE_RANGE = (0.05, 0.95)  # "5%-95% range of the real", read as quantiles [HistCode Results]
+AUTHORS_FOLDS = 5  # of the cross-validation [HE2RNA Methods, Training and evaluation]
 AUTHORS_VALID = 0.1  # share of the other patients, for early stopping [HE2RNA code]
 
 
-# ----- Correlation and its p  [HE2RNA Methods, Training and evaluation; HistCode Results] ---------
+# ----- Correlation and its p  [HE2RNA Results; HistCode Results] ----------------------------------
 
 
 def pearson(a, b):
     """Pearson R of each gene: column j of a with column j of b.
 
     a, b (n, G) -> (G,) float64 in [-1, 1]; or (n,), (n,) -> float. nan where n < 2, and where one
-    of the two columns is constant to rounding or holds a NaN or an infinity [ours].
-    Within one cancer only: over pooled cancers R measures the recognition of the organ. [HE2RNA
-    Methods, Training and evaluation]
+    of the two columns is constant to rounding or holds a NaN or an infinity [ours]. Call it for one
+    cancer at a time: over pooled cancers R measures the recognition of the organ [HE2RNA Methods,
+    Training and evaluation]. The paper's R of a gene is the `mean_of_folds` of R in each test fold.
 
     Needs: CONSTANT, GENE_BLOCK, _cosines, gene_blocks, floats, unit_columns, _varies.
     """
@@ -65,13 +75,18 @@ def pearson(a, b):
 def spearman(a, b):
     """Spearman rho of each gene: R of the ranks, where ties share their mean rank. As `pearson`.
 
+    [HistCode Results, Fig. 6]
+
     Needs: CONSTANT, GENE_BLOCK, _cosines, gene_blocks, floats, unit_columns, unit_ranks, _varies.
     """
     return _cosines(a, b, unit_ranks)
 
 
 def _cosines(a, b, unit):
-    """R is the cosine of two columns after `unit` has centred them and made them of length 1."""
+    """R: the cosine of two columns, once `unit` has centred them and made them of length 1.
+
+    unit: `unit_columns` for Pearson's R, `unit_ranks` for Spearman's.
+    """
     a, b = np.asarray(a), np.asarray(b)
     if a.shape != b.shape or a.ndim not in (1, 2):
         raise ValueError(f"R of arrays of shapes {a.shape} and {b.shape}: (n, G) twice is wanted")
@@ -98,12 +113,12 @@ def floats(x):
 
 
 def unit_columns(x):
-    """Columns centred, then of length 1; nan where a column does not vary. (n, G) -> float64."""
+    """Columns centred, then of length 1; nan where one does not vary. (n, G) -> (n, G) float64."""
     varies = _varies(x)
     with np.errstate(all="ignore"):  # 0 / 0 and inf - inf only where the answer is nan
-        x = x - floats(x[0])  # exact for nearly equal numbers: an offset costs no digits
+        x = x - floats(x[0])  # exact for nearly equal numbers, so a large offset costs no digits
         x -= x.mean(0)
-        x /= np.abs(x).max(0)  # the squares of 1e200 and 1e-200 stay in range
+        x /= np.abs(x).max(0)  # so that the squares of 1e200 and 1e-200 stay in range
         x /= np.sqrt((x * x).sum(0))
     x[:, ~varies] = np.nan
     return x
@@ -117,24 +132,29 @@ def unit_ranks(x):
 
 
 def _varies(x):
-    """Whether a column's spread is more than rounding; not with a NaN or infinity. -> (G,) bool."""
+    """Whether a column spreads by more than rounding; False with NaN or infinity. (G,) bool."""
     rounding = CONSTANT
-    if x.dtype.kind == "f":
+    if x.dtype.kind == "f":  # float32 and float16 round sooner
         rounding = max(CONSTANT, 4 * np.finfo(x.dtype).eps)
     low, high = floats(x.min(0)), floats(x.max(0))  # (G,)
     size = np.maximum(np.abs(low), np.abs(high))
-    with np.errstate(invalid="ignore"):
-        return high - low > rounding * size
+    with np.errstate(invalid="ignore"):  # inf - inf
+        return high - low > rounding * size  # inf > inf, or any NaN: False
 
 
 def pearson_p(r, n):
     """One-sided p of R: the chance of an R at least as high when nothing is correlated.
 
     r (G,) or a number; n samples behind one R, a number or (G,) -> p of the same shape; nan for nan
-    and for n < 3. The paper tests R > 0 against an untrained model, and its printed thresholds are
-    those of this test [HE2RNA Methods, Statistics and reproducibility; see `r_threshold`].
-    t = R sqrt((n - 2) / (1 - R^2)) has n - 2 degrees of freedom, which is the same as (1 - R) / 2
-    ~ Beta(n/2 - 1, n/2 - 1): one formula, whose p keeps its digits where it is 1e-300.
+    and for n < 3. The paper compares R with those of an untrained model, but not in a formula
+    [HE2RNA Methods, Statistics and reproducibility]; for that there is `null_p`. This textbook test
+    gives the R_sign that the paper prints for 44 slides (`r_threshold`) [ours].
+    For independent normal samples, Student's t = R sqrt((n - 2) / (1 - R^2)) has n - 2 degrees of
+    freedom. That is the same as (1 - R) / 2 ~ Beta(n/2 - 1, n/2 - 1): one formula, whose p keeps
+    its digits where it is 1e-300. Slides of one patient count singly, as in the paper, but are not
+    independent: with many of them p is too small.
+
+    Needs: floats, _beta_shape.
     """
     shape = _beta_shape(n)
     return special.betainc(shape, shape, (1 - floats(r)) / 2)
@@ -143,34 +163,55 @@ def pearson_p(r, n):
 def r_threshold(p, n):
     """The smallest R whose one-sided p (`pearson_p`) is at most p. Shapes broadcast.
 
-    R_sign of a cancer with m genes is that of the first Šidák step, p = 1 - (1 - .05)^(1/m). For m
-    = 30,839 this is 1.66e-6, so R_sign = .637 at n = 44 (the paper prints .64) and .143 at n =
-    1,046 (the paper prints .20, which fits one subtype's n of about 520). [HE2RNA Results, our
-    formula]
+    R_sign of a cancer with m genes: the R of the first Holm–Šidák step, p = 1 - (1 - .05)^(1/m)
+    [ours]. For 30,839 genes p is 1.66e-6. At n = 44 R_sign is .637, and the paper prints .64
+    (two-sided it would be .652). At n = 1,046 it is .143, and the paper prints .20, which fits n
+    from 507 to 560, as of one subtype (535, 511). Later steps ask for less: .139 after the 15,391
+    genes there. [HE2RNA Results]
+
+    Needs: floats, _beta_shape.
     """
     shape = _beta_shape(n)
     return 1 - 2 * special.betaincinv(shape, shape, floats(p))
 
 
 def _beta_shape(n):
-    """Half the degrees of freedom of R over n samples; nan where it has none."""
+    """Both parameters of the beta law of (1 - R) / 2: half of n - 2, or nan for n < 3."""
     n = floats(n)
     return np.where(n >= 3, n / 2 - 1, np.nan)
 
 
-# ----- Several tests at once  [HE2RNA Methods, Statistics and reproducibility] --------------------
+def rows_of_folds(fold):
+    """Rows of each fold that has enough of them (MIN_R) for an R: (n,) -> list of arrays. [ours]"""
+    folds = [np.flatnonzero(fold == f) for f in np.unique(fold)]
+    return [rows for rows in folds if len(rows) >= MIN_R]
+
+
+def mean_of_folds(r):
+    """Mean over the folds that have a value: (k, ...) -> (...), nan where none has.
+
+    The paper's results are such means of its five runs. [HE2RNA Results]
+    """
+    r = np.array(r)
+    count = (~np.isnan(r)).sum(0)
+    with np.errstate(invalid="ignore"):  # 0 / 0
+        return np.nansum(r, 0) / count
+
+
+# ----- Several tests at once  [HE2RNA Results; Methods, Statistics and reproducibility] -----------
 
 
 def holm_sidak(p):
-    """Holm–Šidák adjusted p: below alpha, the chance of *any* false one is at most alpha.
+    """Holm–Šidák adjusted p: the chance that any of those below alpha is false is at most alpha.
 
     p (m,) in [0, 1] -> (m,), in the order given. NaN stays NaN and does not count in m. The i-th
-    smallest becomes the running maximum of 1 - (1 - p_(i))^(m - i + 1).
+    smallest, p_(i), becomes the maximum over j <= i of 1 - (1 - p_(j))^(m - j + 1). Good for tests
+    that are independent or rise and fall together. The paper's alpha is .05.
 
     Needs: floats, _ascending.
     """
     known, order, adjusted = _ascending(p)
-    left = np.arange(len(known), 0, -1)  # m - i + 1
+    left = np.arange(len(known), 0, -1)  # m - i + 1, the tests not yet passed
     with np.errstate(divide="ignore"):  # log 0, where p = 1
         steps = -np.expm1(left * np.log1p(-known))  # keeps the digits of a tiny p
     adjusted[order] = np.maximum.accumulate(steps)
@@ -178,10 +219,11 @@ def holm_sidak(p):
 
 
 def benjamini_hochberg(p):
-    """Benjamini–Hochberg adjusted p: below alpha, a share of at most alpha is false on average.
+    """Benjamini–Hochberg adjusted p: on average at most a share alpha of those below it is false.
 
     p (m,) in [0, 1] -> (m,), in the order given. NaN stays NaN and does not count in m. The i-th
-    smallest becomes the minimum over j >= i of p_(j) m / j.
+    smallest, p_(i), becomes the minimum over j >= i of p_(j) m / j. [HE2RNA Results, Supplementary
+    Fig. S2; HistCode Results]
 
     Needs: floats, _ascending.
     """
@@ -194,7 +236,7 @@ def benjamini_hochberg(p):
 
 
 def _ascending(p):
-    """The m known p in ascending order, their places, and NaN in the shape of p to be filled."""
+    """The m known p in ascending order, their places in p, and an array of NaN to be filled."""
     p = floats(p)
     if p.ndim != 1 or ((p < 0) | (p > 1)).any():
         raise ValueError("p must be one list of numbers in [0, 1] or NaN")
@@ -203,25 +245,40 @@ def _ascending(p):
     return p[order], order, np.full(p.shape, np.nan)
 
 
-# ----- Wilcoxon's tests  [HE2RNA Methods, MSI status; HistCode Results] ---------------------------
+def recurrent(significant):
+    """In how many cancers each gene is significant (G,); how many genes are so in c or more (C,).
+
+    significant (C, G) bool. The second, at place c - 1: the genes that are significant in c cancers
+    or more. [HE2RNA Fig. 2b]
+    """
+    cancers = np.count_nonzero(significant, axis=0)  # (G,)
+    c = np.arange(1, len(significant) + 1)
+    at_least = (cancers >= c[:, None]).sum(1)  # (C,)
+    return cancers, at_least
+
+
+# ----- Wilcoxon's tests  [HE2RNA Methods, Statistics and reproducibility; HistCode Results] -------
 
 
 def wilcoxon_signed_rank(x, y):
     """Two-sided signed-rank test of pairs: is x - y symmetric around 0?
 
-    x, y (n,) -> (min(W+, W-), p), where W+ sums the ranks of |x - y| where x > y. Pairs with x = y
-    are dropped. Exact for at most 50 pairs without ties and equal pairs, else normal with ties and
-    half a step of continuity corrected, as scipy.stats.wilcoxon with method="exact" or
-    method="asymptotic", correction=True. All pairs equal: (0, 1). None, or a NaN: nan. [ours]
+    x, y (n,) -> (min(W+, W-), p); W+ sums the ranks of |x - y| over the pairs with x > y, W- over
+    those with x < y; pairs with x = y are dropped. Exact for at most 50 pairs, if no |x - y| is 0
+    or comes twice, as scipy.stats.wilcoxon(x, y, method="exact"); else normal, corrected for ties
+    and by half a step for continuity, as with method="asymptotic", correction=True (SciPy's default
+    is False) [ours]. All pairs equal: (0, 1); no pair, or a NaN: (nan, nan) [ours].
+    HE2RNA says "Wilcoxon" only, of the AUC of two models over many splits (Fig. 5c): the same
+    splits make pairs, so it is this test [ours].
 
     Needs: EXACT_SIGNED_RANK, floats, _ties, _two_sided_normal, _signed_rank_counts.
     """
     d = floats(x) - floats(y)  # (n,)
     if d.size == 0 or np.isnan(d).any():
         return math.nan, math.nan
-    pairs = d.size
+    n_pairs = d.size
     d = d[d != 0]
-    n = d.size
+    n = d.size  # pairs that differ
     if n == 0:
         return 0.0, 1.0
     ranks = rankdata(np.abs(d))
@@ -229,7 +286,7 @@ def wilcoxon_signed_rank(x, y):
     plus = ranks[d > 0].sum()
     w = min(plus, total - plus)
     ties = _ties(ranks)
-    if n == pairs <= EXACT_SIGNED_RANK and ties == 0:
+    if n == n_pairs <= EXACT_SIGNED_RANK and ties == 0:
         ways = _signed_rank_counts(n)
         p = 2 * ways[: int(w) + 1].sum() / 2.0**n
     else:
@@ -243,7 +300,7 @@ def wilcoxon_rank_sum(x, y):
 
     x (n1,), y (n2,) -> (U, p), where U counts the pairs with x > y, a tie as half. As
     scipy.stats.mannwhitneyu(x, y): exact without ties where the smaller group has at most 8, else
-    normal with ties and continuity corrected. An empty group, or a NaN: nan. [ours]
+    normal, corrected for ties and for continuity. An empty group, or a NaN: (nan, nan) [ours].
 
     Needs: EXACT_RANK_SUM, floats, _pairs_won, _ties, _two_sided_normal, _rank_sum_counts.
     """
@@ -254,7 +311,7 @@ def wilcoxon_rank_sum(x, y):
     if small == 0 or np.isnan(both).any():
         return math.nan, math.nan
     u = _pairs_won(x, y)
-    lower = min(u, small * large - u)
+    lower = min(u, small * large - u)  # U of x or of y
     ties = _ties(both)
     if small <= EXACT_RANK_SUM and ties == 0:
         ways = _rank_sum_counts(small, large)
@@ -266,10 +323,10 @@ def wilcoxon_rank_sum(x, y):
 
 
 def _pairs_won(x, y):
-    """Over all pairs, 1 for x > y and 1/2 for x = y: from the rank sum of x."""
+    """Mann–Whitney U: over all pairs, the sum of 1 for x > y and 1/2 for x = y."""
     ranks = rankdata(np.concatenate([x, y]))
     n = x.size
-    return float(ranks[:n].sum() - n * (n + 1) / 2)
+    return float(ranks[:n].sum() - n * (n + 1) / 2)  # less the ranks of x among themselves
 
 
 def _ties(values):
@@ -280,16 +337,22 @@ def _ties(values):
 
 
 def _two_sided_normal(below_mean, variance):
-    """p of a statistic of the lower tail, moved half a step towards its mean; 1 if all are tied."""
+    """p of a statistic that lies at or below its mean; 1 if all values are tied.
+
+    below_mean: statistic - mean, which is moved half a step towards 0 for continuity.
+    """
     if variance <= 0:
         return 1.0
     distance = min(below_mean + 0.5, 0.0)  # never past the mean
     return 2 * special.ndtr(distance / math.sqrt(variance))
 
 
-@functools.cache  # the same n for every gene
+@functools.cache  # every gene has the same n
 def _signed_rank_counts(n):
-    """Of all 2^n patterns of signs, how many have W+ = w: (n(n+1)/2 + 1,), exact to n = 52."""
+    """Of all 2^n patterns of signs, how many have W+ = w, at place w: (n (n + 1) / 2 + 1,).
+
+    Whole numbers below 2^53, thus exact in float64, to n = 52.
+    """
     ways = np.ones(1)
     for rank in range(1, n + 1):
         minus = np.pad(ways, (0, rank))  # w stays
@@ -298,12 +361,13 @@ def _signed_rank_counts(n):
     return ways
 
 
-@functools.lru_cache(maxsize=64)
+@functools.lru_cache(maxsize=64)  # a table can be long: not all are kept
 def _rank_sum_counts(small, large):
-    """Of all ways to place one group among the other, how many have U = u: (small * large + 1,).
+    """Of all orders of the two groups, how many have U = u, at place u: (small * large + 1,).
 
-    The coefficients of q^u in the product over i = 1..small of (1 - q^(large + i)) / (1 - q^i): a
-    factor above is a shifted subtraction, one below a cumulative sum with stride i.
+    They are the coefficients of q^u in the Gaussian binomial, the product over i = 1..small of
+    (1 - q^(large + i)) / (1 - q^i). To multiply by 1 - q^j subtracts the table shifted by j; to
+    divide by 1 - q^i is a cumulative sum with stride i.
     """
     ways = np.zeros(small * large + 1)
     ways[0] = 1
@@ -321,11 +385,12 @@ def roc_auc(labels, scores):
     """Area under the ROC curve: the chance that a positive scores above a negative, a tie half.
 
     labels (n,) bool or 0/1, scores (n,) -> float: the Mann–Whitney U over the number of pairs. nan
-    with one class only, or with a NaN. [HE2RNA Methods, Statistics and reproducibility]
+    with one class only, or with a NaN. [HE2RNA Methods, Statistics and reproducibility; HistCode
+    Results]
 
-    Needs: floats, _pairs_won, _judged.
+    Needs: floats, _pairs_won, _two_classes.
     """
-    labels, scores = _judged(labels, scores)
+    labels, scores = _two_classes(labels, scores)
     if labels is None:
         return math.nan
     positive, negative = scores[labels], scores[~labels]
@@ -333,13 +398,15 @@ def roc_auc(labels, scores):
 
 
 def pr_auc(labels, scores):
-    """Area under the precision-recall curve: the mean over the positives of the precision at their
-    score.
+    """Average precision: the mean, over the positives, of the precision at their score.
 
-    As scikit-learn's average_precision_score; trapezoids would be too kind. Chance gives the share
-    of the positives. nan as in `roc_auc`. [HistCode Figs. 2, 3]
+    It is the area under the precision-recall curve in steps, as scikit-learn's
+    average_precision_score; trapezoids would be too kind. Chance gives the share of the positives.
+    Arguments and nan as in `roc_auc`. [the curves: HistCode Figs. 2, 3]
+
+    Needs: floats, pr_curve, _from_the_top, _two_classes.
     """
-    labels, scores = _judged(labels, scores)
+    labels, scores = _two_classes(labels, scores)
     if labels is None:
         return math.nan
     recall, precision = pr_curve(labels, scores)
@@ -349,8 +416,10 @@ def pr_auc(labels, scores):
 def roc_curve(labels, scores):
     """False and true positive rate as the threshold falls, from (0, 0) to (1, 1).
 
-    labels (n,) bool or 0/1, both there; scores (n,) without NaN -> two (steps + 1,). Ties are one
-    step, whose trapezoid makes the area `roc_auc`.
+    labels (n,) bool or 0/1, both classes there; scores (n,) without NaN -> two (steps + 1,), one
+    step for each different score. Trapezoids make the area `roc_auc`. [HistCode Figs. 2, 3]
+
+    Needs: floats, _from_the_top.
     """
     positives, chosen = _from_the_top(labels, scores)
     negatives = chosen - positives
@@ -358,14 +427,17 @@ def roc_curve(labels, scores):
 
 
 def pr_curve(labels, scores):
-    """Recall and precision as the threshold falls, from recall 0 and precision 1: `roc_curve`."""
+    """Recall and precision as the threshold falls, from recall 0 and precision 1. As `roc_curve`.
+
+    Needs: floats, _from_the_top.
+    """
     positives, chosen = _from_the_top(labels, scores)
     precision = np.ones(len(chosen))
     precision[1:] = positives[1:] / chosen[1:]
     return positives / positives[-1], precision
 
 
-def _judged(labels, scores):
+def _two_classes(labels, scores):
     """Labels as (n,) bool and scores as float; None, None with one class only, or with a NaN."""
     labels, scores = floats(labels), floats(scores)
     if labels.shape != scores.shape or labels.ndim != 1:
@@ -378,7 +450,7 @@ def _judged(labels, scores):
 
 
 def _from_the_top(labels, scores):
-    """Positives, and all samples, that score at least so high: two (steps + 1,), from 0."""
+    """How many positives, how many samples reach the threshold as it falls: two (steps + 1,)."""
     _, level = np.unique(-floats(scores), return_inverse=True)  # ties share a level
     positives = np.bincount(level, floats(labels) > 0)
     chosen = np.bincount(level)
@@ -389,17 +461,20 @@ def _from_the_top(labels, scores):
 
 
 def null_fit(null_r):
-    """A null of many R, summed up as (mean, n): it scatters as one chance R over n samples does.
+    """A null of many R, summed up as (mean, n): it scatters as a chance R over n samples does.
 
-    null_r (M, G): R of every gene under models that learned nothing, computed as the R that they
-    will judge (mean of the folds). nan does not count; nan, nan without spread. One chance R has
-    variance 1 / (n - 1); the SD is taken so large that the fit reaches the null's own 99 %
-    quantile. Counting N null R can't show a p below 1 / (N + 1), where the first Šidák step asks
-    for 1.7e-6. For five folds of 9 slides the fit errs by 1 % in R at that p, a normal fit of
-    Fisher's z by 4 %. [ours, of the null of HE2RNA Methods, Statistics and reproducibility]
+    null_r (M, G): R of every gene under M models that learned nothing (untrained as the paper's, or
+    of `permutation_null`), computed like the R that they will judge (mean of the folds). nan does
+    not count; (nan, nan) without spread. A chance R has variance 1 / (n - 1), so n = 1 + 1 / SD^2;
+    the SD is that of the null, or larger so that the fit reaches the null's 99 % quantile.
+    Why a fit: to count among N null R shows no p below 1 / (N + 1), and the first Holm–Šidák step
+    asks for 1.7e-6. For five folds of 9 slides the fit errs by 1 % in R at that p, a normal fit of
+    Fisher's z by 4 %. [the null: the paper; the fit: ours]
+
+    Needs: NULL_TAIL, floats.
     """
     null_r = floats(null_r)
-    null_r = null_r[~np.isnan(null_r)]  # (N,)
+    null_r = null_r[~np.isnan(null_r)]  # (N,) of all genes together
     if null_r.size < 2 or np.ptp(null_r) == 0:
         return math.nan, math.nan
     mean = null_r.mean()
@@ -411,18 +486,23 @@ def null_fit(null_r):
 def null_p(r, mean, n):
     """One-sided p of R against a null (mean, n): `pearson_p` around the null's mean. (G,) -> (G,).
 
-    R is moved as Fisher's z is, tanh(z - z0), so that it stays between -1 and 1. nan for nan, and
-    for a null as wide as that of fewer than 3 samples, under which no R means anything. [ours]
+    The mean is taken off on the scale of Fisher's z: (r - mean) / (1 - r mean) is tanh(atanh r -
+    atanh mean) and stays between -1 and 1. nan for nan, and for a null with n < 3, which is so wide
+    that no R means anything. [ours]
+
+    Needs: floats, pearson_p, _beta_shape.
     """
     r = floats(r)
     return pearson_p((r - mean) / (1 - r * mean), n)
 
 
 def null_threshold(p, mean, n):
-    """The smallest R whose `null_p` is at most p: R_sign of a cancer, for the first Šidák step.
+    """The smallest R whose `null_p` is at most p; R_sign with the p of `r_threshold`.
 
-    The paper's .20 for LUNG is a null of n = 530 in this sense; it had 1,046 slides. [HE2RNA
-    Results]
+    The paper's .20 for LUNG's 1,046 slides is that of a null with mean 0 and n from 507 to 560.
+    [.20: HE2RNA Results; the formula: ours]
+
+    Needs: floats, r_threshold, _beta_shape.
     """
     r = r_threshold(p, n)
     return (r + mean) / (1 + r * mean)
@@ -431,9 +511,11 @@ def null_threshold(p, mean, n):
 def permutation_null(prediction, truth, fold, n_permutations, rng):
     """R of every gene when each slide is given another slide's prediction: (n_permutations, G).
 
-    prediction, truth (n, G) of one cancer; fold (n,). Slides change places within their fold,
-    whole, so that genes stay as correlated as they are. R is the mean of the folds, as in the
-    result. The genes of one permutation share its luck: take 50 or more. nan where R is nan. [ours]
+    prediction, truth (n, G) of one cancer; fold (n,). In place of the paper's untrained models
+    [ours]. Slides change places within their fold, whole, so that genes stay as correlated as they
+    are. R is the mean of the folds, as in the result. The genes of one permutation share its luck:
+    take 50 or more. Slides of one patient move singly: with many of them the null is too narrow.
+    nan where R is nan.
     """
     folds = rows_of_folds(fold)
     shuffles = [[rng.permutation(len(rows)) for rows in folds] for _ in range(n_permutations)]
@@ -449,35 +531,9 @@ def permutation_null(prediction, truth, fold, n_permutations, rng):
     return null
 
 
-def rows_of_folds(fold):
-    """The rows of each fold that has enough of them for an R. (n,) -> [rows]"""
-    folds = [np.flatnonzero(fold == f) for f in np.unique(fold)]
-    return [rows for rows in folds if len(rows) >= MIN_R]
-
-
-def mean_of_folds(r):
-    """Mean over the folds that have a value: (folds, ...) -> (...), nan where none has."""
-    r = np.array(r)
-    count = (~np.isnan(r)).sum(0)
-    with np.errstate(invalid="ignore"):  # 0 / 0
-        return np.nansum(r, 0) / count
-
-
-def recurrent(significant):
-    """In how many cancers each gene is significant (G,), and how many genes are in at least c (C,).
-
-    significant (C, G) bool; at_least[c - 1] counts the genes of at least c cancers. [HE2RNA Fig.
-    2b]
-    """
-    cancers = np.count_nonzero(significant, axis=0)  # (G,)
-    c = np.arange(1, len(significant) + 1)
-    at_least = (cancers >= c[:, None]).sum(1)  # (C,)
-    return cancers, at_least
-
-
 # ----- Gene sets  [HE2RNA Figs. 2c-e, 3; Methods, GSEA signatures; HistCode Fig. 9] ---------------
 
-SIGNATURES = {  # of MSigDB v6.2; the paper's ADAPTATIVE is ADAPTIVE there   [HE2RNA Table 2]
+SIGNATURES = {  # MSigDB v6.2; where the paper prints ADAPTATIVE it is ADAPTIVE   [HE2RNA Table 2]
     "angiogenesis": (
         "HALLMARK_ANGIOGENESIS",
         "BIOCARTA_VEGF_PATHWAY",
@@ -506,10 +562,9 @@ SIGNATURES = {  # of MSigDB v6.2; the paper's ADAPTATIVE is ADAPTIVE there   [HE
 
 
 def combine_sets(sets, at_least=2):
-    """The genes in at least two of several sets, in the order they come; of a single set, its
-    genes.
+    """Genes in at least two of several sets, in the order they come; all genes of a single set.
 
-    [HE2RNA Methods, GSEA signatures]; B cell-mediated immunity has a single set there.
+    B cell-mediated immunity has a single set in the paper. [HE2RNA Methods, GSEA signatures]
     """
     times = {}
     for genes in sets:
@@ -520,12 +575,12 @@ def combine_sets(sets, at_least=2):
 
 
 def fisher_enrichment(hits, gene_set, universe):
-    """One-sided p of Fisher's exact test: the chance that so many hits are in the set, if they fall
-    anywhere.
+    """One-sided p of Fisher's exact test: the chance of at least so many hits in the set.
 
-    Three collections of names; universe: all tested genes, others don't count. 1 where the overlap
-    is forced: no hits, no gene of the set, everything a hit. As scipy.stats.fisher_exact with
-    alternative="greater". [HE2RNA Methods, Statistics and reproducibility; one-sided: ours]
+    Three collections of gene names; universe: all tested genes, names outside it don't count. By
+    chance a hit may fall anywhere in it. 1 where the overlap is forced: no hits, no gene of the
+    set, everything a hit. As scipy.stats.fisher_exact with alternative="greater". [HE2RNA Methods,
+    Statistics and reproducibility; one-sided: ours]
 
     Needs: hypergeometric_tail, _log_ways.
     """
@@ -535,11 +590,15 @@ def fisher_enrichment(hits, gene_set, universe):
 
 
 def hypergeometric_tail(overlap, size, n_hits, n):
-    """P(at least `overlap` of `size` marked genes among n_hits of n, drawn without replacement)."""
+    """The chance that n_hits genes, drawn out of n, hold at least `overlap` of `size` marked ones.
+
+    Needs: _log_ways.
+    """
     if overlap <= max(0, size + n_hits - n):  # the least possible
         return 1.0
-    k = np.arange(overlap, min(size, n_hits) + 1)
-    log_p = _log_ways(size, k) + _log_ways(n - size, n_hits - k) - _log_ways(n, n_hits)
+    marked = np.arange(overlap, min(size, n_hits) + 1)
+    others = n_hits - marked
+    log_p = _log_ways(size, marked) + _log_ways(n - size, others) - _log_ways(n, n_hits)
     return min(1.0, float(np.exp(log_p).sum()))
 
 
@@ -551,9 +610,13 @@ def _log_ways(n, k):
 def enrichment(hits, sets, universe):
     """`fisher_enrichment` of many sets {name: genes}: a dict of (S,) arrays.
 
+    hits: in the papers, the 156 genes that are significant in 12 cancers, those of LIHC or of BRCA
+    with R > .4 [HE2RNA Fig. 2c-e, "1c-e" in Methods], or the 50 best [HistCode Fig. 9].
     size: genes of the set that were tested; overlap: those that are hits; expected: overlap by
-    chance; fold: overlap over expected; p; bh: p corrected over the sets. A set without a tested
-    gene has no p and is no test, since nothing could have made it significant. [HE2RNA Fig. 2c-e]
+    chance; fold: overlap over expected; p; bh: p corrected over the sets [ours]. A set without a
+    tested gene has no p and is no test, since nothing could have made it significant.
+
+    Needs: benjamini_hochberg, floats, hypergeometric_tail, _ascending, _log_ways.
     """
     universe = set(universe)
     hits = universe.intersection(hits)
@@ -589,14 +652,15 @@ def random_lists(members, bins, n_lists, rng):
     """Random gene lists like a signature: as many genes of each bin, none twice. (n_lists, s) int.
 
     members (s,) gene numbers; bins (G,) of all genes to draw from (`expression_bins`; all 0: any).
-    A bin's genes are shuffled and cut into hands, as cards. Lists of one shuffle share no gene, but
-    each is a uniform draw, and the expected count of any event is that of independent lists. [ours]
+    A bin's genes are shuffled and cut into hands, as cards: one shuffle serves many lists. These
+    share no gene, but each by itself is a uniform draw, so the expected count of any event is that
+    of independent lists. [ours]
     """
     hands = []
     for b in np.unique(bins[members]):
         s = np.count_nonzero(bins[members] == b)
         deck = np.flatnonzero(bins == b)
-        per_deck = len(deck) // s
+        per_deck = len(deck) // s  # hands
         n_decks = math.ceil(n_lists / per_deck)
         decks = np.tile(deck, (n_decks, 1))
         rng.permuted(decks, axis=1, out=decks)  # each row shuffled by itself
@@ -606,17 +670,20 @@ def random_lists(members, bins, n_lists, rng):
 
 
 def random_list_test(r, significant, members, n_lists, rng, bins=None):
-    """Are a signature's genes better predicted than random lists of the same length? [HE2RNA Fig.
-    3]
+    """Are a signature's genes better predicted than random lists of the same length?
 
     r, significant (G, C), nan and False where a gene has no R; members (S, G) bool; bins (G,):
-    lists are matched in them (`random_lists`). Returns a dict of (S, C): size, the genes with an R;
-    r and share, their mean R and the share significant (the paper's R_p, f_p); r_random,
-    share_random, the same over the lists (R_o, f_o); p_r, p_share = (1 + lists that reach the
-    signature) / (1 + n_lists) [the paper counts those above; the 1 and the equal ones: ours]. nan
-    without a gene. Lists are drawn from the genes with an R in that cancer; cancers with the same
-    genes share them. A signature's genes vary together and a random list's do not: p tells whether
-    these genes stand out, and is too small for whether their pathway would again. [ours]
+    lists are matched in them (`random_lists`) [ours]; None, as in the paper: any gene. A dict of
+    (S, C):
+      size                     genes of the signature that have an R
+      r, share                 their mean R, and the share significant (the paper's R_p, f_p)
+      r_random, share_random   the same, mean over the lists (R_o, f_o)
+      p_r, p_share             (1 + lists that reach the signature) / (1 + n_lists) [in the paper
+                               the share of lists above it; the 1 and the equal ones: ours]
+    and nan, size apart, where a signature has no gene. Lists are drawn from all genes with an R in
+    that cancer; cancers with the same genes share them. A signature's genes vary together and a
+    random list's do not: p tells whether these genes stand out, and is too small for whether their
+    pathway would again [ours]. [HE2RNA Fig. 3; Methods, Statistics and reproducibility]
     """
     r, significant = floats(r), floats(significant)
     members, known = np.asarray(members, bool), ~np.isnan(r)
@@ -626,31 +693,32 @@ def random_list_test(r, significant, members, n_lists, rng, bins=None):
     names = "r", "share", "r_random", "share_random", "p_r", "p_share"
     out = {name: np.full(shape, np.nan) for name in names}
     out["size"] = members.astype(int) @ known
-    patterns, which = np.unique(known, axis=1, return_inverse=True)  # (G, patterns), (C,)
+    patterns, pattern_of = np.unique(known, axis=1, return_inverse=True)  # (G, patterns), (C,)
     for number, pattern in enumerate(patterns.T):
-        cancers = np.flatnonzero(which == number)
-        values = np.hstack([r[pattern][:, cancers], significant[pattern][:, cancers]])
+        cancers = np.flatnonzero(pattern_of == number)  # c of them
+        values = np.hstack([r[pattern][:, cancers], significant[pattern][:, cancers]])  # (g, 2c)
         for i, member in enumerate(members):
             own = np.flatnonzero(member[pattern])
             if own.size == 0:
                 continue
             results = _against_lists(values.T, own, bins[pattern], n_lists, rng)
+            # (3, 2c) -> (6, c): R, then share, of observed, random and p: the order of the names
             for name, value in zip(names, results.reshape(6, -1), strict=True):
                 out[name][i, cancers] = value
     return out
 
 
 def _against_lists(values, own, bins, n_lists, rng):
-    """Mean of the genes `own` of each row of values (rows, G), that of random lists, and p.
+    """Each row of values, over the genes `own` and over random lists like them: (3, rows).
 
-    -> (3, rows)
+    values (rows, g). The three: mean of `own`, mean of the lists, p.
     """
     observed = values[:, own].mean(1)
     total, reached = np.zeros((2, len(values)))
     for start in range(0, n_lists, LIST_BLOCK):
-        n = min(LIST_BLOCK, n_lists - start)
-        lists = random_lists(own, bins, n, rng)  # (n, s)
-        means = np.array([row[lists].mean(1) for row in values])  # (rows, n)
+        count = min(LIST_BLOCK, n_lists - start)
+        lists = random_lists(own, bins, count, rng)  # (count, s)
+        means = np.array([row[lists].mean(1) for row in values])  # (rows, count)
         total += means.sum(1)
         reached += (means >= observed[:, None] - TIED).sum(1)
     return np.array([observed, total / n_lists, (1 + reached) / (1 + n_lists)])
@@ -662,9 +730,11 @@ def _against_lists(values, own, bins, n_lists, rng):
 def bootstrap(statistic, samples, patients, n_draws, rng):
     """95 % interval of statistic(*samples) over patients drawn with replacement: (low, high).
 
-    samples: arrays of n rows, such as labels and scores of `roc_auc`, or hits of np.mean; patients
-    (n,). Draws without a value are left out. nan where the statistic has none, and below 2
-    patients.
+    samples: a list of arrays of n rows, such as [labels, scores] for `roc_auc`, or [hits] for
+    np.mean; patients (n,). Draws without a value are left out. (nan, nan) where the statistic
+    itself has none, and below 2 patients.
+
+    Needs: INTERVAL, floats, patient_draws, _interval.
     """
     samples = [floats(values) for values in samples]
     if len(set(patients)) < 2 or np.isnan(statistic(*samples)):
@@ -678,7 +748,7 @@ def bootstrap(statistic, samples, patients, n_draws, rng):
 
 
 def patient_draws(patients, n_draws, rng):
-    """How often each sample's patient was drawn, who comes with all samples: (n_draws, n)."""
+    """How often each sample's patient was drawn, P at a time with replacement: (n_draws, n) int."""
     names, which = np.unique(np.asarray(patients), return_inverse=True)
     n_patients = len(names)
     chance = np.full(n_patients, 1 / max(n_patients, 1))
@@ -691,15 +761,15 @@ def bootstrap_r(prediction, truth, patients, fold, n_draws, rng):
 
     prediction, truth (n, G) of one cancer; patients, fold (n,). The models stay as they are: the
     interval tells of other patients, not of another training. nan where R is nan, and below 2
-    patients. Percentiles of few patients are too narrow: below 20 it is a lower bound.
+    patients. With few patients such intervals are too narrow: below 20 the true one is wider.
     """
     folds = rows_of_folds(fold)
     low, high = np.full((2, truth.shape[1]), np.nan)
     if len(set(patients)) < 2 or not folds:
         return low, high
-    weights = floats(patient_draws(patients, n_draws, rng))  # (draws, n)
+    weights = floats(patient_draws(patients, n_draws, rng))  # (n_draws, n)
     for block in gene_blocks(truth.shape[1]):
-        r = []  # of each fold (draws, g)
+        r = []  # of each fold (n_draws, g)
         for rows in folds:
             x, y = prediction[rows, block], truth[rows, block]
             r.append(_weighted_r(x, y, weights[:, rows]))
@@ -708,12 +778,13 @@ def bootstrap_r(prediction, truth, patients, fold, n_draws, rng):
 
 
 def _weighted_r(x, y, weights):
-    """R of each column with each row of weights, from five weighted sums; nan where only one slide
-    was drawn. x, y (n, G), weights (draws, n) -> (draws, G)
+    """R of x with y, column by column, once for each row of weights, from weighted sums.
+
+    x, y (n, g), weights (n_draws, n) -> (n_draws, g); nan where only one slide was drawn.
     """
-    x, y = unit_columns(x), unit_columns(y)
-    n = weights.sum(1)[:, None]  # (draws, 1)
-    sum_x, sum_y = weights @ x, weights @ y  # (draws, G)
+    x, y = unit_columns(x), unit_columns(y)  # centred: the differences below keep their digits
+    n = weights.sum(1)[:, None]  # (n_draws, 1) slides drawn
+    sum_x, sum_y = weights @ x, weights @ y  # (n_draws, g)
     xx = weights @ (x * x)
     yy = weights @ (y * y)
     xy = weights @ (x * y)
@@ -726,17 +797,17 @@ def _weighted_r(x, y, weights):
 
 
 def _interval(draws):
-    """Percentiles over the draws that have a value: (draws, G) -> low (G,), high (G,).
+    """Quantiles over the draws that have a value: (n_draws, g) -> [low (g,), high (g,)].
 
-    As np.nanquantile, linear between draws, which would sort gene by gene.
+    Linear between draws, as np.nanquantile, which is slower: it sorts gene by gene.
     """
     draws = np.sort(draws, axis=0)  # NaN last
-    count = np.count_nonzero(~np.isnan(draws), axis=0)  # (G,)
+    count = np.count_nonzero(~np.isnan(draws), axis=0)  # (g,)
     last = np.maximum(count - 1, 0)
     genes = np.arange(draws.shape[1])
     ends = []
     for quantile in INTERVAL:
-        place = quantile * last
+        place = quantile * last  # (g,) between two draws
         below = draws[np.floor(place).astype(int), genes]
         above = draws[np.ceil(place).astype(int), genes]
         ends.append(below + (place % 1) * (above - below))
@@ -750,39 +821,39 @@ def random_baseline(truth, rng):
     """Random predictions, uniform between the 5 % and the 95 % quantile of each gene's truth.
 
     (n, G) -> (n, G). Their R with the truth has mean 0 and SD 1 / sqrt(n - 1): the paper's .15 is
-    that of n = 45, not of its 153 patients (.08). [HistCode Results, Fig. 4]
+    that of n = 45, not of its 153 patients (.08).
     """
     low, high = np.quantile(floats(truth), BASELINE_RANGE, axis=0)  # (G,), (G,)
     return low + (high - low) * rng.random(truth.shape)
 
 
 def against_baseline(prediction, truth, baseline):
-    """Prediction against random baseline, gene by gene: dict of (G,). All three (n, G).
+    """Prediction against random baseline, gene by gene: a dict of (G,). All three (n, G).
 
     p, bh: signed-rank test of prediction against baseline, Benjamini–Hochberg over genes, as the
-    paper words it ("significantly different from random baseline" [HistCode Results]). It tests
-    location, not skill: a perfect prediction of a symmetric gene is not "different".
-    error_p, error_bh: the same test of the absolute errors; better: the prediction's are the
-    smaller by the rank sums. nan (and not better) for a gene with a NaN. [ours]
+    paper words it ("significantly different from random baseline"; which Wilcoxon it does not say).
+    It tests location, not skill: a perfect prediction of a symmetric gene is not "different".
+    error_p, error_bh: the same test of the two absolute errors; better: W+ < W- there, so the
+    prediction errs less [all three ours]. nan, and not better, for a gene with a NaN.
     """
     error = np.abs(prediction - truth)
     random_error = np.abs(baseline - truth)
     p = _signed_rank_p(prediction, baseline)
     error_p = _signed_rank_p(error, random_error)
     d = error - random_error
-    equal = (d == 0).sum(0)
+    equal = (d == 0).sum(0)  # they have the lowest ranks
     ranks = rankdata(np.abs(d), axis=0) - equal  # among the pairs that differ
     return {
         "p": p,
         "bh": benjamini_hochberg(p),
         "error_p": error_p,
         "error_bh": benjamini_hochberg(error_p),
-        "better": (np.sign(d) * ranks).sum(0) < 0,
+        "better": (np.sign(d) * ranks).sum(0) < 0,  # W+ - W-
     }
 
 
 def _signed_rank_p(x, y):
-    """p of each column: (n, G), (n, G) -> (G,)."""
+    """p of `wilcoxon_signed_rank`, column by column: (n, G), (n, G) -> (G,)."""
     p = []
     for j in range(x.shape[1]):
         p.append(wilcoxon_signed_rank(x[:, j], y[:, j])[1])
@@ -790,9 +861,10 @@ def _signed_rank_p(x, y):
 
 
 def r_against_baseline(r, baseline_r):
-    """Rank-sum test of two distributions of R over genes, nan left out: (U, p). [HistCode Fig. 4]
+    """Rank-sum test of the R of all genes against those of the baseline, nan left out: (U, p).
 
-    Genes are correlated, so p is smaller than the evidence: it describes two histograms. [ours]
+    Genes are correlated, so p is smaller than the evidence: it describes two histograms [ours].
+    [HistCode Results, Fig. 4]
     """
     r, baseline_r = floats(r), floats(baseline_r)
     r = r[~np.isnan(r)]
@@ -806,10 +878,11 @@ def r_against_baseline(r, baseline_r):
 def patient_folds(patients, projects, k, seed):
     """Test fold of each sample, 0 to k - 1: patients whole, projects evenly spread over the folds.
 
-    patients, projects (n,) names -> (n,) int. In each project and overall, folds differ by at most
-    one patient. The order of the samples does not matter. ValueError with fewer patients than
-    folds. Both demands are the paper's; that patients are dealt out like cards is [ours]. For folds
-    of one organ that agree with those of all, call this for the whole cohort, then select.
+    patients, projects (n,) names -> (n,) int; a single project is one name n times. In each project
+    and overall, folds differ by at most one patient. The order of the samples does not matter.
+    ValueError with fewer patients than folds. Both demands are those of Methods (Results has slides
+    "randomly assigned"); that patients are dealt out like cards is [ours]. For folds of one organ
+    that agree with those of all, as the paper's do, call this for the whole cohort, then select.
 
     Needs: _end_to_end.
     """
@@ -830,9 +903,11 @@ def patient_folds(patients, projects, k, seed):
 def inner_split(patients, projects, share, seed):
     """Validation samples for early stopping inside a training part: a share of its patients.
 
-    patients, projects (n,) -> (n,) bool. At least one patient, never all; each project's part is
-    within one patient of the share (.1 [HE2RNA code]). The order of the samples does not matter.
+    patients, projects (n,) names -> (n,) bool. At least one patient, never all; each project's part
+    is within one patient of the share (.1 [HE2RNA code]). The order of the samples does not matter.
     Every (1/share)-th patient of the projects laid end to end, from a random one on. [ours]
+
+    Needs: _end_to_end.
     """
     rng = np.random.default_rng(seed)
     which, order = _end_to_end(patients, projects, rng)
@@ -849,27 +924,28 @@ def inner_split(patients, projects, share, seed):
 def _end_to_end(patients, projects, rng):
     """Patients shuffled inside their project, projects end to end.
 
-    (n,), (n,) -> which patient each sample is of (n,), and the order of the patients (P,). Both are
-    numbered by sorted name, so that the order of rows has no say. A patient of several projects
+    (n,), (n,) -> which (n,), the patient of each sample, and order (P,) of the patients. Patients
+    are numbered by sorted name, so that the order of rows has no say. A patient of several projects
     belongs to the one with most of his or her samples, the first by name if equal. [ours]
     """
     names, which = np.unique(np.asarray(patients), return_inverse=True)
     projects, project = np.unique(np.asarray(projects), return_inverse=True)
-    samples = np.zeros((len(names), len(projects)), int)
+    samples = np.zeros((len(names), len(projects)), int)  # of each patient in each project
     np.add.at(samples, (which, project), 1)
     order = rng.permutation(len(names))
-    if len(names) == 0:
+    if len(names) == 0:  # argmax needs one; the callers refuse it in words
         return which, order
     home = samples.argmax(1)  # (P,) the first of equals
     return which, order[np.argsort(home[order], kind="stable")]
 
 
 def authors_folds(patients):
-    """The splits of the HE2RNA authors' code: [(train, valid, test)] * 5, sorted sample numbers.
+    """The splits of the HE2RNA authors' code: a list of 5 (train, valid, test), sorted row numbers.
 
     patients (n,) names. The sorted patients are cut by scikit-learn's KFold(5, shuffle=True,
     random_state=0); train_test_split(test_size=.1, random_state=0) takes validation patients from
-    the others: 72/8/20. Projects are not looked at. Set for set the released ones. [HE2RNA code]
+    the others: 72/8/20 % of the patients. Projects are not looked at, though Methods spreads them
+    evenly. The same sets as those that the authors released. [HE2RNA code]
 
     Needs: AUTHORS_FOLDS, AUTHORS_VALID.
     """
