@@ -9,7 +9,20 @@ import os
 import tiling
 from lab.commands.options import natural
 from lab.encoders import COLOURS
-from lab.files import TISSUE
+from lab.files import TISSUE, InputError
+
+OF_SLIDES = (  # what says which tiles and features; without slides they have no meaning
+    "mpp",
+    "tile_um",
+    "min_tissue",
+    "max_tiles",
+    *TISSUE,
+    "colour",
+    "encoder",
+    "weights",
+    "features",
+    "precision",
+)
 
 
 def add_options(parser, of_run=False, encoder="resnet50", seed="seed"):
@@ -57,7 +70,23 @@ def add_options(parser, of_run=False, encoder="resnet50", seed="seed"):
     a("--seed", type=natural, dest=seed, help="of every random draw (default 0)")
     if seed == "seed":
         parser.set_defaults(tile_seed=None)
-    parser.set_defaults(share=(0, 1))
+    parser.set_defaults(share=(0, 1), usual_encoder=encoder)
+
+
+def refuse_slide_options(o, instead, *more):
+    """InputError that names each option given which has no meaning where no slides are read.
+
+    instead: the file that is read; more: options of the verb that only fit a cohort too.
+    """
+    given = []
+    for name in (*more, *OF_SLIDES):
+        usual = o.usual_encoder if name == "encoder" else None
+        if getattr(o, name) != usual:
+            given.append("--" + name.replace("_", "-"))
+    if given:
+        raise InputError(
+            f"{', '.join(given)}: only with a cohort folder; {instead} is all the data"
+        )
 
 
 def run_options(parser, a):

@@ -184,8 +184,6 @@ def mean_features(cohort, o, slides):
 def study_of_file(o):
     """The rows of an .npz that have what their hospital needs."""
     path = Path(o.study)
-    if o.types or o.project or o.features:
-        raise InputError(f"--types, --project, --features: only with a cohort folder, not {path}")
     z = checked_arrays(path)
     study = Study(
         x=z["features"].astype(np.float32),

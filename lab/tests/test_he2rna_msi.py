@@ -314,8 +314,8 @@ def inf_in_8(v):
         ({"patients": np.array("P")}, (), r"patients \(\) of <U1"),
         ({"msi": None}, (), r"and msi \(n,\); it has features"),
         ({}, ("--folds", "1"), "--folds 1: must be at least 2"),
-        ({}, ("--project", "COAD"), "--project, --features: only with a cohort"),
-        ({}, ("--features", "dir"), "--features: only with a cohort"),
+        ({}, ("--project", "COAD"), "--project: only with a cohort folder; .*npz is all the data"),
+        ({}, ("--mpp", ".5", "--encoder", "resnet50-stage3"), "^--mpp, --encoder: only with"),
         ({"expression": lambda v: v * 0 - 3}, (), "no gene is expressed"),
     ],
 )

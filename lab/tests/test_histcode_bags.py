@@ -6,11 +6,12 @@ import numpy as np
 import pytest
 
 from lab.cohort.samples import barcode
+from lab.commands import histcode
 from lab.commands.histcode import main
 from lab.commands.histcode.options import layers
 from lab.files import InputError
 from lab.histcode.bags import bags_of_table, tissue_of
-from lab.tests.helpers import read_csv, real
+from lab.tests.helpers import read_csv, real, status_of
 from lab.tests.helpers_histcode import write_bag_table
 
 
@@ -115,6 +116,27 @@ def test_a_table_of_bags_is_diagnosed_and_what_is_there_is_kept(tmp_path, monkey
         assert abs(float(before["p_1"]) - float(after["p_1"])) < 1e-4
     with pytest.raises(InputError, match=r"other settings.*epochs"):
         main([*argv, "--epochs", "13"])
+
+
+@pytest.mark.parametrize(
+    "argv, words",
+    [
+        ("--encoder resnet50", "--encoder"),
+        ("--label stage --tile-um 99 --max-tiles 0", "--label, --tile-um, --max-tiles"),
+        ("--features h5 --tissue stain --min-area 0", "--tissue, --min-area, --features"),
+        ("--external b --weights random", "--external, --weights"),
+        ("--code folds", "--code folds"),
+    ],
+)
+def test_options_that_only_fit_a_cohort_are_refused_by_name(
+    tmp_path, monkeypatch, capsys, argv, words
+):
+    monkeypatch.chdir(tmp_path)
+    write_bag_table(tmp_path / "toy.csv")
+    status, said = status_of(capsys, histcode, *TOY.split(), *argv.split())
+    assert status == 2 and len(said) == 1 and "toy.csv" in said[0]
+    assert said[0].startswith(f"error: {words}: only with a cohort folder; ")
+    assert not (tmp_path / "toy-diagnosis").exists()
 
 
 def with_field(value, field=3, line=4):

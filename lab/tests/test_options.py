@@ -14,6 +14,7 @@ import pytest
 import lab.files as lab_files
 from lab.commands import he2rna, histcode, tiling
 from lab.commands.options import run
+from lab.commands.slide_options import OF_SLIDES, add_options
 from lab.files import InputError
 from lab.tests.helpers import ROOT, fill_disk, status_of
 from lab.tests.helpers_he2rna import same_runs, write_cohort
@@ -61,6 +62,14 @@ def test_help_of_a_program_names_every_verb(program, monkeypatch):
     for verb, (_, line) in program.VERBS.items():
         assert re.search(rf"^ +{verb} ", text, re.M), verb
         assert " ".join(line.split()) in " ".join(text.split()), verb
+
+
+def test_every_option_of_slides_is_known_as_one():
+    """Device, workers and seed have a meaning, or no effect, where no slides are read as well."""
+    parser = argparse.ArgumentParser(add_help=False)
+    add_options(parser)
+    defined = {action.dest for action in parser._actions}
+    assert defined - {"device", "workers", "seed"} == set(OF_SLIDES)
 
 
 # ----- Mistakes -----------------------------------------------------------------------------------

@@ -18,7 +18,7 @@ import numpy as np
 import he2rna
 from lab.audit.choices import add_choices, chosen_of, flipped
 from lab.commands.he2rna.options import TYPES, count, fractions, listed
-from lab.commands.slide_options import add_options
+from lab.commands.slide_options import add_options, refuse_slide_options
 from lab.devices import pick_device
 from lab.files import InputError, digest, read_rows, save_csv
 from lab.he2rna.choices import CHOICES
@@ -92,6 +92,8 @@ def run(o):
     o.code = sorted(flipped(CHOICES, "msi", o.code, o.follow))
     if o.folds < 2:
         raise InputError(f"--folds {o.folds}: must be at least 2")
+    if Path(o.study).is_file():
+        refuse_slide_options(o, o.study, "types", "project")
     need_matplotlib()
     device = pick_device(o.device)
     study = read_study(o)

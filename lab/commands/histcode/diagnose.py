@@ -20,7 +20,7 @@ from lab.audit.choices import add_choices
 from lab.audit.ledger import encoder_saw, ledger_lines, saw
 from lab.cohort.features import features_of
 from lab.commands.histcode.options import pooling_options
-from lab.commands.slide_options import add_options
+from lab.commands.slide_options import add_options, refuse_slide_options
 from lab.devices import pick_device
 from lab.files import InputError, few, save_csv, save_text
 from lab.histcode.bags import bags_of_cohort, bags_of_table, left_out_lines
@@ -153,10 +153,11 @@ def check_source(o):
     """Slides or a table, and of a table none of the options of slides."""
     if (o.cohort is None) == (o.bags is None):
         raise InputError("give either a cohort folder or --bags FILE")
-    if o.bags and (o.external or o.label or o.features or "folds" in o.code):
+    if o.bags:
+        refuse_slide_options(o, o.bags, "external", "label")
+    if o.bags and "folds" in o.code:
         raise InputError(
-            f"--external, --label, --features and --code folds are of a cohort; {o.bags} is all of "
-            "the data"
+            f"--code folds: only with a cohort folder; every part of {o.bags} is tested"
         )
     if o.positive is not None and not o.bags and o.label is None:
         raise InputError(
