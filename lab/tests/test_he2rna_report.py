@@ -13,6 +13,7 @@ from lab.commands.he2rna import main
 from lab.he2rna.choices import CHOICES
 from lab.he2rna.evaluation import judged_in, write_genes
 from lab.he2rna.report import best_genes
+from lab.he2rna.report_plots import draw_null
 
 TRAIN = ["colour", "genes", "padding", "relu", "k", "folds", "epochs", "bias", "merged", "pooled"]
 MSI = ["scaling", "genes", "autoencoder", "epochs", "msi-l"]
@@ -85,6 +86,18 @@ def test_a_gene_without_r_is_an_empty_cell_of_genes_csv(tmp_path):
     assert len(rows) == 12
     assert "nan" not in (tmp_path / "genes.csv").read_text()
     assert all(r["significant_hs"] == "0" for r in rows if r["R"] == "")
+
+
+@pytest.mark.filterwarnings("error")  # a warning would reach the user's terminal
+def test_a_cancer_too_small_for_any_r_has_a_picture_of_its_null_without_one(tmp_path):
+    rng = np.random.default_rng(0)
+    y = rng.normal(size=(60, 4))
+    fold, projects = np.arange(60) % 3, np.repeat(["X", "Z"], [58, 2])
+    untrained = {"X": rng.normal(0, 0.2, (50, 4)), "Z": np.full((50, 4), np.nan)}
+    results = he2rna.evaluate(y + rng.normal(size=y.shape), y, fold, projects, 3, untrained)
+    assert np.isnan(results["Z"]["r"]).all()
+    draw_null(tmp_path / "null.png", results, untrained)
+    assert (tmp_path / "null.png").stat().st_size > 10_000
 
 
 def test_the_best_genes_stand_once_each():

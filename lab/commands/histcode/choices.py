@@ -1,11 +1,11 @@
-"""Where paper and authors' code differ or are silent, and what is done here."""
+"""python histcode.py choices: where paper and authors' code differ or are silent; what is done."""
 
 from lab.audit.choices import show_choices
 from lab.histcode.choices import CHOICES
 
 
 def options(parser):
-    pass
+    """None."""
 
 
 def run(o):
