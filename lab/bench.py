@@ -385,8 +385,10 @@ BENCHES: dict[str, Callable] = {
 
 def main():
     parser = argparse.ArgumentParser(prog="python -m lab.bench", description=__doc__.split("\n")[0])
-    parser.add_argument("name", nargs="*", choices=[*BENCHES, []], help="default: all")
-    for name in parser.parse_args().name or BENCHES:
+    names = [*BENCHES, "all"]
+    parser.add_argument("name", nargs="*", choices=names, default="all", help="default: all")
+    asked = parser.parse_args().name
+    for name in BENCHES if "all" in asked else asked:
         BENCHES[name]()
 
 

@@ -13,6 +13,7 @@ from lab.cohort.encoding import make_features
 from lab.cohort.features import features_made_by, features_of, load_features, source_name
 from lab.cohort.steps import settle, work_through
 from lab.encoders import encoder_name
+from lab.exchange.clam import FOREIGN
 from lab.files import InputError, load_arrays, save_file, save_json
 from lab.locks import hold, release
 from lab.progress import say_left_out
@@ -59,10 +60,22 @@ def make_supertiles(cohort, slides, o, into=None):
     save_json(folder / "settings.json", settings)
     release(folder)
     what = "slides have no coordinates, their super-tiles are runs of neighbouring rows"
-    say_left_out({what: sorted(nowhere)})  # whichever thread was first
+    both = f"slides have .h5 and .pt in {source}, the .h5 is taken"
+    say_left_out({what: sorted(nowhere), both: twofold(source, names)})  # nowhere: by threads
     widths = {name: width for name, width in widths.items() if width is not None}
     fail_unusual(widths, failed)
     return failed
+
+
+def twofold(source, names):
+    """Those slides whose features made elsewhere are there as .h5 and as .pt."""
+    if not isinstance(source, Path):
+        return []
+    endings = {name: set() for name in names}
+    for ending, inner in FOREIGN.items():
+        for path in (*source.glob(f"*{ending}"), *(source / inner).glob(f"*{ending}")):
+            endings.get(path.stem, set()).add(ending)
+    return [name for name, found in endings.items() if len(found) > 1]
 
 
 def supertile_settings(folder, o):

@@ -10,6 +10,7 @@ import torch
 
 from lab.cohort.expression import read_expression
 from lab.cohort.features import features_made_by, load_features, tile_edge
+from lab.cohort.supertiles import twofold
 from lab.cohort.tiles import tiles_of
 from lab.exchange.clam import edge_said, foreign
 from lab.files import InputError
@@ -255,3 +256,13 @@ def test_ours_must_be_float16(tmp_path):
     np.save(tmp_path / "features" / "e" / "a.npy", FEATURES[:5])
     with pytest.raises(InputError, match=r"not a whole array .float32, not float16"):
         load_features(tmp_path, "e", "a")
+
+
+def test_of_two_files_of_a_slide_the_h5_is_taken_and_that_is_said(tmp_path):
+    """`twofold` names the slides with both; CLAM keeps the two kinds in folders of their own."""
+    for name in ("a.h5", "a.pt", "b.pt", "h5_files/c.h5", "pt_files/c.pt"):
+        path = tmp_path / name
+        path.parent.mkdir(exist_ok=True)
+        path.touch()
+    assert twofold(tmp_path, ["a", "b", "c"]) == ["a", "c"]
+    assert twofold("resnet50", ["a"]) == []

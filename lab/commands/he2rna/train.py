@@ -2,7 +2,7 @@
 
 From slides and expression to a report, making what is missing: tiles/, features/, supertiles/,
 runs/NAME/. An interrupted run goes on where it stopped; under torchrun the processes share slides
-and folds. Without a cohort a simulated one is drawn into demo/, in 2 to 3 minutes on two quiet
+and folds. Without a cohort a simulated one is drawn into demo/, in 2 to 4 minutes on two quiet
 cores; 1,000 slides of all projects take hours for features and for training, less on a GPU.
 """
 
