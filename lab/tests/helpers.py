@@ -16,6 +16,7 @@ from PIL import Image
 from scipy import ndimage
 
 import lab.files as lab_files
+import stats
 import tiling
 
 ROOT = Path(__file__).parents[2]  # where the programs lie
@@ -56,6 +57,22 @@ def swap(monkeypatch, module, name, value):
         for key, bound in list(vars(there).items()):
             if bound is old and (key == name or callable(old)):
                 monkeypatch.setattr(there, key, value)
+
+
+# ----- Patients -----------------------------------------------------------------------------------
+
+
+def patients_of_projects(rng, n_patients, n_projects):
+    """Patients with 1 to 4 samples, rows shuffled, projects of uneven size: two names a row."""
+    project = np.minimum(rng.geometric(0.3, n_patients) - 1, n_projects - 1)
+    who = rng.permutation(np.repeat(np.arange(n_patients), rng.integers(1, 5, n_patients)))
+    return np.array([f"TCGA-{w:04d}" for w in who]), np.array([f"P{project[w]}" for w in who])
+
+
+def drawn_rows(patients, n_draws, seed):
+    """The rows of each draw of a bootstrap, repeated as often as they are drawn."""
+    times = stats.patient_draws(patients, n_draws, np.random.default_rng(seed))
+    return [np.repeat(np.arange(len(patients)), row) for row in times]
 
 
 # ----- Files --------------------------------------------------------------------------------------
@@ -194,6 +211,11 @@ def stained(stains, strength=(1.0, 1.0), n=40_000, noise=0.0, seed=0):
     c = rng.permutation(c * strength)
     light = tiling.LIGHT * np.exp(-c @ stains) - 1 + rng.normal(0, noise, (n, 3))
     return light.round().clip(0, 255).astype(np.uint8), c
+
+
+def overlap(a, b):
+    """How far two masks agree: the pixels of both over those of either."""
+    return (a & b).sum() / (a | b).sum()
 
 
 def degrees_between(a, b):

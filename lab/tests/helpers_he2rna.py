@@ -38,6 +38,29 @@ def direct(model, x, mask, k):
     return he2rna.top_k_mean(model.tile_scores(x), mask, k)
 
 
+# ----- Slides with planted genes ------------------------------------------------------------------
+
+
+def planted_slides(n=60, noise=0.1):
+    """Slides whose first features carry the first 3 of 6 genes: slides, y, projects, patients."""
+    rng = np.random.default_rng(0)
+    level = rng.normal(size=(n, 3)).astype(np.float32)
+    slides = []
+    for one in level:
+        tiles = rng.normal(size=(rng.integers(5, 9), 8)).astype(np.float32) * 0.3
+        tiles[:, :3] += one
+        slides.append(tiles)
+    y = np.hstack([level, rng.normal(size=(n, 3))]) + noise * rng.normal(size=(n, 6)) + 2
+    projects = np.array(["X", "Y"] * (n // 2))
+    return slides, y.astype(np.float32), projects, np.array([f"p{i}" for i in range(n)])
+
+
+def small_model(y):
+    """A small network for those slides, as it starts."""
+    torch.manual_seed(1)
+    return he2rna.HE2RNA(8, y.shape[1], (16, 8), ks=(1, 2, 5)).start_at(y.mean(0))
+
+
 # ----- A cohort and its runs ----------------------------------------------------------------------
 
 

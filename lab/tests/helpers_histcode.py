@@ -5,6 +5,7 @@ import argparse
 import h5py
 import numpy as np
 import torch
+import torch.nn.functional as F
 
 import histcode
 from lab.files import read_rows, save_csv
@@ -36,6 +37,58 @@ def main(*argv):
 # ----- Views --------------------------------------------------------------------------------------
 
 
+def seeded(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+def plain_view(n, **changed):
+    """The view that is the whole tile as it is, but for what is changed."""
+    view = {
+        "box": torch.tensor([[0.0, 0, 1, 1]]).repeat(n, 1),
+        "turns": torch.zeros(n, 3, dtype=torch.bool),
+        "colour": torch.tensor([histcode.PLAIN_COLOUR]).repeat(n, 1),
+        "grey": torch.zeros(n, dtype=torch.bool),
+        "sigma": torch.zeros(n),
+    }
+    return {**view, **changed}
+
+
+def random_views(epoch, steps=3, n=8):
+    """Two noisy copies of random tiles."""
+    g = seeded(epoch)
+    for _ in range(steps):
+        x = torch.randn(n, 3, 4, 4, generator=g)
+        yield tuple(x + 0.3 * torch.randn(x.shape, generator=g) for _ in range(2))
+
+
+# ----- Embeddings ---------------------------------------------------------------------------------
+
+
+def unit_rows(n, d, seed, dtype=torch.float64):
+    return F.normalize(torch.randn(n, d, generator=seeded(seed), dtype=dtype), dim=1)
+
+
+class Pixels(torch.nn.Module):
+    """An encoder small enough to be trained by hand: a linear layer on the pixels."""
+
+    n_features = 6
+
+    def __init__(self):
+        super().__init__()
+        self.layer = torch.nn.Linear(3 * 4 * 4, 6)
+
+    def forward(self, x):
+        return self.layer(x.flatten(1))
+
+
+def small_embedder():
+    torch.manual_seed(0)
+    return histcode.Embedder(Pixels(), d=5)
+
+
+# ----- Pretraining --------------------------------------------------------------------------------
+
+
 def pretrain(cohort, *argv):
     return main("pretrain", cohort, "--weights", cohort / "start.pth", *TINY, *argv)
 
@@ -56,6 +109,23 @@ def ridge_at(x, y, penalties, new):
 
 
 # ----- Bags ---------------------------------------------------------------------------------------
+
+
+def ragged(sizes, d=7, seed=0):
+    """Bags of these sizes, padded with nan: h (B, T, d), mask (B, T)."""
+    h = torch.full((len(sizes), max(sizes), d), torch.nan)
+    mask = torch.zeros(len(sizes), max(sizes), dtype=torch.bool)
+    for b, n in enumerate(sizes):
+        h[b, :n] = torch.randn(n, d, generator=seeded(seed + b))
+        mask[b, :n] = True
+    return h, mask
+
+
+def drawn_network(name, d=7):
+    from lab.histcode.networks import network_of
+
+    torch.manual_seed(0)
+    return network_of(name, d)
 
 
 def planted_bags(n=24, d=6, seed=0, shift=3.0):

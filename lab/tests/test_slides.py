@@ -19,7 +19,6 @@ from lab.tests.helpers import (
     degrees_between,
     painted,
     real,
-    swap,
     tiny_encoder,
     write_pyramid,
 )
@@ -27,21 +26,7 @@ from lab.tests.helpers import (
 GREY = np.full((900, 900, 3), 150, np.uint8)
 
 
-# ----- Reading a slide ---------------------------------------------------------------------------
-
-
-def test_thumbnail_in_strips_equals_at_once(smooth_slide, monkeypatch):
-    """And both are Pillow's box average of the whole picture."""
-    path, rgb = smooth_slide
-    slide = open_slide(path)
-    at_once, scanned = tiling.thumbnail(slide, 0.25)
-    swap(monkeypatch, "tiling", "STRIP_PIXELS", 3000)
-    strips, _ = tiling.thumbnail(slide, 0.25)
-    assert at_once.shape == (47, 56, 3)
-    assert scanned.all()
-    assert np.abs(at_once.astype(int) - strips).max() <= 1
-    want = Image.fromarray(rgb).resize((56, 47), Image.Resampling.BOX)
-    assert np.abs(at_once.astype(int) - np.asarray(want)).mean() < 1.5
+# ----- µm per pixel ------------------------------------------------------------------------------
 
 
 class FakeSlide:
