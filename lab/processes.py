@@ -113,15 +113,18 @@ def one_voice(o, shared):
             f"several share {', '.join(shared)} and the steps of tiling.py: leave torchrun out"
         )
     silent = dist.is_initialized() and dist.get_rank() > 0
-    with redirect_stdout(None) if silent else nullcontext():
-        yield
-    if dist.is_initialized():
-        dist.destroy_process_group()
+    try:
+        with redirect_stdout(None) if silent else nullcontext():
+            yield
+        of_all(None)  # the first works on when the others have nothing more to do
+    finally:
+        if dist.is_initialized():
+            dist.destroy_process_group()  # else its threads may abort the process as it ends
 
 
 def say(text):
-    """Print a line that each process has to say."""
-    print(text, file=sys.stdout or sys.__stdout__, flush=True)
+    """Print a line that each process has to say, at once: torchrun's processes have no buffer."""
+    print(f"{text}\n", end="", file=sys.stdout or sys.__stdout__, flush=True)
 
 
 def log_path(folder, share):

@@ -5,6 +5,9 @@ import os
 import shutil
 import subprocess
 import sys
+import time
+from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -65,7 +68,7 @@ def talk():
     with one_voice(o, ("train",)):
         assert o.share == (rank, world) == (rank, 2)
         assert of_all(np.arange(rank + 1).tolist()) == [[0], [0, 1]]
-        print("only once", by_first(lambda: os.environ["RANK"]))
+        print(f"only once {by_first(lambda: os.environ['RANK'])}\n", end="")
         say(f"process {rank}")
 
         def refuse():
@@ -74,11 +77,30 @@ def talk():
         by_first(refuse)
 
 
-def test_of_two_processes_one_speaks_and_one_refuses(tmp_path):
+def leave(path):
+    """What a child process does: the first works on while the second has nothing more to do."""
+    with one_voice(argparse.Namespace(verb="train"), ("train",)):
+        if os.environ["RANK"] == "0":
+            time.sleep(0.5)
+            path.touch()
+    assert path.exists(), "left before the first was ready"
+
+
+def two_processes(*argv):
+    """This file run by torchrun as two processes."""
     command = "-m torch.distributed.run --standalone --nproc-per-node 2 -m lab.tests.test_processes"
-    done = subprocess.run(
-        [sys.executable, *command.split()], capture_output=True, text=True, cwd=ROOT
+    return subprocess.run(
+        [sys.executable, *command.split(), *argv], capture_output=True, text=True, cwd=ROOT
     )
+
+
+def test_processes_of_a_command_that_ends_well_leave_together(tmp_path):
+    done = two_processes(tmp_path / "ready")
+    assert done.returncode == 0, done.stderr
+
+
+def test_of_two_processes_one_speaks_and_one_refuses():
+    done = two_processes()
     assert done.returncode != 0
     said = done.stdout.splitlines()
     assert sorted(said) == ["only once 0", "process 0", "process 1"]
@@ -133,4 +155,4 @@ def test_processes_share_the_slides_out(two_slides, tmp_path, monkeypatch):
 if __name__ == "__main__":
     from lab.commands.options import run
 
-    run(talk)
+    run(partial(leave, Path(sys.argv[1])) if sys.argv[1:] else talk)
