@@ -771,10 +771,10 @@ def squared_error(outputs, y):
 
 def padded(bags):
     """Slides of different length, each (T_i, D), as one batch: h (B, T, D), mask (B, T)."""
-    lengths = [len(bag) for bag in bags]
+    lengths = torch.tensor([len(bag) for bag in bags])
     bags = [torch.tensor(bag) for bag in bags]
     h = nn.utils.rnn.pad_sequence(bags, batch_first=True)
-    mask = torch.arange(h.shape[1]) < torch.tensor(lengths)[:, None]
+    mask = torch.arange(h.shape[1]) < lengths[:, None]
     return h, mask
 
 
@@ -783,8 +783,8 @@ def predict_slides(model, bags, rows, batch=1):
     """What the last stream answers for the slides `rows` of bags, in their order: (n, 1, C)"""
     outputs = []
     for i in range(0, len(rows), batch):
-        h, mask = padded([bags[row] for row in rows[i : i + batch]])
-        outputs.append(model(h, mask)[0][:, -1:])
+        streams, _ = model(*padded([bags[row] for row in rows[i : i + batch]]))
+        outputs.append(streams[:, -1:])
     return torch.cat(outputs)
 
 
@@ -831,14 +831,13 @@ def train_slide_epochs(
             loss(outputs, y[rows]).mean().backward()
             optimizer.step()
         answers = predict_slides(model, bags, valid, batch)
+        errors = loss(answers, y[valid])
+        check_finite(epoch, errors)
         wrong = judge(answers, y[valid]).mean().item()
+        weights = model.state_dict()
         if wrong <= state["fewest"]:
-            state["fewest"] = wrong
-            state["best_epoch"] = epoch
-            state["best"] = copy.deepcopy(model.state_dict())
-        state["epoch"] = epoch
-        state["loss"] = loss(answers, y[valid]).mean().item()
-        state["model"] = model.state_dict()
+            state.update(fewest=wrong, best_epoch=epoch, best=copy.deepcopy(weights))
+        state.update(epoch=epoch, loss=errors.mean().item(), model=weights)
         state["optimizer"] = optimizer.state_dict()
         yield state
 

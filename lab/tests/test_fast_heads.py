@@ -90,3 +90,20 @@ def test_a_state_handed_back_goes_on_and_ends_the_same():
     (*_, resumed) = states(fresh, 5, copy.deepcopy(middle))
     assert resumed["epoch"] == 5 and resumed["best_epoch"] == end["best_epoch"]
     assert all(torch.equal(v, end["model"][k]) for k, v in resumed["model"].items())
+
+
+@pytest.mark.parametrize(
+    "target, loss",
+    [
+        ([0, 1], {}),
+        ([[0.5], [0.1]], {"loss": histcode.squared_error, "judge": histcode.squared_error}),
+    ],
+    ids=["classes", "fold changes"],
+)
+def test_the_plain_loop_stops_on_a_loss_that_is_not_finite(target, loss):
+    """Of a regression no epoch would be the best: nan is below nothing."""
+    bags = [np.full((3, 4), np.inf, np.float32), np.ones((2, 4), np.float32)]
+    model = histcode.PooledClassifier(histcode.mean_pooling, 4, outputs=2 - bool(loss))
+    states = histcode.train_slide_epochs(model, bags, torch.tensor(target), [0], [1], **loss)
+    with pytest.raises(FloatingPointError, match="epoch 1: loss or weights are not finite"):
+        next(states)
