@@ -3,7 +3,9 @@
 import numpy as np
 import pytest
 import torch
+from matplotlib.figure import Figure
 
+from lab.histcode.expression_plots import draw_bins
 from lab.histcode.figures import best_cut, figures_of, mean_sd
 
 P = torch.tensor(
@@ -33,3 +35,21 @@ def test_the_best_threshold_is_the_best_of_all(n):
     p = rng.integers(0, 6, n) / 6
     tried = [((p >= cut) == y).mean() for cut in [*np.unique(p), 2]]
     assert best_cut(y, p) == pytest.approx(max(tried))
+
+
+@pytest.mark.filterwarnings("error")
+def test_genes_fall_into_bins_of_r_a_tenth_wide():
+    """By hand; a gene without R or fold change is in none."""
+    ax = Figure().subplots()
+    r = np.array([0.31, 0.39, -0.05, 0.3, np.nan, 0.35])
+    fc = np.array([1.0, 2.0, 9.0, 6.0, 5.0, np.nan])
+    draw_bins(ax, r, fc)
+    medians = [line.get_xydata().mean(0) for line in ax.lines if "C1" in line.get_color()]
+    assert np.allclose(medians, [(-0.05, 9), (0.35, 2)])
+
+
+@pytest.mark.filterwarnings("error")
+def test_no_gene_with_r_leaves_the_picture_of_bins_empty():
+    ax = Figure().subplots()
+    draw_bins(ax, np.full(3, np.nan), np.ones(3))
+    assert not ax.lines and ax.get_xlabel() == "Pearson R, bins of .1"
