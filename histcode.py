@@ -806,14 +806,12 @@ def train_slide_epochs(
 ):
     """Train one network: a generator of its state after every epoch.
 
-    bags[i] (T_i, D) features of slide i, "frozen" [HistCode Methods, Tumor diagnosis]; y, a tensor,
-    (n,) classes or (n, G) fold changes; train, valid: the slides, by i, to learn from and to choose
-    the epoch by. Regressions take squared_error as loss and judge. Adam: [HistCode code].
-    Yields a dict: epoch, loss (of the validation slides), best_epoch, fewest (its mean of judge),
-    best (its weights), model, optimizer. Kept as best is the last epoch with the lowest mean of
-    judge(outputs, y) over the validation slides: of few slides the cross-entropy tells how sure a
-    network is rather than how right, so mistakes choose. [ours] Handed back as `state`, training
-    goes on from there. Its tensors are those in use: copy what you keep.
+    bags[i] (T_i, D) "frozen" features of slide i [HistCode Methods, Tumor diagnosis]; y, a tensor:
+    (n,) classes, or (n, G) fold changes with squared_error as loss and judge; train, valid: slides
+    to learn from and to choose the epoch by. Yields a dict: epoch, loss (of the validation slides),
+    best_epoch, fewest (its mean of judge), best (its weights), model, optimizer; handed back as
+    `state`, training goes on. Best is the last epoch with the lowest mean of judge: of few slides
+    the cross-entropy tells how sure a network is, not how right [ours]. Adam [HistCode code].
     """
     optimizer = torch.optim.Adam(model.parameters(), lr, weight_decay=weight_decay)
     if state is None:

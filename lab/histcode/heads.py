@@ -45,10 +45,10 @@ def read_bags(bag, orders, batch):
 def train_heads(
     models, bag, target, loss, parts, seeds, o, device, what="", state_file=None, names=None
 ):
-    """Train M networks of one kind, going on from state_file, which is written after each epoch.
+    """Train M networks of one kind, going on from state_file, which each epoch writes.
 
     bag(i) -> (T_i, D), names[i] its name; target(rows) -> y; parts, seeds: of each network, or one
-    for all. Returns a dict: model (of each the weights of the epoch kept), epochs (M,), losses
+    for all -> a dict: model (of each the weights of the epoch kept), epochs (M,), losses
     (epochs, M), tests [(epochs, n_test, C) of each], saw [leak ledger of each part, in rows].
     """
     shared = len(parts) < len(models)
