@@ -460,6 +460,7 @@ def validate(prediction, y, projects):
 
     prediction, y (n, G) and projects (n,) of the validation slides.
     """
+    y = np.asarray(y)  # it may be a tensor
     r = mean_r(prediction, y, projects)
     loss = float(np.square(prediction - y).mean())
     if not chosen_by_r(projects):

@@ -168,3 +168,17 @@ def test_the_permutation_null_holds_for_noise_in_small_folds():
         assert mean == pytest.approx(0, abs=0.01)
         assert e["fits"]["permutation"][1] == pytest.approx(drawn, rel=0.1)
     assert found <= 3
+
+
+def test_targets_may_be_a_tensor_and_rows_a_list():
+    """The same numbers as arrays give."""
+    slides, y, projects, _ = planted_slides(12)
+    bags = he2rna.bags_of(slides)
+    seen = []
+    for targets, rows in ((y, np.arange(12)), (torch.from_numpy(y), list(range(12)))):
+        model = small_model(y)
+        states = he2rna.train_epochs(
+            model, bags, targets, projects, rows[:8], rows[8:], epochs=2, batch=4
+        )
+        seen.append([(state["loss"], state["valid_loss"]) for state in states])
+    assert seen[0] == seen[1]
