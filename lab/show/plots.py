@@ -5,7 +5,7 @@ from contextlib import contextmanager
 
 import numpy as np
 
-from lab.files import save_file
+from lab.files import InputError, save_file
 
 BEST_TILES = 100  # whose median count is shown  [HE2RNA Results, virtual spatialization]
 PICTURE_DPI = 200  # a tile of 224 pixels is 1.12 inches  [ours]
@@ -18,8 +18,12 @@ BLUE, ORANGE = "#0072B2", "#D55E00"  # any eye tells them apart: Okabe & Ito  [o
 
 def need_matplotlib():
     """matplotlib.pyplot without a window, imported only where a picture is drawn."""
-    import matplotlib
-
+    try:
+        import matplotlib
+    except ImportError:
+        raise InputError(
+            "the report's pictures need the package matplotlib: pip install matplotlib"
+        ) from None
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 

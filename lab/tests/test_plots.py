@@ -1,11 +1,13 @@
-"""lab.tests.test_plots"""
+"""Plots of numbers: what is written on them, and what is said where they can't be drawn."""
 
 import io
+import sys
 
 import numpy as np
 import pytest
 
-from lab.show.plots import draw_scatter
+from lab.files import InputError
+from lab.show.plots import draw_scatter, need_matplotlib
 from lab.tests.helpers import swap
 
 
@@ -32,3 +34,9 @@ def test_scatter_writes_r_and_medians(monkeypatch, n):
         f"t: R = {np.corrcoef(scores, values)[0, 1]:.2f}" if n > 1 else "t: no R"
     )
     assert seen[1:] == [f"{np.median(best):.4g}", f"{np.median(values):.4g}"]
+
+
+def test_without_matplotlib_one_line_names_the_mend(monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    with pytest.raises(InputError, match="pip install matplotlib"):
+        need_matplotlib()

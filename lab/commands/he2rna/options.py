@@ -4,6 +4,7 @@ from fractions import Fraction
 from pathlib import Path
 
 import he2rna
+from lab.audit.compare import count
 from lab.commands.slide_options import add_options
 from lab.files import InputError
 
@@ -13,14 +14,6 @@ TYPES = (
     "samples to use: sample_type values, characters 14-15 of TCGA barcodes, or all (default: "
     "primary tumours, as the paper, where samples.csv tells)"
 )
-
-
-def count(text):
-    """A whole number from 1 on, for argparse."""
-    value = int(text)
-    if value < 1:
-        raise ValueError
-    return value
 
 
 def share(text):
