@@ -122,6 +122,20 @@ def one_voice(o, shared):
             dist.destroy_process_group()  # else its threads may abort the process as it ends
 
 
+def leave(status):
+    """End this process with a command's exit status.
+
+    One that has met others ends at once: gloo's threads may live on into C++'s own clean-up, which
+    aborts a process whose work is done (2 of 5 on a busy machine), and torchrun then calls the run
+    failed.
+    """
+    if "MASTER_ADDR" in os.environ:
+        for stream in (sys.stdout, sys.stderr):
+            stream.flush()
+        os._exit(status)
+    sys.exit(status)
+
+
 def say(text):
     """Print a line that each process has to say, at once: torchrun's processes have no buffer."""
     print(f"{text}\n", end="", file=sys.stdout or sys.__stdout__, flush=True)

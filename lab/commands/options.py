@@ -9,7 +9,7 @@ from functools import partial
 
 from lab.files import InputError, say_error
 from lab.locks import release
-from lab.processes import one_voice
+from lab.processes import leave, one_voice
 
 SEEDS = 2**63  # numbers that every generator of random numbers takes
 LETTERS = {int: "N", float: "X"}  # how --help names an option's value
@@ -91,7 +91,7 @@ def run(main):
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(encoding="utf-8", errors="replace")  # µ and ± on any terminal
     try:
-        sys.exit(main())
+        leave(main())
     except BaseException as e:
         if caught:  # where a library was interrupted, it comes out as another error
             what = "terminated" if caught[0] == signal.SIGTERM else "interrupted"
