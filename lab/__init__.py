@@ -2,8 +2,9 @@
 
 A map of the house. Rooms may use those above them, and the method; never those below.
 
-    files progress processes locks runs     the ground floor: atomic files and tables, lines on the
-                                            terminal, torchrun, who holds a folder, a run's folder
+    files findings progress processes       the ground floor: atomic files and tables, what is wrong
+    locks runs                              with somebody's data, lines on the terminal, torchrun,
+                                            who holds a folder, a run's folder
     devices weights torchscript encoders    which network describes tiles, with whose weights
     ridge space gene_sets                   numbers that both programs want: closed-form ridge,
                                             points and outlines on tiles, .gmt files
