@@ -2,9 +2,11 @@
 
     python -m lab.bench [NAME ...]     encoder kmeans macenko topk memory table lists networks bank
                                        attention (default: all; `memory` alone, for its peak)
+    python -m lab.bench calibration [--only STUDY ...] [--runs X] [--seed N]
 
 The two ways are timed in turn after a warm-up. What is printed are medians of seconds, and the
-median of the ratios of a pair, which holds where the machine's speed drifts.
+median of the ratios of a pair, which holds where the machine's speed drifts. `calibration` times
+nothing: it prints what every p and interval promises, and what it keeps where the truth is known.
 """
 
 import argparse
@@ -29,6 +31,7 @@ import he2rna
 import histcode
 import stats
 import tiling
+from lab.calibration.table import STUDIES, print_table
 from lab.devices import pick_device
 from lab.fast import bank as fast_bank
 from lab.fast import networks as fast_networks
@@ -369,6 +372,11 @@ def bench_attention(slides=200, tiles=1000, features=1024):
     )
 
 
+def bench_calibration(only=(), runs=1.0, seed=0):
+    """All p and intervals, nominal against measured. Nothing is timed."""
+    print_table(only, runs, seed)
+
+
 BENCHES: dict[str, Callable] = {
     "encoder": bench_encoder,
     "kmeans": bench_kmeans,
@@ -380,6 +388,7 @@ BENCHES: dict[str, Callable] = {
     "networks": bench_networks,
     "bank": bench_bank,
     "attention": bench_attention,
+    "calibration": bench_calibration,
 }
 
 
@@ -387,9 +396,16 @@ def main():
     parser = argparse.ArgumentParser(prog="python -m lab.bench", description=__doc__.split("\n")[0])
     names = [*BENCHES, "all"]
     parser.add_argument("name", nargs="*", choices=names, default="all", help="default: all")
-    asked = parser.parse_args().name
-    for name in BENCHES if "all" in asked else asked:
-        BENCHES[name]()
+    a = parser.add_argument_group("calibration").add_argument
+    a("--only", nargs="+", choices=STUDIES, default=(), metavar="STUDY", help=" ".join(STUDIES))
+    a("--runs", type=float, default=1.0, help="times the simulated cohorts of each study")
+    a("--seed", type=int, default=0)
+    o = parser.parse_args()
+    for name in BENCHES if "all" in o.name else o.name:
+        if name == "calibration":
+            bench_calibration(o.only, o.runs, o.seed)
+        else:
+            BENCHES[name]()
 
 
 if __name__ == "__main__":
