@@ -6,11 +6,13 @@ import numpy as np
 
 import he2rna
 from lab.audit.ledger import encoder_saw, saw
+from lab.cohort.check import check_cohort
 from lab.cohort.expression import as_symbols, read_expression, read_gene_table
 from lab.cohort.features import features_of, source_name
 from lab.cohort.samples import join, read_samples, select
 from lab.cohort.supertiles import make_supertiles
 from lab.files import InputError
+from lab.findings import Findings
 from lab.he2rna.bags import load_bags
 from lab.he2rna.folds import authors_roles, check_folds, folds_of
 from lab.processes import share_out
@@ -55,9 +57,14 @@ def read_cohort(cohort, o):
     -> (CohortData, x (S, T, D), mask (S, T)). Folds are of all projects, then one is selected, so
     that those of one organ agree with those of all. [HE2RNA Methods, Training and evaluation]
     """
+    found = Findings()
     samples, wrong_type = select(read_samples(cohort), o.types, None)
-    key, ids, genes, a = read_expression(cohort)
-    samples, rows, unmatched = join(samples, key, ids, cohort / "expression")
+    table = found.of(read_expression, cohort)
+    joined = table and found.of(join, samples, *table[:2], cohort / "expression")
+    check_cohort(found, cohort, samples, o, table)
+    found.tell(cohort)
+    _, _, genes, a = table
+    samples, rows, unmatched = joined
     left_out = say_left_out({**wrong_type, **unmatched})
     fold = folds_of(samples, o)
     chooses = {}

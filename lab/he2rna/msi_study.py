@@ -8,11 +8,13 @@ from pathlib import Path
 import numpy as np
 
 import he2rna
+from lab.cohort.check import check_cohort
 from lab.cohort.encoding import make_features
 from lab.cohort.expression import read_expression
 from lab.cohort.features import features_of, load_features, provenance
 from lab.cohort.samples import join, read_samples, select
 from lab.files import InputError, few, load_arrays
+from lab.findings import Findings
 from lab.processes import share_out
 from lab.progress import counted, report_failures, say_left_out
 
@@ -129,8 +131,14 @@ def study_of_cohort(o):
     if "msi" not in samples[0]:
         raise InputError(f"{cohort / 'samples.csv'}: no column msi; it has {few(list(samples[0]))}")
     column = {name: np.array([s[name] for s in samples]) for name in samples[0]}
-    key, ids, genes, a = read_expression(cohort)
-    joined, rows, unmatched = join(samples, key, ids, cohort / "expression")
+    found = Findings()
+    labels = found.of(msi_labels, column["msi"].tolist(), cohort / "samples.csv")
+    table = found.of(read_expression, cohort)
+    both = table and found.of(join, samples, *table[:2], cohort / "expression")
+    check_cohort(found, cohort, samples, o, table)
+    found.tell(cohort)
+    _, _, genes, a = table
+    joined, rows, unmatched = both
     say_left_out({**wrong_type, **unmatched})
     y = np.full((len(samples), len(genes)), np.nan, np.float32)
     at = {slide: i for i, slide in enumerate(column["slide"])}
@@ -139,7 +147,7 @@ def study_of_cohort(o):
     study = Study(
         x=None,
         y=y,
-        labels=msi_labels(column["msi"].tolist(), cohort / "samples.csv"),
+        labels=labels,
         patients=column["patient"],
         projects=column["project"],
         hospital=np.char.upper(column["hospital"]) if "hospital" in column else None,

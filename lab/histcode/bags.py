@@ -12,11 +12,13 @@ from pathlib import Path
 
 import numpy as np
 
+from lab.cohort.check import check_cohort
 from lab.cohort.encoding import make_features
 from lab.cohort.features import features_made_by, features_of, load_features, provenance
 from lab.cohort.samples import TISSUES, barcode, read_samples
 from lab.encoders import ENCODERS
 from lab.files import InputError, few, load_json, number, read_rows
+from lab.findings import Findings
 from lab.histcode.heads import sums_of
 from lab.processes import share_out
 from lab.progress import counted, ordered_map, progress, report_failures
@@ -187,7 +189,11 @@ def slide_features(cohort, o, slides, least=1):
 
 def bags_of_cohort(cohort, o, classes=None):
     """The labelled slides of a cohort, their features read from disk whenever they are needed."""
-    known, y, classes, left_out = labelled_slides(cohort, o, classes)
+    found = Findings()
+    labelled = found.of(labelled_slides, cohort, o, classes)
+    check_cohort(found, cohort, read_samples(cohort), o)
+    found.tell(cohort)
+    known, y, classes, left_out = labelled
     slides = [row["slide"] for row in known]
     data = slide_features(cohort, o, slides)
     keep = [slides.index(name) for name in data["names"]]

@@ -9,9 +9,11 @@ import numpy as np
 from histcode import fold_change
 from lab.application import pick_genes
 from lab.audit.ledger import saw
+from lab.cohort.check import check_cohort
 from lab.cohort.expression import read_expression
 from lab.cohort.samples import barcode, read_samples
 from lab.files import InputError, few, number, read_rows
+from lab.findings import Findings
 from lab.histcode.bags import tissue_of
 from lab.histcode.options import DRIVERS
 
@@ -67,16 +69,21 @@ def bags_of_pairs(pairs, slides):
     }
 
 
-def pairs_of(cohort, which="tumour"):
-    """The Pairs of a cohort folder. which: the slides that stand for a patient, tumour or both.
+def pairs_of(cohort, which="tumour", o=None):
+    """The Pairs of a cohort folder. which: the slides that stand for a patient, tumour or both;
+    o: options that name the features, which are checked before anything is made of them.
 
     Several samples of a patient count as their mean. A normal sample needs no slide, if its name is
     a TCGA barcode, which says patient and tissue.
     """
     samples = read_samples(cohort)
-    tissue = tissue_of(samples, cohort)
-    key, ids, genes, expression = read_expression(cohort)
-    owner = owners(cohort, samples, tissue, key)
+    found = Findings()
+    tissue = found.of(tissue_of, samples, cohort)
+    table = found.of(read_expression, cohort)
+    owner = tissue and table and found.of(owners, cohort, samples, tissue, table[0])
+    check_cohort(found, cohort, samples, o, table)
+    found.tell(cohort)
+    _, ids, genes, expression = table
     rows = {1: {}, 0: {}, None: {}}  # {tissue: {patient: rows of the expression table}}
     for row, name in enumerate(ids):
         patient, kind = owner.get(name) or barcode(name)

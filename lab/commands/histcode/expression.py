@@ -93,7 +93,7 @@ def study_of(o):
 
     Parts are dealt from the tables alone, so that all models and encoders have the same. [ours]
     """
-    pairs = chosen_genes(pairs_of(o.cohort, o.slides), o.genes, o.drivers, o.top)
+    pairs = chosen_genes(pairs_of(o.cohort, o.slides, o), o.genes, o.drivers, o.top)
     stand_for_pairs = {slide for slides in pairs.slides for slide in slides}
     needed = [s for s in pairs.known if o.model == "linear" or s in stand_for_pairs]
     slides = slide_features(Path(o.cohort), o, needed, least=2)

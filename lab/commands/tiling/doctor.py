@@ -10,7 +10,10 @@ from pathlib import Path
 import openslide
 
 import tiling
+from lab.cohort.check import check_cohort
+from lab.cohort.expression import ENDINGS, read_expression
 from lab.cohort.features import features_of
+from lab.cohort.samples import read_samples
 from lab.cohort.slides import find_slides, open_slide, orientation
 from lab.cohort.steps import work_through
 from lab.cohort.tiles import find_tiles, table_mpp, tile_settings
@@ -18,6 +21,7 @@ from lab.commands.tiling.over_slides import chosen_slides, tiling_options
 from lab.devices import pick_device
 from lab.encoders import ENCODERS, encoder_wants
 from lab.files import TISSUE
+from lab.findings import Findings
 from lab.progress import report_failures
 from lab.weights import weights_identity
 
@@ -31,27 +35,34 @@ def run(o):
     features_of(o)
     weights_identity(o.weights or "random", o.seed)
     cohort, (rank, world) = Path(o.cohort), o.share
+    found = Findings()
+    if (cohort / "samples.csv").exists():
+        samples, table = read_samples(cohort), None
+        if any((cohort / f"expression{ending}").is_file() for ending in ENDINGS):
+            table = found.of(read_expression, cohort)
+        check_cohort(found, cohort, samples, o, table)
     slides = chosen_slides(cohort, o)[rank::world]
-    found, given = find_slides(cohort), table_mpp(cohort)
+    files, given = find_slides(cohort), table_mpp(cohort)
     shared, px = tile_settings(cohort / "tiles", o), encoder_wants(o)["tile_px"]
-    failed = {name: f"no file {name}.* in {cohort}" for name in slides if name not in found}
+    failed = {name: f"no file {name}.* in {cohort}" for name in slides if name not in files}
 
     def look(name):
         mpp = given.get(name, shared["mpp"])
-        arrays, _ = find_tiles(found[name], name, dict(shared, mpp=mpp))
-        slide = open_slide(found[name])
+        arrays, _ = find_tiles(files[name], name, dict(shared, mpp=mpp))
+        slide = open_slide(files[name])
         by = "samples.csv" if name in given else "--mpp"
         if json.loads(arrays["settings"])["mpp"] is None:
             by = "the slide"
         return [
-            f"{name}: {picture(slide, found[name])}",
+            f"{name}: {picture(slide, files[name])}",
             f"  mpp {arrays['mpp']:.4f} µm from {by}; {reading(slide, arrays, shared, px)}",
             f"  {tissue(arrays, {**TISSUE, **shared})}{on_disk(arrays, o.encoder)}",
         ]
 
-    names = [name for name in slides if name in found]
+    names = [name for name in slides if name in files]
     for _, lines in work_through("doctor", look, names, o.workers, failed):
         print(*lines, sep="\n")
+    found.tell(cohort)
     return report_failures(failed, len(slides))
 
 
