@@ -2,9 +2,10 @@
 
 A map of the house. Rooms may use those above them, and the method; never those below.
 
-    files findings progress processes       the ground floor: atomic files and tables, what is wrong
-    locks runs                              with somebody's data, lines on the terminal, torchrun,
-                                            who holds a folder, a run's folder
+    files findings words progress           the ground floor: atomic files and tables, what is wrong
+    processes locks runs                    with somebody's data, words that say nothing, lines on
+                                            the terminal, torchrun, who holds a folder, a run's
+                                            folder
     devices weights torchscript encoders    which network describes tiles, with whose weights
     ridge space gene_sets                   numbers that both programs want: closed-form ridge,
                                             points and outlines on tiles, .gmt files

@@ -5,7 +5,7 @@ fold_of {patient: the models that did not learn from it}.
 """
 
 import argparse
-import difflib
+import os
 from pathlib import Path
 
 from lab.cohort.encoding import make_features
@@ -19,6 +19,7 @@ from lab.files import TISSUE, InputError, few, fingerprint, load_json, read_rows
 from lab.processes import by_first, share_out
 from lab.progress import counted
 from lab.weights import weights_identity
+from lab.words import nearest
 
 # ----- Which slides, and what is asked of them ---------------------------------------------------
 
@@ -28,7 +29,7 @@ def pick_genes(text, known, where="the run"):
     if text == "all":
         return list(range(len(known)))
     names = text.split(",")
-    if len(text) < 256 and Path(text).is_file():
+    if os.path.isfile(text):  # a name may be too long for Path
         header, rows = read_rows(text)
         names = [row[0].split("\t")[0] for row in (header, *rows) if row]
     place = {gene: i for i, gene in enumerate(known)}
@@ -41,14 +42,6 @@ def pick_genes(text, known, where="the run"):
     if not picked:
         raise InputError(f"--genes {text}: no gene in it")
     return picked
-
-
-def nearest(name, known):
-    upper = {gene.upper(): gene for gene in known}
-    near = difflib.get_close_matches(name.upper(), upper, 3)
-    if near:
-        return f"nearest: {', '.join(upper[gene] for gene in near)}"
-    return f"it has {len(known):,}, such as {', '.join(known[:3])}"
 
 
 def each_slide(run, o, failed):
@@ -80,7 +73,7 @@ def each_slide(run, o, failed):
 def place_of(text, run, known, o):
     """(name, cohort or folder, --features) of a slide as it is asked for."""
     path = Path(text)
-    if len(text) > 255 or not path.is_file():
+    if not os.path.isfile(text):  # a name may be too long for Path
         if text not in known:
             raise InputError(
                 f"{few([text])}: neither a slide file nor a slide of the run {run['folder']}"
