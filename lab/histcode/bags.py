@@ -1,6 +1,7 @@
 """Bags to learn from: the labelled slides of a cohort, or the bags of a table of instances.
 
-Either is a dict: names, patients, y (n,); classes (negative, positive); bag(i) -> features (T, D);
+Either is a dict: names, patients, y (n,); words (n,), the labels as they are written; classes
+(negative, positive); bag(i) -> features (T, D);
 sums (heads.sums_of each bag); n_features; features (what made them) and seen (what tells them from
 others); failed {name: why} and left_out {what: names}; what, "slides" or "bags".
 """
@@ -20,51 +21,17 @@ from lab.encoders import ENCODERS
 from lab.files import InputError, few, load_json, number, read_rows
 from lab.findings import Findings
 from lab.histcode.heads import sums_of
+from lab.histcode.labels import is_number, of_no_class, plain, two_classes
 from lab.processes import share_out
 from lab.progress import counted, ordered_map, progress, report_failures
+from lab.words import find_word, is_unknown
 
 TILE_UM = 128.0  # edge of a tile, µm  [HistCode Methods, Image processing]
 MAX_TILES = 10**9  # of a slide: all  [HistCode Methods, Image processing]
-UNKNOWN = ("", "na", "nan", "unknown", "[not available]")  # labels that say nothing  [ours]
+TISSUE_NAMES = {1: "tumour", 0: "normal"}
 
 
 # Labels
-
-
-def is_number(text):
-    """Whether a text is a number that is finite in float32."""
-    return abs(number(text)) <= float(np.finfo(np.float32).max)  # nan is not
-
-
-def plain(text):
-    """A number as it is shortest, so that 1 and 1.0 are one label; a word as it is."""
-    return f"{float(text):g}" if is_number(text) else text
-
-
-def two_classes(labels, positive, where):
-    """y (n,) of 0 and 1, and the names of the two classes.
-
-    The positive one is --positive, else the higher of two numbers, else the later of two words.
-    """
-    labels = [plain(label) for label in labels]
-    numbers = sorted({label for label in labels if is_number(label)}, key=float)
-    kinds = numbers + sorted({label for label in labels if not is_number(label)})
-    if positive is not None and positive not in kinds:
-        raise InputError(f"--positive {positive}: the labels of {where} are {few(kinds)}")
-    if len(kinds) < 2:
-        raise InputError(
-            f"{where}: every label is {few(kinds) or 'empty'}; a classifier needs two classes"
-        )
-    if len(kinds) > 2 and positive is None:
-        raise InputError(
-            f"{where}: {len(kinds)} labels ({few(kinds)}); --positive LABEL tells one of them "
-            "from the others"
-        )
-    positive = positive or kinds[-1]
-    kinds.remove(positive)
-    negative = kinds[0] if len(kinds) == 1 else f"not {positive}"
-    y = np.array([label == positive for label in labels], np.int64)
-    return y, (negative, positive)
 
 
 def tissue_of(samples, cohort):
@@ -73,22 +40,22 @@ def tissue_of(samples, cohort):
     By its column tumor, else sample_type, else the TCGA barcode of its sample or slide.
     """
     path = Path(cohort) / "samples.csv"
-    columns = [c for c in ("tumor", "tumour", "sample_type") if c in samples[0]]
+    column = tissue_column(samples)
     kinds = []
     for sample in samples:
-        if not columns:
+        if not column:
             named = [barcode(sample.get(key, ""))[1] for key in ("sample", "slide")]
             kinds.append(named[1] if named[0] is None else named[0])
             continue
-        said = sample[columns[0]]
+        said = sample[column]
         word = plain(said).lower()
-        if columns[0] != "sample_type" and word not in (*TISSUES, *UNKNOWN):
+        if column != "sample_type" and word not in TISSUES and not is_unknown(said):
             raise InputError(
-                f"{path}: {columns[0]} of slide {sample['slide']} is {said!r}; wanted 1 or 0, "
+                f"{path}: {column} of slide {sample['slide']} is {said!r}; wanted 1 or 0, "
                 "tumor or normal, or nothing"
             )
         kinds.append(TISSUES.get(word))
-    if not columns and not any(kind is not None for kind in kinds):
+    if not column and not any(kind is not None for kind in kinds):
         raise InputError(
             f"{path}: no column tumor (1, 0) or sample_type, and no TCGA barcode, says which "
             "slides are tumour and which are normal; --label COLUMN tells any two labels apart"
@@ -96,28 +63,33 @@ def tissue_of(samples, cohort):
     return kinds
 
 
+def tissue_column(samples):
+    """The column of samples.csv that says tumour or normal; None where barcodes must."""
+    columns = ("tumor", "tumour", "sample_type")
+    return next((column for column in columns if column in samples[0]), None)
+
+
 def labelled_slides(cohort, o, classes=None):
-    """Rows of samples.csv that have a label, their y (n,), its classes, and what was left out."""
+    """(rows of samples.csv, their Labels); classes: those of the cohort that was learned from."""
     if not Path(cohort).is_dir():
         raise InputError(f"{cohort}: no such folder")
     samples = read_samples(cohort)
+    where = f"{cohort}/samples.csv, column {o.label or 'of tumour and normal'}"
     if o.label is None:
-        labels = [None if kind is None else str(kind) for kind in tissue_of(samples, cohort)]
-    elif o.label in samples[0]:
-        labels = [s[o.label] if s[o.label].lower() not in UNKNOWN else None for s in samples]
-    else:
+        tissue = [TISSUE_NAMES.get(kind, "") for kind in tissue_of(samples, cohort)]
+        labels, column = two_classes(tissue, where), tissue_column(samples)
+        words = [s[column] for s in samples] if column else tissue
+        return samples, labels._replace(words=np.array(words))
+    if o.label not in samples[0]:
         raise InputError(
             f"{cohort}/samples.csv: no column {o.label}; it has {', '.join(samples[0])}: "
             "choose with --label"
         )
-    known = [s for s, label in zip(samples, labels, strict=True) if label is not None]
-    without = [s["slide"] for s, label in zip(samples, labels, strict=True) if label is None]
-    where = f"{cohort}/samples.csv, column {o.label or 'of tumour and normal'}"
-    positive = classes[1] if classes and o.label else o.positive
-    y, classes = two_classes([label for label in labels if label is not None], positive, where)
-    if o.label is None:
-        classes = ("normal", "tumour")
-    return known, y, classes, {"slides without a label": without}
+    words = [s[o.label] for s in samples]
+    if classes is None:
+        return samples, two_classes(words, where, o.positive, o.negative)
+    there = o.negative and [word for word in o.negative if find_word(plain(word), words)]
+    return samples, two_classes(words, where, classes[1], there)
 
 
 # Slides of a cohort
@@ -187,19 +159,39 @@ def slide_features(cohort, o, slides, least=1):
     }
 
 
-def bags_of_cohort(cohort, o, classes=None):
-    """The labelled slides of a cohort, their features read from disk whenever they are needed."""
+def bags_of_cohort(cohort, o, classes=None, check=None):
+    """The labelled slides of a cohort, their features read from disk whenever they are needed.
+
+    classes: those of the cohort that was learned from; check(bags): looks at names, patients and
+    labels before hours of work.
+    """
     found = Findings()
     labelled = found.of(labelled_slides, cohort, o, classes)
+    table = labelled and table_of(*labelled)
+    if table and check:
+        found.of(check, table)
     check_cohort(found, cohort, read_samples(cohort), o)
     found.tell(cohort)
-    known, y, classes, left_out = labelled
-    slides = [row["slide"] for row in known]
-    data = slide_features(cohort, o, slides)
-    keep = [slides.index(name) for name in data["names"]]
-    patients = np.array([known[i]["patient"] for i in keep])
-    more = {"patients": patients, "y": y[keep], "classes": classes, "left_out": left_out}
-    return {**data, **more, "what": "slides"}
+    data = slide_features(cohort, o, table["names"].tolist())
+    keep = np.isin(table["names"], data["names"])
+    of_rows = {key: table[key][keep] for key in ("patients", "y", "words")}
+    return {**table, **data, **of_rows}
+
+
+def table_of(samples, labels):
+    """What samples.csv alone says of the bags, which are the slides of both classes."""
+    slides, patients = (np.array([s[key] for s in samples]) for key in ("slide", "patient"))
+    known = labels.y >= 0
+    return {
+        "names": slides[known],
+        "patients": patients[known],
+        "y": labels.y[known],
+        "classes": labels.classes,
+        "words": labels.words[known],
+        "left_out": of_no_class(labels, slides, "slides"),
+        "failed": {},
+        "what": "slides",
+    }
 
 
 # A table of instances
@@ -224,7 +216,7 @@ def read_bag_table(path):
             why = f"{len(row)} fields, row {first} has {len(rows[0])}"
         elif wrong:
             why = f"field {wrong[0] + 1} is {row[wrong[0]]!r}, not a finite number"
-        elif row[0].strip().lower() in UNKNOWN or not row[1].strip():
+        elif not row[0].strip() or not row[1].strip():
             why = f"label {row[0]!r}, bag {row[1]!r}: both must be there"
         if why:
             raise InputError(f"{path} row {line}: {why}")
@@ -234,19 +226,25 @@ def read_bag_table(path):
 
 def is_value(field):
     """Whether a field of the first line is data, if only a missing value, and no column's name."""
-    return not math.isnan(number(field)) or field.strip().lower() in UNKNOWN
+    return not math.isnan(number(field)) or is_unknown(field)
 
 
 def bags_of_table(o):
     """The bags of the table --bags; each is a patient of its own."""
-    labels, names, x = read_bag_table(o.bags)
-    y, classes = two_classes(labels, o.positive, o.bags)
+    words, names, x = read_bag_table(o.bags)
+    labels = two_classes(words, o.bags, o.positive, o.negative)
+    names = np.array(names)
     bags, first, which = np.unique(names, return_index=True, return_inverse=True)
-    mixed = sorted({names[i] for i in range(len(y)) if y[i] != y[first[which[i]]]})
+    mixed = sorted(set(names[labels.y != labels.y[first][which]].tolist()))
     if mixed:
         raise InputError(
             f"{o.bags}: bag {few(mixed)} has both labels; a label is the bag's, not the instance's"
         )
+    left_out = of_no_class(labels.take(first), bags, "bags")
+    known = labels.y >= 0
+    labels, names, x = labels.take(known), names[known], x[known]
+    bags, first, which = np.unique(names, return_index=True, return_inverse=True)
+    y = labels.y
     for j, column in enumerate(x.T, 3):
         if len(set(zip(column, y, strict=True))) == len(set(column)) == 2:
             raise InputError(
@@ -258,14 +256,15 @@ def bags_of_table(o):
         "names": bags,
         "patients": bags,
         "y": y[first],
-        "classes": classes,
+        "words": labels.words[first],
+        "classes": labels.classes,
         "bag": parts.__getitem__,
         "sums": [sums_of(part) for part in parts],
         "n_features": x.shape[1],
         "features": {"source": Path(o.bags).name, "made": "a table"},
         "seen": (x, y, which),
         "failed": {},
-        "left_out": {},
+        "left_out": left_out,
         "what": "bags",
     }
 

@@ -16,7 +16,9 @@ from lab.tests.helpers_histcode import write_bag_table
 
 
 def test_musk1_has_its_92_bags_and_166_features():
-    data = bags_of_table(argparse.Namespace(bags=str(real("mil", "musk1.csv")), positive=None))
+    data = bags_of_table(
+        argparse.Namespace(bags=str(real("mil", "musk1.csv")), positive=None, negative=None)
+    )
     assert len(data["names"]) == 92 and data["y"].sum() == 47 and data["classes"] == ("0", "1")
     assert data["bag"](0).shape[1] == 166 and sum(tiles for tiles, *_ in data["sums"]) == 476
 

@@ -11,6 +11,7 @@ COHORT/runs/diagnosis/: report.md, table.csv, predictions.csv, curves.png, a che
 import argparse
 import math
 import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +28,7 @@ from lab.histcode.bags import bags_of_cohort, bags_of_table, left_out_lines
 from lab.histcode.choices import CHOICES, settle_choices, turned_lines
 from lab.histcode.figures import figures_of, mean_sd, probabilities, with_interval
 from lab.histcode.heads import apply_heads
+from lab.histcode.labels import words_line
 from lab.histcode.networks import POOLINGS
 from lab.histcode.options import DIAGNOSIS, settle_training
 from lab.histcode.runs import claim_run
@@ -35,6 +37,7 @@ from lab.histcode.training import train_pooling
 from lab.progress import clock, counted, report_failures, say_left_out, table
 from lab.runs import read_log, write_log
 from lab.show.plots import figure, need_matplotlib
+from lab.words import same
 
 # Of a table of bags: rate, decay and epochs of Ilse et al. 2018 for MUSK1; one layer, Adam  [ours]
 BAGS = {
@@ -80,7 +83,15 @@ def options(parser):
         "--positive",
         metavar="LABEL",
         help="with --label or --bags: the positive class (default: the higher of two numbers, "
-        "the later of two words)",
+        "the later of two words); a word that usually says nothing, such as None, is a class where "
+        "it is named here or by --negative",
+    )
+    a(
+        "--negative",
+        action="append",
+        metavar="LABEL",
+        help="with --label or --bags: the negative class; may be given again (default: all other "
+        "labels but those that say nothing, such as Unknown or [Not Evaluated])",
     )
     a(
         "--pooling",
@@ -120,8 +131,10 @@ def run(o):
         o.rotate = bool(o.bags)
     need_matplotlib()  # better now than after a day
     device = pick_device(o.device)
-    data = bags_of_table(o) if o.bags else bags_of_cohort(o.cohort, o)
+    check = partial(folds_of, o=o)
+    data = bags_of_table(o) if o.bags else bags_of_cohort(o.cohort, o, check=check)
     say_left_out(data["left_out"])
+    print(words_line(data))
     folds, parts = folds_of(data, o)
     other = external_cohort(data, o)
     folder = folder_of(o)
@@ -159,10 +172,12 @@ def check_source(o):
         raise InputError(
             f"--code folds: only with a cohort folder; every part of {o.bags} is tested"
         )
-    if o.positive is not None and not o.bags and o.label is None:
-        raise InputError(
-            f"--positive {o.positive}: with --label COLUMN; tumour is the positive class otherwise"
-        )
+    for option in ("positive", "negative"):
+        word = getattr(o, option)
+        if word is not None and not o.bags and o.label is None:
+            raise InputError(
+                f"--{option} {word}: with --label COLUMN; tumour is the positive class otherwise"
+            )
 
 
 def folder_of(o):
@@ -372,7 +387,7 @@ def how_it_was_done(data, folds, figures, o):
         f"{in_words(data)}. {o.folds} parts by patient, stratified; {chooses} chooses the epoch "
         f"(the last one with the fewest mistakes), {o.folds - 2} train. {tested} of them test in "
         f"turn, in {o.repeats} repeats. Mean ± SD over the {len(folds)} test folds, positive class "
-        f"{data['classes'][1]}.{said}"
+        f"{data['classes'][1]}.{said} Labels: {words_line(data)}."
     )
 
 
@@ -390,7 +405,9 @@ def external_cohort(data, o):
             f"{few(both)}: patients of both {o.cohort} and {o.external}; what a model has seen is "
             "no test"
         )
-    if set(other["classes"]) != set(data["classes"]):
+    say_left_out(other["left_out"])
+    print(f"{o.external}: {words_line(other)}")
+    if set(map(same, other["classes"])) != set(map(same, data["classes"])):
         raise InputError(
             f"labels of {o.external} are {few(other['classes'])}, of {o.cohort} "
             f"{few(data['classes'])}"
@@ -406,7 +423,7 @@ def external_cohort(data, o):
             f"features of {o.external} are of another kind than those of {o.cohort}: "
             f"{'; '.join(differ)}"
         )
-    return other
+    return {**other, "classes": data["classes"]}
 
 
 def judge_external(folder, other, trained, encoder, o, device):
@@ -441,5 +458,6 @@ def judge_external(folder, other, trained, encoder, o, device):
         said += (
             f" **The encoder learned from tiles of {len(seen)} of these patients, without labels.**"
         )
+    said += f" Labels: {words_line(other)}."
     lines = [f"## External: {o.external}", "", said, "", figures, "", "![Curves](external.png)", ""]
     return lines + left_out_lines(other)
