@@ -2,15 +2,18 @@
 
 A map of the house. Rooms may use those above them, and the method; never those below.
 
-    files findings words progress           the ground floor: atomic files and tables, what is wrong
-    processes locks runs                    with somebody's data, words that say nothing, lines on
-                                            the terminal, torchrun, who holds a folder, a run's
-                                            folder
+    words files findings progress           the ground floor: names as they are kept, words that say
+    processes locks runs                    nothing, atomic files and tables, what is wrong with
+                                            somebody's data, lines on the terminal, torchrun, who
+                                            holds a folder, a run's folder
     devices weights torchscript encoders    which network describes tiles, with whose weights
     ridge space gene_sets                   numbers that both programs want: closed-form ridge,
                                             points and outlines on tiles, .gmt files
     cohort/      a cohort folder, read and checked, and what is made in it
-                 samples expression slides places sites    tables, slides, cells and outlines
+                 names samples expression slides           names that may be one, tables, slides,
+                 places sites identity labels check        cells and outlines, whose a slide is, two
+                                                           classes of words, all that is checked
+                                                           before hours of work
                  steps tiles encoding features supertiles  tiles/ features/ supertiles/
     exchange/    other people's formats: gdc, clam (TRIDENT too), qupath
     fast/        exact twins of the method's slow pieces, each passed in as an argument:

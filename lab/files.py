@@ -15,6 +15,8 @@ from pathlib import Path
 
 import numpy as np
 
+from lab.words import composed
+
 TISSUE = {  # what tiles whose settings name none have                [ours]
     "tissue": "stain",
     "tissue_threshold": "otsu",
@@ -175,6 +177,7 @@ def read_rows(path, even=False):
             text = data.decode("utf-8-sig")
         except UnicodeDecodeError:
             text = data.decode("cp1252")  # the µ of programs on Windows
+        text = composed(text)
         tab = "\t" in text.partition("\n")[0]
         rows = [row for row in csv.reader(io.StringIO(text), delimiter="\t" if tab else ",") if row]
     except (OSError, EOFError, zlib.error, csv.Error, UnicodeDecodeError) as e:

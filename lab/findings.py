@@ -8,6 +8,8 @@ import sys
 
 from lab.files import InputError, one_line
 
+SHOWN = 20  # of what is refused: 100,000 rows may be wrong in one way       [ours]
+
 
 class Findings:
     """What the checks of a cohort found: refused, which can't be meant, and warned of."""
@@ -40,8 +42,11 @@ class Findings:
         if len(self.refused) == 1:
             raise InputError(self.refused[0])
         if self.refused:
-            for text in self.refused:
+            for text in self.refused[:SHOWN]:
                 print(f"- {text}", file=sys.stderr)
+            more = len(self.refused) - SHOWN
+            if more > 0:
+                print(f"- ... and {more:,} more", file=sys.stderr)
             raise InputError(
                 f"{where}: the {len(self.refused)} findings above must be mended first"
             )

@@ -25,6 +25,19 @@ insufficient tissue, quantity not sufficient
 # What GDC, TCGA, cBioPortal and common usage write where nobody knows a label  [ours]
 UNKNOWN = frozenset(" ".join(SAYS_NOTHING.split()).split(", "))
 MINUS = ("-", "–", "−")
+NO_WIDTH = "\u00ad\u061c\u180e\u200b\u200c\u200d\u200e\u200f\u2060\ufeff"  # nobody sees them
+BLANKS = "\u00a0\u1680\u202f\u205f\u3000" + "".join(map(chr, range(0x2000, 0x200B)))
+TIDY = str.maketrans(dict.fromkeys(NO_WIDTH, "") | dict.fromkeys(BLANKS, " "))
+
+
+def composed(text):
+    """A text in Unicode's composed form (NFC), with plain blanks and no marks without width."""
+    return text if text.isascii() else unicodedata.normalize("NFC", text.translate(TIDY))
+
+
+def tidy(name):
+    """A name as it is kept here, however it was typed: composed, with no blanks at its ends."""
+    return composed(str(name)).strip()
 
 
 def same(word):

@@ -6,8 +6,11 @@ from pathlib import Path
 import numpy as np
 
 import he2rna
+from lab.cohort.names import person, would_match
 from lab.cohort.slides import RESERVED, can_be_named
-from lab.files import InputError, read_rows
+from lab.files import InputError, few, read_rows
+from lab.findings import Findings
+from lab.words import is_unknown
 
 WANTED = ("slide", "patient", "project")
 PRIMARY = ("primary tumor", "primary tumour", "tumor", "tumour")  # sample_type values (or 01) meant
@@ -45,35 +48,78 @@ def read_samples(cohort):
             f"{path}: {why}; it has {', '.join(header) or 'nothing'}; wanted {','.join(WANTED)} "
             "separated by commas"
         )
-    rows, seen = [], set()
+    rows, seen, wrong = [], set(), {}
     for i, values in enumerate(lines):
         if not any(value.strip() for value in values):
             continue
-        place = f"{path} row {i + 2}"
         row = dict(zip(header, (value.strip() for value in values), strict=True))
-        check_sample(row, place)
-        if row["slide"] in seen:
-            raise InputError(f"{place}: slide {row['slide']} stands there twice")
+        why = wrong_sample(row)
+        if not why and row["slide"] in seen:
+            why = f"slide {row['slide']} stands there twice"
+        if why:
+            wrong.setdefault(why, []).append(i + 2)
         seen.add(row["slide"])
         rows.append(row)
     if not rows:
         raise InputError(f"{path}: no rows")
+    found = Findings()
+    for why, numbers in wrong.items():
+        found.refuse(f"{path} row{'s' * (len(numbers) > 1)} {few(numbers)}: {why}")
+    refuse_barcodes(found, path, rows)
+    found.tell(path)
     return rows
 
 
-def check_sample(row, place):
-    """InputError where a row lacks what it needs, or its slide is no name of a file."""
+def wrong_sample(row):
+    """What a row lacks, or why its slide is no name of a file; '' where nothing is wrong."""
     for column in WANTED:
         if not row[column]:
-            raise InputError(f"{place}: empty {column}")
+            return f"empty {column}"
+    if is_unknown(row["patient"]):
+        return (
+            f"patient {row['patient']} is no patient, though rows that share the word would be "
+            "one: write whose slide it is, or leave the row out"
+        )
     slide = row["slide"]
     if Path(slide).name != slide or slide in (".", ".."):
-        raise InputError(f"{place}: slide {slide} is a path; give the file name without its ending")
+        return f"slide {slide} is a path; give the file name without its ending"
     if not can_be_named(slide):
-        raise InputError(
-            f"{place}: slide {slide[:50]} can't be the name of a file here (control characters, "
-            f"over 200 bytes, or one of {', '.join(RESERVED)}): rename it"
+        return (
+            f"slide {slide[:50]} can't be the name of a file here (control characters, over 200 "
+            f"bytes, or one of {', '.join(RESERVED)}): rename it"
         )
+    return ""
+
+
+def refuse_barcodes(found, path, rows):
+    """Refuse barcodes that are no patient's, and a patient whose slides are of several patients.
+
+    A patient under the barcodes of his samples would be divided between folds.
+    """
+    longer, spellings = {}, {}
+    for row in rows:
+        slide, patient, sample = row["slide"], row["patient"], row.get("sample", "")
+        persons = {name: person(name) for name in (patient, slide, sample) if person(name)}
+        if len(set(persons.values())) > 1:
+            said = " and ".join(persons)
+            found.refuse(f"{path}: {said}, in one row, are barcodes of different patients")
+        own = persons.get(patient)
+        if own and len(patient) > len(own):
+            longer[patient] = own
+        for own in persons.values():
+            spellings.setdefault(own, set()).add(patient)
+    if longer:
+        first, own = next(iter(longer.items()))
+        found.refuse(
+            f"{path}: patients {few(list(longer), 3)} are barcodes of samples or slides, which "
+            f"divide a patient between folds: write {own} for {first}"
+        )
+    for own, several in spellings.items():
+        if len(several) > 1 and not several & longer.keys():
+            found.refuse(
+                f"{path}: patients {few(sorted(several))} are one, {own} by the barcodes of their "
+                "slides: one name keeps a patient out of both sides of a fold"
+            )
 
 
 def join(samples, key, ids, path="expression"):
@@ -98,10 +144,13 @@ def join(samples, key, ids, path="expression"):
                 f"{s['patient']}: its expression would stand on both sides of a fold"
             )
     if not kept:
+        hint = would_match([s[key] for s in samples], ids) or (
+            f"are genes the rows and {key}s the columns, or does the first column name the wrong "
+            "one of slide and sample?"
+        )
         raise InputError(
             f"{path}: none of its {len(ids)} rows (the first is {ids[0]!r}) is a {key} of "
-            f"samples.csv (the first is {samples[0][key]!r}); are genes the rows and {key}s the "
-            "columns, or does the first column name the wrong one of slide and sample?"
+            f"samples.csv (the first is {samples[0][key]!r}); {hint}"
         )
     left = {
         "slides without expression": alone,
@@ -156,5 +205,5 @@ def of_projects(samples, projects, path):
 
 def barcode(name):
     """(patient, 1 tumour, 0 normal or None) of a name that begins as TCGA's do, or (None, None)."""
-    found = re.match(r"(TCGA-\w\w-\w{4})-(\d\d)", name)
+    found = re.match(r"(TCGA-\w\w-\w{4})-(\d\d)", name.upper())
     return (found[1], TISSUES.get(found[2])) if found else (None, None)
