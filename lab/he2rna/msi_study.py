@@ -11,16 +11,18 @@ import he2rna
 from lab.cohort.check import check_cohort
 from lab.cohort.encoding import make_features
 from lab.cohort.expression import read_expression
+from lab.cohort.scale import looks_logged, to_linear
 from lab.cohort.features import features_of, load_features, provenance
+from lab.cohort.labels import counted_words
 from lab.cohort.samples import join, read_samples, select
 from lab.files import InputError, few, load_arrays
 from lab.findings import Findings
 from lab.processes import share_out
 from lab.progress import counted, report_failures, say_left_out
+from lab.words import is_unknown, same
 
 MSI_SHARES = tuple(map(Fraction, ("1/6", "1/3", "1/2", "2/3", "3/4", "5/6")))  # [HE2RNA Fig. 5b]
-LABELS = {"msi-h": "MSI-H", "msi-l": "MSI-L", "mss": "MSS", "indeterminate": "", "": ""}
-LOG_BELOW = 30  # log2 of a count is below it, linear FPKM-UQ above [ours]
+LABELS = {"msi-h": "MSI-H", "msi-l": "MSI-L", "mss": "MSS"}
 ARRAYS = ("features", "expression", "genes", "patients", "msi")
 
 
@@ -36,8 +38,10 @@ class Study:
     hospital: np.ndarray | None  # (S,) A or B; None: to be drawn
     features: object  # what they are, for the run's settings
     dropped: int = 0  # slides that lack what their hospital needs
+    silent: str = ""  # which labels say nothing
     failed: dict = field(default_factory=dict)  # {slide: why it has no features}
     line: str = ""  # how many patients there are
+    scale: str = "linear"  # what the expression was taken as
 
     @property
     def high(self):
@@ -85,8 +89,9 @@ def read_study(o):
     count = Counter(label_of.values())
     study.line = (
         f"{len(set(study.patients))} patients, {len(study.x)} slides; {len(label_of)} may be in "
-        f"hospital B: {count['MSI-H']} MSI-H, {count['MSI-L']} MSI-L, {count['MSS']} MSS; dropped: "
-        f"{study.dropped} slides without the label or expression that they need{without}"
+        f"hospital B: {count['MSI-H']} MSI-H; negative: MSI-L {count['MSI-L']}, MSS "
+        f"{count['MSS']}; dropped: {study.dropped} slides without the label or expression that "
+        f"they need{study.silent}{without}"
     )
     print(study.line)
     others = len(label_of) - count["MSI-H"]
@@ -112,13 +117,16 @@ def one_each(patients, kinds, what):
 
 
 def msi_labels(labels, where):
-    """(S,) 'MSI-H', 'MSI-L', 'MSS' or '' of each label, in any case."""
-    odd = {label for label in labels if label.strip().lower() not in LABELS}
+    """(S,) 'MSI-H', 'MSI-L', 'MSS' or '' of each label, in any case; and which say nothing."""
+    silent = np.array([is_unknown(label) for label in labels])
+    odd = [x for x, no in zip(labels, silent, strict=True) if not no and same(x) not in LABELS]
     if odd:
         raise InputError(
-            f"{where}: label {few(sorted(odd))}: wanted is MSI-H, MSI-L, MSS, Indeterminate or none"
+            f"{where}: label {few(sorted(set(odd)))}: wanted is MSI-H, MSI-L, MSS, Indeterminate "
+            "or none"
         )
-    return np.array([LABELS[label.strip().lower()] for label in labels])
+    said = f" (labels that say nothing: {counted_words(labels, silent)})" if silent.any() else ""
+    return np.array([LABELS.get(same(label), "") for label in labels]), said
 
 
 # ----- A cohort folder ----------------------------------------------------------------------------
@@ -133,7 +141,7 @@ def study_of_cohort(o):
     column = {name: np.array([s[name] for s in samples]) for name in samples[0]}
     found = Findings()
     labels = found.of(msi_labels, column["msi"].tolist(), cohort / "samples.csv")
-    table = found.of(read_expression, cohort)
+    table = found.of(read_expression, cohort, o.scale, found.warn)
     both = table and found.of(join, samples, *table[:2], cohort / "expression")
     check_cohort(found, cohort, samples, o, table)
     found.tell(cohort)
@@ -147,11 +155,13 @@ def study_of_cohort(o):
     study = Study(
         x=None,
         y=y,
-        labels=labels,
+        labels=labels[0],
+        silent=labels[1],
         patients=column["patient"],
         projects=column["project"],
         hospital=np.char.upper(column["hospital"]) if "hospital" in column else None,
         features=None,
+        scale=o.scale or "linear",
     )
     needed = study.needed()
     mean, failed = mean_features(cohort, o, column["slide"][needed].tolist())
@@ -193,10 +203,12 @@ def study_of_file(o):
     """The rows of an .npz that have what their hospital needs."""
     path = Path(o.study)
     z = checked_arrays(path)
+    labels, silent = msi_labels(z["msi"].astype(str).tolist(), path)
     study = Study(
         x=z["features"].astype(np.float32),
         y=z["expression"].astype(np.float32),
-        labels=msi_labels(z["msi"].astype(str).tolist(), path),
+        labels=labels,
+        silent=silent,
         patients=z["patients"].astype(str),
         projects=np.full(len(z["msi"]), "all"),
         hospital=np.char.upper(z["hospital"].astype(str)) if "hospital" in z else None,
@@ -211,12 +223,15 @@ def study_of_file(o):
             f"{path}: features or expression of {bad.sum()} rows are NaN or infinite, the first "
             f"of patient {study.patients[bad.argmax()]}"
         )
-    low, high = study.y[has_y].min(initial=0), study.y[has_y].max(initial=0)
-    scale = "logarithms"
-    if low >= 0 and high >= LOG_BELOW:
-        scale = "linear, learned as log10(1 + a)"
-        study.y = he2rna.log_expression(study.y)
-    print(f"expression from {low:g} to {high:g}: taken as {scale}")
+    y = study.y[has_y]
+    said = f"expression from {y.min(initial=0):g} to {y.max(initial=0):g}"
+    if o.scale is None and (y.min(initial=0) < 0 or looks_logged(y)[0].all()):
+        study.scale = "logarithms as they are"
+    else:
+        y = to_linear(y, o.scale, path, study.patients[has_y], z["genes"])
+        study.y[has_y] = he2rna.log_expression(y)
+        study.scale = f"{o.scale or 'linear'}, learned as log10(1 + a)"
+    print(f"{said}: taken as {study.scale}")
     return study
 
 

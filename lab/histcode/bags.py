@@ -16,12 +16,12 @@ import numpy as np
 from lab.cohort.check import check_cohort
 from lab.cohort.encoding import make_features
 from lab.cohort.features import features_made_by, features_of, load_features, provenance
+from lab.cohort.labels import is_number, of_no_class, plain, two_classes
 from lab.cohort.samples import TISSUES, barcode, read_samples
 from lab.encoders import ENCODERS
 from lab.files import InputError, few, load_json, number, read_rows
 from lab.findings import Findings
 from lab.histcode.heads import sums_of
-from lab.histcode.labels import is_number, of_no_class, plain, two_classes
 from lab.processes import share_out
 from lab.progress import counted, ordered_map, progress, report_failures
 from lab.words import find_word, is_unknown

@@ -20,6 +20,7 @@ import stats
 from lab.audit.choices import add_choices
 from lab.audit.ledger import encoder_saw, ledger_lines, saw
 from lab.cohort.features import features_of
+from lab.cohort.labels import words_line
 from lab.commands.histcode.options import pooling_options
 from lab.commands.slide_options import add_options, refuse_slide_options
 from lab.devices import pick_device
@@ -28,7 +29,6 @@ from lab.histcode.bags import bags_of_cohort, bags_of_table, left_out_lines
 from lab.histcode.choices import CHOICES, settle_choices, turned_lines
 from lab.histcode.figures import figures_of, mean_sd, probabilities, with_interval
 from lab.histcode.heads import apply_heads
-from lab.histcode.labels import words_line
 from lab.histcode.networks import POOLINGS
 from lab.histcode.options import DIAGNOSIS, settle_training
 from lab.histcode.runs import claim_run
