@@ -10,7 +10,9 @@ from pathlib import Path
 
 from lab.cohort.encoding import make_features
 from lab.cohort.features import features_of, load_features, made_as, source_name
-from lab.cohort.samples import read_samples
+from lab.cohort.genes import as_spelled
+from lab.cohort.identity import asked_slides
+from lab.cohort.names import person, who
 from lab.cohort.slides import find_slides
 from lab.cohort.tiles import tiles_of
 from lab.encoders import ENCODERS
@@ -19,7 +21,7 @@ from lab.files import TISSUE, InputError, few, fingerprint, load_json, read_rows
 from lab.processes import by_first, share_out
 from lab.progress import counted
 from lab.weights import weights_identity
-from lab.words import nearest
+from lab.words import nearest, tidy
 
 # ----- Which slides, and what is asked of them ---------------------------------------------------
 
@@ -33,8 +35,13 @@ def pick_genes(text, known, where="the run"):
         header, rows = read_rows(text)
         names = [row[0].split("\t")[0] for row in (header, *rows) if row]
     place = {gene: i for i, gene in enumerate(known)}
+    asked = [tidy(name) for name in names]
+    spelled = as_spelled(asked, known)
+    for name, own in zip(asked, spelled, strict=True):
+        if name != own:
+            print(f"--genes: {name} is {own} in {where}")
     picked = []
-    for name in dict.fromkeys(name.strip() for name in names):
+    for name in dict.fromkeys(spelled):
         if name in place:
             picked.append(place[name])
         elif name:
@@ -45,68 +52,86 @@ def pick_genes(text, known, where="the run"):
 
 
 def each_slide(run, o, failed):
-    """Yield (options, its cohort or folder, folder of its features, their source, name) of slides.
+    """Yield (options, its Slide, folder of its features, their source) of slides.
 
     o.slide: slide files (or .h5 and .pt features), names of the run's slides, or ['all']. Features
     are ready; slides that have none go to `failed`.
     """
     known = sorted({row["slide"] for row in run["rows"]})
-    places, groups = {}, {}
-    for text in known if o.slide == ["all"] else o.slide:
-        name, *place = place_of(text, run, known, o)
-        if name in places:
-            raise InputError(
-                f"slide {name} is asked for twice, in {places[name]} and {place[0]}: what is "
-                "written for one would overwrite the other"
-            )
-        places[name] = place[0]
-        groups.setdefault(tuple(place), []).append(name)
-    for (home, features), names in groups.items():
+    labels, groups = {}, {}
+    for slide in asked_slides(run, known if o.slide == ["all"] else o.slide):
+        for label in {slide.label, o.into and slide.name} - {None}:
+            if label in labels:
+                raise InputError(
+                    f"slide {slide.name} is asked for twice, in {labels[label]} and {slide.home}: "
+                    "what is written for one would overwrite the other"
+                )
+            labels[label] = slide.home
+        groups.setdefault((slide.home, features_for(slide, o)), {})[slide.name] = slide
+    for (home, features), slides in groups.items():
         options = argparse.Namespace(**{**vars(o), "features": features})
+        names = [name for name in slides if not is_anothers(run, slides[name], features, failed)]
         options, into, source, bad = features_as(run, options, home, names)
-        failed.update(bad)
+        failed.update({slides[name].label: why for name, why in bad.items()})
         good = [name for name in names if name not in bad]
         for name in counted(run["folder"].name, good, "slides"):
-            yield options, home, into, source, name
+            yield options, slides[name], into, source
 
 
-def place_of(text, run, known, o):
-    """(name, cohort or folder, --features) of a slide as it is asked for."""
-    path = Path(text)
-    if not os.path.isfile(text):  # a name may be too long for Path
-        if text not in known:
-            raise InputError(
-                f"{few([text])}: neither a slide file nor a slide of the run {run['folder']}"
-            )
-        return text, run["cohort"], o.features
-    if path.suffix in FOREIGN:
-        return path.stem, run["folder"] / "predict", o.features or path.parent
-    folder = path.absolute().parent
-    home = folder.parent if folder.name == "slides" else folder  # COHORT/slides/x.svs
-    return path.stem, home, o.features
+def features_for(slide, o):
+    """--features, or the folder of a file of features that was asked for."""
+    if slide.path is None or slide.path.suffix not in FOREIGN:
+        return o.features
+    if o.features and Path(o.features).resolve() not in slide.path.resolve().parents:
+        raise InputError(f"{slide.path} does not lie in --features {o.features}: leave one out")
+    return o.features or slide.path.parent
 
 
-def held_out(run, slide, cohort, everyone):
-    """The models that may speak of a slide: those that did not learn from its patient.
+def is_anothers(run, slide, features, failed):
+    """Whether the only features of a slide's name are those of the run's slide, another one."""
+    folder = run["config"].get("features_folder")
+    known = {row["slide"] for row in run["rows"]}
+    if folder is None or slide.own or slide.name not in known:
+        return False
+    if features and Path(features).resolve() != Path(folder).resolve():
+        return False
+    failed[slide.label] = (
+        f"{slide.path} is another slide than the run's {slide.name}, of which {folder} has "
+        "features: give the folder of its own with --features"
+    )
+    return True
 
-    All where the patient is new to the run, or for `everyone`. The patient stands in the run's
-    folds.csv, else in samples.csv, else it is the first 12 characters of a TCGA slide.
+
+def held_out(run, slide, everyone):
+    """The models that may speak of a Slide: those that did not learn from its patient.
+
+    All where the patient is new to the run, or for `everyone`. The run's patients are known by
+    their names, and by the barcodes of their slides.
     """
     every = list(range(len(run["folds"])))
-    patients = {row["slide"]: row["patient"] for row in run["rows"]}
-    for folder in (cohort, run["cohort"]):
-        if slide not in patients and (folder / "samples.csv").is_file():
-            patients.update((row["slide"], row["patient"]) for row in read_samples(folder))
-    patient = patients.get(slide)
-    models = run["fold_of"].get(patient, run["fold_of"].get(slide[:12], every))
     if everyone:
         return every
+    known = set()
+    for patient in slide.patients:
+        known |= known_as(run).get(who(patient), set())
+    models = [m for m in every if all(m in run["fold_of"][patient] for patient in known)]
     if not models:
         raise InputError(
-            f"every model of {run['folder']} learned from patient {patient}: a run with --rotate "
-            "has one for each patient that did not; --all-models asks them all the same"
+            f"every model of {run['folder']} learned from patient {few(sorted(known))}: a run with "
+            "--rotate has one for each patient that did not; --all-models asks them all the same"
         )
     return models
+
+
+def known_as(run):
+    """{name or barcode of a patient: the names of the run's patients that it stands for}."""
+    if "known_as" not in run:
+        names = run["known_as"] = {}
+        for patient in run["fold_of"]:
+            names.setdefault(who(patient), set()).add(patient)
+        for row in run["rows"]:
+            names.setdefault(person(row["slide"]), set()).add(row["patient"])
+    return run["known_as"]
 
 
 # ----- Features as the run's ---------------------------------------------------------------------
@@ -203,6 +228,11 @@ def ready_slides(run, cohort, into, slides):
         refuse_other(run, f"features of slide {name} in {into}", kind)
         if name not in found or tiles.get("file") in (False, fingerprint(found[name])):
             ready.add(name)
+        elif into.resolve() != Path(cohort).resolve():
+            raise InputError(
+                f"--into {into}: slide {name} there is another than {found[name]}: give --into "
+                "another folder"
+            )
     return ready
 
 

@@ -8,6 +8,7 @@ import pytest
 
 import histcode
 from lab.application import held_out
+from lab.cohort.identity import Slide
 from lab.commands.histcode import main
 from lab.commands.histcode.heatmap import Asked, map_scores
 from lab.files import InputError
@@ -139,10 +140,11 @@ def test_a_fold_in_anothers_place_and_mixed_up_patients_are_refused(diagnosed):
 def test_who_may_speak_of_a_patient(tmp_path):
     run = {"rows": [{"slide": "s", "patient": "P"}], "fold_of": {"P": []}, "folds": [0, 1]}
     run |= {"folder": tmp_path, "cohort": tmp_path}
+    slide = Slide("s", None, tmp_path, True, ["P"], "s")
     with pytest.raises(InputError, match=r"every model of .* patient P: .*--rotate.*--all-models"):
-        held_out(run, "s", tmp_path, False)
-    assert held_out(run, "s", tmp_path, True) == [0, 1]
-    assert held_out(run, "nobody's", tmp_path, False) == [0, 1]
+        held_out(run, slide, False)
+    assert held_out(run, slide, True) == [0, 1]
+    assert held_out(run, Slide("nobody's", None, tmp_path, False, [], "x"), False) == [0, 1]
 
 
 def test_a_diagnosis_has_no_genes_and_some_poolings_no_sums(diagnosed):

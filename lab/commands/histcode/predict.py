@@ -27,10 +27,11 @@ def run(o):
     device = pick_device(o.device)
     appliers = [apply_heads(saved, device) for saved in models]
     failed, done = {}, 0
-    for _, home, into, source, name in each_slide(run, o, failed):
+    for _, slide, into, source in each_slide(run, o, failed):
+        name = slide.label
         try:
-            h = load_features(into, source, name)[0]
-            use = held_out(run, name, home, o.all_models)
+            h = load_features(into, source, slide.name)[0]
+            use = held_out(run, slide, o.all_models)
             header, rows, said = prediction_of(run, appliers, use, name, h)
         except InputError as e:
             failed[name] = str(e)
