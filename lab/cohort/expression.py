@@ -8,36 +8,51 @@ from pathlib import Path
 
 import numpy as np
 
+from lab.cohort.genes import by_spreadsheets
+from lab.cohort.scale import to_linear
 from lab.files import InputError, few, load_arrays, number, read_rows, save_csv, save_file
+from lab.words import tidy
 
 ENDINGS = (".csv", ".csv.gz", ".npz")
 KEYS = ("slide", "slides", "sample", "samples")  # arrays of an .npz that name its rows
 GENE_COLUMNS = {  # what GENCODE, BioMart and others call them
-    "id": ("gene_id", "ensembl", "ensembl_gene_id", "gene stable id", "id"),
+    "id": ("gene_id", "ensembl", "ensembl_gene_id", "gene stable id", "id", "entrezgene", "geneid"),
     "symbol": ("symbol", "gene_name", "hgnc_symbol", "gene name", "gene"),
-    "biotype": ("biotype", "gene_type", "gene_biotype", "gene type"),
+    "biotype": ("biotype", "gene_type", "gene_biotype", "gene type", "type_of_gene", "locus_group"),
 }
+CODING = ("protein_coding", "protein_coding_gene")  # NCBI writes protein-coding, HGNC the second
 ENSEMBL = r"ENS[A-Z]*G\d+"
 
 
 # ----- Reading ------------------------------------------------------------------------------------
 
 
-def read_expression(cohort):
-    """(key, ids, genes, a (n, G) float32) of expression.csv, .csv.gz or .npz: linear FPKM-UQ.
+def read_expression(cohort, scale=None, warn=None):
+    """(key, ids, genes, a (n, G) float32) of expression.csv, .csv.gz or .npz: linear expression.
 
-    key: 'slide' or 'sample', what its rows are, or '' where it does not say. InputError with gene
-    and row for duplicates and for what is no number >= 0.
+    key: 'slide' or 'sample', what its rows are, or '' where it does not say. scale: what the table
+    holds, as lab.cohort.scale knows it; None: it must look linear. warn: who hears of what may be
+    meant. InputError with gene and row for duplicates and for what is no number >= 0.
     """
+    key, ids, genes, a, path = raw_expression(cohort)
+    doubt = by_spreadsheets(genes)
+    if doubt and warn:
+        warn(f"{path}: {doubt}")
+    return key, ids, genes, to_linear(a, scale, path, ids, genes)
+
+
+def raw_expression(cohort):
+    """(key, ids, genes, a, path) of the table as it stands, on any scale."""
     path = table_of(Path(cohort))
     key, ids, genes, a = read_npz(path) if path.suffix == ".npz" else read_table(path)
     for what, names in (("gene", genes), ("row", ids)):
         seen = set()
         for name in names:
             if name in seen:
-                raise InputError(f"{path}: {what} {name!r} stands there twice")
+                why = by_spreadsheets([name], "; ") if what == "gene" else ""
+                raise InputError(f"{path}: {what} {name!r} stands there twice{why}")
             seen.add(name)
-    return key, ids, genes, a
+    return key, ids, genes, a, path
 
 
 def table_of(cohort):
@@ -53,7 +68,7 @@ def table_of(cohort):
     if not paths:
         raise InputError(
             f"{cohort}: no expression.csv, .csv.gz or .npz (first column slide, then a column per "
-            "gene, linear FPKM-UQ)"
+            "gene)"
         )
     if len(paths) > 1:
         raise InputError(f"{cohort}: {paths[0].name} and {paths[1].name} are both there; keep one")
@@ -72,17 +87,33 @@ def read_npz(path):
             f"{path}: wanted arrays expression (n, G), genes (G,) and slide or sample (n,); it has "
             f"{has} (object arrays are pickles and not read: save names as str)"
         )
-    ids, genes, a = parts
+    a = parts[2]
     if a.dtype.kind not in "fiu":
         raise InputError(f"{path}: expression is {a.dtype}, not numbers")
     if not a.size:
         raise InputError(f"{path}: no rows")
-    ids, genes = [str(i) for i in ids], [str(g) for g in genes]
+    ids, genes = (names_in(part, path) for part in parts[:2])
     with np.errstate(over="ignore"):  # beyond float32: infinite, and refused
         a = a.astype(np.float32, copy=False)
     for name, row in zip(ids, a, strict=True):
         check_row(row, genes, name, path, row)
     return key.rstrip("s"), ids, genes, a
+
+
+def names_in(array, path):
+    """Names of an array of texts, bytes (as h5py gives them) or whole numbers."""
+    if array.dtype.kind not in "USiu":
+        raise InputError(f"{path}: names are {array.dtype}, not texts")
+    try:
+        names = np.char.decode(array, "utf-8") if array.dtype.kind == "S" else array
+    except UnicodeDecodeError as e:
+        raise InputError(f"{path}: names are bytes, but no text in UTF-8 ({e})") from None
+    return [name_of(name) for name in names.tolist()]
+
+
+def name_of(text):
+    """A name as it is kept: tidy, and without the marks of bytes that were made a text, b'CD3D'."""
+    return re.sub(r"^b(['\"])(.*)\1$", r"\2", tidy(text))
 
 
 def read_table(path):
@@ -92,7 +123,7 @@ def read_table(path):
     try:
         with opened(path, "rt", newline="", encoding="utf-8-sig") as f:
             reader = csv.reader(f)
-            header = [name.strip() for name in next(reader, [])]
+            header = [name_of(name) for name in next(reader, [])]
             if len(header) < 2:
                 raise InputError(
                     f"{path}: the first line must be slide,GENE1,GENE2,... separated by commas"
@@ -103,7 +134,7 @@ def read_table(path):
                         f"{path} line {reader.line_num}: {len(row)} fields, the header has "
                         f"{len(header)}"
                     )
-                ids.append(row[0].strip())
+                ids.append(name_of(row[0]))
                 rows.append(parse_row(row[1:], header[1:], ids[-1], path))
     except (EOFError, zlib.error, gzip.BadGzipFile, UnicodeDecodeError, csv.Error) as e:
         raise InputError(f"{path}: not a whole comma-separated table ({e})") from None
@@ -113,25 +144,25 @@ def read_table(path):
     return key if key in KEYS[::2] else "", ids, header[1:], np.stack(rows)
 
 
-def parse_row(texts, genes, name, path):
-    """(G,) float32 of a row's texts, checked."""
+def parse_row(texts, genes, name, path, least=-np.inf):
+    """(G,) float32 of a row's texts, checked to be numbers from `least` on."""
     try:
         a = np.fromiter(map(float, texts), np.float64, len(genes))
     except ValueError:
         a = np.array(list(map(number, texts)))
     with np.errstate(over="ignore"):  # beyond float32: infinite, and refused
         a = a.astype(np.float32)
-    check_row(a, genes, name, path, texts)
+    check_row(a, genes, name, path, texts, least)
     return a
 
 
-def check_row(a, genes, name, path, said):
-    """InputError for what is no number >= 0, as the file said it."""
-    bad = ~(np.isfinite(a) & (a >= 0))
+def check_row(a, genes, name, path, said, least=-np.inf):
+    """InputError for what is no number from `least` on, as the file said it."""
+    bad = ~((a >= least) & (a < np.inf))
     if bad.any():
         j = int(bad.argmax())
         raise InputError(
-            f"{path}: gene {genes[j]} of {name} is {said[j]!r}; FPKM-UQ is a number >= 0"
+            f"{path}: gene {genes[j]} of {name} is {said[j]!r}; expression is a number >= 0"
         )
 
 
@@ -179,7 +210,7 @@ def read_gene_table(path):
         gene = fields["id"].split(".")[0]  # without the version
         if gene and fields["symbol"]:
             symbols[gene] = fields["symbol"]
-        if fields["biotype"] == "protein_coding":
+        if re.sub(r"[\W_]+", "_", fields["biotype"].lower()) in CODING:
             coding |= {gene, fields["symbol"]}
     return symbols, coding if at["biotype"] is not None else None
 

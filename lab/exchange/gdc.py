@@ -165,7 +165,7 @@ class Gathered:
         """Read a file into row i."""
         model, columns = read_gdc(path, md5)
         ids = tuple(columns["gene_id"])
-        values = parse_row(columns[UQ_COLUMN], ids, sample, path.name)
+        values = parse_row(columns[UQ_COLUMN], ids, sample, path.name, least=0)
         if (model, ids) not in self.places:
             self.add_order(path, model, ids, columns)
         self.a[i] = values[self.places[model, ids]]

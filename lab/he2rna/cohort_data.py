@@ -59,7 +59,7 @@ def read_cohort(cohort, o):
     """
     found = Findings()
     samples, wrong_type = select(read_samples(cohort), o.types, None)
-    table = found.of(read_expression, cohort)
+    table = found.of(read_expression, cohort, o.scale, found.warn)
     joined = table and found.of(join, samples, *table[:2], cohort / "expression")
     check_cohort(found, cohort, samples, o, table)
     found.tell(cohort)

@@ -7,6 +7,7 @@ import numpy as np
 
 import he2rna
 from lab.audit.choices import switches
+from lab.cohort.scale import said_of_expression
 from lab.files import save_csv, save_text
 from lab.he2rna.choices import CHOICES
 from lab.progress import table
@@ -90,6 +91,7 @@ def write_msi_report(folder, config, study, results):
 def what_was_done(config):
     turned = [f" As the authors' code: {switches(CHOICES, 'msi')[c]}." for c in config["code"]]
     return (
+        f"{said_of_expression(config)} "
         f"{config['repeats']} x {config['folds']} folds in B by patient. auc is over a test fold's "
         "patients, its mean over folds and repeats, then over splits; low_68 to high_68 is the "
         "range of 68 % of the splits. p is of the two-tailed Wilcoxon test against the "

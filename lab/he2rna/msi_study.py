@@ -11,10 +11,10 @@ import he2rna
 from lab.cohort.check import check_cohort
 from lab.cohort.encoding import make_features
 from lab.cohort.expression import read_expression
-from lab.cohort.scale import looks_logged, to_linear
 from lab.cohort.features import features_of, load_features, provenance
 from lab.cohort.labels import counted_words
 from lab.cohort.samples import join, read_samples, select
+from lab.cohort.scale import looks_logged, to_linear
 from lab.files import InputError, few, load_arrays
 from lab.findings import Findings
 from lab.processes import share_out

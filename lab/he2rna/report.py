@@ -9,6 +9,7 @@ import he2rna
 import stats
 from lab.audit.choices import switches
 from lab.audit.ledger import ledger_lines
+from lab.cohort.scale import said_of_expression, unit_of_run
 from lab.files import save_csv, save_text
 from lab.he2rna.choices import CHOICES
 from lab.he2rna.evaluation import judged_in
@@ -59,7 +60,7 @@ def write_report(folder, cohort, config, data, results, prediction, notes, ledge
     settings = [f"- {name}: {value}" for name, value in config.items()]
     lines += ["## Settings", "", *settings, f"- run time of this call: {clock(seconds)}", ""]
     draw_r(folder / "r_distribution.png", results, merged)
-    draw_scatter(folder / "scatter.png", best[:6], data, prediction)
+    draw_scatter(folder / "scatter.png", best[:6], data, prediction, unit_of_run(config))
     save_text(folder / "report.md", lines)
 
 
@@ -107,6 +108,7 @@ def what_was_done(config, data, results):
         over = "of all folds together, never over several cancers"
     null = next(iter(results.values()))["null"]
     text = (
+        f"{said_of_expression(config)} "
         f"{len(data.y)} slides of {len(set(data.patients))} patients, {len(data.genes):,} genes "
         f"{genes}, {config['folds']} folds by {config['folds_by']}. R is Pearson's over the slides "
         f"of a cancer {over}. HS is Holm–Šidák, BH Benjamini–Hochberg, over all genes of the "

@@ -78,7 +78,7 @@ def draw_null(path, results, untrained):
             ax.legend(fontsize=6)
 
 
-def draw_scatter(path, best, data, prediction):
+def draw_scatter(path, best, data, prediction, unit):
     """Predicted against true expression of six genes; a colour is a fold, unseen by its model.
 
     best: (cancer, number of the gene, R) of each.
@@ -89,6 +89,6 @@ def draw_scatter(path, best, data, prediction):
             rows = groups[name]
             ax.scatter(data.y[rows, gene], prediction[rows, gene], c=data.fold[rows], s=14)
             ax.set_title(f"{data.genes[gene]} in {name}: R = {r:.2f}", fontsize=9)
-            ax.set(xlabel="true log10(1 + FPKM-UQ)", ylabel="predicted")
+            ax.set(xlabel=f"true log10(1 + {unit})", ylabel="predicted")
         for ax in axes.flat[len(best) :]:
             ax.axis("off")

@@ -40,6 +40,8 @@ def open_run(cohort, o, settings, data, device, *seen):
         device=str(device),
         processes=o.share[1],
         features_folder=o.features and str(Path(o.features).resolve()),
+        scale=o.scale or "linear",
+        unit=o.unit,
     )
     print(
         f"{len(data.y)} slides of {len(set(data.patients))} patients, {len(data.genes):,} genes, "

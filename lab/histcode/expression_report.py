@@ -8,6 +8,8 @@ import numpy as np
 import stats
 from histcode import LOG2_FC
 from lab.audit.ledger import ledger_lines, saw
+from lab.cohort.genes import as_in_sets
+from lab.cohort.scale import said_of_expression
 from lab.files import few, save_csv, save_text
 from lab.gene_sets import ALPHA, enrich
 from lab.histcode.bags import left_out_lines
@@ -116,7 +118,8 @@ def said_of_fold_change(r, fc):
 
 def enriched_lines(folder, genes, r, sets):
     """Gene sets among the best of the genes that have an R. [HistCode Fig. 9]"""
-    ranked = [genes[j] for j in best_first(r) if not np.isnan(r[j])]
+    names, _ = as_in_sets(genes, sets)
+    ranked = [names[j] for j in best_first(r) if not np.isnan(r[j])]
     best = ranked[:BEST_GENES]
     said = f"{len(best)} best of {len(ranked):,} tested genes"
     lines = enrich(folder, "enrichment", said, best, sets, ranked)
@@ -185,7 +188,8 @@ def write_report(folder, config, study, folds, found, prediction, encoder, turne
         *leaks,
         *turned,
         f"{len(prediction)} pairs of tumour and matched normal tissue, {len(genes):,} genes, y = "
-        f"log10(fc + 1) [HistCode]; {title}. {config['folds']} parts by patient; each pair is "
+        f"log10(fc + 1) [HistCode]; {title}. {said_of_expression(config)} "
+        f"{config['folds']} parts by patient; each pair is "
         f"predicted by the model that {knew}. R is over all pairs; R_within_folds: mean over the "
         "test parts.",
         *said,

@@ -11,6 +11,7 @@ from lab.application import pick_genes
 from lab.audit.ledger import saw
 from lab.cohort.check import check_cohort
 from lab.cohort.expression import read_expression
+from lab.cohort.genes import as_spelled
 from lab.cohort.samples import barcode, read_samples
 from lab.files import InputError, few, number, read_rows
 from lab.findings import Findings
@@ -69,9 +70,10 @@ def bags_of_pairs(pairs, slides):
     }
 
 
-def pairs_of(cohort, which="tumour", o=None):
+def pairs_of(cohort, which="tumour", o=None, scale=None):
     """The Pairs of a cohort folder. which: the slides that stand for a patient, tumour or both;
-    o: options that name the features, which are checked before anything is made of them.
+    o: options that name the features, which are checked before anything is made of them; scale: of
+    the expression table.
 
     Several samples of a patient count as their mean. A normal sample needs no slide, if its name is
     a TCGA barcode, which says patient and tissue.
@@ -79,7 +81,7 @@ def pairs_of(cohort, which="tumour", o=None):
     samples = read_samples(cohort)
     found = Findings()
     tissue = found.of(tissue_of, samples, cohort)
-    table = found.of(read_expression, cohort)
+    table = found.of(read_expression, cohort, scale, found.warn)
     owner = tissue and table and found.of(owners, cohort, samples, tissue, table[0])
     check_cohort(found, cohort, samples, o, table)
     found.tell(cohort)
@@ -171,7 +173,7 @@ def chosen_genes(pairs, genes="all", drivers=None, top=DRIVERS):
 
 def columns_of_drivers(pairs, path, top):
     """Columns of the `top` genes of a compendium; those without expression are left out."""
-    wanted = driver_genes(path, top)
+    wanted = as_spelled(driver_genes(path, top), pairs.genes)
     column = {gene: j for j, gene in enumerate(pairs.genes)}
     missing = [gene for gene in wanted if gene not in column]
     pairs.left_out[f"of the {len(wanted)} driver genes, without expression"] = missing

@@ -35,6 +35,7 @@ def claim_run(folder, o, data, more, *seen):
         processes=o.share[1],
         cohort=o.cohort and str(Path(o.cohort).resolve()),
         features_folder=o.features and str(Path(o.features).resolve()),
+        **({"scale": o.scale or "linear", "unit": o.unit} if hasattr(o, "unit") else {}),
     )
 
 

@@ -276,7 +276,7 @@ def write_pairs(folder, patients=9, d=8, seed=0, normals=2):
         rows.append([f"{who}-01A", *(up * np.maximum(normal[:6], 0.5)), 1 + p, 4])
         rows.append([f"{who}-11A", *np.maximum(normal[:5], 0.5), *normal[5:]])
     (folder / "samples.csv").write_text("\n".join(slides) + "\n")
-    table = ([name, *(f"{v:.6g}" for v in values)] for name, *values in rows)
+    table = ([name, *(f"{1000 * v:.6g}" for v in values)] for name, *values in rows)
     save_csv(folder / "expression.csv", ("sample", *genes), table)
     return folder
 

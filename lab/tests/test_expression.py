@@ -36,7 +36,7 @@ def test_a_table_of_somebody_else(tmp_path):
 @pytest.mark.parametrize(
     "row, words",
     [
-        ("s1,1,-2", "gene B of s1 is '-2'"),
+        ("s1,1,-2", "gene B of s1 is -2, and linear expression is >= 0"),
         ("s1,1,x", "gene B of s1 is 'x'"),
         ("s1,1,", "gene B of s1 is ''"),
         ("s1,nan,2", "gene A of s1 is 'nan'"),

@@ -216,7 +216,7 @@ def test_logarithms_are_told_from_linear_expression(tmp_path, scale):
     z = study(np.random.default_rng(0))
     z["expression"] = np.abs(z["expression"]) * np.float32(scale)
     np.savez(tmp_path / "z.npz", **z)
-    o = SimpleNamespace(study=tmp_path / "z.npz", types=None, project=None, features=None)
+    o = SimpleNamespace(study=tmp_path / "z.npz", types=None, project=None, features=None, scale=None)
     wanted = z["expression"] if scale == 1 else np.log10(1 + z["expression"])
     assert np.allclose(study_of_file(o).y, wanted)
 

@@ -13,6 +13,7 @@ import numpy as np
 
 import he2rna
 from lab.cohort.expression import as_symbols, read_gene_table
+from lab.cohort.genes import as_in_sets
 from lab.commands.he2rna.options import count, gene_set_options
 from lab.files import InputError, save_text
 from lab.gene_sets import enrich, read_sets
@@ -47,6 +48,8 @@ def run(o):
     symbols, coding = read_gene_table(o.gene_table) if o.gene_table else ({}, None)
     names, note = as_symbols(genes, symbols)
     sets = read_sets(o.gmt)
+    names, remark = as_in_sets(names, sets)
+    note = "; ".join(filter(None, (note, remark)))
     what, groups = hits_by_group(o, results)
 
     folder = Path(o.run) / "enrichment"

@@ -18,6 +18,8 @@ from lab.audit.ledger import encoder_saw
 from lab.cohort.expression import read_expression
 from lab.cohort.features import features_made_by
 from lab.cohort.samples import join, read_samples, select
+from lab.cohort.scale import unit_of_run
+from lab.commands.expression_options import expression_options
 from lab.commands.he2rna.options import check_name, training_options
 from lab.commands.slide_options import add_options
 from lab.devices import pick_device, pick_precision
@@ -46,6 +48,7 @@ def options(parser):
         metavar="P,..",
         help="the cancer to fine-tune on, in the run's folds (default: all of the run)",
     )
+    expression_options(a, of_run=True)
     a("--name", help="of the new run in COHORT/runs (default RUN-PROJECT-finetuned)")
     training_options(
         a, he2rna.FINE_EPOCHS, he2rna.FINE_PATIENCE, he2rna.FINE_BATCH, he2rna.KS_TILES
@@ -79,12 +82,17 @@ def go_on_as(run, o):
     o.name = o.name or "-".join(filter(None, (name, o.project, "finetuned")))
     for setting in ("folds", "valid", "dropout", "code", "folds_by"):
         setattr(o, setting, run["config"][setting])
+    o.scale = o.scale or run["config"].get("scale")
+    of_run = unit_of_run(run["config"])
+    if o.unit not in (None, of_run):
+        raise InputError(f"--unit {o.unit}: the run {name} learned {of_run}")
+    o.unit = of_run
 
 
 def read_tuned(cohort, o, run, genes):
     """(CohortData of the run's slides, folder and source of their features)."""
     samples, left_out = samples_of_run(cohort, o, run)
-    samples, y, unmatched = expression_of(cohort, samples, genes)
+    samples, y, unmatched = expression_of(cohort, samples, genes, o.scale)
     left_out = say_left_out({**left_out, **unmatched})
     check_folds(cohort, samples, tested_in(run, samples), o, {})  # before hours of tiling
     ready, into, source, failed = features_as(run, o, cohort, [s["slide"] for s in samples])
@@ -121,9 +129,9 @@ def samples_of_run(cohort, o, run):
     return samples, {**left_out, f"slides that are not of the run {run['folder'].name}": others}
 
 
-def expression_of(cohort, samples, genes):
+def expression_of(cohort, samples, genes, scale):
     """(samples with expression, their y (S, G) of some genes, {what: slides without})."""
-    key, ids, names, a = read_expression(cohort)
+    key, ids, names, a = read_expression(cohort, scale)
     samples, rows, unmatched = join(samples, key, ids, cohort / "expression")
     column = {gene: j for j, gene in enumerate(names)}
     lost = [gene for gene in genes if gene not in column]

@@ -18,6 +18,7 @@ from lab import space
 from lab.application import each_slide, every_tile, held_out, pick_genes
 from lab.cohort.features import load_features
 from lab.cohort.places import read_outlines, read_places
+from lab.cohort.scale import unit_of_run
 from lab.commands.he2rna.options import check_name, slide_options
 from lab.commands.slide_options import add_options
 from lab.devices import pick_device
@@ -39,7 +40,6 @@ from lab.show.plots import need_matplotlib
 from lab.show.slide_map import SlideMap, table_of_maps, write_map
 
 CELL_FIGURES = ("R", "p", "Spearman", "median in the best tiles", "in all")
-UNIT = "score, log$_{10}$(1 + FPKM-UQ)"
 
 
 def options(parser):
@@ -79,17 +79,18 @@ def run(o):
     asked = what_is_asked(o)
     folder = asked.run["folder"] / "heatmaps" / asked.label
     maps, failed = [], {}
-    for options, home, into, source, name in each_slide(asked.run, o, failed):
+    for options, slide, into, source in each_slide(asked.run, o, failed):
         try:
-            into = every_tile(asked.run, options, home, into, source, name)
-            done = map_slide(asked, options, folder, home, into, source, name)
+            into = every_tile(asked.run, options, slide.home, into, source, slide.name)
+            done = map_slide(asked, options, folder, slide, into, source)
         except (InputError, OSError) as e:
-            failed[name] = str(e)
+            failed[slide.label] = str(e)
             continue
         maps.append(done)
         models = done.about["models"]
         print(
-            f"{name}: {len(done.coords):,} tiles, models of folds {models}{done.said}", flush=True
+            f"{done.name}: {len(done.coords):,} tiles, models of folds {models}{done.said}",
+            flush=True,
         )
     if len(maps) > 1:
         write_summary(folder / "summary.md", asked, maps, o.seed)
@@ -116,19 +117,22 @@ def what_is_asked(o):
     return Asked(run, models, genes, label, o.cells, group)
 
 
-def map_slide(asked, o, folder, home, into, source, name):
-    """Score a slide's tiles, compare them with the truth, write FOLDER/NAME/ at once."""
+def map_slide(asked, o, folder, slide, into, source):
+    """Score a slide's tiles, compare them with the truth, write FOLDER/LABEL/ at once."""
+    home, name = slide.home, slide.name
     features, coords = load_features(into, source, name)
     ground = map_ground(home, into, source, name, coords, o)
-    use = held_out(asked.run, name, home, o.all_models)
+    use = held_out(asked.run, slide, o.all_models)
     models = [asked.models[f] for f in use]
     each = he2rna.score_tiles(models, features)  # (T, genes)
     scores = each.mean(1).astype(np.float64)
     columns = {"score": scores}
     if len(asked.genes) > 1:
         columns.update(zip(asked.genes, each.T))
-    done = SlideMap(name, f"{asked.label} on {name}", *ground, coords, scores, UNIT, columns)
-    project = {row["slide"]: row["project"] for row in asked.run["rows"]}.get(name, "new")
+    unit = f"score, log$_{{10}}$(1 + {unit_of_run(asked.run['config'])})"
+    done = SlideMap(slide.label, f"{asked.label} on {slide.label}", *ground, scores, unit, columns)
+    projects = {row["slide"]: row["project"] for row in asked.run["rows"]}
+    project = projects[name] if slide.own else "new"
     done.about = {"project": project, "models": ", ".join(map(str, use))}
     done.lines = first_lines(asked, done, o.all_models)
     um, origin = qupath_frame(done.slide, done.mpp)
@@ -142,18 +146,19 @@ def map_slide(asked, o, folder, home, into, source, name):
         add_outline(done)
     done.lines += asked.group
     add_provenance(done, asked, use, models, features, into)
-    write_map(folder / name, done, origin)
+    write_map(folder / slide.label, done, origin)
     return done
 
 
 def first_lines(asked, done, everyone):
     """The report's title, and who speaks of the slide."""
     who = "also those that learned" if everyone else "which did not learn"
+    unit = unit_of_run(asked.run["config"])
     return [
         f"# {done.title}",
         "",
         f"{len(done.coords):,} tiles of {done.tile * done.mpp:.0f} µm; score: mean of "
-        f"{few(asked.genes)} in log10(1 + FPKM-UQ), of the models of fold {done.about['models']}, "
+        f"{few(asked.genes)} in log10(1 + {unit}), of the models of fold {done.about['models']}, "
         f"{who} from its patient. Run {asked.run['folder']}.",
         "",
         "![Map](map.png)",
@@ -242,8 +247,8 @@ def add_provenance(done, asked, use, models, features, into):
     done.columns[f"weight: {gene}"] = weights
     done.said += f"; {gene} {np.mean(sums):.4f}"
     text = (
-        f"{gene}: {np.mean(sums):.6f} in log10(1 + FPKM-UQ), the sum of weight x score over the "
-        f"{config['bags']} in provenance.csv, mean of the folds' "
+        f"{gene}: {np.mean(sums):.6f} in log10(1 + {unit_of_run(config)}), the sum of weight x "
+        f"score over the {config['bags']} in provenance.csv, mean of the folds' "
         f"{few([f'{v:.6f}' for v in sums])}. tiles.csv has each tile's weight; a "
         "super-tile's is shared among its tiles."
     )

@@ -17,6 +17,7 @@ import numpy as np
 
 import he2rna
 from lab.audit.choices import add_choices, chosen_of, flipped
+from lab.commands.expression_options import expression_options
 from lab.commands.he2rna.options import TYPES, count, fractions, listed
 from lab.commands.slide_options import add_options, refuse_slide_options
 from lab.devices import pick_device
@@ -85,6 +86,7 @@ def options(parser):
         metavar="P,..",
         help="these projects alone, pooled (the paper: COAD; the authors' code: COAD,READ)",
     )
+    expression_options(a)
     add_options(parser)
 
 
@@ -142,6 +144,7 @@ def claim(o, study, device):
         ),
     }
     more = {"study": str(path.resolve()), "device": str(device), "processes": o.share[1]}
+    more |= {"scale": study.scale, "unit": o.unit}
     return folder, claim_folder(folder, settings, "results.csv", o.share, **more)
 
 

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import he2rna
 from lab.audit.compare import count
+from lab.commands.expression_options import expression_options
 from lab.commands.slide_options import add_options
 from lab.files import InputError
 
@@ -82,6 +83,7 @@ def cohort_options(parser, demo_epochs):
         "all and keep the last epoch",
     )
     gene_table_option(a)
+    expression_options(a)
     a(
         "--hidden",
         type=counts,

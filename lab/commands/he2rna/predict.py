@@ -2,7 +2,8 @@
 
 The mean of the run's models; of a slide of the run's patients, of those that did not learn from the
 patient. Features are made where they are missing, as the run's were: minutes a slide on a CPU; the
-prediction itself takes a second. Writes RUN/predict/SLIDE.csv: gene, log10(1 + FPKM-UQ), FPKM-UQ.
+prediction itself takes a second. Writes RUN/predict/SLIDE.csv: gene, log10(1 + FPKM-UQ), FPKM-UQ
+(or the unit that the run learned).
 """
 
 from functools import partial
@@ -13,6 +14,7 @@ import torch
 import he2rna
 from lab.application import each_slide, held_out
 from lab.cohort.features import load_features
+from lab.cohort.scale import column_of, unit_of_run
 from lab.commands.he2rna.options import slide_options
 from lab.commands.slide_options import add_options
 from lab.devices import pick_device
@@ -41,17 +43,18 @@ def run(o):
     models = [model_of(saved, device) for saved in run["folds"]]
     folder = run["folder"] / "predict"
     done, failed = 0, {}
-    for _, home, into, source, name in each_slide(run, o, failed):
+    for _, slide, into, source in each_slide(run, o, failed):
+        name = slide.label
         try:
-            use = held_out(run, name, home, o.all_models)
-            features, coords = load_features(into, source, name)
+            use = held_out(run, slide, o.all_models)
+            features, coords = load_features(into, source, slide.name)
             asked = [models[f] for f in use]
             bag, _ = bag_of(features, coords, run["config"])
             p = predict_slide(asked, bag)
         except InputError as e:
             failed[name] = str(e)
             continue
-        save_prediction(folder / f"{name}.csv", run["genes"], p)
+        save_prediction(folder / f"{name}.csv", run["genes"], p, unit_of_run(run["config"]))
         if o.representation:
             each = he2rna.representations(asked, features)
             save = partial(np.savez, each=each, mean=each.mean(0), folds=use)
@@ -77,8 +80,8 @@ def predict_slide(models, bag):
     return p
 
 
-def save_prediction(path, genes, p):
-    """SLIDE.csv. FPKM-UQ is not negative; its logarithm, as predicted, may be."""
+def save_prediction(path, genes, p, unit):
+    """SLIDE.csv. Expression is not negative; its logarithm, as predicted, may be."""
     linear = np.maximum(0, 10.0**p - 1)
     rows = [(gene, f"{v:.6g}", f"{a:.6g}") for gene, v, a in zip(genes, p, linear)]
-    save_csv(path, ("gene", "log10_1p_fpkm_uq", "fpkm_uq"), rows)
+    save_csv(path, ("gene", f"log10_1p_{column_of(unit)}", column_of(unit)), rows)

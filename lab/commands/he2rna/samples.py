@@ -8,7 +8,7 @@ slide belongs to the sample of its patient, type and vial; a diagnostic slide's 
 import re
 from pathlib import Path
 
-from lab.cohort.expression import read_expression
+from lab.cohort.expression import raw_expression
 from lab.cohort.samples import SAMPLE_TYPES
 from lab.cohort.slides import can_be_named, find_slides
 from lab.commands.he2rna.options import check_new
@@ -45,7 +45,7 @@ def run(o):
     path = cohort / "samples.csv"
     check_new(path, o)
     project_of = projects(*read_sheet(cohort, o.sheet))
-    key, ids, _, _ = read_expression(cohort)
+    key, ids, *_ = raw_expression(cohort)
     if key == "slide":
         raise InputError(f"{cohort}/expression: its rows are slides already, wanted are samples")
     rows, left_out = rows_of(find_slides(cohort), project_of, sorted(ids), o.kind)

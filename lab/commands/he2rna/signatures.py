@@ -13,6 +13,7 @@ import numpy as np
 import he2rna
 import stats
 from lab.cohort.expression import as_symbols, read_gene_table
+from lab.cohort.genes import as_in_sets
 from lab.commands.he2rna.options import count, gene_set_options
 from lab.commands.options import natural
 from lab.files import InputError, few, save_csv, save_text, whole_arrays
@@ -60,12 +61,13 @@ def run(o):
     symbols = read_gene_table(o.gene_table)[0] if o.gene_table else {}
     names, note = as_symbols(genes, symbols)
     signatures = pick_signatures(o.signature, read_sets(o.gmt))
+    own = {name: of for name, (of, _) in signatures.items()}
+    names, remark = as_in_sets(names, own, "the signatures")
     cancers = he2rna.separate(results, "merged" not in code_of(o.run))
     any_genes, alike = test_signatures(o, genes, names, signatures, [results[c] for c in cancers])
     header, rows = tested_table(signatures, cancers, any_genes, alike)
     remarks = [f"- {name}: {missing}" for name, (_, missing) in signatures.items() if missing]
-    if note:
-        remarks.append(f"- {note}")
+    remarks += [f"- {said}" for said in (note, remark) if said]
 
     folder = Path(o.run) / "signatures"
     save_csv(folder / "signatures.csv", header, rows)

@@ -65,7 +65,7 @@ def checked_names(o):
     for encoder in o.encoders:
         if not made_elsewhere(encoder):
             encoder_wants(argparse.Namespace(**vars(o) | {"encoder": encoder}))
-    pairs_of(o.cohort)
+    pairs_of(o.cohort, scale=o.scale)
     return names
 
 

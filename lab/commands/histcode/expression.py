@@ -19,6 +19,7 @@ import histcode
 from lab.audit.choices import add_choices
 from lab.audit.ledger import encoder_saw
 from lab.cohort.features import features_of
+from lab.cohort.genes import as_in_sets
 from lab.commands.histcode.options import pair_options, penalty_of
 from lab.devices import pick_device
 from lab.files import InputError, save_csv, save_file
@@ -43,7 +44,7 @@ def run(o):
     need_matplotlib()
     device = pick_device(o.device)
     sets = read_sets(o.gmt) if o.gmt else {}
-    study = study_of(o)
+    study = study_of(o, sets)
     check_parts(study, o)
     folder, config = claim(study, o)
     slides = study.slides
@@ -88,12 +89,17 @@ def settle(o):
         raise InputError("--drivers and --genes both name genes: give one")
 
 
-def study_of(o):
+def study_of(o, sets):
     """The pairs of the cohort, their genes, their slides' features, and the part that tests each.
 
-    Parts are dealt from the tables alone, so that all models and encoders have the same. [ours]
+    sets: the gene sets asked for, which must know some of the genes. Parts are dealt from the
+    tables alone, so that all models and encoders have the same. [ours]
     """
-    pairs = chosen_genes(pairs_of(o.cohort, o.slides, o), o.genes, o.drivers, o.top)
+    pairs = chosen_genes(pairs_of(o.cohort, o.slides, o, o.scale), o.genes, o.drivers, o.top)
+    if sets:
+        _, remark = as_in_sets(pairs.genes, sets)
+        if remark:
+            print(remark)
     stand_for_pairs = {slide for slides in pairs.slides for slide in slides}
     needed = [s for s in pairs.known if o.model == "linear" or s in stand_for_pairs]
     slides = slide_features(Path(o.cohort), o, needed, least=2)

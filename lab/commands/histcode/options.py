@@ -2,6 +2,7 @@
 
 import argparse
 
+from lab.commands.expression_options import expression_options
 from lab.commands.options import natural
 from lab.commands.slide_options import add_options
 from lab.histcode.networks import POOLINGS
@@ -103,6 +104,7 @@ def pair_options(parser, encoder):
         default=None,
         help="a network for each gene, as the authors' code and Fig. 11, not one for all",
     )
+    expression_options(a)
     a("--name", help="of the run (default: command and model); an interrupted run goes on")
     pooling_options(parser, DIAGNOSIS)
     add_options(parser, encoder=encoder)

@@ -17,6 +17,7 @@ from lab.cohort.samples import read_samples
 from lab.cohort.slides import find_slides, open_slide, orientation
 from lab.cohort.steps import work_through
 from lab.cohort.tiles import find_tiles, table_mpp, tile_settings
+from lab.commands.expression_options import scale_option
 from lab.commands.tiling.over_slides import chosen_slides, tiling_options
 from lab.devices import pick_device
 from lab.encoders import ENCODERS, encoder_wants
@@ -28,6 +29,7 @@ from lab.weights import weights_identity
 
 def options(parser):
     tiling_options(parser, "folder with slides/ (and samples.csv), a folder of slides, or a slide")
+    scale_option(parser.add_argument)
 
 
 def run(o):
@@ -39,7 +41,7 @@ def run(o):
     if (cohort / "samples.csv").exists():
         samples, table = read_samples(cohort), None
         if any((cohort / f"expression{ending}").is_file() for ending in ENDINGS):
-            table = found.of(read_expression, cohort)
+            table = found.of(read_expression, cohort, o.scale, found.warn)
         check_cohort(found, cohort, samples, o, table)
     slides = chosen_slides(cohort, o)[rank::world]
     files, given = find_slides(cohort), table_mpp(cohort)

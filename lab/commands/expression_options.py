@@ -1,0 +1,47 @@
+"""Options of every verb that reads an expression table: its scale and its unit."""
+
+import argparse
+
+from lab.cohort.scale import UNITS, base_of, unit_of
+from lab.files import InputError
+
+
+def scale(text):
+    """linear, log2, log10, ln or such as log2+0.001, for argparse."""
+    return text if text == "linear" else checked(base_of, text) and text
+
+
+def unit(text):
+    """A unit's name, for argparse."""
+    return checked(unit_of, text)
+
+
+def checked(check, text):
+    try:
+        return check(text)
+    except InputError as e:
+        raise argparse.ArgumentTypeError(str(e).partition(": ")[2]) from None
+
+
+def scale_option(a, usual="it must look linear"):
+    a(
+        "--scale",
+        type=scale,
+        metavar="log2|..",
+        help="what the expression table holds: linear, or log2, log10, ln of 1 + a, or such as "
+        f"log2+0.001 of 0.001 + a (default: {usual}); what is learned is of linear a",
+    )
+
+
+def expression_options(a, of_run=False):
+    """Both options; of_run: of a verb that goes on from a run, which has them."""
+    usual = ("the run's",) if of_run else ()
+    scale_option(a, *usual)
+    a(
+        "--unit",
+        type=unit,
+        metavar="NAME",
+        default=None if of_run else UNITS[0],
+        help="of a, for reports, axes and the columns of predict: "
+        f"{', '.join(UNITS)} ... (default: {(*usual, UNITS[0])[0]})",
+    )
