@@ -5,10 +5,150 @@ pixels stands here in the order of its cost; what a program alone knows (labels)
 list where that program reads its cohort.
 """
 
+from collections import Counter
+from pathlib import Path
+
+import he2rna
+from lab.cohort.features import features_made_by, features_of
+from lab.cohort.names import alike_groups, person, would_match
+from lab.cohort.samples import select
+from lab.cohort.slides import find_slides
+from lab.exchange.clam import foreign
+from lab.files import InputError, few, fingerprint
+from lab.processes import share_out
+from lab.progress import counted
+
+SHOWN = 5  # names or pairs in a sentence  [ours]
+
 
 def check_cohort(found, cohort, samples, o, table=None):
     """Add to `found` what is wrong or doubtful about a cohort.
 
     samples: rows of samples.csv; table: (key, ids, genes, a) of read_expression, where there is
-    one.
+    one; o: options that name the features, None where none are asked for.
     """
+    path = Path(cohort) / "samples.csv"
+    check_patients(found, path, samples)
+    check_projects(found, path, samples)
+    if table:
+        check_join(found, cohort, samples, *table[:2])
+    if o:
+        check_files(found, cohort, samples, o)
+
+
+# ----- Names --------------------------------------------------------------------------------------
+
+
+def check_patients(found, path, samples):
+    """Warn of patients and slides that may be one in several spellings, or by their barcodes."""
+    for what in ("patient", "slide"):
+        groups = list(alike_groups(s[what] for s in samples))
+        if groups:
+            said = few([" and ".join(map(repr, group)) for group in groups], SHOWN)
+            found.warn(
+                f"{path}: {said} may each be the same {what}: one spelling keeps a patient whole, "
+                "out of both sides of a fold"
+            )
+    renamed = {}
+    for s in samples:
+        own = person(s["slide"]) or person(s.get("sample", ""))
+        if own and not person(s["patient"]):
+            renamed.setdefault(s["patient"], set()).add(own)
+    several = [f"{p} ({few(sorted(own), 3)})" for p, own in renamed.items() if len(own) > 1]
+    if several:
+        found.warn(
+            f"{path}: slides of several patients, by their barcodes, are said to be of one: "
+            f"{few(several, SHOWN)}"
+        )
+    elif renamed:
+        patient, own = next(iter(renamed.items()))
+        found.warn(
+            f"{path}: {len(renamed)} patients have other names than the barcodes of their slides "
+            f"({patient} for {few(list(own))}); other tables will know them by the barcodes"
+        )
+
+
+def check_projects(found, path, samples):
+    """Refuse a project that has the name of a cancer of several; warn of one in two spellings."""
+    names = dict.fromkeys(s["project"] for s in samples)
+    cancers = {}
+    for name in names:
+        cancers.setdefault(he2rna.short(name), []).append(name)
+    for merged, parts in he2rna.MERGED.items():
+        there = [name for part in parts for name in cancers.get(part, ())]
+        if merged in cancers and there:
+            found.refuse(
+                f"{path}: project {cancers[merged][0]} has the name under which {few(there)} are "
+                "counted together: give it another name, or give its slides those projects"
+            )
+    for group in alike_groups(he2rna.short(name) for name in names):
+        found.warn(f"{path}: {' and '.join(map(repr, group))} may each be the same project")
+
+
+def check_join(found, cohort, samples, key, ids):
+    """Warn of slides without expression that would have some if names were spelled alike."""
+    key = key or ("sample" if "sample" in samples[0] else "slide")
+    alone = [name for name in dict.fromkeys(s.get(key, "") for s in samples) if name]
+    rows = set(ids)
+    alone = [name for name in alone if name not in rows]
+    hint = would_match(alone, rows - {s.get(key) for s in samples}) if alone else ""
+    if hint and len(alone) < len(samples):  # where none is left, join refuses
+        found.warn(f"{cohort}: {len(alone)} {key}s have no row in the expression table; {hint}")
+
+
+# ----- Files --------------------------------------------------------------------------------------
+
+
+def check_files(found, cohort, samples, o):
+    """Name the files, or features, that two patients share, and features of another width."""
+    chosen = samples
+    if getattr(o, "project", None):
+        chosen, _ = select(samples, "all", o.project)
+    patient_of = {s["slide"]: s["patient"] for s in chosen}
+    seen = share_out(look_at, cohort, list(patient_of), o)
+    sizes = {}
+    for name, (size, _) in seen.items():
+        sizes.setdefault(size, []).append(name)
+    same, files = {}, {} if o.features else find_slides(cohort)
+    for names in sizes.values():
+        for name in names if len({patient_of[name] for name in names}) > 1 else ():
+            content = fingerprint(files[name]) if files else content_of(cohort, name, o)
+            same.setdefault(content, []).append(name)
+    for names in same.values():
+        if len({patient_of[name] for name in names}) > 1:
+            said = few([f"{name} of patient {patient_of[name]}" for name in names], SHOWN)
+            found.warn(
+                f"{cohort}: {said} are the same {'features' if o.features else 'file'}: whose is "
+                "it? It would stand on both sides of a fold"
+            )
+    widths = Counter(width for _, width in seen.values())
+    if len(widths) > 1:
+        usual = widths.most_common(1)[0][0]
+        odd = [f"{name} {width}" for name, (_, width) in seen.items() if width != usual]
+        found.warn(
+            f"--features {o.features}: most slides have {usual} features a tile, not so "
+            f"{few(odd, SHOWN)}: another encoder's?"
+        )
+
+
+def look_at(cohort, slides, o):
+    """{slide: (bytes of its file, features a tile)} of slide files or features; what can't be read
+    is left out, and fails in its place.
+    """
+    seen = {}
+    if not o.features:
+        found = find_slides(cohort)
+        return {name: (found[name].stat().st_size, None) for name in slides if name in found}
+    source = features_of(o)
+    for name in counted("looking at features", slides, "slides"):
+        try:
+            path, features, _, _ = foreign(source, name, 1)
+            seen[name] = path.stat().st_size, features.shape[-1]
+        except InputError:
+            continue
+    return seen
+
+
+def content_of(cohort, name, o):
+    """What tells features made elsewhere from others, whatever their files are called."""
+    return features_made_by(cohort, features_of(o), name)["content"]

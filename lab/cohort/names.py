@@ -2,7 +2,6 @@
 
 import re
 
-from lab.files import few
 from lab.words import same
 
 PATIENTS = re.compile(  # what the names of samples and slides of a patient begin with      [ours]
@@ -10,7 +9,6 @@ PATIENTS = re.compile(  # what the names of samples and slides of a patient begi
     r"|HCM-[A-Z]{4}-\d{4}-[A-Z]\d\d)(?![A-Z0-9])"
 )
 BETWEEN = r"[\s._‐-―-]+"  # blanks, dots, underscores, hyphens and dashes
-PAIRS_SHOWN = 5
 
 
 def person(name):
@@ -47,17 +45,6 @@ def alike_groups(names):
             yield group
         else:
             yield from (part for part in parts.values() if len(part) > 1)
-
-
-def warn_of_alike(found, where, what, names):
-    """Name the groups of patients or slides that may be one in several spellings."""
-    groups = list(alike_groups(names))
-    if groups:
-        said = few([" and ".join(map(repr, group)) for group in groups], PAIRS_SHOWN)
-        found.warn(
-            f"{where}: {said} may each be one {what}: only one spelling keeps a {what} whole, and "
-            "patients out of both sides of a fold"
-        )
 
 
 # ----- Joins that fail ----------------------------------------------------------------------------

@@ -1,7 +1,8 @@
 """python tiling.py doctor COHORT|SLIDE: say what is seen in each slide, and write nothing.
 
 It costs a second or so for each slide: µm per pixel and who says so, the level that tiles are read
-from, threshold and share of the tissue, number of tiles. It refuses what `features` would refuse.
+from, threshold and share of the tissue, number of tiles; with --features DIR, what the files hold.
+It refuses what `features` would refuse, and of samples.csv and expression what training would.
 """
 
 import json
@@ -12,8 +13,8 @@ import openslide
 import tiling
 from lab.cohort.check import check_cohort
 from lab.cohort.expression import ENDINGS, read_expression
-from lab.cohort.features import features_of
-from lab.cohort.samples import read_samples
+from lab.cohort.features import features_of, load_features
+from lab.cohort.samples import join, read_samples
 from lab.cohort.slides import find_slides, open_slide, orientation
 from lab.cohort.steps import work_through
 from lab.cohort.tiles import find_tiles, table_mpp, tile_settings
@@ -23,6 +24,8 @@ from lab.devices import pick_device
 from lab.encoders import ENCODERS, encoder_wants
 from lab.files import TISSUE
 from lab.findings import Findings
+from lab.he2rna.msi_study import msi_labels
+from lab.histcode.bags import tissue_of
 from lab.progress import report_failures
 from lab.weights import weights_identity
 
@@ -39,14 +42,54 @@ def run(o):
     cohort, (rank, world) = Path(o.cohort), o.share
     found = Findings()
     if (cohort / "samples.csv").exists():
-        samples, table = read_samples(cohort), None
-        if any((cohort / f"expression{ending}").is_file() for ending in ENDINGS):
-            table = found.of(read_expression, cohort, o.scale, found.warn)
-        check_cohort(found, cohort, samples, o, table)
+        check_tables(found, cohort, o)
     slides = chosen_slides(cohort, o)[rank::world]
+    failed = {}
+    look = describe_features if o.features else describe_slides
+    names, describe = look(cohort, slides, o, failed)
+    for _, lines in work_through("doctor", describe, names, o.workers, failed):
+        print(*lines, sep="\n")
+    try:
+        found.tell(cohort)
+    finally:
+        status = report_failures(failed, len(slides))
+    return status
+
+
+def check_tables(found, cohort, o):
+    """What training, msi and diagnose would find, as far as a cohort needs no option for it."""
+    samples, table = read_samples(cohort), None
+    if any((cohort / f"expression{ending}").is_file() for ending in ENDINGS):
+        table = found.of(read_expression, cohort, o.scale, found.warn)
+    if table:
+        found.of(join, samples, *table[:2], cohort / "expression")
+    check_cohort(found, cohort, samples, o, table)
+    labels = Findings()  # which not every verb reads
+    if "msi" in samples[0]:
+        labels.of(msi_labels, [s["msi"] for s in samples], cohort / "samples.csv")
+    if {"tumor", "tumour"} & set(samples[0]):
+        labels.of(tissue_of, samples, cohort)
+    for text in labels.refused:
+        found.warn(text)
+
+
+def describe_features(cohort, slides, o, _):
+    """(slides, a function that reads the features of one and says what they are, in lines)."""
+    source = features_of(o)
+
+    def look(name):
+        features, coords = load_features(cohort, source, name)
+        placed = "" if coords is not None else "; no coordinates"
+        return [f"{name}: {len(features):,} tiles of {features.shape[1]:,} features{placed}"]
+
+    return slides, look
+
+
+def describe_slides(cohort, slides, o, failed):
+    """(slides that have a file, a function that looks at one and says what it saw, in lines)."""
     files, given = find_slides(cohort), table_mpp(cohort)
     shared, px = tile_settings(cohort / "tiles", o), encoder_wants(o)["tile_px"]
-    failed = {name: f"no file {name}.* in {cohort}" for name in slides if name not in files}
+    failed.update({n: f"no file {n}.* in {cohort}" for n in slides if n not in files})
 
     def look(name):
         mpp = given.get(name, shared["mpp"])
@@ -61,11 +104,7 @@ def run(o):
             f"  {tissue(arrays, {**TISSUE, **shared})}{on_disk(arrays, o.encoder)}",
         ]
 
-    names = [name for name in slides if name in files]
-    for _, lines in work_through("doctor", look, names, o.workers, failed):
-        print(*lines, sep="\n")
-    found.tell(cohort)
-    return report_failures(failed, len(slides))
+    return [name for name in slides if name in files], look
 
 
 def picture(slide, path):
