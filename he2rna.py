@@ -90,7 +90,7 @@ MSI_HIDDEN = (1024, 256)  # A's layers, which the autoencoders mirror [HE2RNA Me
 MSI_CLASSIFIER = (256, 128)  # B's layers; on a 256-d code 128 alone [HE2RNA Methods, MSI status]
 MSI_EPOCHS = 50  # [HE2RNA Methods, MSI status]; of the autoencoders [ours]
 MSI_BATCH = 10  # slides an iteration of the classifiers [HE2RNA code]
-MSI_GENE_BATCH = 32  # of A's networks [HE2RNA code]; of the autoencoders [ours]
+MSI_GENE_BATCH = 32  # of A's networks and the autoencoders, Keras's default [HE2RNA code]
 MSI_RATE = 1e-3  # of Adam [HE2RNA code]
 MSI_FOLDS = 3  # in A and in B [HE2RNA Methods, MSI status]
 MSI_REPEATS = 10  # of the cross-validation in B [HE2RNA Results, MSI status prediction]
@@ -962,12 +962,13 @@ def learn_expression(hospitals):
 def learn_autoencoder(hospitals, rows_of):
     """2048-1024-256-1024-2048: "three hidden dense layers ... with ReLU and linear activations".
 
-    One for each set of rows [ours]. [HE2RNA Methods, MSI status]
+    [HE2RNA Methods, MSI status] Linear are the 256, and the output [HE2RNA code]. One for each set
+    of rows [ours].
     """
     recipe = Recipe(
         kind=1,
         sizes=(hospitals.x.shape[1], *MSI_HIDDEN, MSI_HIDDEN[0], hospitals.x.shape[1]),
-        activations=(nn.ReLU, nn.ReLU, nn.ReLU, nn.Identity),
+        activations=(nn.ReLU, nn.Identity, nn.ReLU, nn.Identity),
         epochs=MSI_EPOCHS,
         batch=MSI_GENE_BATCH,
     )
@@ -1045,7 +1046,7 @@ MSI_ARMS = {
 def folds_in_b(patients, high, seed, folds=MSI_FOLDS, repeats=MSI_REPEATS):
     """(M, N) bool: the test patients of each fold of each repeat, each with its share of MSI-H.
 
-    patients, high (N,) of hospital B. Even shares are [ours].
+    patients, high (N,) of hospital B. Even shares are [HE2RNA code].
     """
     tests = []
     for repeat in range(repeats):

@@ -50,7 +50,7 @@ N_LISTS = 10_000  # random gene lists a signature [HE2RNA Methods, Statistics an
 LIST_BLOCK = 1000  # lists at a time, to spare memory [ours]
 EXPRESSION_BINS = 25  # groups of genes of like mean expression [ours]
 N_DRAWS = 1000  # bootstrap draws [ours]
-INTERVAL = (0.025, 0.975)  # quantiles of a bootstrap: 95 % [ours]
+INTERVAL = (0.025, 0.975)  # quantiles of a 95 % interval [ours]
 BASELINE_RANGE = (0.05, 0.95)  # "5%-95% range of the real", read as quantiles [HistCode Results]
 AUTHORS_FOLDS = 5  # of the cross-validation [HE2RNA Methods, Training and evaluation]
 AUTHORS_VALID = 0.1  # share of the other patients, for early stopping [HE2RNA code]
@@ -376,6 +376,30 @@ def _rank_sum_counts(small, large):
         for start in range(i):
             ways[start::i] = np.cumsum(ways[start::i])
     return ways
+
+
+def corrected_t(differences, tested_per_trained):
+    """Two models over splits of the same samples: mean difference, its 95 % interval, and p.
+
+    differences (J,), of each split; tested_per_trained: samples that a split tests over the others.
+    -> mean, low, high, two-sided p; the last three nan for one split, and for equal differences.
+    Splits share samples. The variance of their mean is not s^2 / J but at most about
+    s^2 (1 / J + tested_per_trained), with J - 1 degrees of freedom [Nadeau & Bengio 2003]. Where
+    each split draws n_B of n samples and works in these alone, n_B / (n - n_B) makes it Hoeffding's
+    bound on the variance of a U-statistic. Wilcoxon's test over splits asks about these very
+    samples, this one about others. [ours]
+
+    Needs: INTERVAL, TIED, floats.
+    """
+    d = floats(differences)
+    J = len(d)
+    mean = d.mean()
+    if J < 2 or np.ptp(d) <= TIED:
+        return float(mean), math.nan, math.nan, math.nan
+    error = d.std(ddof=1) * math.sqrt(1 / J + tested_per_trained)
+    half = special.stdtrit(J - 1, INTERVAL[1]) * error
+    p = 2 * special.stdtr(J - 1, -abs(mean) / error)
+    return float(mean), float(mean - half), float(mean + half), float(p)
 
 
 # ----- ROC and precision-recall  [HE2RNA Fig. 5; HistCode Figs. 2, 3] -----------------------------

@@ -492,6 +492,33 @@ def test_rank_sum_equals_scipy(n1, n2):
         same(stats.wilcoxon_rank_sum(y, x), scipy.stats.mannwhitneyu(y, x))
 
 
+def test_corrected_t_without_correction_is_students_and_with_it_the_textbooks():
+    """scipy.stats.ttest_1samp; Nadeau and Bengio's standard error, written out."""
+    d = np.random.default_rng(0).normal(0.05, 0.1, 12)
+    plain = scipy.stats.ttest_1samp(d, 0)
+    mean, low, high, p = stats.corrected_t(d, 0)
+    assert (mean, p) == pytest.approx((d.mean(), plain.pvalue))
+    assert (low, high) == pytest.approx(tuple(plain.confidence_interval()))
+    error = np.sqrt((1 / 12 + 0.5) * d.var(ddof=1))
+    wanted = scipy.stats.t(11, d.mean(), error)
+    assert stats.corrected_t(d, 0.5)[1:3] == pytest.approx(wanted.interval(0.95))
+    assert np.isnan(stats.corrected_t([0.1], 0.5)[1:]).all()
+    assert np.isnan(stats.corrected_t([0.1, 0.1], 0.5)[1:]).all()
+
+
+def test_corrected_t_holds_over_divisions_of_the_same_patients_where_wilcoxons_does_not():
+    """The truth is 0: the mean of 12 of 60 patients, drawn 20 times, in 400 studies."""
+    rng = np.random.default_rng(0)
+    found = []
+    for _ in range(400):
+        patients = rng.normal(size=60)
+        d = [rng.choice(patients, 12, replace=False).mean() for _ in range(20)]
+        wilcoxon = stats.wilcoxon_signed_rank(d, np.zeros(20))[1]
+        found.append((stats.corrected_t(d, 12 / 48)[3] < 0.05, wilcoxon < 0.05))
+    ours, theirs = np.mean(found, 0)
+    assert 0.02 < ours < 0.08 and theirs > 0.25
+
+
 # ----- ROC and precision-recall ------------------------------------------------------------------
 def test_roc_auc_equals_counting_all_pairs():
     """Brute force: all pairs, ties by half; an example of scikit-learn's."""
@@ -1281,6 +1308,9 @@ def test_the_arms_networks_are_the_papers(hospitals):
             assert recipe.epochs == 50
             ends = {1: "Sigmoid", recipe.sizes[0]: "Identity", 6: "Identity"}
             assert recipe.activations[-1].__name__ == ends[recipe.sizes[-1]]
+            if len(recipe.sizes) == 5:
+                layers = [activation.__name__ for activation in recipe.activations]
+                assert layers == ["ReLU", "Identity", "ReLU", "Identity"]
             for lesson in lessons:
                 assert lesson.known is lesson.rows  # nothing else is learned from
 

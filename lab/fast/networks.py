@@ -62,6 +62,8 @@ class Networks:
 
 def slope(activation, value):
     """The slope of a hidden layer's activation, from its value."""
+    if activation is nn.Identity:
+        return 1
     if activation is nn.Sigmoid:
         return value * (1 - value)
     return (value > 0).to(value)  # ReLU

@@ -12,7 +12,7 @@ RECIPES = {
     "classifier": he2rna.Recipe(2, (40, 16, 8, 1), (nn.Sigmoid,) * 3, 50, 10),
     "expression": he2rna.Recipe(0, (40, 12, 6, 30), (nn.Sigmoid, nn.Sigmoid, nn.Identity), 50, 10),
     "autoencoder": he2rna.Recipe(
-        1, (40, 24, 6, 24, 40), (nn.ReLU, nn.ReLU, nn.ReLU, nn.Identity), 50, 10
+        1, (40, 24, 6, 24, 40), (nn.ReLU, nn.Identity, nn.ReLU, nn.Identity), 50, 10
     ),
 }
 
