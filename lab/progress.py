@@ -93,7 +93,12 @@ def clock(seconds):
 def table(header, rows):
     """A table of Markdown."""
     lines = [header, ["---"] * len(header), *rows]
-    return "\n".join("| " + " | ".join(map(str, cells)) + " |" for cells in lines)
+    return "\n".join("| " + " | ".join(map(cell, cells)) + " |" for cells in lines)
+
+
+def cell(value):
+    """A cell of a table of Markdown, in which | would end it."""
+    return one_line(value).replace("|", "\\|")
 
 
 def say_left_out(left_out):
@@ -104,11 +109,13 @@ def say_left_out(left_out):
     return left_out
 
 
-def report_failures(failed, total, folder=None, share=(0, 1)):
+def report_failures(failed, total, folder=None, share=(0, 1), lacks=None):
     """Say which slides failed and why, also in FOLDER/failed.csv -> exit status, 1 where some did.
 
-    Each of several processes has a file of its own; a file where nothing failed is removed.
+    lacks: {slide: what was asked for and not found}, of slides of which all else was done. Each of
+    several processes has a file of its own; a file where nothing failed is removed.
     """
+    lacks = {name: f"not found: {what}" for name, what in (lacks or {}).items()}
     if folder:
         rank, world = share
         path = folder / ("failed.csv" if world == 1 else f"failed-{rank}-of-{world}.csv")
@@ -116,11 +123,13 @@ def report_failures(failed, total, folder=None, share=(0, 1)):
         if world == 1:
             for old in folder.glob("failed-*-of-*.csv"):
                 old.unlink()
-        if failed:
-            rows = [(name, one_line(why)) for name, why in failed.items()]
+        if failed or lacks:
+            rows = [(name, one_line(why)) for each in (failed, lacks) for name, why in each.items()]
             save_csv(path, ("slide", "reason"), rows)
     for name, why in failed.items():
         print(one_line(f"failed: {name}: {why}"), file=sys.stderr)
+    for name, what in lacks.items():
+        print(one_line(f"{name}: {what}"), file=sys.stderr)
     if failed:
         print(f"{len(failed)} of {total} slides failed", file=sys.stderr)
-    return 1 if failed else 0
+    return 1 if failed or lacks else 0

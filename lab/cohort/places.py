@@ -1,62 +1,86 @@
 """Truth about places on a slide: cells in points/, spots in spots/, outlines in regions/.
 
-Files are <slide>.csv, .tsv, .txt (also .gz) or .geojson, as people write them or QuPath exports
-them. All places come out as x, y in level-0 pixels.
+Files are <slide>.csv, .tsv, .txt (also .gz) or .geojson, .json, .zip, as people write them or
+QuPath exports them; the slide's name may have its ending (s0.svs.geojson). All places come out as
+x, y in level-0 pixels. What is passed over is counted, and told to `say`.
 """
 
-import json
-import zlib
-from typing import NamedTuple
+import re
+from collections import Counter
 
 import numpy as np
 
-from lab.files import InputError, few, number, read_rows, unpacked
+from lab.cohort.slides import SLIDE_ENDINGS, find_slides
+from lab.exchange.geojson import FAR, OPEN, SHAPES, centroid, read_geojson
+from lab.files import InputError, few, number, read_rows
+from lab.words import composed, find_word
 
-FAR = 1e9  # pixels or µm from the corner of a slide: no place on it      [ours]
-TABLES = (".csv", ".csv.gz", ".tsv", ".tsv.gz", ".txt")
-SHAPES = (".geojson", ".geojson.gz")
+TABLES = (".csv", ".csv.gz", ".tsv", ".tsv.gz", ".txt", ".txt.gz")
 CLASSES = ("cell", "class", "classification")  # columns that name a cell's class
+OBJECTS = ("object type", "name")  # columns in which QuPath says what a row is
+NO_CELLS = ("annotation", "tma core", "pathrootobject", "root object")  # values of these
 
 
-def read_places(folder, slide, mpp, origin=(0, 0)):
+def read_places(folder, slide, mpp, origin=(0, 0), say=print):
     """What is known of a slide: cells {class: (m, 2)} and spots ((m, 2), {column: (m,)}), or None.
 
     mpp and origin: QuPath's own frame, in which its exports are (`qupath_frame`).
     """
-    return read_cells(folder, slide, mpp, origin), read_spots(folder, slide, mpp, origin)
+    frame = mpp, origin, say
+    return read_cells(folder, slide, *frame), read_spots(folder, slide, *frame)
 
 
-def read_cells(folder, slide, mpp, origin):
+def read_cells(folder, slide, mpp, origin, say):
     """{class: (m, 2)} of points/<slide>, "all cells" first; None where there is no such file."""
-    path = found_one(folder / "points", slide, (*TABLES, *SHAPES))
+    path = found_one(folder / "points", slide, (*TABLES, *SHAPES), say)
     if path is None:
         return None
-    if path.name.endswith(SHAPES):
-        kinds, xy = shape_centres(path)
+    if path.name.lower().endswith(SHAPES):
+        kinds, xy = shape_centres(path, slide, say)
         return cells_by_class(kinds, xy + origin)
-    xy, columns = read_place_table(path, slide, mpp, origin)
+    xy, columns = read_place_table(path, slide, mpp, origin, say)
     named = {name.lower(): texts for name, texts in columns.items()}
     kinds = next((named[c] for c in CLASSES if c in named), [""] * len(xy))
     return cells_by_class(kinds, xy)
 
 
-def read_spots(folder, slide, mpp, origin):
+def read_spots(folder, slide, mpp, origin, say):
     """((m, 2), {column: (m,)}) of spots/<slide>, columns with numbers; None without such a file."""
-    path = found_one(folder / "spots", slide, TABLES)
+    path = found_one(folder / "spots", slide, TABLES, say)
     if path is None:
         return None
-    xy, columns = read_place_table(path, slide, mpp, origin)
+    xy, columns = read_place_table(path, slide, mpp, origin, say)
     values = {name: np.array(list(map(number, texts))) for name, texts in columns.items()}
     return xy, {name: v for name, v in values.items() if np.isfinite(v).any()}
 
 
-def found_one(folder, slide, endings):
-    """The file <slide> with one of the endings, None where there is none; two are refused."""
-    paths = [folder / f"{slide}{ending}" for ending in endings]
-    paths = [path for path in paths if path.is_file()]
+def found_one(folder, slide, endings, say):
+    """The file of a slide with one of the endings, None where there is none; two are refused."""
+    paths, others = [], []
+    for path in sorted(folder.iterdir()) if folder.is_dir() else ():
+        ending = ending_of(path.name, slide)
+        if ending in endings and path.is_file():
+            paths.append(path)
+        elif ending and ending[0] in ". (":
+            others.append(path.name)
     if len(paths) > 1:
         raise InputError(f"{folder}: {paths[0].name} and {paths[1].name} are both there; keep one")
+    if others and not paths:
+        say(
+            f"{folder}: {few(others)} not read: of {slide} is read what is named {slide} and ends "
+            f"in {', '.join(endings)}"
+        )
     return paths[0] if paths else None
+
+
+def ending_of(name, slide):
+    """What follows a slide's name, or the name of its file, in a file's name; None if nothing."""
+    name, slide = composed(name), composed(slide)
+    rest = name[len(slide) :].lower()
+    for own in SLIDE_ENDINGS:
+        if rest.startswith(own + "."):
+            rest = rest[len(own) :]
+    return rest if name.startswith(slide) else None
 
 
 def cells_by_class(kinds, xy):
@@ -69,26 +93,81 @@ def cells_by_class(kinds, xy):
     return cells
 
 
+def tell_passed(path, passed, say):
+    """Say what of a file was passed over: a Counter."""
+    passed = +passed  # without zeros
+    opened = passed.pop(OPEN, 0)
+    if opened:
+        say(f"{path}: {opened:,} rings whose ends don't meet are taken as closed")
+    if passed:
+        each = [f"{n:,} {what}" for what, n in sorted(passed.items())]
+        say(f"{path}: passed over {', '.join(each)}")
+
+
 # ----- Tables -------------------------------------------------------------------------------------
 
 
-def read_place_table(path, slide, mpp, origin):
-    """Places (m, 2) of a table, and its other columns {name: texts}."""
+def read_place_table(path, slide, mpp, origin, say=print):
+    """Places (m, 2) of a slide's rows of a table, and its other columns {name: texts}."""
     header, rows = read_rows(path, even=True)
-    columns = {name: [row[j] for row in rows] for j, name in enumerate(header)}
     known = {plain(name): name for name in header}
-    images = sorted(set(columns[known["image"]])) if "image" in known else []
-    if len(images) > 1:
-        raise InputError(
-            f"{path}: rows of {len(images)} images ({few(images, 3)}); give those of {slide} alone"
-        )
     names, scale, start = place_columns(path, known, mpp, origin)
+    columns = dict(zip(header, map(list, zip(*rows, strict=True)), strict=True)) if rows else {}
+    kept = rows_kept(path, slide, columns, known, say)
+    columns = {name: [columns[name][i] for i in kept] if rows else [] for name in header}
     texts = [columns.pop(name) for name in names]
     xy = np.array([[number(text) for text in column] for column in texts]).T.reshape(-1, 2)
     there = (np.abs(xy) < FAR).all(1)
     if not there.all():
-        raise InputError(f"{path}: row {2 + int(np.argmin(there))}: x, y is no place")
+        raise InputError(f"{path}: row {2 + kept[int(np.argmin(there))]}: x, y is no place")
     return xy * scale + start, columns
+
+
+def rows_kept(path, slide, columns, known, say):
+    """Numbers of the rows that are places of the slide: no annotations, none of other images."""
+    images = columns.get(known.get("image"), ())
+    own = own_images(path, slide, Counter(images), say)
+    kept = np.full(len(next(iter(columns.values()), ())), True)
+    passed = Counter()
+    if images:
+        kept = np.isin(images, own)
+        others = few(sorted(set(images) - set(own)), 3)
+        passed[f"rows of other images ({others})"] = (~kept).sum()
+    for name in OBJECTS:
+        objects = columns.get(known.get(name), ())
+        odd = [text for text in set(objects) if any(word in text.lower() for word in NO_CELLS)]
+        if odd:
+            is_odd = np.isin(objects, odd)
+            passed["rows of annotations"] += (kept & is_odd).sum()
+            kept &= ~is_odd
+    tell_passed(path, passed, say)
+    return np.flatnonzero(kept)
+
+
+def own_images(path, slide, images, say):
+    """Which of the images that QuPath names in a table are the slide."""
+    named = sorted(image for image in images if image.strip())
+    own = [image for image in named if is_image_of(image, slide)]
+    if len(own) > 1:
+        raise InputError(f"{path}: rows of {len(own)} images of {slide} ({few(own, 3)}); keep one")
+    if not own and len(named) > 1:
+        raise InputError(
+            f"{path}: rows of {len(named)} images ({few(named, 3)}), none of them {slide}"
+        )
+    for image in named if not own else ():  # a slide that was renamed, or a table
+        if any(is_image_of(image, other) for other in find_slides(path.parents[1])):
+            raise InputError(f"{path}: its rows are of image {image}, which is another slide")
+        say(f"{path}: its rows are of image {image}; taken as those of {slide}, by the file's name")
+        own = [image]
+    return [*own, *(image for image in images if not image.strip())]
+
+
+def is_image_of(image, slide):
+    """Whether QuPath's name of an image is a slide's: its path, its ending, " - series 0"."""
+    name, slide = re.split(r"[/\\]", composed(image))[-1].strip(), composed(slide)
+    rest = re.fullmatch(r"(\.[a-z]\w{0,7})?( - .*| \(.*\))?", name[len(slide) :], re.IGNORECASE)
+    series = (rest and rest[2]) or ""
+    return bool(rest) and name.startswith(slide) and not series.lower().endswith(SLIDE_ENDINGS)
 
 
 def plain(name):
@@ -117,117 +196,52 @@ def place_columns(path, known, mpp, origin):
 # ----- GeoJSON ------------------------------------------------------------------------------------
 
 
-class Feature(NamedTuple):
-    """What a GeoJSON feature holds: points (m, 2), and polygons, each its outline and its holes."""
-
-    kind: str  # the class that QuPath gave it, "Tumor" or derived "Tumor: Positive"
-    is_annotation: bool  # an outline of a region, no cell
-    points: np.ndarray
-    polygons: list
-
-
-def read_outlines(folder, slide, origin, kind=None):
+def read_outlines(folder, slide, origin, kind=None, say=print):
     """Polygons of regions/<slide>.geojson as `lab.space.inside` takes them, or None.
 
     kind: those of one class; where the file has none of it, that is said.
     """
-    path = found_one(folder / "regions", slide, SHAPES)
+    path = found_one(folder / "regions", slide, SHAPES, say)
     if path is None:
         return None
-    features = read_geojson(path)
+    features, passed = read_geojson(path, lambda name: ending_of(name, slide) in SHAPES)
+    with_places = [f for f in features if f.polygons]
+    passed["points"] = sum(len(f.points) for f in features)
     if kind:
-        classes = sorted({f.kind for f in features} - {""})
-        features = [f for f in features if f.kind == kind]
-        if not features:
-            print(f"{path}: no region of class {kind}; it has {few(classes) or 'no classes'}")
+        classes = sorted({f.kind for f in with_places} - {""})
+        asked, kind = kind, find_word(kind, classes)
+        if kind is None:
+            say(f"{path}: no region of class {asked}; it has {few(classes) or 'no classes'}")
             return None
-    polygons = [[ring + origin for ring in rings] for f in features for rings in f.polygons]
-    if not any(len(ring) > 2 for rings in polygons for ring in rings):
+        for f in with_places:
+            own = f"of class {f.kind}" if f.kind else "without a class"
+            passed[f"outlines {own}"] += f.kind != kind
+        with_places = [f for f in with_places if f.kind == kind]
+    polygons = []
+    for f in with_places:
+        for rings in f.polygons:
+            if len(rings[0]) > 2:
+                polygons.append([ring + origin for ring in rings])
+            else:
+                passed["outlines of fewer than three points"] += 1
+    tell_passed(path, passed, say)
+    if not polygons:
         raise InputError(
             f"{path}: no Polygon or MultiPolygon in it: draw an outline, export it as GeoJSON"
         )
     return polygons
 
 
-def shape_centres(path):
+def shape_centres(path, slide, say):
     """Classes (m,) and places (m, 2) of a file's cells: points, and centroids of polygons."""
+    features, passed = read_geojson(path, lambda name: ending_of(name, slide) in SHAPES)
     kinds, places = [], [np.zeros((0, 2))]
-    for f in read_geojson(path):
+    for f in features:
         xy = f.points
         if f.polygons and not f.is_annotation:
             xy = centroid(f.polygons)[None]
+        passed["annotations"] += bool(f.polygons) and f.is_annotation
         places.append(xy)
         kinds += [f.kind] * len(xy)
+    tell_passed(path, passed, say)
     return kinds, np.concatenate(places)
-
-
-def read_geojson(path):
-    """Features of a FeatureCollection, of a list of them (as QuPath writes), or of one of them."""
-    try:
-        value = json.loads(unpacked(path))
-    except (OSError, EOFError, zlib.error, ValueError, RecursionError) as e:
-        raise InputError(f"{path}: not whole GeoJSON ({e})") from None
-    if isinstance(value, dict):
-        value = value.get("features", value)
-    features = []
-    for feature in value if isinstance(value, list) else [value]:
-        if isinstance(feature, dict):
-            try:
-                features.append(feature_of(feature))
-            except (AttributeError, KeyError, TypeError, ValueError, IndexError, OverflowError):
-                number = len(features) + 1
-                raise InputError(
-                    f"{path}: feature {number} has no x, y numbers, or is no feature of GeoJSON"
-                ) from None
-    return features
-
-
-def feature_of(feature):
-    """A Feature of GeoJSON, or of a bare geometry."""
-    shape = feature.get("geometry", feature) or {}
-    own = feature.get("properties") or {}
-    points, polygons = np.zeros((0, 2)), []
-    if shape.get("type") == "Point":
-        points = points_of([shape["coordinates"]])
-    elif shape.get("type") == "MultiPoint":
-        points = points_of(shape["coordinates"])
-    elif shape.get("type") == "Polygon":
-        polygons = [shape["coordinates"]]
-    elif shape.get("type") == "MultiPolygon":
-        polygons = shape["coordinates"]
-    polygons = [[points_of(ring) for ring in rings] for rings in polygons]
-    object_type = own.get("objectType") or own.get("object_type")
-    object_type = object_type or feature.get("id") or ""  # before QuPath 0.3 the id said it
-    return Feature(class_of(own), "annotation" in str(object_type).lower(), points, polygons)
-
-
-def class_of(own):
-    """A feature's class by its properties, "" for none."""
-    said = own.get("classification") or ""
-    if isinstance(said, dict):
-        said = said.get("name") or said.get("names") or ""
-    return ": ".join(map(str, said)) if isinstance(said, list) else str(said)
-
-
-def points_of(coordinates):
-    """(k, 2) of a list of x, y, perhaps with more numbers; ValueError for what is no place."""
-    xy = np.array([(x, y) for x, y, *_ in coordinates], np.float64).reshape(-1, 2)
-    if not (np.abs(xy) < FAR).all():
-        raise ValueError(coordinates)
-    return xy
-
-
-def centroid(polygons):
-    """Centre of gravity (2,) of polygons, each its outline and its holes, in any direction."""
-    area, moment = 0.0, np.zeros(2)
-    for rings in polygons:
-        for i, ring in enumerate(rings):
-            first = ring[0]  # far from the origin digits would be lost
-            p = ring - first  # (k, 2)
-            q = np.roll(p, -1, 0)
-            cross = p[:, 0] * q[:, 1] - q[:, 0] * p[:, 1]
-            size = cross.sum() / 2
-            sign = np.sign(size) * (-1 if i else 1)  # a hole is taken away
-            area += sign * size
-            moment += sign * ((p + q).T @ cross / 6 + size * first)
-    return moment / area if area > 0 else polygons[0][0].mean(0)

@@ -42,6 +42,7 @@ class SlideMap:
     outlines: list | None = None  # drawn on the slide
     spots: tuple | None = None  # what was measured on spots, for the summary of several slides
     said: str = ""  # in short, for the terminal
+    lacks: list = field(default_factory=list)  # what was asked for and is not there
 
 
 def write_map(folder, done, origin):
@@ -74,6 +75,11 @@ def write_tables(work, done, origin):
     shapes = tiles_geojson(done.coords - origin, done.tile, values, list(done.columns))
     save_json(work / "tiles.geojson", shapes)
     save_text(work / "report.md", done.lines)
+
+
+def lacks_of(maps):
+    """{slide: what was asked for and is not there}, once for each slide."""
+    return {done.name: "; ".join(dict.fromkeys(done.lacks)) for done in maps if done.lacks}
 
 
 def table_of_maps(maps):

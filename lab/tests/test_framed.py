@@ -132,7 +132,7 @@ def test_maps_trade_in_qupaths_frame(framed, capsys):
     um, _ = qupath_frame(slide, None)
     x, y = rings[top].mean(0) * um
     header = "Image,Class,Centroid X µm,Centroid Y µm"
-    (cohort / "points" / "s00_0.csv").write_text(f"{header}\nm.mrxs,Tumor,{x},{y}\n")
+    (cohort / "points" / "s00_0.csv").write_text(f"{header}\ns00_0.mrxs,Tumor,{x},{y}\n")
     capsys.readouterr()
     assert heatmap(cohort, "--regions", "Tumor", "--cells", "Tumor") == 0
     assert "outline AUC 1.000" in capsys.readouterr().out
@@ -140,7 +140,8 @@ def test_maps_trade_in_qupaths_frame(framed, capsys):
     assert cells == [int(i == top) for i in range(40)]
     assert heatmap(cohort, "--cells", "Tumor") == 0
     assert "outline AUC 0.9" in capsys.readouterr().out  # all classes together
-    assert heatmap(cohort, "--regions", "Stroma") == 0
-    said = capsys.readouterr().out
-    assert "no region of class Stroma; it has Necrosis, Tumor" in said
-    assert "outline" not in said
+    assert heatmap(cohort, "--regions", "Stroma") == 1
+    said = capsys.readouterr()
+    assert "no region of class Stroma; it has Necrosis, Tumor" in said.out
+    assert "outline AUC" not in said.out
+    assert "s00_0: not found: --regions Stroma: no outline of it in" in said.err

@@ -97,10 +97,14 @@ def test_several_slides_by_all_models_have_a_summary(drawn_map, capsys):
     _, run, _, _, _ = drawn_map
     slides = sorted(r["slide"] for r in read_csv(run / "folds.csv"))[:3]
     argv = ("--genes", "CD3D", "--all-models", "--cells", "lymphocyt")
-    assert heatmap(run, *slides, *argv) == 0
-    said = capsys.readouterr().out
-    assert "models of folds 0, 1, 2" in said
-    assert f"{slides[0]}: no cells of class lymphocyt; it has all cells, " in said
+    assert heatmap(run, *slides, *argv) == 1
+    said = capsys.readouterr()
+    assert "models of folds 0, 1, 2" in said.out
+    lack = "not found: --cells lymphocyt: no cells of class lymphocyt; it has all cells, "
+    assert all(f"{slide}: {lack}" in said.err for slide in slides)
+    failed = read_csv(run / "heatmaps" / "CD3D" / "failed.csv")
+    assert [row["slide"] for row in failed] == slides
+    assert lack[11:] in (run / "heatmaps" / "CD3D" / slides[0] / "report.md").read_text()
     summary = (run / "heatmaps" / "CD3D" / "summary.md").read_text()
     assert all(f"| {slide} |" in summary for slide in slides) and "| median |" in summary
 

@@ -17,12 +17,11 @@ import stats
 from lab import space
 from lab.application import each_slide, every_tile, held_out, pick_genes
 from lab.cohort.features import load_features
-from lab.cohort.places import read_outlines, read_places
 from lab.cohort.scale import unit_of_run
+from lab.cohort.truth import EVERY, truth_of
 from lab.commands.he2rna.options import check_name, slide_options
 from lab.commands.slide_options import add_options
 from lab.devices import pick_device
-from lab.exchange.qupath import qupath_frame
 from lab.files import InputError, digest, few, save_text
 from lab.he2rna.report import section
 from lab.he2rna.runs import bag_of, load_run, model_of
@@ -37,7 +36,8 @@ from lab.he2rna.spatial import (
 from lab.progress import report_failures, table
 from lab.show.maps import map_ground
 from lab.show.plots import need_matplotlib
-from lab.show.slide_map import SlideMap, table_of_maps, write_map
+from lab.show.slide_map import SlideMap, lacks_of, table_of_maps, write_map
+from lab.words import find_word
 
 CELL_FIGURES = ("R", "p", "Spearman", "median in the best tiles", "in all")
 
@@ -49,10 +49,9 @@ def options(parser):
     a("--name", help="of the folder in RUN/heatmaps/ (default: the genes)")
     a(
         "--cells",
-        default="all cells",
         metavar="CLASS",
         help="class of points/ to draw and to count in the best tiles (default: all cells; the "
-        "report has a row for each)",
+        "report has a row for each); a slide without any of it ends in status 1",
     )
     a(
         "--regions",
@@ -70,7 +69,7 @@ class Asked:
     models: list  # of each fold, with the outputs of the genes
     genes: list
     label: str
-    cells: str
+    cells: str | None
     group: list  # lines on the slides of the run
 
 
@@ -94,7 +93,7 @@ def run(o):
         )
     if len(maps) > 1:
         write_summary(folder / "summary.md", asked, maps, o.seed)
-    return report_failures(failed, len(maps) + len(failed), folder)
+    return report_failures(failed, len(maps) + len(failed), folder, lacks=lacks_of(maps))
 
 
 def what_is_asked(o):
@@ -135,18 +134,18 @@ def map_slide(asked, o, folder, slide, into, source):
     project = projects[name] if slide.own else "new"
     done.about = {"project": project, "models": ", ".join(map(str, use))}
     done.lines = first_lines(asked, done, o.all_models)
-    um, origin = qupath_frame(done.slide, done.mpp)
-    cells, spots = read_places(home, name, um, origin)
-    done.outlines = read_outlines(home, name, origin, o.regions)
-    if cells:
-        add_cells(done, cells, asked.cells)
-    if spots:
-        add_spots(done, spots, asked.run, use, features)
+    where = done.slide, done.mpp, done.coords, done.tile
+    truth = truth_of(home, name, *where, asked.cells, o.regions)
+    done.outlines, done.lacks = truth.outlines, truth.lacks
+    if truth.cells:
+        add_cells(done, truth.cells, asked.cells or EVERY)
+    if truth.spots:
+        add_spots(done, truth, asked.run, use, features)
     if done.outlines:
         add_outline(done)
-    done.lines += asked.group
+    done.lines += truth.lines() + asked.group
     add_provenance(done, asked, use, models, features, into)
-    write_map(folder / slide.label, done, origin)
+    write_map(folder / slide.label, done, truth.origin)
     return done
 
 
@@ -170,31 +169,33 @@ def first_lines(asked, done, everyone):
 
 def add_cells(done, cells, drawn):
     """Compare the scores with the cells on each tile; those of one class are drawn."""
-    if drawn not in cells:
-        print(f"{done.name}: no cells of class {drawn}; it has {few(list(cells))}")
-        cells[drawn] = np.zeros((0, 2))
-    done.points, done.counted = cells[drawn], drawn
     counts, figures = against_cells(done.scores, cells, done.coords, done.tile)
     rows = []
     for kind, n in counts.items():
         done.columns[f"cells: {kind}"] = n
         rows.append((kind, f"{n.sum():,}", *(f"{v:.3f}" for v in figures[kind])))
-    done.figures = dict(zip(CELL_FIGURES, figures[drawn]))
-    done.said += "; {}: R {:.3f} (p {:.3f})".format(drawn, *figures[drawn])
+    picture = []
+    drawn = find_word(drawn, cells)
+    if drawn:
+        done.points, done.counted = cells[drawn], drawn
+        done.figures = dict(zip(CELL_FIGURES, figures[drawn]))
+        done.said += "; {}: R {:.3f} (p {:.3f})".format(drawn, *figures[drawn])
+        picture = ["![Scores and cells](cells.png)"]
     done.lines += section(
         "Cells in each tile",
         f"p: a spatial shift of the scores ({SHIFTS} of them) gives an R as high.",
         table(("cells", "on tiles", *CELL_FIGURES), rows),
-        "![Scores and cells](cells.png)",
+        *picture,
     )
 
 
-def add_spots(done, spots, run, use, features):
+def add_spots(done, truth, run, use, features):
     """Compare what was measured on spots with the scores of their tiles."""
-    places, measured = spots
+    places, measured = truth.spots
     on_tile = space.holder(places, done.coords, done.tile)  # (m,) -1: on none
     held = on_tile >= 0
     if held.sum() < 2:
+        truth.lack(f"{held.sum()} of {len(held):,} spots lie on a tile: nothing to compare")
         return
     tiles = on_tile[held]
     own = [gene for gene in measured if gene in run["genes"]]
@@ -217,6 +218,8 @@ def add_spots(done, spots, run, use, features):
 def add_outline(done):
     """Compare the scores with what lies inside outlines."""
     inside = space.inside(done.coords + done.tile / 2, done.outlines)
+    if inside.all() or not inside.any():
+        done.lacks.append(f"{inside.sum():,} of {len(inside):,} tiles lie in the outlines: no AUC")
     auc = stats.roc_auc(inside, done.scores)
     done.columns["inside"] = inside.astype(int)
     done.figures["outline AUC"] = auc
@@ -264,7 +267,7 @@ def write_summary(path, asked, maps, seed):
     said = f"Run {asked.run['folder']}. Each slide has its own folder and report beside this file."
     figures = table_of_maps(maps)
     lines = [f"# {asked.label}: {len(maps)} slides", "", said, "", *asked.group]
-    lines += section(f"Scores and {asked.cells}", figures)
+    lines += section(f"Scores and {asked.cells or EVERY}", figures)
     together = {}
     for done in maps:
         if done.spots:

@@ -19,10 +19,9 @@ import tiling
 from lab import space
 from lab.application import each_slide, every_tile, held_out, pick_genes
 from lab.cohort.features import load_features
-from lab.cohort.places import read_outlines, read_places
+from lab.cohort.truth import truth_of
 from lab.commands.histcode.options import slides_of_run
 from lab.devices import pick_device
-from lab.exchange.qupath import qupath_frame
 from lab.files import InputError, save_text
 from lab.histcode.heads import apply_heads
 from lab.histcode.predictions import SUMS, contributions
@@ -30,7 +29,7 @@ from lab.histcode.runs import load_run, off_scale
 from lab.progress import report_failures, table
 from lab.show.maps import map_ground
 from lab.show.plots import need_matplotlib
-from lab.show.slide_map import SlideMap, table_of_maps, write_map
+from lab.show.slide_map import SlideMap, lacks_of, table_of_maps, write_map
 
 SHIFTS = 199  # random shifts behind a p over tiles  [ours]
 MEANING = {
@@ -76,18 +75,20 @@ def run(o):
     run = load_run(o.run, o.pooling)
     every = what_is_asked(run, o)
     maps, failed, seen = {asked.label: [] for asked in every}, {}, 0
-    for options, home, into, source, name in each_slide(run, o, failed):
+    for options, slide, into, source in each_slide(run, o, failed):
         try:
-            into = every_tile(run, options, home, into, source, name)
+            into = every_tile(run, options, slide.home, into, source, slide.name)
+            known = what_is_known(run, options, slide, into, source)
             for asked in every:
-                maps[asked.label].append(map_slide(asked, options, home, into, source, name))
+                maps[asked.label].append(map_slide(asked, options, slide, *known))
             seen += 1
         except (InputError, OSError) as e:
-            failed[name] = str(e)
+            failed[slide.label] = str(e)
     for label, slides in maps.items():
         if len(slides) > 1:
             write_summary(run["folder"] / "heatmaps" / label / "summary.md", label, slides)
-    return report_failures(failed, seen + len(failed), run["folder"] / "heatmaps")
+    lacks = lacks_of([done for slides in maps.values() for done in slides])
+    return report_failures(failed, seen + len(failed), run["folder"] / "heatmaps", lacks=lacks)
 
 
 def what_is_asked(run, o):
@@ -140,31 +141,36 @@ def map_scores(asked, use, h):
     return np.where(np.isnan(each).all(0), np.nan, mean)
 
 
-def map_slide(asked, o, home, into, source, name):
-    """Score a slide's tiles, compare them with the truth, write LABEL/NAME/ at once."""
-    h, coords = load_features(into, source, name)
+def what_is_known(run, o, slide, into, source):
+    """A slide's features, what its map is drawn on, its Truth, and the models that may speak."""
+    h, coords = load_features(into, source, slide.name)
     if len(h) < 2:
         raise InputError("one tile: no highest and lowest")
-    ground = map_ground(home, into, source, name, coords, o)
-    use = held_out(asked.run, name, home, o.all_models)
+    ground = map_ground(slide.home, into, source, slide.name, coords, o)
+    home = slide.home
+    if slide.own and not any((home / kind).is_dir() for kind in ("points", "regions")):
+        home = run["cohort"]
+    picture, _, mpp, tile, coords = ground
+    truth = truth_of(home, slide.name, picture, mpp, coords, tile, None, o.regions)
+    return h, ground, truth, held_out(run, slide, o.all_models)
+
+
+def map_slide(asked, o, slide, h, ground, truth, use):
+    """Score a slide's tiles, compare them with the truth, write its folder at once."""
     scores = map_scores(asked, use, h)
-    title, columns = f"{asked.label} on {name}", {asked.score: scores}
-    done = SlideMap(name, title, *ground, coords, scores, asked.score, columns)
+    title, columns = f"{asked.label} on {slide.label}", {asked.score: scores}
+    done = SlideMap(slide.label, title, *ground, scores, asked.score, columns)
     done.lines = first_lines(asked, done, use, o.all_models)
-    truth = home
-    if not any((home / kind).is_dir() for kind in ("points", "regions")):
-        truth = asked.run["cohort"]
-    um, origin = qupath_frame(done.slide, done.mpp)
-    done.outlines = read_outlines(truth, name, origin, o.regions)
-    cells, _ = read_places(truth, name, um, origin)
-    if done.outlines:
+    done.outlines, done.lacks = truth.outlines, truth.lacks
+    if truth.outlines:
         add_outline(done, o.regions)
-    if cells:
-        add_cells(done, cells, o.seed)
-    folder = asked.run["folder"] / "heatmaps" / asked.label / name
-    write_map(folder, done, origin)
-    models = f"{len(use)} of {len(asked.appliers)} models"
-    print(f"{name}, {asked.label}: {len(h):,} tiles, {models}{done.said} -> {folder}", flush=True)
+    if truth.cells:
+        add_cells(done, truth.cells, o.seed)
+    done.lines += truth.lines()
+    folder = asked.run["folder"] / "heatmaps" / asked.label / slide.label
+    write_map(folder, done, truth.origin)
+    said = f"{len(h):,} tiles, {len(use)} of {len(asked.appliers)} models{done.said}"
+    print(f"{slide.label}, {asked.label}: {said} -> {folder}", flush=True)
     return done
 
 
