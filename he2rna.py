@@ -1070,7 +1070,10 @@ def fold_aucs(scores, patient, high, tests):
 
 
 def arms_p(aucs, others):
-    """The two-tailed Wilcoxon test of two arms' AUC [HE2RNA Fig. 5c], paired over splits [ours]."""
+    """The two-tailed Wilcoxon test of two arms' AUC [HE2RNA Fig. 5c], paired over splits [ours].
+
+    It tells of other splits of these patients; `stats.corrected_t` of other patients.
+    """
     return stats.wilcoxon_signed_rank(aucs, others)[1]
 
 

@@ -15,7 +15,7 @@ from lab.commands.he2rna import msi as verb
 from lab.fast.networks import train_networks
 from lab.files import InputError
 from lab.he2rna.msi import compare_arms
-from lab.he2rna.msi_report import Aucs
+from lab.he2rna.msi_report import HEADER, Aucs, summary, verdicts
 from lab.he2rna.msi_study import Study, study_of_file
 from lab.tests.helpers import read_csv, real
 from lab.tests.helpers_he2rna import run_study, study, write_cohort
@@ -197,18 +197,41 @@ def test_the_report_is_of_the_results(tmp_path, small, capsys):
     assert report.split("\n\n")[3] in capsys.readouterr().out  # the table
 
 
-def test_arms_are_compared_over_the_splits_that_both_have():
-    """Authority: scipy's exact Wilcoxon test. The level is shared: only pairs see a difference."""
+def splits_of(gain, noise, n=13):
+    """results.csv of n splits; the level is shared, and split 0 lacks the transcriptome."""
     rng, results = np.random.default_rng(0), {}
-    for split in range(13):
+    for split in range(n):
         level = 0.5 + rng.normal(0, 0.1)
-        auc = {"transcriptome": level, "direct": level - 0.03 + rng.normal(0, 0.005)}
+        auc = {"transcriptome": level, "direct": level - gain + rng.normal(0, noise)}
         for arm in auc if split else ["direct"]:
-            results[split, "1/2", arm] = [[split, "1/2", arm, 0, 0, auc[arm], 9, 3]]
-    own, other, p = Aucs(results).against("1/2", "direct")
+            results[split, "1/2", arm] = [[split, "1/2", arm, 0, 0, auc[arm], 30, 6]]
+    return Aucs(results, 60)
+
+
+def test_arms_are_compared_over_the_splits_that_both_have():
+    """Authorities: scipy's exact Wilcoxon test; the corrected t with half of the patients in B."""
+    aucs = splits_of(0.03, 0.005)
+    own, other = aucs.against("1/2", "direct")
     assert len(own) == len(other) == 12
-    assert p == pytest.approx(scipy.stats.wilcoxon(own, other, method="exact").pvalue)
-    assert p < 0.001
+    row = dict(zip(HEADER, list(summary(aucs))[1], strict=True))
+    wilcoxon = scipy.stats.wilcoxon(own, other, method="exact").pvalue
+    assert float(row["p_splits"]) == pytest.approx(wilcoxon, rel=1e-2) and wilcoxon < 0.001
+    error = np.sqrt((1 / 12 + 1) * (other - own).var(ddof=1))
+    t = scipy.stats.t(11, (other - own).mean(), error)
+    low, high = t.interval(0.95)
+    assert (float(row["low_95"]), float(row["high_95"])) == pytest.approx((low, high), abs=1e-4)
+    assert float(row["p"]) == pytest.approx(2 * t.cdf(0), rel=1e-2)
+
+
+@pytest.mark.parametrize(
+    "gain, noise, said",
+    [(0.03, 0.005, "better at 1/2"), (-0.03, 0.005, "worse"), (0.01, 0.01, "not told apart")],
+)
+def test_the_verdict_is_the_intervals_not_the_splits(gain, noise, said):
+    aucs = splits_of(gain, noise)
+    (verdict,) = verdicts(aucs)
+    assert said in verdict
+    assert he2rna.arms_p(*aucs.against("1/2", "direct")) < 0.05  # of the splits in all of these
 
 
 @pytest.mark.parametrize("scale", [1, 1e4])
@@ -216,7 +239,9 @@ def test_logarithms_are_told_from_linear_expression(tmp_path, scale):
     z = study(np.random.default_rng(0))
     z["expression"] = np.abs(z["expression"]) * np.float32(scale)
     np.savez(tmp_path / "z.npz", **z)
-    o = SimpleNamespace(study=tmp_path / "z.npz", types=None, project=None, features=None, scale=None)
+    o = SimpleNamespace(
+        study=tmp_path / "z.npz", types=None, project=None, features=None, scale=None
+    )
     wanted = z["expression"] if scale == 1 else np.log10(1 + z["expression"])
     assert np.allclose(study_of_file(o).y, wanted)
 
@@ -232,6 +257,9 @@ def test_given_hospitals_need_only_what_they_use(tmp_path, small):
     assert run_study(tmp_path, z, "--splits", "2", "--repeats", "1") == 0
     rows = read_csv(tmp_path / "run" / "results.csv")
     assert {(r["ratio"], r["patients_b"]) for r in rows} == {("given", "25")}
+    report = (tmp_path / "run" / "report.md").read_text()
+    assert "one division, whose splits only draw folds" in report
+    assert {r["p"] for r in read_csv(tmp_path / "run" / "table.csv")} == {""}
     assert len(rows) == 2 * 5 * 3
     with pytest.raises(InputError, match=r"--ratios: not where .* each patient's hospital"):
         run_study(tmp_path, z, "--ratios", "1/2", name="other")
