@@ -9,15 +9,18 @@ from scipy.spatial import cKDTree
 import stats
 
 NEAREST = 4  # no more squares than this meet in a point
+ROUNDED = 1.5  # pixels by which tiles of a real pitch overlap that lie on whole ones  [ours]
+FEW = 4  # fewer places than this are no grid  [ours]
+SPARSE = 3  # the median neighbour on a grid of which few tiles were kept is so many steps off
 
 
 def holder(points, coords, tile):
     """Which tile holds each point: points (m, 2), coords (n, 2) top-left -> (m,), -1 for none.
 
-    Tiles do not overlap, on any grid or none; tile is their edge, a real number. A point lies in
+    On any grid or none; tile is their edge, a real number. A point lies in
     the pixel [x, x + 1) x [y, y + 1), and a tile holds the pixels from its corner up to, not with,
     its far edges: so tiles whose real pitch was rounded down to whole pixels leave no gap. A pixel
-    that two tiles share goes to the tile whose centre is nearer. [ours]
+    that tiles share goes to the tile whose centre is nearest. [ours]
     """
     points = np.asarray(points, np.float64).reshape(-1, 2)
     coords = np.asarray(coords, np.float64).reshape(-1, 2)
@@ -34,10 +37,45 @@ def holder(points, coords, tile):
 def count_points(points, coords, tile):
     """Points in each tile, as the T cells of the paper: (m, 2), (n, 2), edge -> (n,) int.
 
-    [HE2RNA Fig. 4c]
+    Where tiles overlap, a point counts in every tile that holds it [ours]; a pixel that two share
+    because a real pitch was rounded is no overlap. [HE2RNA Fig. 4c]
     """
-    which = holder(points, coords, tile)
-    return np.bincount(which[which >= 0], minlength=len(coords))
+    step = pitch(coords)
+    if step is None or step >= tile - ROUNDED or not len(points):
+        which = holder(points, coords, tile)
+        return np.bincount(which[which >= 0], minlength=len(coords))
+    pixels = np.floor(np.asarray(points, np.float64)).reshape(-1, 2)
+    near = cKDTree(pixels).query_ball_point(coords + tile / 2, tile / 2, np.inf)
+    counts = []
+    for corner, candidates in zip(coords, near, strict=True):
+        inner = pixels[candidates] - corner
+        counts.append(((inner >= 0) & (inner < tile)).all(1).sum())
+    return np.array(counts)
+
+
+def pitch(coords):
+    """How far a tile (n, 2) is from the next one of its grid, or None where they are on no grid.
+
+    The median distance to the nearest neighbour, the larger of both axes: so each piece of tissue
+    may have a grid of its own. Of a slide of which few tiles were kept it is twice or three times
+    the pitch; then the nearest neighbours lie at whole multiples of the pitch, many at one. [ours]
+    """
+    places = np.unique(np.asarray(coords, np.float64).reshape(-1, 2), axis=0)
+    if len(places) < FEW:
+        return None
+    near = cKDTree(places).query(places, [2], p=np.inf)[0][:, 0]
+    median = float(np.percentile(near, 50, method="lower"))
+    for steps in range(SPARSE, 1, -1):
+        step = median / steps
+        if on_grid(near, step) >= 0.95 and (abs(near - step) <= ROUNDED).mean() >= 0.1:
+            return step
+    return median if on_grid(near, median) >= 0.5 else None
+
+
+def on_grid(distances, step):
+    """The share of distances that are whole multiples of a step, but for rounding."""
+    off = abs(distances - step * np.round(distances / step))
+    return (off <= np.maximum(ROUNDED, 0.02 * step)).mean()
 
 
 def inside(points, polygons):

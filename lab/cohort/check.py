@@ -12,13 +12,16 @@ import he2rna
 from lab.cohort.features import features_made_by, features_of
 from lab.cohort.names import alike_groups, person, would_match
 from lab.cohort.samples import select
-from lab.cohort.slides import find_slides
+from lab.cohort.slides import find_slides, known_mpp
+from lab.cohort.tiles import table_mpp
 from lab.exchange.clam import foreign
+from lab.exchange.layout import SIZES, kind_said
 from lab.files import InputError, few, fingerprint
 from lab.processes import share_out
 from lab.progress import counted
 
 SHOWN = 5  # names or pairs in a sentence  [ours]
+SIZES_DIFFER = 0.1  # relative: so much tiles of one size may differ on several scanners  [ours]
 
 
 def check_cohort(found, cohort, samples, o, table=None):
@@ -121,32 +124,63 @@ def check_files(found, cohort, samples, o):
                 f"{cohort}: {said} are the same {'features' if o.features else 'file'}: whose is "
                 "it? It would stand on both sides of a fold"
             )
-    widths = Counter(width for _, width in seen.values())
-    if len(widths) > 1:
-        usual = widths.most_common(1)[0][0]
-        odd = [f"{name} {width}" for name, (_, width) in seen.items() if width != usual]
-        found.warn(
-            f"--features {o.features}: most slides have {usual} features a tile, not so "
-            f"{few(odd, SHOWN)}: another encoder's?"
-        )
+    if o.features:
+        check_kinds(found, o.features, {name: kind for name, (_, kind) in seen.items()})
 
 
 def look_at(cohort, slides, o):
-    """{slide: (bytes of its file, features a tile)} of slide files or features; what can't be read
-    is left out, and fails in its place.
+    """{slide: (bytes of its file, the kind of its features)} of slide files or features; what can't
+    be read is left out, and fails in its place.
     """
     seen = {}
     if not o.features:
         found = find_slides(cohort)
         return {name: (found[name].stat().st_size, None) for name in slides if name in found}
-    source = features_of(o)
+    source, given = features_of(o), table_mpp(cohort)
+    try:
+        found = find_slides(cohort)
+    except InputError:  # they are not read
+        found = {}
     for name in counted("looking at features", slides, "slides"):
         try:
-            path, features, _, _ = foreign(source, name, 1)
-            seen[name] = path.stat().st_size, features.shape[-1]
+            path, features, coords, said = foreign(source, name, 1)
         except InputError:
             continue
+        mpp = known_mpp(found.get(name), given.get(name, o.mpp), name)
+        kind = {"features a tile": features.shape[-1], **kind_said(said, coords, mpp, o.tile_um)}
+        seen[name] = path.stat().st_size, kind
     return seen
+
+
+def check_kinds(found, where, kinds):
+    """Warn of features made elsewhere that were not made alike, and of places that no map can have.
+
+    kinds: {slide: {what: value}}.
+    """
+    for what in dict.fromkeys(key for kind in kinds.values() for key in kind):
+        values = {name: kind[what] for name, kind in kinds.items() if kind.get(what)}
+        if what == "no map":
+            name, why = next(iter(values.items()))
+            found.warn(
+                f"--features {where}: no map can be drawn of {len(values)} slides, such as {name}: "
+                f"{why}"
+            )
+            continue
+        every = sorted(values.values())
+        usual = every[len(every) // 2] if what in SIZES else Counter(every).most_common(1)[0][0]
+        odd = [f"{name} {value}" for name, value in values.items() if not like(value, usual)]
+        if odd:
+            found.warn(
+                f"--features {where}: {what}: {usual} of {len(values) - len(odd)} slides, other of "
+                f"{len(odd)}: {few(odd, SHOWN)}. Were they made alike?"
+            )
+
+
+def like(value, usual):
+    """Whether two kinds are one; sizes differ a little, as the pixels of scanners do."""
+    if isinstance(usual, float):
+        return abs(value / usual - 1) <= SIZES_DIFFER
+    return value == usual
 
 
 def content_of(cohort, name, o):

@@ -12,10 +12,14 @@ import tiling
 from lab.cohort.steps import check_setting
 from lab.cohort.tiles import tiles_of
 from lab.encoders import ENCODERS, features_folder
-from lab.exchange.clam import edge_said, features_file, foreign
+from lab.exchange.clam import features_file, foreign
+from lab.exchange.layout import number_said, place
 from lab.files import InputError, digest, load_json, reason, whole_arrays
 
 FEW_ROWS = 64  # of features made elsewhere tell one file from another  [ours]
+BLOCK = 256  # tiles that are looked at together, within a processor's own memory  [ours]
+LARGEST = float(np.finfo(np.float16).max)  # super-tiles are kept in float16
+SMALLEST = float(np.finfo(np.float16).tiny)  # below it float16 has fewer digits, then none
 
 
 def features_of(o):
@@ -38,10 +42,11 @@ def source_name(o):
 
 
 def load_features(cohort, source, name, check=True):
-    """(features (n, D), coords (n, 2) level-0 pixels) of one slide.
+    """(features (n, D), coords (n, 2)) of one slide.
 
-    Ours are float16, memory-mapped. Made elsewhere they are of any float type, and coords is None
-    where no file has them. check: look for what is not finite, which reads everything.
+    Ours are float16, memory-mapped, and their coords level-0 pixels. Made elsewhere they are of any
+    float type; coords are in the unit of their file (place_tiles makes them pixels), and None where
+    no file has them. check: look for features that can't be meant, which reads everything.
     """
     if isinstance(source, Path):
         path, features, coords, _ = foreign(source, name)
@@ -59,12 +64,57 @@ def load_features(cohort, source, name, check=True):
         why = f"no tiles, or no features: {features.shape}"
     elif coords is not None and not np.isfinite(coords).all():
         why = "NaN or infinite coords"
-    elif check and not np.isfinite(features).all():
-        tile = np.isfinite(features).all(1).argmin()
-        why = f"NaN or infinite feature in tile {tile}"
     else:
-        return features, coords
+        why = wrong_features(features) if check else None
+        if why is None:
+            return features, coords
+        raise InputError(f"{path}: {why}")
     raise InputError(f"{path}: {why}; wanted are numbers (n, D) and (n, 2)")
+
+
+def wrong_features(features):
+    """Why a slide's features (n, D) can't be meant, or None. They are never clipped."""
+    n, D = features.shape
+    most, least = magnitudes(features)
+    if not np.isfinite(most).all():
+        return f"NaN or infinite feature in tile {np.isfinite(most).argmin()}"
+    large = np.flatnonzero(most > LARGEST)
+    if len(large):
+        return (
+            f"features up to {most.max():.3g} in {len(large):,} of {n:,} tiles, the first is tile "
+            f"{large[0]}, are beyond float16 ({LARGEST:g}): scale those of all slides down alike"
+        )
+    level = np.flatnonzero(most == least)
+    level = level[(features[level] == features[level, :1]).all(1)]
+    if len(level) and (D > 1 or most[level[0]] == 0):
+        return (
+            f"all features of {len(level):,} of {n:,} tiles are {features[level[0], 0]:g}, the "
+            f"first is tile {level[0]}: an extraction that was cut off, or padding? Make the file "
+            "anew, or leave such tiles out"
+        )
+    if np.median(most) < SMALLEST:
+        return (
+            f"features of {n:,} tiles that reach {most.max():.3g} lie below float16's smallest "
+            f"normal number ({SMALLEST:.3g}): scale those of all slides up alike"
+        )
+    if n > 1 and np.ptp(most) == 0 and (features == features[0]).all():
+        return f"the features of all its {n:,} tiles are the same"
+    return None
+
+
+def magnitudes(features):
+    """The largest and the smallest magnitude of each tile's features; not finite where one is not.
+
+    Bits of positive numbers are ordered as these, NaN above all; they are read ten times faster
+    than float16.
+    """
+    bits = {2: np.uint16, 4: np.uint32}[features.itemsize]
+    most, least = np.empty((2, len(features)), bits)
+    for i in range(0, len(features), BLOCK):
+        block = np.abs(features[i : i + BLOCK]).view(bits)
+        block.max(1, out=most[i : i + BLOCK])
+        block.min(1, out=least[i : i + BLOCK])
+    return most.view(features.dtype), least.view(features.dtype)
 
 
 def load_array(path):
@@ -97,31 +147,32 @@ def features_made_by(cohort, source, name):
     return {"file": path.name, "bytes": path.stat().st_size, "content": content}
 
 
-def tile_edge(cohort, source, name, coords, asked=None):
-    """Edge of a slide's tiles in level-0 pixels: as the tiles or the file say, else as asked for.
+def place_tiles(cohort, source, name, coords, mpp=None, asked=None):
+    """(coords (n, 2), edge of a tile), both in level-0 pixels, of one slide.
 
-    Where nobody says, it is the pitch of the grid, and that is printed.
+    The edge is as the tiles or their file say, else as asked for, else the pitch of the grid; what
+    is unusual is printed. mpp: µm per pixel of the slide, None where nobody knows.
     """
     if not isinstance(source, Path):
-        return float(tiles_of(cohort, name)[0]["tile"])
+        return coords, float(tiles_of(cohort, name)[0]["tile"])
     path, _, _, said = foreign(source, name, 1)
-    edge = edge_said(said)
-    if edge and asked and abs(edge / asked - 1) > 0.02:
-        raise InputError(
-            f"--tile-um: {path} says {edge:g} level-0 pixels for a tile, which is not {asked:g}: "
-            "leave it out"
-        )
-    if edge or asked:
-        return edge or asked
-    steps = np.concatenate([np.diff(np.unique(axis)) for axis in coords.T])
-    if len(steps) == 0:
-        raise InputError(f"{path}: nothing says how large its one tile is: give --tile-um")
-    pitch = float(steps.min())
-    print(
-        f"{path}: nothing says how large its tiles are: taken to be {pitch:g} level-0 pixels, the "
-        "pitch of their grid; --tile-um says otherwise"
-    )
-    return pitch
+    try:
+        coords, edge, unusual = place(said, coords, mpp, asked)
+    except InputError as e:
+        raise InputError(f"{path}: {e}") from None
+    for sentence in unusual:
+        print(f"{path}: {sentence}")
+    return coords, edge
+
+
+def tile_edge(cohort, source, name, coords, asked=None):
+    """Edge of a slide's tiles in level-0 pixels, as place_tiles."""
+    return place_tiles(cohort, source, name, coords, asked=asked)[1]
+
+
+def mpp_said(source, name):
+    """µm per level-0 pixel that a file of features made elsewhere says, None where it doesn't."""
+    return number_said(foreign(source, name, 1)[3], "mpp") or None
 
 
 def provenance(cohort, o, slides):

@@ -8,6 +8,7 @@ import openslide
 from PIL import Image, ImageOps
 
 from lab.files import InputError, number
+from lab.words import tidy
 
 SCANS = (".svs", ".ndpi", ".mrxs", ".scn", ".vms", ".vmu", ".bif", ".svslide", ".dcm")  # [ours]
 PICTURES = (".png", ".jpg", ".jpeg", ".tif", ".tiff")  # may be one that only Pillow reads  [ours]
@@ -27,6 +28,16 @@ def can_be_named(slide):
     return slide.isprintable() and len(slide.encode()) <= 200 and slide not in RESERVED
 
 
+def unnameable(slide):
+    """Why files here can't have a slide's name, "" where they can."""
+    if can_be_named(slide):
+        return ""
+    return (
+        f"slide {slide[:50]} can't be the name of a file here (control characters, over 200 bytes, "
+        f"or one of {', '.join(RESERVED)}): rename it"
+    )
+
+
 def find_slides(cohort):
     """{name: path} of the slides in COHORT/slides, or in the folder itself, or of one file.
 
@@ -42,12 +53,12 @@ def find_slides(cohort):
         is_slide = path.suffix.lower() in SLIDE_ENDINGS and not path.name.startswith(".")
         if not is_slide or not path.is_file():
             continue
-        if path.stem in found:
+        name = tidy(path.stem)
+        if name in found:
             raise InputError(
-                f"{folder}: {found[path.stem].name} and {path.name} are both slide {path.stem}; "
-                "rename one"
+                f"{folder}: {found[name].name} and {path.name} are both slide {name}; rename one"
             )
-        found[path.stem] = path
+        found[name] = path
     return found
 
 
@@ -111,3 +122,11 @@ def slide_mpp(slide, given, name):
         f"slide {name}: {why}; mend: an mpp column in samples.csv, --mpp for all slides without "
         "one, or the right value in the file itself"
     )
+
+
+def known_mpp(path, given, name):
+    """µm per pixel as slide_mpp says it of a slide file, if any; None where nobody says it."""
+    try:
+        return slide_mpp(open_slide(path), given, name)[0] if path else given
+    except InputError:
+        return None

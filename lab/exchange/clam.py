@@ -1,15 +1,19 @@
-"""Features that CLAM, TRIDENT and others have made: <slide>.h5 or .pt. No pickled code is run.
+"""Features that CLAM, TRIDENT, STAMP and others have made: <slide>.h5 or .pt. No pickled code is
+run.
 
-.h5: datasets `features` and `coords` with their attributes; .pt: a tensor of features, or a dict of
-these. Each is (n, ...) or (1, n, ...). Coordinates are level-0 pixels.
+.h5: data sets `features` (STAMP: `feats`) and `coords` with their attributes; .pt: a tensor of
+features, or a dict of these. Each is (n, ...) or (1, n, ...). lab/exchange/layout.py knows what the
+coordinates are.
 """
 
 import zipfile
+from pathlib import Path
 
 import numpy as np
 import torch
 
-from lab.files import InputError, few, reason
+from lab.exchange.layout import data_set, edges_said
+from lab.files import InputError, as_named, few, reason
 
 FOREIGN = {".h5": "h5_files", ".pt": "pt_files"}  # endings, and CLAM's folders for them
 
@@ -21,7 +25,7 @@ def features_file(source, name):
     """
     for ending, inner in FOREIGN.items():
         for folder in (source, source / inner):
-            path = folder / f"{name}{ending}"
+            path = as_named(folder / f"{name}{ending}")
             if path.is_file():
                 return path
     raise InputError(f"no file {source / name}.h5 or .pt")
@@ -37,10 +41,13 @@ def foreign(source, name, few_rows=0):
     path = features_file(source, name)
     features, n, coords, said = read_foreign(path, few_rows)
     if features is None:
-        raise InputError(f"{path}: no `features` in it; it has {few(list(said)) or 'nothing'}")
+        there = [key for key, value in said.items() if value is None or torch.is_tensor(value)]
+        raise InputError(
+            f"{path}: no `features` in it; it has {few(there) or 'nothing'}: give one that name"
+        )
     for other in (f"h5_files/{name}.h5", f"patches/{name}.h5", f"patches/{name}_patches.h5"):
         beside = path.parent.parent / other
-        lacking = coords is None or edge_said(said) is None
+        lacking = coords is None or not edges_said(said)
         if lacking and beside != path and beside.is_file():
             _, _, places, more = read_foreign(beside, 1)
             if places is not None and len(places) == n:
@@ -50,19 +57,23 @@ def foreign(source, name, few_rows=0):
 
 
 def read_foreign(path, few_rows=0):
-    """(features or None, n, coords or None, a dict of what else is said) of one file."""
+    """(features or None, n, coords or None, a dict of what else is said) of one file.
+
+    It is opened without a lock, which some file systems don't know: it is only read.
+    """
     try:
         if path.suffix == ".h5":
-            with need_h5py().File(path) as held:
-                said = dict.fromkeys(held)
-                for part in (held, *held.values()):
-                    said.update(part.attrs)
-                return *numbers_in(held, few_rows), said
+            with need_h5py().File(path, locking=False) as held:
+                features, coords, said = parts_of(held)
+                return *numbers_in(features, coords, few_rows), said
         mapped = zipfile.is_zipfile(path)
         held = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
         if torch.is_tensor(held):
             held = {"features": held}
-        return *numbers_in(held, few_rows), held
+        features = held.get(data_set(held))
+        return *numbers_in(features, held.get("coords"), few_rows), held
+    except InputError:
+        raise
     except Exception as e:  # h5py's, torch's and pickle's errors share no class
         raise InputError(
             f"{path}: not features of CLAM or TRIDENT, or a tensor that loads without running code "
@@ -70,11 +81,48 @@ def read_foreign(path, few_rows=0):
         ) from None
 
 
-def numbers_in(held, few_rows):
-    """(features or None, n, coords or None), whatever the file was."""
-    features, n, coords = None, 0, held.get("coords")
-    if "features" in held:
-        features, n = rows(held["features"], few_rows)
+def parts_of(held):
+    """The data sets of features and of coords of an open .h5, None where they are not there, and
+    what else is said: all attributes, and None for each data set.
+    """
+    parts = {}
+    held.visititems(parts.__setitem__)
+    said = dict.fromkeys([*held, *(name for name in parts if hasattr(parts[name], "shape"))])
+    for part in (held, *parts.values()):
+        said.update(part.attrs)
+    return own(held, data_set(held)), own(held, "coords"), said
+
+
+def own(held, name):
+    """A data set of an .h5 that holds its numbers itself; None where there is none.
+
+    Where they lie in another file, which may have moved, HDF5 reads zeros without a word.
+    """
+    link = held.get(name, getlink=True) if name and name in held else None
+    part = None if link is None or hasattr(link, "filename") else held.get(name)
+    if hasattr(link, "filename"):
+        elsewhere = [link.filename]
+    elif not hasattr(part, "shape"):
+        return None
+    elif part.is_virtual:
+        folder = Path(held.filename).parent
+        sources = {source.file_name for source in part.virtual_sources()} - {"."}
+        elsewhere = [source for source in sources if not (folder / source).is_file()]
+    else:
+        elsewhere = [source for source, *_ in part.external or ()]
+    if elsewhere:
+        raise InputError(
+            f"{held.filename}: its `{name}` lie in another file, {few(sorted(elsewhere))}, which "
+            "may be missing or moved: copy the numbers into this one"
+        )
+    return part
+
+
+def numbers_in(features, coords, few_rows):
+    """(features or None, n, coords or None) as numpy, whatever the file was."""
+    n = 0
+    if features is not None:
+        features, n = rows(features, few_rows)
     if coords is not None:
         coords, _ = rows(coords)
     return features, n, coords
@@ -102,27 +150,3 @@ def need_h5py():
             "reading and writing .h5 features needs the package h5py: pip install h5py"
         ) from None
     return h5py
-
-
-def edge_said(said):
-    """Edge of a tile in level-0 pixels, or None where it is not said.
-
-    By TRIDENT's patch_size_level0, by its patch_size and magnifications, or by CLAM's patch_size
-    and downsample.
-    """
-    size, downsample = number_said(said, "patch_size"), number_said(said, "downsample")
-    target = number_said(said, "target_magnification")
-    if not downsample and target:
-        downsample = number_said(said, "level0_magnification") / target
-    if not downsample and "patch_level" in said and number_said(said, "patch_level") == 0:
-        downsample = 1.0
-    edge = number_said(said, "patch_size_level0") or size * downsample
-    return edge if 0 < edge < np.inf else None
-
-
-def number_said(said, key):
-    """The first number of an attribute, 0 where there is none."""
-    try:
-        return max(0.0, float(np.ravel(said[key])[0]))
-    except (KeyError, IndexError, TypeError, ValueError):
-        return 0.0

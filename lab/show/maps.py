@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from lab.cohort.features import tile_edge
+from lab.cohort.features import mpp_said, place_tiles
 from lab.cohort.slides import find_slides, open_slide, slide_mpp
 from lab.cohort.tiles import check_places, table_mpp, tiles_of
 from lab.exchange.clam import features_file
@@ -64,7 +64,8 @@ def whole_folder(folder):
 
 
 def map_ground(home, into, source, name, coords, o):
-    """What a map is drawn on: (slide, its size (W, H), µm per pixel, edge of a tile in level-0 px).
+    """What a map is drawn on: (slide, its size (W, H), µm per pixel, edge of a tile and coords in
+    level-0 pixels).
 
     o.mpp serves where neither the slide nor samples.csv says it, o.tile_um where nobody does.
     InputError without a slide file or coordinates, and where the tiles are not of this slide.
@@ -79,12 +80,13 @@ def map_ground(home, into, source, name, coords, o):
         )
     slide = open_slide(found[name])
     if isinstance(source, Path):  # features made elsewhere have no tiles/<slide>.npz
-        mpp, _ = slide_mpp(slide, table_mpp(home).get(name, o.mpp), name)
+        given = table_mpp(home).get(name, o.mpp) or mpp_said(source, name)
+        mpp, _ = slide_mpp(slide, given, name)
     else:
         mpp = float(tiles_of(into, name)[0]["mpp"])
-    tile = tile_edge(into, source, name, coords, o.tile_um and o.tile_um / mpp)
+    coords, tile = place_tiles(into, source, name, coords, mpp, o.tile_um and o.tile_um / mpp)
     check_places(coords, tile, slide.dimensions)
-    return slide, slide.dimensions, mpp, tile
+    return slide, slide.dimensions, mpp, tile, coords
 
 
 def scale_bar_um(width):

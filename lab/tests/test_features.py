@@ -12,7 +12,8 @@ from lab.cohort.expression import read_expression
 from lab.cohort.features import features_made_by, load_features, tile_edge
 from lab.cohort.supertiles import twofold
 from lab.cohort.tiles import tiles_of
-from lab.exchange.clam import edge_said, foreign
+from lab.exchange.clam import foreign
+from lab.exchange.layout import edge_said
 from lab.files import InputError
 from lab.runs import load_checkpoint
 from lab.tests.helpers import WHOLE_TILES, tile_cloud
@@ -71,12 +72,12 @@ def test_files_that_are_no_h5_features_say_why(tmp_path):
     whole = write_h5(tmp_path / "whole.h5", features=FEATURES, coords=COORDS).read_bytes()
     (tmp_path / "cut.h5").write_bytes(whole[:-100])
     (tmp_path / "text.h5").write_text("no")
-    write_h5(tmp_path / "other.h5", feats=FEATURES)
+    write_h5(tmp_path / "other.h5", embeddings=FEATURES, coords=COORDS)
     for name, words in (
         ("cut", "cut.h5: not features of CLAM or TRIDENT"),
         ("text", "not features of CLAM"),
         ("gone", "no file"),
-        ("other", "no `features` in it; it has feats"),
+        ("other", "no `features` in it; it has coords, embeddings: give one"),
     ):
         with pytest.raises(InputError, match=words):
             load_features(tmp_path, tmp_path, name)
@@ -116,7 +117,7 @@ def test_pt_files_without_features_say_why_and_no_pickle_is_run(tmp_path):
     for name, saved, words in (
         ("nan", tensor / (tensor > 0), "NaN or infinite feature"),
         ("short", {"features": tensor, "coords": torch.from_numpy(COORDS)[:3]}, "don't fit"),
-        ("feats", {"feats": tensor}, "no `features` in it; it has feats"),
+        ("other", {"embeddings": tensor}, "no `features` in it; it has embeddings"),
         ("flat", tensor[0], "don't fit"),
         ("list", [tensor], "not features of CLAM"),
         ("module", torch.nn.Linear(2, 2), "module.pt: not features .*without running code"),
@@ -177,12 +178,13 @@ def test_edge_of_a_tile_where_the_file_does_not_say(tmp_path, capsys):
     assert tile_edge(tmp_path, source, "x", COORDS) == 448
     assert "taken to be 448 level-0 pixels, the pitch of their grid" in capsys.readouterr().out
     assert tile_edge(tmp_path, source, "x", COORDS, 500.0) == 500
+    assert "they overlap" in capsys.readouterr().out
     patches = tmp_path / "trident" / "patches" / "x_patches.h5"
-    write_h5(patches, {"patch_size_level0": 300}, coords=COORDS)
-    assert tile_edge(tmp_path, source, "x", COORDS, 299.0) == 300
+    write_h5(patches, {"patch_size_level0": 450}, coords=COORDS)
+    assert tile_edge(tmp_path, source, "x", COORDS, 449.0) == 450
     assert capsys.readouterr().out == ""
-    with pytest.raises(InputError, match=r"x.h5 says 300 level-0 pixels .* which is not 448"):
-        tile_edge(tmp_path, source, "x", COORDS, 448.0)
+    with pytest.raises(InputError, match=r"x.h5: it says 450 level-0 pixels .* which is not 500"):
+        tile_edge(tmp_path, source, "x", COORDS, 500.0)
 
 
 def test_features_made_elsewhere_are_known_by_what_they_hold(tmp_path):

@@ -124,8 +124,8 @@ def test_export_of_features_made_elsewhere(two_slides, capsys):
 @pytest.mark.parametrize("far", [-300, 10**18, 2**62])
 def test_tiles_that_do_not_lie_on_the_slide_are_refused(two_slides, capsys, far):
     (two_slides / "pt").mkdir()
-    coords = torch.tensor([[0, 0], [300, 0]]) + far
-    saved = {"features": torch.ones(2, 3), "coords": coords}
+    coords = torch.tensor([[0, 0], [300, 0], [0, 300], [300, 300]]) + far
+    saved = {"features": torch.arange(12.0).reshape(4, 3), "coords": coords}
     torch.save(saved, two_slides / "pt" / "a.pt")
     assert export_pt(two_slides, "--csv") == 1
     why = "failed: a: tiles reach beyond the slide of 1,600 x 1,280 px"

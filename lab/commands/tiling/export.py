@@ -20,10 +20,11 @@ from lab.cohort.features import (
     features_made_by,
     features_of,
     load_features,
+    mpp_said,
+    place_tiles,
     source_name,
-    tile_edge,
 )
-from lab.cohort.slides import find_slides, open_slide, slide_mpp
+from lab.cohort.slides import find_slides, known_mpp, open_slide
 from lab.cohort.steps import work_through
 from lab.cohort.tiles import check_places, make_tiles, table_mpp, tiles_of
 from lab.commands.tiling.over_slides import over_slides, tiling_options
@@ -63,7 +64,10 @@ def export(cohort, slides, o):
 
     def write(name):
         slide = open_slide(found[name]) if name in found else None
-        tiles = read(cohort, source, name, slide, given.get(name, o.mpp), o)
+        mpp = given.get(name, o.mpp)
+        if o.features:
+            mpp = known_mpp(found.get(name), mpp or mpp_said(source, name), name)
+        tiles = read(cohort, source, name, slide, mpp, o)
         if o.h5:
             said = attributes(cohort, source, tiles, encoder_wants(o)["tile_px"])
             made_by = json.dumps(features_made_by(cohort, source, name))
@@ -101,10 +105,8 @@ def read(cohort, source, name, slide, mpp, o):
         raise InputError(f"slide {name} has no coordinates, nor has an .h5 beside its features")
     if slide is None and o.geojson:
         raise InputError(f"no slide file {name}.*: it says where QuPath's pixels begin")
-    if o.features and o.tile_um and slide:
-        mpp, _ = slide_mpp(slide, mpp, name)
     asked = o.tile_um / mpp if o.tile_um and mpp else None
-    edge = tile_edge(cohort, source, name, coords, asked)
+    coords, edge = place_tiles(cohort, source, name, coords, mpp, asked)
     if slide:
         check_places(coords, edge, slide.dimensions)
     return Tiles(name, features, coords, edge)
@@ -112,7 +114,7 @@ def read(cohort, source, name, slide, mpp, o):
 
 def attributes(cohort, source, tiles, px):
     """What TRIDENT and CLAM say of coordinates; of features made elsewhere, what their file has."""
-    said = {"patch_size_level0": tiles.edge, "name": tiles.name}
+    said = {"patch_size_level0": tiles.edge, "unit": "px", "name": tiles.name}
     if isinstance(source, Path):
         *_, there = foreign(source, tiles.name, 1)
         plain = (int, float, str, np.generic, np.ndarray)
