@@ -13,7 +13,7 @@ from lab.cohort.features import features_of, load_features, made_as, source_name
 from lab.cohort.genes import as_spelled
 from lab.cohort.identity import asked_slides
 from lab.cohort.names import person, who
-from lab.cohort.slides import find_slides
+from lab.cohort.slides import find_slides, unnameable
 from lab.cohort.tiles import tiles_of
 from lab.encoders import ENCODERS
 from lab.exchange.clam import FOREIGN
@@ -70,7 +70,12 @@ def each_slide(run, o, failed):
         groups.setdefault((slide.home, features_for(slide, o)), {})[slide.name] = slide
     for (home, features), slides in groups.items():
         options = argparse.Namespace(**{**vars(o), "features": features})
-        names = [name for name in slides if not is_anothers(run, slides[name], features, failed)]
+        names = []
+        for name, slide in slides.items():
+            if unnameable(slide.label):
+                failed[slide.label] = unnameable(slide.label)
+            elif not is_anothers(run, slide, features, failed):
+                names.append(name)
         options, into, source, bad = features_as(run, options, home, names)
         failed.update({slides[name].label: why for name, why in bad.items()})
         good = [name for name in names if name not in bad]

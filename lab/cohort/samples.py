@@ -7,10 +7,10 @@ import numpy as np
 
 import he2rna
 from lab.cohort.names import person, would_match
-from lab.cohort.slides import RESERVED, can_be_named
+from lab.cohort.slides import unnameable
 from lab.files import InputError, few, read_rows
 from lab.findings import Findings
-from lab.words import is_unknown
+from lab.words import is_unknown, tidy
 
 WANTED = ("slide", "patient", "project")
 PRIMARY = ("primary tumor", "primary tumour", "tumor", "tumour")  # sample_type values (or 01) meant
@@ -83,12 +83,7 @@ def wrong_sample(row):
     slide = row["slide"]
     if Path(slide).name != slide or slide in (".", ".."):
         return f"slide {slide} is a path; give the file name without its ending"
-    if not can_be_named(slide):
-        return (
-            f"slide {slide[:50]} can't be the name of a file here (control characters, over 200 "
-            f"bytes, or one of {', '.join(RESERVED)}): rename it"
-        )
-    return ""
+    return unnameable(slide)
 
 
 def refuse_barcodes(found, path, rows):
@@ -193,7 +188,9 @@ def of_projects(samples, projects, path):
     """Samples of these projects, or of the parts of merged ones (LUNG: LUAD and LUSC)."""
     there = {he2rna.short(s["project"]) for s in samples}
     wanted = set()
-    for name in projects.split(","):
+    projects = tidy(projects)
+    whole = he2rna.short(projects) in there  # a name may have commas
+    for name in [projects] if whole else projects.split(","):
         name = he2rna.short(name.strip())
         parts = {name, *he2rna.MERGED.get(name, ())}
         if not parts & there:

@@ -10,7 +10,7 @@ from scipy import ndimage
 
 import tiling
 from lab.cohort.samples import read_samples
-from lab.cohort.slides import find_slides, open_slide, slide_mpp
+from lab.cohort.slides import find_slides, open_slide, slide_mpp, unnameable
 from lab.cohort.steps import begin, settle, work_through
 from lab.encoders import encoder_wants
 from lab.files import TISSUE, InputError, fingerprint, save_file, whole_arrays
@@ -57,6 +57,9 @@ def missing_tiles(cohort, place, slides, shared, found):
     given = table_mpp(cohort)
     jobs, anew, failed = {}, [], {}
     for name in counted("looking for tiles", slides, "slides"):
+        if unnameable(name):
+            failed[name] = unnameable(name)
+            continue
         file = name in found and fingerprint(found[name])
         wanted = dict(shared, mpp=given.get(name, shared["mpp"]), file=file)
         arrays, made = tiles_of(place, name)

@@ -11,6 +11,7 @@ provenance.csv, spots.csv, report.md; summary.md of several slides beside.
 from dataclasses import dataclass
 
 import numpy as np
+from openslide import OpenSlideError
 
 import he2rna
 import stats
@@ -82,7 +83,7 @@ def run(o):
         try:
             into = every_tile(asked.run, options, slide.home, into, source, slide.name)
             done = map_slide(asked, options, folder, slide, into, source)
-        except (InputError, OSError) as e:
+        except (InputError, OSError, OpenSlideError) as e:
             failed[slide.label] = str(e)
             continue
         maps.append(done)

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from openslide import OpenSlideError
 
 import histcode
 import stats
@@ -82,7 +83,7 @@ def run(o):
             for asked in every:
                 maps[asked.label].append(map_slide(asked, options, slide, *known))
             seen += 1
-        except (InputError, OSError) as e:
+        except (InputError, OSError, OpenSlideError) as e:
             failed[slide.label] = str(e)
     for label, slides in maps.items():
         if len(slides) > 1:
