@@ -67,6 +67,10 @@ def run(o):
     any_genes, alike = test_signatures(o, genes, names, signatures, [results[c] for c in cancers])
     header, rows = tested_table(signatures, cancers, any_genes, alike)
     remarks = [f"- {name}: {missing}" for name, (_, missing) in signatures.items() if missing]
+    sizes = any_genes["size"].max(1)  # (signatures,)
+    lost = [name for name, size in zip(signatures, sizes) if not size]
+    if lost:
+        remarks.append(f"- not found: a gene with R in this run of {', '.join(lost)}")
     remarks += [f"- {said}" for said in (note, remark) if said]
 
     folder = Path(o.run) / "signatures"
@@ -79,7 +83,7 @@ def run(o):
     lines = [f"# Signatures in {o.run}", "", about, "", *remarks, "", tested, ""]
     save_text(folder / "report.md", [*lines, "![R](r.png) ![Share](share.png)", ""])
     print("\n".join([tested, *remarks, f"report: {folder / 'report.md'}"]))
-    return 0
+    return 1 if lost and (o.signature or len(lost) == len(signatures)) else 0
 
 
 def test_signatures(o, genes, names, signatures, results):
