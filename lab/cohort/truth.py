@@ -52,9 +52,7 @@ def truth_of(home, name, slide, mpp, coords, tile, asked_cells=None, asked_regio
 
     asked_cells: a class of cells, asked_regions: of outlines, that must be there.
     """
-    um, origin = qupath_frame(slide, mpp)
-    truth = Truth(name, origin)
-    truth.cells, truth.spots = read_places(home, name, um, origin, truth.note)
+    truth = cells_of(home, name, slide, mpp, coords, tile)
     if asked_cells:
         kinds = list(truth.cells or ())
         if truth.cells is None:
@@ -63,16 +61,25 @@ def truth_of(home, name, slide, mpp, coords, tile, asked_cells=None, asked_regio
             truth.lack(
                 f"--cells {asked_cells}: no cells of class {asked_cells}; it has {few(kinds)}"
             )
-    truth.outlines = read_outlines(home, name, origin, asked_regions, truth.note)
+    truth.outlines = read_outlines(home, name, truth.origin, asked_regions, truth.note)
     if asked_regions and truth.outlines is None:
         truth.lack(f"--regions {asked_regions}: no outline of it in {home / 'regions'}")
+    if truth.outlines:
+        rings = [ring for rings in truth.outlines for ring in rings]
+        corners = np.concatenate(rings)
+        look_at(truth, "corners of outlines", corners, slide.dimensions, mpp, coords, tile)
+    return truth
+
+
+def cells_of(home, name, slide, mpp, coords, tile):
+    """The Truth of a slide as far as cells and spots go."""
+    um, origin = qupath_frame(slide, mpp)
+    truth = Truth(name, origin)
+    truth.cells, truth.spots = read_places(home, name, um, origin, truth.note)
     step = space.pitch(coords)
     if truth.cells and step is not None and step < tile - space.ROUNDED:
         truth.notes.append("tiles overlap, and a cell counts in every tile that holds it")
     places = {"cells": (truth.cells or {}).get(EVERY), "spots": (truth.spots or (None,))[0]}
-    if truth.outlines:
-        rings = [ring for rings in truth.outlines for ring in rings]
-        places["corners of outlines"] = np.concatenate(rings)
     for what, xy in places.items():
         if xy is not None and len(xy):
             look_at(truth, what, xy, slide.dimensions, mpp, coords, tile)

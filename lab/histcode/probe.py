@@ -1,7 +1,6 @@
 """Does an encoder learn? Cells in a tile from its frozen features, by ridge regression. [ours]"""
 
 import math
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -10,7 +9,6 @@ from torch import nn
 import stats
 import tiling
 from lab import space
-from lab.cohort.places import read_places
 from lab.histcode.epochs import choose_tiles, read_batches
 from lab.ridge import PENALTIES, r_squared, ridge
 from lab.weights import load_weights
@@ -45,13 +43,12 @@ def linear_probe(x, y, groups, seed=0):
     return r_squared(y, prediction)
 
 
-def cell_content(cohort, name, coords, tile, mpp, origin=(0, 0)):
+def cell_content(cells, spots, coords, tile):
     """{class: (n,)}, what is known of each tile of a slide, nan where nothing is; or None.
 
-    From points/<slide>.csv the number of points of each class in the tile; else from
-    spots/<slide>.csv the mean of its columns fraction:... over spots whose centre is in the tile.
+    Of cells the number of each class in the tile; else of spots the mean of their columns
+    fraction:... over those whose centre is in the tile.
     """
-    cells, spots = read_places(Path(cohort), name, mpp, origin)
     if cells is not None:
         return points_in_tiles(cells, coords, tile)
     if spots is not None:

@@ -12,18 +12,18 @@ import numpy as np
 
 from lab.cohort.samples import read_samples
 from lab.cohort.slides import open_slide
+from lab.cohort.truth import cells_of
 from lab.commands.histcode.pretrain import STAGES, TILE_PX
 from lab.commands.slide_options import add_options
 from lab.devices import pick_device
 from lab.encoders import encoder_wants, load_encoder, prepare_encoder
-from lab.exchange.qupath import qupath_frame
 from lab.fast.encoder import encode
 from lab.files import InputError, save_csv
 from lab.histcode.epochs import pieces_of, read_pieces
 from lab.histcode.options import check_ranges
 from lab.histcode.probe import cell_content, linear_probe, untrained
 from lab.histcode.tiles import EDGES, TILES_PER_SLIDE, find_data
-from lab.progress import counted
+from lab.progress import counted, report_failures, say_left_out
 
 
 def options(parser):
@@ -74,17 +74,33 @@ def settle_tiles(o):
     return wants
 
 
-def known_tiles(data, o, patients):
+def contents_of(data, o):
+    """What is known of the tiles of each slide, or None; which slides fail, and what they lack."""
+    contents, failed, lacks, without = [], {}, {}, []
+    for s, name in enumerate(counted("cells", data["slides"], "slides")):
+        where = data["coords"][s], data["tiles"][s]
+        content = None
+        try:
+            slide = open_slide(data["paths"][s])
+            truth = cells_of(Path(o.cohort), name, slide, data["mpp"][s], *where)
+            content = cell_content(truth.cells, truth.spots, *where)
+            if truth.lacks:
+                lacks[name] = "; ".join(truth.lacks)
+            if content is None:
+                without.append(name)
+        except (InputError, OSError) as e:
+            failed[name] = str(e)
+        contents.append(content)
+    say_left_out({"slides have no file in points/ or spots/": without})
+    return contents, failed, lacks
+
+
+def known_tiles(data, o, patients, contents):
     """Tiles whose cells are known, drawn from each slide.
 
     Names of the classes; chosen (N, 2), slide and tile; what each holds of them (N, C), 0 of those
     that its slide has not; its patient or slide.
     """
-    contents = []
-    for s, name in enumerate(counted("cells", data["slides"], "slides")):
-        frame = qupath_frame(open_slide(data["paths"][s]), data["mpp"][s])
-        where = data["coords"][s], data["tiles"][s]
-        contents.append(cell_content(o.cohort, name, *where, *frame))
     classes = sorted({kind for content in contents for kind in content or ()})
     chosen, held, groups = [], [], []
     for s, content in enumerate(contents):
@@ -131,7 +147,9 @@ def run(o):
     wants = settle_tiles(o)
     patients = {row["slide"]: row["patient"] for row in read_samples(Path(o.cohort))}
     data, failed = find_data(Path(o.cohort), list(patients), o)
-    classes, chosen, y, groups = known_tiles(data, o, patients)
+    contents, bad, lacks = contents_of(data, o)
+    status = report_failures(bad, len(contents), lacks=lacks)
+    classes, chosen, y, groups = known_tiles(data, o, patients, contents)
     n_groups = len(set(groups))
     print(
         f"{len(y):,} tiles ({o.tile_um:g} µm, {o.tile_px} px) of {n_groups} {o.hold_out}s; R2 on "
@@ -150,4 +168,4 @@ def run(o):
         print("  ".join([f"{name:{width}s}", *words]), flush=True)
     if o.csv:
         save_csv(o.csv, ("encoder", "tiles", f"{o.hold_out}s", "mean", *classes), rows)
-    return 1 if failed else 0
+    return 1 if failed else status
