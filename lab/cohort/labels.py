@@ -11,6 +11,9 @@ import numpy as np
 from lab.files import InputError, few, number
 from lab.words import find_word, is_unknown, nearest, same
 
+NO_LABELS = ("slide", "patient", "project", "sample", "sample_type", "kind", "mpp")  # columns
+MOST = 20  # different words make a label; more are ages or names  [ours]
+
 
 class Labels(NamedTuple):
     """The two classes of n labels."""
@@ -73,12 +76,13 @@ def two_classes(labels, where, positive=None, negative=None):
 
 
 def kinds_of(known, counts):
-    """Each label in its commonest spelling: numbers by their size, then words."""
+    """Each label in its commonest spelling: numbers by their size, words, and + the last of all."""
     spelled = {}
     for word in sorted(known, key=lambda word: (-counts[word], word)):
         spelled.setdefault(same(word), word)
     numbers = [word for word in spelled.values() if is_number(word)]
-    return sorted(numbers, key=float) + sorted(set(spelled.values()) - set(numbers))
+    others = set(spelled.values()) - set(numbers)
+    return sorted(numbers, key=float) + sorted(others, key=lambda word: ("+" in word[:2], word))
 
 
 def named_kinds(kinds, where, positive, negative):
@@ -119,3 +123,29 @@ def of_no_class(labels, names, what):
         about = f" ({words})" if own.any() and words != f"empty {own.sum()}" else ""
         left_out[why + about] = np.array(names)[own].tolist()
     return left_out
+
+
+def check_labels(found, path, samples):
+    """Warn of label columns of samples.csv that have one class, or words that say nothing, or one
+    label in several spellings: what is doubtful before anybody has said which column is learned.
+    """
+    for column in samples[0]:
+        words = [plain(s[column]) for s in samples]
+        counts = Counter(words)
+        known = [word for word in counts if not is_unknown(word, counts)]
+        kinds = kinds_of(known, counts)
+        if column in NO_LABELS or not 0 < len(kinds) <= MOST:
+            continue
+        said = {
+            "one class only": len(kinds) == 1,
+            "one label in several spellings": len(kinds) < len(known),
+            "words that say nothing": set(counts) - set(known) - {""},
+        }
+        doubts = [what for what, is_so in said.items() if is_so]
+        if doubts:
+            of_class = np.isin(words, known)
+            nothing = f"; of no class: {counted_words(words, ~of_class)}" * (not of_class.all())
+            found.warn(
+                f"{path}, column {column}: {', '.join(doubts)}: {counted_words(words, of_class)}"
+                f"{nothing}"
+            )

@@ -14,6 +14,7 @@ import tiling
 from lab.cohort.check import check_cohort
 from lab.cohort.expression import ENDINGS, read_expression
 from lab.cohort.features import features_of, load_features
+from lab.cohort.labels import check_labels
 from lab.cohort.samples import join, read_samples
 from lab.cohort.slides import find_slides, open_slide, orientation
 from lab.cohort.steps import work_through
@@ -64,6 +65,7 @@ def check_tables(found, cohort, o):
     if table:
         found.of(join, samples, *table[:2], cohort / "expression")
     check_cohort(found, cohort, samples, o, table)
+    check_labels(found, cohort / "samples.csv", samples)
     labels = Findings()  # which not every verb reads
     if "msi" in samples[0]:
         labels.of(msi_labels, [s["msi"] for s in samples], cohort / "samples.csv")
