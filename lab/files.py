@@ -11,11 +11,12 @@ import os
 import sys
 import threading
 import zlib
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
 
-from lab.words import composed
+from lab.words import composed, tidy
 
 TISSUE = {  # what tiles whose settings name none have                [ours]
     "tissue": "stain",
@@ -167,7 +168,7 @@ def unpacked(path):
 
 
 def read_rows(path, even=False):
-    """(header, rows) of a table, with commas or tabs, plain or .gz; blank lines are left out.
+    """(header, rows) of a table, with commas, tabs or semicolons, plain or .gz, no blank lines.
 
     even: a row that is longer or shorter than the header is refused.
     """
@@ -178,8 +179,8 @@ def read_rows(path, even=False):
         except UnicodeDecodeError:
             text = data.decode("cp1252")  # the µ of programs on Windows
         text = composed(text)
-        tab = "\t" in text.partition("\n")[0]
-        rows = [row for row in csv.reader(io.StringIO(text), delimiter="\t" if tab else ",") if row]
+        mark = delimiter_of(text.partition("\n")[0])
+        rows = [row for row in csv.reader(io.StringIO(text), delimiter=mark) if row]
     except (OSError, EOFError, zlib.error, csv.Error, UnicodeDecodeError) as e:
         raise InputError(f"{path}: can't be read as a table ({e})") from None
     header, rows = [name.strip() for name in rows[0]] if rows else [], rows[1:]
@@ -189,6 +190,27 @@ def read_rows(path, even=False):
                 f"{path}: row {i + 2} has {len(row)} fields, the header has {len(header)}"
             )
     return header, rows
+
+
+def delimiter_of(header):
+    """What stands between the columns of a table, by its first line."""
+    if "\t" in header:
+        return "\t"
+    return ";" if header.count(";") > header.count(",") else ","
+
+
+def as_named(path):
+    """A file by its tidy name, however the name is spelled on the disk (macOS decomposes it)."""
+    if path.is_file() or not path.parent.is_dir():
+        return path
+    return spelled_otherwise(path.parent, path.parent.stat().st_mtime_ns).get(path.name, path)
+
+
+@lru_cache(maxsize=256)
+def spelled_otherwise(folder, _changed):
+    """{tidy name: path} of the files of a folder whose names are not tidy."""
+    files = {tidy(path.name): path for path in folder.iterdir()}
+    return {name: path for name, path in files.items() if name != path.name}
 
 
 def number(text):

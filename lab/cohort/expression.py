@@ -233,4 +233,7 @@ def as_symbols(genes, symbols):
     twice = len(names) - len(set(names))
     if twice:
         said.append(f"{twice:,} genes share a name with another")
+    made = by_spreadsheets(names)
+    if made:
+        said.append(made)
     return names, "; ".join(said)

@@ -131,7 +131,8 @@ def as_in_sets(names, sets, what="the gene sets"):
             f"{len(found) or 'none'} of {len(names):,} genes ({few(names, 3)}) are in {what} "
             f"({few(sorted(known), 3)}){why_strange(names, known, cased)}"
         )
-    remarks = []
+    made = by_spreadsheets(sorted(known))
+    remarks = [f"in {what} {made}"] if made else []
     changed = [f"{a} as {b}" for a, b in zip(names, spelled, strict=True) if a != b]
     if changed:
         remarks.append(f"{len(changed):,} genes are spelled as in {what} ({few(changed, 3)})")

@@ -29,6 +29,14 @@ COLUMNS = {
     "patient": "case id",
     "barcode": "sample id",
 }
+TODAY = ("tissue type", "tumor descriptor", "specimen type")  # for the older column sample type
+DESCRIPTORS = {  # of tumours: the sample types of before, of solid tissue and of blood or marrow
+    "primary": ("Primary Tumor", "Primary Blood Derived Cancer"),
+    "recurrence": ("Recurrent Tumor", "Recurrent Blood Derived Cancer"),
+    "metastatic": ("Metastatic", ""),
+    "new primary": ("Additional - New Primary", ""),
+}
+SOLID = ("solid tissue", "unknown", "not reported", "")  # specimens
 
 
 def ungzipped(name):
@@ -51,8 +59,8 @@ def gdc_files(folder):
 def read_sheet(folder, path=None):
     """(rows of a GDC sample sheet, its path); by default the folder's only one.
 
-    A row: file, project, patient, barcode, sample, sample_type. Columns are named as by the portal
-    or by R (File.Name).
+    A row: file, project, patient, barcode, sample, sample_type, and why it is of no one sample, or
+    ''. Columns are named as by the portal or by R (File.Name).
     """
     there = [Path(path)] if path else sorted(Path(folder).glob("gdc_sample_sheet*.tsv"))
     if len(there) != 1:
@@ -72,16 +80,63 @@ def read_sheet(folder, path=None):
     _, lines = read_rows(path, even=True)
     if not lines:
         raise InputError(f"{path}: no rows")
-    rows = []
-    for line in lines:
-        column = dict(zip(names, map(str.strip, line), strict=True))
-        row = {name: column[title] for name, title in COLUMNS.items()}
-        row["sample"], code = row["barcode"], "unknown"
-        if row["barcode"].startswith("TCGA-"):  # an aliquot's goes on after the sample's 16
-            row["sample"], code = row["barcode"][:16], row["barcode"][13:15]
-        row["sample_type"] = column.get("sample type", SAMPLE_TYPES.get(code, code))
-        rows.append(row)
-    return rows, path
+    columns = (dict(zip(names, map(str.strip, line), strict=True)) for line in lines)
+    return [row_of(column) for column in columns], path
+
+
+def row_of(column):
+    """A row of read_sheet from {column of the sheet: text}.
+
+    A pool of samples has several in a cell, between commas. Of one patient and one type it is one
+    sample, named A+B; of more it is none. [ours]
+    """
+    row = {name: column[title] for name, title in COLUMNS.items()}
+    types, samples = parts(column.get("sample type", "")), parts(row["barcode"])
+    if all(sample.startswith("TCGA-") for sample in samples):  # an aliquot's goes on after these
+        types = types or [SAMPLE_TYPES.get(s[13:15], s[13:15]) for s in samples]
+        samples = [sample[:16] for sample in samples]
+    different = {"patients": parts(row["patient"]), "projects": parts(row["project"])}
+    different["sample types"] = types or types_of_today(column, len(samples)) or ["unknown"]
+    several = [what for what, values in different.items() if len(set(values)) > 1]
+    row["why"] = f"files of several {' and '.join(several)}, pooled" if several else ""
+    patients, projects, types = (dict.fromkeys(values) for values in different.values())
+    row["patient"], row["project"] = ", ".join(patients), ", ".join(projects)
+    row["sample_type"] = ", ".join(types)
+    row["sample"] = "+".join(dict.fromkeys(samples))
+    return row
+
+
+def parts(text):
+    """What stands in a cell, between commas or semicolons."""
+    return [part for part in re.split(r"\s*[,;|]\s*", text) if part]
+
+
+def types_of_today(column, n):
+    """The sample types, as they were named before, of n samples in a row of today's sheet."""
+    cells = []
+    for title in TODAY:
+        said = parts(column.get(title, ""))
+        cells.append(said if len(said) == n else [column.get(title, "")] * n)
+    return [type_of(*words) for words in zip(*cells, strict=True) if any(words)]
+
+
+def type_of(tissue, descriptor, specimen):
+    """The sample type that today's three columns say: Tumor, Primary, Solid Tissue is a Primary
+    Tumor. Cell lines, organoids and what nobody reported stay in their own words.
+    """
+    solid = specimen.lower() in SOLID
+    of = "Bone Marrow" if "marrow" in specimen.lower() else "Peripheral Blood"
+    blood = re.search("blood|marrow", specimen.lower())
+    if tissue.lower() == "normal" and solid:
+        return "Solid Tissue Normal"
+    if tissue.lower() == "normal":
+        return "Blood Derived Normal" if blood and of != "Bone Marrow" else f"{specimen} Normal"
+    types = DESCRIPTORS.get(descriptor.lower(), ("", ""))
+    if tissue.lower() == "tumor" and solid and types[0]:
+        return types[0]
+    if tissue.lower() == "tumor" and blood and types[1]:
+        return f"{types[1]} - {of}"
+    return " / ".join(filter(None, (tissue, descriptor, specimen)))
 
 
 def read_manifest(path, found):
@@ -213,9 +268,8 @@ def print_counts(rows, **columns):
     columns: title=key. [HE2RNA Table 1]
     """
     groups = he2rna.cancers([r["project"] for r in rows])
-    groups["all"] = np.ones(len(rows), bool)
     print("".join(f"{title:>12}" for title in ("project", *columns)))
-    for name, group in groups.items():
+    for name, group in (*groups.items(), ("all", np.ones(len(rows), bool))):
         counts = [
             len({r[key] for r, own in zip(rows, group, strict=True) if own})
             for key in columns.values()

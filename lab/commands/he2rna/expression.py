@@ -2,9 +2,11 @@
 
 A row for each sample, one file a sample. The sample sheet says whose the files are. 10,000 files of
 60,483 genes take minutes, and their table 2.4 GB of memory. Writes the table and, where files have
-symbols, FILE_genes.csv beside it, for --gene-table.
+symbols, FILE_genes.csv beside it, for --gene-table; FILE_samples.csv says whose the rows are and of
+which sample type.
 """
 
+from collections import Counter
 from pathlib import Path
 
 from lab.cohort.expression import save_expression
@@ -67,8 +69,9 @@ def run(o):
     out = Path(o.out or "expression.npz")
     if not o.dry_run and not (o.out or "").endswith(ENDINGS):
         raise InputError(f"--out {o.out or 'is missing'}: wanted a .npz, .csv or .csv.gz")
-    gene_names = out.with_name(out.name.partition(".")[0] + "_genes.csv")
-    for path in (out, gene_names):
+    stem = out.name.partition(".")[0]
+    gene_names, whose = (out.with_name(f"{stem}_{what}.csv") for what in ("genes", "samples"))
+    for path in (out, gene_names, whose):
         check_new(path, o)
     found = gdc_files(o.folder)
     chosen = chosen_files(o, found)
@@ -77,6 +80,9 @@ def run(o):
         {name: f"{row['file']}: not there" for name, row in chosen.items() if name not in found}
     )
     print_counts(list(chosen.values()), patients="patient", samples="sample")
+    types = Counter(row["sample_type"] for row in chosen.values())
+    if len(types) > 1:
+        print(f"sample types: {', '.join(f'{n:,} {kind}' for kind, n in sorted(types.items()))}")
     whole = without(o, chosen, bad)
     if o.dry_run:
         print("dry run: no file was read, none written")
@@ -91,6 +97,10 @@ def run(o):
     save_expression(out, "sample", samples, genes, (table.a[i, table.shared] for i in rows))
     tick(len(rows))
     print(f"{out}: {len(rows):,} samples x {len(genes):,} genes")
+    columns = ("sample", "patient", "project", "sample_type")
+    of_rows = (chosen[whole[i]] for i in rows)
+    save_csv(whose, columns, ([row[column] for column in columns] for row in of_rows))
+    print(f"{whose}: whose they are, and of which sample type")
     save_symbols(gene_names, table.symbols, genes)
     return 1 if bad else 0
 
@@ -110,6 +120,12 @@ def chosen_files(o, found):
                 f"{path}: file {row['file']} has no case id, sample id or project id: download the "
                 "sheet again"
             )
+    pooled = {}
+    for row in rows:
+        pooled.setdefault(row["why"], []).append(row["file"])
+    rows = [row for row in rows if not row["why"]]
+    if not pooled.pop("", None):
+        raise InputError(f"{path}: no file is of one sample: {'; '.join(pooled)}")
     rows, other_types = select(rows, o.types, o.project, "file", path)
     rows.sort(key=lambda row: (ungzipped(row["file"]) not in found, row["barcode"], row["file"]))
     first = {}
@@ -123,7 +139,7 @@ def chosen_files(o, found):
     more = [row["file"] for row in rows if first[row["sample"]] is not row]
     why = "more files of samples that have one (the first by barcode, then by name, is taken)"
     own = "files there that the sheet doesn't name"
-    say_left_out({**other_types, own: sorted(unnamed), why: more})
+    say_left_out({**pooled, **other_types, own: sorted(unnamed), why: more})
     return chosen
 
 

@@ -72,6 +72,8 @@ def projects(sheet, path):
     """{patient: project}"""
     of = {}
     for row in sheet:
+        if row["why"]:
+            continue
         patient, project = row["patient"], row["project"]
         if of.setdefault(patient, project) != project:
             raise InputError(f"{path}: patient {patient} is of {of[patient]} and of {project}")
