@@ -17,6 +17,7 @@ from lab.exchange.clam import FOREIGN
 from lab.files import InputError, load_arrays, save_file, save_json
 from lab.locks import hold, release
 from lab.progress import say_left_out
+from lab.words import tidy
 
 FLOAT16 = 65504.0  # its largest number
 KMEANS_VERSION = 2  # of tiling.kmeans: other clusters of slides with 100 tiles or more than 1 had
@@ -74,7 +75,7 @@ def twofold(source, names):
     endings = {name: set() for name in names}
     for ending, inner in FOREIGN.items():
         for path in (*source.glob(f"*{ending}"), *(source / inner).glob(f"*{ending}")):
-            endings.get(path.stem, set()).add(ending)
+            endings.get(tidy(path.stem), set()).add(ending)
     return [name for name, found in endings.items() if len(found) > 1]
 
 

@@ -15,11 +15,11 @@ def draw(folder, title, pairs, found, prediction):
     ends = np.concatenate([(-0.5, 0.5), r, baseline])
     with figure(folder / "r.png", figsize=(7, 4)) as ax:  # [HistCode Fig. 4]
         draw_two(ax, r, baseline, np.linspace(ends.min(), ends.max(), 41), "random")
-        ax.set(xlabel="Pearson R with the true log$_{10}$(fc + 1)", ylabel="genes", title=title)
+        ax.set(xlabel="Pearson R with the true log₁₀(fc + 1)", ylabel="genes", title=title)
     with figure(folder / "accuracy.png", figsize=(7, 4)) as ax:  # [HistCode Fig. 5]
         accuracy, majority = known(found["accuracy"]), known(found["majority"])
         draw_two(ax, accuracy, majority, np.linspace(0, 1, 21), "always the commoner label")
-        ax.set(xlabel=f"accuracy of |log$_2$ fc| > {LOG2_FC}", ylabel="genes", title=title)
+        ax.set(xlabel=f"accuracy of |log₂ fc| > {LOG2_FC}", ylabel="genes", title=title)
     with figure(folder / "fold_change.png", figsize=(7, 4)) as ax:
         draw_bins(ax, found["r"], found["fc"])
         ax.set_title(title)
@@ -55,6 +55,6 @@ def draw_genes(axes, genes, y, prediction, r):
     for ax, j in zip(axes, order, strict=False):
         ax.scatter(y[:, j], prediction[:, j], s=10, color=BLUE)
         ax.set_title(f"{genes[j]}: R = {r[j]:.2f}", fontsize=9)
-        ax.set(xlabel="true log$_{10}$(fc + 1)", ylabel="predicted")
+        ax.set(xlabel="true log₁₀(fc + 1)", ylabel="predicted")
     for ax in axes[len(order) :]:
         ax.axis("off")

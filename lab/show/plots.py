@@ -40,7 +40,9 @@ def figure(path, *grid, **options):
 
 
 def save_picture(path, fig, **options):
-    """Write a figure as a PNG and forget it."""
+    """Write a figure as a PNG and forget it. Names may have $, which begins no formula."""
+    for text in fig.findobj(lambda part: "$" in getattr(part, "get_text", str)()):
+        text.set_parse_math(False)
     save_file(path, lambda f: fig.savefig(f, format="png", **options))
     need_matplotlib().close(fig)
 

@@ -129,7 +129,7 @@ def map_slide(asked, o, folder, slide, into, source):
     columns = {"score": scores}
     if len(asked.genes) > 1:
         columns.update(zip(asked.genes, each.T))
-    unit = f"score, log$_{{10}}$(1 + {unit_of_run(asked.run['config'])})"
+    unit = f"score, log₁₀(1 + {unit_of_run(asked.run['config'])})"
     done = SlideMap(slide.label, f"{asked.label} on {slide.label}", *ground, scores, unit, columns)
     projects = {row["slide"]: row["project"] for row in asked.run["rows"]}
     project = projects[name] if slide.own else "new"

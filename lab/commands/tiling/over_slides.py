@@ -9,6 +9,7 @@ from lab.commands.slide_options import add_options
 from lab.files import InputError, few
 from lab.processes import wait_for_others
 from lab.progress import clock, report_failures
+from lab.words import tidy
 
 
 def tiling_options(parser, cohort="folder with slides/ (and samples.csv), or a folder of slides"):
@@ -47,7 +48,7 @@ def chosen_slides(cohort, o):
     extra = sorted(set(there) - set(slides))
     if extra:
         print(f"{len(extra)} slide files are not in samples.csv and left out: {few(extra)}")
-    asked = list(dict.fromkeys(getattr(o, "slide", [])))
+    asked = list(dict.fromkeys(map(tidy, getattr(o, "slide", []))))
     unknown = [name for name in asked if name not in slides]
     if unknown:
         raise InputError(f"{cohort} has no slide {few(unknown)}; it has {few(slides, 5)}")
