@@ -166,7 +166,7 @@ def check_kinds(found, where, kinds):
                 f"{why}"
             )
             continue
-        every = sorted(values.values())
+        every = sorted(values.values()) or [""]
         usual = every[len(every) // 2] if what in SIZES else Counter(every).most_common(1)[0][0]
         odd = [f"{name} {value}" for name, value in values.items() if not like(value, usual)]
         if odd:
