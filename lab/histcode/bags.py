@@ -16,7 +16,7 @@ import numpy as np
 from lab.cohort.check import check_cohort
 from lab.cohort.encoding import make_features
 from lab.cohort.features import features_made_by, features_of, load_features, provenance
-from lab.cohort.labels import is_number, of_no_class, plain, two_classes
+from lab.cohort.labels import counted_words, is_number, of_no_class, plain, two_classes
 from lab.cohort.samples import TISSUES, barcode, read_samples
 from lab.encoders import ENCODERS
 from lab.files import InputError, few, load_json, number, read_rows
@@ -67,6 +67,18 @@ def tissue_column(samples):
     """The column of samples.csv that says tumour or normal; None where barcodes must."""
     columns = ("tumor", "tumour", "sample_type")
     return next((column for column in columns if column in samples[0]), None)
+
+
+def tissue_words(samples, tissue):
+    """How many slides have which word for tumour, normal and neither, in words."""
+    column = tissue_column(samples)
+    words = np.array([s[column] if column else "by its barcode" for s in samples])
+    said = []
+    for kind, name in ((1, "tumour"), (0, "normal"), (None, "neither")):
+        own = np.array([one == kind for one in tissue])
+        if own.any():
+            said.append(f"{name}: {counted_words(words, own)}")
+    return "; ".join(said)
 
 
 def labelled_slides(cohort, o, classes=None):

@@ -15,7 +15,7 @@ from lab.cohort.genes import as_spelled
 from lab.cohort.samples import barcode, read_samples
 from lab.files import InputError, few, number, read_rows
 from lab.findings import Findings
-from lab.histcode.bags import tissue_of
+from lab.histcode.bags import tissue_of, tissue_words
 from lab.histcode.options import DRIVERS
 
 FEWEST = 3  # pairs: one trains, one chooses the epoch, one tests [ours]
@@ -32,6 +32,7 @@ class Pairs:
     label: np.ndarray  # (P, G) whether |log2 fc| > 1.5, nan where unknown
     known: dict  # {slide: (patient, 1 tumour or 0 normal)}: all that can teach where to look
     left_out: dict  # {why: names}; this and the ledger are one for all that is chosen of the pairs
+    words: str = ""  # which words of samples.csv are tumour, and which normal
     ledger: dict = field(default_factory=dict)  # {step: patients that it saw}
 
     def of_genes(self, columns):
@@ -121,7 +122,8 @@ def pairs_of(cohort, which="tumour", o=None, scale=None):
         "slides that are neither tumour nor normal": neither,
     }
     slides = [slides[who] for who in patients]
-    return Pairs(np.array(patients), slides, genes, y, label, known, left_out)
+    said = tissue_words(samples, tissue)
+    return Pairs(np.array(patients), slides, genes, y, label, known, left_out, said)
 
 
 def owners(cohort, samples, tissue, key):

@@ -104,6 +104,7 @@ def study_of(o, sets):
     needed = [s for s in pairs.known if o.model == "linear" or s in stand_for_pairs]
     slides = slide_features(Path(o.cohort), o, needed, least=2)
     pairs = pairs.with_slides(slides["names"])
+    print(f"slides by their words: {pairs.words}")
     say_left_out(pairs.left_out)
     slides["left_out"] = pairs.left_out
     slides["patients"] = np.array([pairs.known[name][0] for name in slides["names"]])
