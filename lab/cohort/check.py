@@ -9,16 +9,17 @@ from collections import Counter
 from pathlib import Path
 
 import he2rna
-from lab.cohort.features import features_made_by, features_of
+from lab.cohort.features import content_of, features_made_by, features_of
 from lab.cohort.names import alike_groups, person, would_match
 from lab.cohort.samples import select
 from lab.cohort.slides import find_slides, known_mpp
 from lab.cohort.tiles import table_mpp
-from lab.exchange.clam import foreign
+from lab.exchange.clam import FOREIGN, foreign
 from lab.exchange.layout import SIZES, kind_said
 from lab.files import InputError, few, fingerprint
 from lab.processes import share_out
 from lab.progress import counted
+from lab.words import tidy
 
 SHOWN = 5  # names or pairs in a sentence  [ours]
 SIZES_DIFFER = 0.1  # relative: so much tiles of one size may differ on several scanners  [ours]
@@ -108,6 +109,11 @@ def check_files(found, cohort, samples, o):
     if getattr(o, "project", None):
         chosen, _ = select(samples, "all", o.project)
     patient_of = {s["slide"]: s["patient"] for s in chosen}
+    there = names_of_files(cohort, o)
+    alone = [name for name in patient_of if name not in there]
+    hint = would_match(alone, there - {s["slide"] for s in samples}) if alone else ""
+    if hint:
+        found.warn(f"{cohort}: {len(alone)} slides of samples.csv have no file; {hint}")
     seen = share_out(look_at, cohort, list(patient_of), o)
     sizes = {}
     for name, (size, _) in seen.items():
@@ -115,7 +121,10 @@ def check_files(found, cohort, samples, o):
     same, files = {}, {} if o.features else find_slides(cohort)
     for names in sizes.values():
         for name in names if len({patient_of[name] for name in names}) > 1 else ():
-            content = fingerprint(files[name]) if files else content_of(cohort, name, o)
+            if files:
+                content = fingerprint(files[name])
+            else:
+                content = content_of(features_made_by(cohort, features_of(o), name))
             same.setdefault(content, []).append(name)
     for names in same.values():
         if len({patient_of[name] for name in names}) > 1:
@@ -126,6 +135,16 @@ def check_files(found, cohort, samples, o):
             )
     if o.features:
         check_kinds(found, o.features, {name: kind for name, (_, kind) in seen.items()})
+
+
+def names_of_files(cohort, o):
+    """The names of the slides that have a file, or features made elsewhere."""
+    if not o.features:
+        return set(find_slides(cohort))
+    source = features_of(o)
+    folders = [source, *(source / inner for inner in FOREIGN.values())]
+    paths = [path for folder in folders if folder.is_dir() for path in folder.iterdir()]
+    return {tidy(path.stem) for path in paths if path.suffix in FOREIGN}
 
 
 def look_at(cohort, slides, o):
@@ -181,8 +200,3 @@ def like(value, usual):
     if isinstance(usual, float):
         return abs(value / usual - 1) <= SIZES_DIFFER
     return value == usual
-
-
-def content_of(cohort, name, o):
-    """What tells features made elsewhere from others, whatever their files are called."""
-    return features_made_by(cohort, features_of(o), name)["content"]

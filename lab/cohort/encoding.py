@@ -5,6 +5,7 @@ and how many tiles kept their colours.
 """
 
 from functools import partial
+from os.path import isfile
 from pathlib import Path
 
 import numpy as np
@@ -40,7 +41,7 @@ def make_features(cohort, slides, o, into=None):
     settings = feature_settings(folder, o, device)
     encoder = o.encoder, settings["weights"], settings["seed"], device
     network = None
-    if not any((folder / f"{name}.npy").is_file() for name in slides):
+    if not any(isfile(folder / f"{name}.npy") for name in slides):
         network = load_encoder(*encoder)  # what is wrong with it is said before hours of tiling
     failed = make_tiles(cohort, slides, o, place)
     found = find_slides(cohort)

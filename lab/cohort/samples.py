@@ -7,7 +7,7 @@ import numpy as np
 
 import he2rna
 from lab.cohort.names import person, would_match
-from lab.cohort.slides import unnameable
+from lab.cohort.slides import too_long, unnameable
 from lab.files import InputError, few, read_rows
 from lab.findings import Findings
 from lab.words import is_unknown, tidy
@@ -83,7 +83,7 @@ def wrong_sample(row):
     slide = row["slide"]
     if Path(slide).name != slide or slide in (".", ".."):
         return f"slide {slide} is a path; give the file name without its ending"
-    return unnameable(slide)
+    return "" if too_long(slide) else unnameable(slide)  # too long a name fails alone
 
 
 def refuse_barcodes(found, path, rows):

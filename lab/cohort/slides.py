@@ -25,7 +25,12 @@ warnings.filterwarnings("ignore", module=r"PIL\.TiffImagePlugin")  # of tags onl
 
 def can_be_named(slide):
     """Whether files here can have a slide's name."""
-    return slide.isprintable() and len(slide.encode()) <= 200 and slide not in RESERVED
+    return slide.isprintable() and slide not in RESERVED and not too_long(slide)
+
+
+def too_long(slide):
+    """Whether a name leaves no room for what the files beside a slide's have in theirs."""
+    return len(slide.encode()) > 200
 
 
 def unnameable(slide):

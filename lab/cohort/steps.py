@@ -4,7 +4,7 @@ A step makes what is missing and skips what is there. What was made with other s
 anew, and that is said. It returns {slide: why it failed}; the others go on.
 """
 
-from lab.cohort.slides import MPP_RANGE
+from lab.cohort.slides import MPP_RANGE, unnameable
 from lab.encoders import COLOURS, TILE_UM_RANGE
 from lab.files import InputError, load_json, save_json, within
 from lab.locks import hold
@@ -65,8 +65,14 @@ def begin(folder, share, settings, anew):
 
 def work_through(what, function, names, workers, failed):
     """Yield (name, function(name)) in order, read ahead by threads; what fails goes to `failed`."""
+
+    def work(name):
+        if unnameable(name):
+            raise InputError(unnameable(name))
+        return function(name)
+
     tick = progress(what, len(names), "slides")
-    for name, got in ordered_map(function, names, workers):
+    for name, got in ordered_map(work, names, workers):
         tick()
         if isinstance(got, Exception):
             failed[name] = str(got) or type(got).__name__

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from lab.cohort.slides import unnameable
 from lab.exchange.layout import data_set, edges_said
 from lab.files import InputError, as_named, few, reason
 
@@ -23,6 +24,8 @@ def features_file(source, name):
 
     An .h5 goes first, since it has coordinates.
     """
+    if unnameable(name):
+        raise InputError(unnameable(name))
     for ending, inner in FOREIGN.items():
         for folder in (source, source / inner):
             path = as_named(folder / f"{name}{ending}")
