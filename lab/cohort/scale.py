@@ -37,7 +37,7 @@ def to_linear(a, scale, path, ids, genes):
         return a
     base, added = base_of(scale)
     lowest = a.min()
-    floor = abs(base ** min(float(lowest), 0) - added) < 0.01 * added  # rounded: zero all the same
+    floor = added != 1 and is_log_of(lowest, base, added)  # rounded: zero all the same
     for i, row in enumerate(a):
         none = row == lowest if floor else np.zeros(len(row), bool)
         with np.errstate(over="ignore"):
@@ -75,14 +75,18 @@ def refuse_negative(a, path, ids, genes):
 
 def floor_of(a):
     """What a table's lowest value says of its scale, where many have it: in words, or nothing."""
-    lowest = float(a.min())
-    if lowest >= 0 or not math.isfinite(lowest) or np.count_nonzero(a == a.min()) < 2:
-        return ""
+    lowest = a.min()
+    scales = []
     for scale, base in BASES.items():
-        for added in ADDED:
-            if abs(base**lowest / added - 1) < 0.01:
-                return f" ({scale} of {added:g} + 0 is {lowest:g}: --scale {scale}+{added:g})"
-    return ""
+        scales += [f"{scale}+{added:g}" for added in ADDED if is_log_of(lowest, base, added)]
+    if not scales or np.count_nonzero(a == lowest) < 2:
+        return ""
+    return f" ({lowest:g} is the logarithm of nothing by --scale {' or '.join(scales)})"
+
+
+def is_log_of(value, base, added):
+    """Whether a value is, as far as it was rounded, the logarithm of what was added to zero."""
+    return added > 0 and abs(value * math.log(base) - math.log(added)) < 0.01
 
 
 def refuse_logs(a, path, ids):

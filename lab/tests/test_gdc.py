@@ -8,8 +8,9 @@ import pytest
 
 from lab.cohort.expression import read_expression, read_gene_table
 from lab.commands.he2rna import main
-from lab.exchange.gdc import UQ_GENES
+from lab.exchange.gdc import UQ_GENES, read_sheet, row_of
 from lab.files import InputError, save_text
+from lab.tests.helpers import read_csv
 from lab.tests.helpers_he2rna import SHARED, SHEET, gdc_file, gdc_folder
 
 
@@ -175,3 +176,78 @@ def test_a_gdc_file_that_is_not_whole_is_named_and_no_table_lacks_it_in_silence(
         set(read_expression(tmp_path / "out")[1]) == {s for s in truth if "-01" in s} - {sample}
         and words in capsys.readouterr().out
     )
+
+
+def sheet_row(patient, sample, sample_type=None, project="CPTAC-3", **today):
+    column = {"file name": "f", "project id": project, "case id": patient, "sample id": sample}
+    names = {title.replace("_", " "): text for title, text in today.items()}
+    return row_of(column | names | ({} if sample_type is None else {"sample type": sample_type}))
+
+
+@pytest.mark.parametrize(
+    "patient, sample, kind, wanted",
+    [
+        ("C3N-1, C3N-1", "C3N-1-02, C3N-1-04", "Primary Tumor, Primary Tumor", "C3N-1-02+C3N-1-04"),
+        ("C3N-1;C3N-1", "C3N-1-02;C3N-1-04", "Primary Tumor", "C3N-1-02+C3N-1-04"),
+        ("C3N-1", "C3N-1-02, C3N-1-02", "Primary Tumor, Primary Tumor", "C3N-1-02"),
+        ("C3N-1, C3N-2", "C3N-1-02, C3N-2-04", "Primary Tumor, Primary Tumor", "several patients"),
+        (
+            "C3N-1",
+            "C3N-1-02, C3N-1-06",
+            "Primary Tumor, Solid Tissue Normal",
+            "several sample types",
+        ),
+    ],
+)
+def test_pooled_samples_of_one_patient_and_type_are_one(patient, sample, kind, wanted):
+    row = sheet_row(patient, sample, kind)
+    if row["why"]:
+        assert wanted in row["why"]
+    else:
+        said = (row["patient"], row["sample"], row["sample_type"], row["project"])
+        assert said == ("C3N-1", wanted, "Primary Tumor", "CPTAC-3")
+
+
+@pytest.mark.parametrize(
+    "today, kind",
+    [
+        ("Tumor/Primary/Solid Tissue", "Primary Tumor"),
+        ("Tumor/Metastatic/Solid Tissue", "Metastatic"),
+        ("Tumor/Recurrence/Solid Tissue", "Recurrent Tumor"),
+        ("Tumor/New Primary/Unknown", "Additional - New Primary"),
+        ("Tumor/Primary/Peripheral Blood NOS", "Primary Blood Derived Cancer - Peripheral Blood"),
+        ("Tumor/Primary/Bone Marrow NOS", "Primary Blood Derived Cancer - Bone Marrow"),
+        ("Normal/Not Applicable/Solid Tissue", "Solid Tissue Normal"),
+        ("Normal/Not Applicable/Peripheral Blood NOS", "Blood Derived Normal"),
+        ("Tumor/Not Reported/Solid Tissue", "Tumor / Not Reported / Solid Tissue"),
+        ("Tumor/Primary/3D Organoid", "Tumor / Primary / 3D Organoid"),
+        ("Tumor, Tumor/Primary, Primary/Solid Tissue, Solid Tissue", "Primary Tumor"),
+        ("Tumor, Normal/Primary, Not Applicable/Solid Tissue, Solid Tissue", None),
+    ],
+)
+def test_todays_columns_say_the_sample_type(today, kind):
+    """Authority: the GDC's older sheets, whose column Sample Type they took the place of."""
+    words = dict(zip(("tissue_type", "tumor_descriptor", "specimen_type"), today.split("/")))
+    n = today.count(",") // 3 + 1
+    row = sheet_row("C3L-1", ", ".join(f"C3L-1-0{i}" for i in range(n)), **words)
+    assert (row["sample_type"] == kind and not row["why"]) if kind else row["why"]
+
+
+@pytest.mark.parametrize("mark, end", [("\t", "\r\n"), (";", "\n"), (",", "\r\n")])
+def test_sheets_of_any_hand_keep_tumour_and_normal_apart(tmp_path, capsys, mark, end):
+    """Delimiters, quotes, line ends and the byte-order mark; two tissues of each patient."""
+    truth = gdc_folder(tmp_path / "gdc")
+    sheet = tmp_path / "gdc" / "gdc_sample_sheet.2026-01-01.tsv"
+    rows = [line.split("\t") for line in sheet.read_text().splitlines()]
+    rows[4][5:] = ["TCGA-AA-0009, TCGA-AA-0002", "TCGA-AA-0009-01A, TCGA-AA-0002-01B", rows[4][7]]
+    text = end.join(mark.join(f'"{cell}"' for cell in row) for row in rows)
+    sheet.write_text("\ufeff" + text + end, "utf-8", newline="")
+    out = tmp_path / "e.csv"
+    assert main(["expression", str(tmp_path / "gdc"), "--out", str(out), "--types", "all"]) == 0
+    said = read_csv(tmp_path / "e_samples.csv")
+    assert [row["sample"] for row in said] == [row["sample"] for row in read_csv(out)]
+    assert {row["sample"] for row in said} == truth.keys() - {"TCGA-AA-0002-01B"}
+    types = {row["sample"][13:15]: row["sample_type"] for row in said}
+    assert types["01"] == "Primary Tumor" and types["11"] == "Solid Tissue Normal"
+    assert "1 files of several patients, pooled" in capsys.readouterr().out
+    assert len(read_sheet(tmp_path / "gdc")[0]) == len(rows) - 1
