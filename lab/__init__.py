@@ -10,6 +10,7 @@ A map of the house. Rooms may use those above them, and the method; never those 
     ridge space gene_sets                   numbers that both programs want: closed-form ridge,
                                             points and outlines on tiles, .gmt files
     cohort/      a cohort folder, read and checked, and what is made in it
+                 scale genes                               of expression; names of genes
                  names samples expression slides           names that may be one, tables, slides,
                  places sites identity labels check        cells and outlines, whose a slide is, two
                                                            classes of words, all that is checked
