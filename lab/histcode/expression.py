@@ -255,7 +255,8 @@ def judge(study, folds, prediction, guess, seed):
         ends = [saved["ends"].numpy() for saved in folds]
         penalties = [saved["penalty"] for saved in folds]
         rng = np.random.default_rng([seed, 2])
-        found["p"] = shuffled_p(found["r"], ends, part, penalties, y, rng)
+        r, baseline = found["r"], found["baseline"]
+        found["p"], found["p_of_all"] = shuffled_p(r, baseline, ends, part, penalties, y, rng)
         found["bh"] = stats.benjamini_hochberg(found["p"])
     return found
 

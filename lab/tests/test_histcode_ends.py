@@ -10,7 +10,7 @@ import torch
 
 import histcode
 import stats
-from lab.histcode.ends import label_layer, linear_layer, shuffled_p
+from lab.histcode.ends import held_out_smoother, label_layer, linear_layer, orders_among, shuffled_p
 
 
 @pytest.mark.parametrize("n, d", [(30, 5), (6, 9)])  # one solution; many, of which the smallest
@@ -105,27 +105,73 @@ def held_out_r(ends, part, penalties, y):
     )
 
 
+def induced(order, rows):
+    """Each of the rows follows the order until it meets one of them: their own order."""
+    own = []
+    for row in rows:
+        to = order[row]
+        while to not in rows:
+            to = order[to]
+        own.append(to)
+    return own
+
+
 def test_shuffled_p_counts_orders_with_all_folds_fitted_anew(monkeypatch):
+    """Every order by hand: all folds fitted to it, and the genes of a patient moved together."""
     monkeypatch.setattr("lab.histcode.ends.SHUFFLES", 60)
+    monkeypatch.setattr("lab.histcode.ends.LEAST_ORDERS", 1)
     ends, part, y = chance(n=16, d=24, G=3)
     penalties = (0, 5.0, 0, 30.0)
     r = held_out_r(ends, part, penalties, y)
-    rng, null = np.random.default_rng(3), []
-    for rows, genes in ((np.arange(7, 16), [0, 1]), (np.arange(16), [2])):  # known of the same
-        for order in rng.permuted(np.tile(rows, (20, 1)), axis=1):
-            moved = np.full((16, len(genes)), np.nan)
-            moved[rows] = y[np.ix_(order, genes)]
-            null += held_out_r(ends, part, penalties, moved).tolist()
-    want = [(1 + sum(v >= one - 1e-9 for v in null)) / 61 for one in r]
-    assert np.allclose(shuffled_p(r, ends, part, penalties, y, np.random.default_rng(3)), want)
+    baseline = np.array([-0.1, 0.2, np.nan])
+    orders = np.random.default_rng(3).permuted(np.tile(np.arange(16), (20, 1)), axis=1)
+    null = []
+    for order in orders:
+        moved = np.full((16, 3), np.nan)
+        for rows, genes in ((np.arange(7, 16), [0, 1]), (np.arange(16), [2])):
+            moved[np.ix_(rows, genes)] = y[np.ix_(induced(order, rows), genes)]
+        null.append(held_out_r(ends, part, penalties, moved))
+    null = np.array(null)
+    p, p_of_all = shuffled_p(r, baseline, ends, part, penalties, y, np.random.default_rng(3))
+    assert np.allclose(p, [(1 + (null >= one - 1e-9).sum()) / 61 for one in r])
+    won = [stats.r_against_baseline(each, baseline)[0] for each in [r, *null]]
+    assert p_of_all == pytest.approx(sum(u >= won[0] for u in won) / 21)
     none = np.array([np.nan, 1, 1])
-    assert np.isnan(shuffled_p(none, ends, part, penalties, y, rng)[0])
+    rng = np.random.default_rng(3)
+    assert np.isnan(shuffled_p(none, baseline, ends, part, penalties, y, rng)[0][0])
+
+
+def test_orders_of_some_patients_are_uniform():
+    """All 24 orders of 4 of 6 patients, each in a 24th of 24,000 draws."""
+    rng = np.random.default_rng(0)
+    orders = rng.permuted(np.tile(np.arange(6), (24000, 1)), axis=1)
+    own, times = np.unique(orders_among(orders, np.array([0, 2, 3, 5])), axis=0, return_counts=True)
+    assert len(own) == 24 and (np.sort(own, 1) == [0, 2, 3, 5]).all()
+    assert scipy.stats.chisquare(times).pvalue > 0.001
 
 
 def test_shuffled_p_is_that_of_chance_where_the_t_is_too_bold(monkeypatch):
     monkeypatch.setattr("lab.histcode.ends.SHUFFLES", 20000)
     ends, part, y = chance(n=40, d=60, G=600)
     r = held_out_r(ends, part, (0,) * 4, y)
-    p = shuffled_p(r, ends, part, (0,) * 4, y, np.random.default_rng(0))
+    p, _ = shuffled_p(r, r, ends, part, (0,) * 4, y, np.random.default_rng(0))
     assert 0.03 < (p < 0.05).mean() < 0.07 and (p < 0.01).mean() < 0.025
     assert (stats.pearson_p(r, 40) < 0.01).mean() > 0.025
+
+
+def test_all_r_together_are_chance_where_the_rank_sum_takes_genes_for_independent(monkeypatch):
+    """Nothing to find: 50 genes that follow 2 programmes, 60 studies of 30 patients."""
+    monkeypatch.setattr("lab.histcode.ends.SHUFFLES", 1)
+    monkeypatch.setattr("lab.histcode.ends.LEAST_ORDERS", 99)
+    rng = np.random.default_rng(0)
+    part, found = np.arange(30) % 3, []
+    for _ in range(60):
+        y = rng.normal(size=(30, 2)) @ rng.normal(size=(2, 50)) + 0.5 * rng.normal(size=(30, 50))
+        ends = [rng.normal(size=(30, 6))] * 3
+        penalties = (10.0,) * 3
+        r = stats.pearson(held_out_smoother(ends, part, penalties) @ y, y)
+        baseline = stats.pearson(stats.random_baseline(y, rng), y)
+        together = shuffled_p(r, baseline, ends, part, penalties, y, rng)[1]
+        found.append((together < 0.05, stats.r_against_baseline(r, baseline)[1] < 0.05))
+    ours, theirs = np.mean(found, 0)
+    assert ours < 0.12 and theirs > 0.3
