@@ -166,6 +166,19 @@ def check_row(a, genes, name, path, said, least=-np.inf):
         )
 
 
+def rows_told(cohort):
+    """{row: (patient, sample type)}, as he2rna.py expression tells beside the table it writes."""
+    path = Path(cohort) / "expression_samples.csv"
+    if not path.is_file():
+        return {}
+    header, rows = read_rows(path, even=True)
+    wanted = ("sample", "patient", "sample_type")
+    if not set(wanted) <= set(header):
+        raise InputError(f"{path}: wanted columns {', '.join(wanted)}; it has {few(header)}")
+    sample, *told = (header.index(column) for column in wanted)
+    return {row[sample]: tuple(row[place] for place in told) for row in rows}
+
+
 # ----- Writing ------------------------------------------------------------------------------------
 
 

@@ -10,9 +10,10 @@ from histcode import fold_change
 from lab.application import pick_genes
 from lab.audit.ledger import saw
 from lab.cohort.check import check_cohort
-from lab.cohort.expression import read_expression
+from lab.cohort.expression import read_expression, rows_told
 from lab.cohort.genes import as_spelled
-from lab.cohort.samples import barcode, read_samples
+from lab.cohort.names import who
+from lab.cohort.samples import TISSUES, barcode, read_samples
 from lab.files import InputError, few, number, read_rows
 from lab.findings import Findings
 from lab.histcode.bags import tissue_of, tissue_words
@@ -77,7 +78,7 @@ def pairs_of(cohort, which="tumour", o=None, scale=None):
     the expression table.
 
     Several samples of a patient count as their mean. A normal sample needs no slide, if its name is
-    a TCGA barcode, which says patient and tissue.
+    a TCGA barcode, which says patient and tissue, or he2rna.py expression told whose it is.
     """
     samples = read_samples(cohort)
     found = Findings()
@@ -88,9 +89,13 @@ def pairs_of(cohort, which="tumour", o=None, scale=None):
     found.tell(cohort)
     _, ids, genes, expression = table
     rows = {1: {}, 0: {}, None: {}}  # {tissue: {patient: rows of the expression table}}
+    called = {who(s["patient"]): s["patient"] for s in samples}
+    told = {}
+    for name, (patient, kind) in rows_told(cohort).items():
+        told[name] = patient, TISSUES.get(kind.lower())
     for row, name in enumerate(ids):
-        patient, kind = owner.get(name) or barcode(name)
-        rows[kind].setdefault(patient, []).append(row)
+        patient, kind = owner.get(name) or told.get(name) or barcode(name)
+        rows[kind].setdefault(called.get(patient, patient), []).append(row)
     slides, known, neither = {}, {}, []
     for s, kind in zip(samples, tissue, strict=True):
         if kind is None:

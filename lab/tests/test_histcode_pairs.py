@@ -60,6 +60,21 @@ def test_pairs_of_a_table_worked_by_hand(cohort):
     assert pairs_of(cohort, "both").slides == [["a1", "a2", "a0"], ["b1", "b0"], ["t1"]]
 
 
+def test_a_normal_sample_without_a_slide_is_known_by_the_sheets_table(cohort):
+    """As he2rna.py expression writes it of CPTAC, whose names say no tissue."""
+    path = cohort / "expression_samples.csv"
+    rows = [("nd", "C", "X", "Solid Tissue Normal"), ("su", "C", "X", "Metastatic")]
+    (cohort / "samples.csv").write_text(SAMPLES.replace("d0,D,X,nd,0\n", "").replace("su", "sv"))
+    save_csv(path, ("sample", "patient", "project", "sample_type"), rows)
+    p = pairs_of(cohort)
+    assert p.patients.tolist() == ["A", "B", "C", "TCGA-AA-0001"]
+    assert np.allclose(p.y[2], np.log10(np.array([7 / 8, 93 / 92]) + 1), atol=1e-7)
+    assert "su" in p.left_out["expression rows of no known patient or tissue"]
+    save_csv(path, ("sample", "patient"), [("nd", "C")])
+    with pytest.raises(InputError, match="wanted columns sample, patient, sample_type"):
+        pairs_of(cohort)
+
+
 def test_a_sample_of_two_patients_is_refused(cohort):
     def b0_is_sa(rows):
         return [[*r[:3], "sa" if r[0] == "b0" else r[3], r[4]] for r in rows]
