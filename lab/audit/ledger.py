@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
+from lab.cohort.names import who
 from lab.files import load_json
 from lab.progress import table
 
@@ -32,8 +33,8 @@ def what_saw_whom(ledgers, tested, remarks):
     """
     rows, leaks = [], []
     for step in dict.fromkeys(step for ledger in ledgers for step in ledger):
-        seen = [set(ledger.get(step, ())) for ledger in ledgers]
-        overlap = [len(own & set(test)) for own, test in zip(seen, tested, strict=True)]
+        seen = [set(map(who, ledger.get(step, ()))) for ledger in ledgers]
+        overlap = [len(own & set(map(who, test))) for own, test in zip(seen, tested, strict=True)]
         name = step.split(": ")[-1]
         remark = remarks.get(name, "**a leak**") if any(overlap) else ""
         if name in remarks and remarks[name] is None:

@@ -136,6 +136,12 @@ def made_as(folder, name):
     return side if whole else {}
 
 
+def content_of(made):
+    """What tells a slide from others, of its `features_made_by`: its features, or its file."""
+    made = made or {}
+    return made.get("content") or (made.get("tiles") or {}).get("file") or None
+
+
 def features_made_by(cohort, source, name):
     """What tells a slide's features from others: the settings of ours; of a file made elsewhere,
     wherever it lies, its size, its coordinates and every so-manieth row. [ours]

@@ -51,7 +51,7 @@ def alike_groups(names):
 
 RULES = {  # how names of two tables come to differ [ours]
     "but for case, blanks, hyphens, dots or leading zeros": alike,
-    "without the ending of a file": lambda name: alike(re.sub(r"(\.[A-Za-z]\w{1,4})+$", "", name)),
+    "by what stands before the first dot": lambda name: alike(name.partition(".")[0]),
     "without R's X": lambda name: alike(re.sub(r"^X(?=\d)", "", name)),
     "by the sample's part of a barcode": lambda name: person(dashed(name)) and dashed(name)[:16],
     "by the patient's part of a barcode": lambda name: person(dashed(name)),
@@ -68,6 +68,8 @@ def would_match(names, others):
     best, said = 0, ""
     for words, rule in RULES.items():
         there = {rule(other): other for other in others}
+        if 3 * len(there) < len(others):  # too short to tell them apart
+            continue
         pairs = [(name, there[rule(name)]) for name in names if rule(name) in there and rule(name)]
         if len(pairs) > best:
             best = len(pairs)

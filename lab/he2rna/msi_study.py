@@ -8,18 +8,18 @@ from pathlib import Path
 import numpy as np
 
 import he2rna
-from lab.cohort.check import check_cohort
+from lab.cohort.check import check_cohort, check_patients
 from lab.cohort.encoding import make_features
 from lab.cohort.expression import read_expression
 from lab.cohort.features import features_of, load_features, provenance
 from lab.cohort.labels import counted_words
-from lab.cohort.samples import join, read_samples, select
+from lab.cohort.samples import join, read_samples, refuse_barcodes, select
 from lab.cohort.scale import looks_logged, to_linear
 from lab.files import InputError, few, load_arrays
 from lab.findings import Findings
 from lab.processes import share_out
 from lab.progress import counted, report_failures, say_left_out
-from lab.words import is_unknown, same
+from lab.words import is_unknown, same, tidy
 
 MSI_SHARES = tuple(map(Fraction, ("1/6", "1/3", "1/2", "2/3", "3/4", "5/6")))  # [HE2RNA Fig. 5b]
 LABELS = {"msi-h": "MSI-H", "msi-l": "MSI-L", "mss": "MSS"}
@@ -209,11 +209,12 @@ def study_of_file(o):
         y=z["expression"].astype(np.float32),
         labels=labels,
         silent=silent,
-        patients=z["patients"].astype(str),
+        patients=np.array([tidy(name) for name in z["patients"].astype(str)]),
         projects=np.full(len(z["msi"]), "all"),
         hospital=np.char.upper(z["hospital"].astype(str)) if "hospital" in z else None,
         features=z["features"].shape[1],
     )
+    check_patients_of(path, study.patients)
     needed = study.needed()
     study = replace(study.take(needed), dropped=int((~needed).sum()))
     has_y = study.has_y
@@ -233,6 +234,18 @@ def study_of_file(o):
         study.scale = f"{o.scale or 'linear'}, learned as log10(1 + a)"
     print(f"{said}: taken as {study.scale}")
     return study
+
+
+def check_patients_of(path, patients):
+    """As those of samples.csv: words for nobody are refused, and what may be one is named."""
+    rows = [{"slide": str(i), "patient": name} for i, name in enumerate(patients.tolist())]
+    nobody = sorted({name for name in patients.tolist() if is_unknown(name)})
+    found = Findings()
+    if nobody:
+        found.refuse(f"{path}: patients {few(nobody)} are no patients: leave their rows out")
+    refuse_barcodes(found, path, rows)
+    check_patients(found, path, rows)
+    found.tell(path)
 
 
 def checked_arrays(path):

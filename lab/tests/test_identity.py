@@ -55,7 +55,7 @@ def test_names_that_may_be_one_are_found_and_others_are_not():
     [
         ("P01", "p1", "but for case"),
         ("12", "X12", "without R's X"),
-        ("s1", "s1.svs", "without the ending"),
+        ("s1", "s1.svs", "before the first dot"),
         ("TCGA-AA-0001-01A", "TCGA.AA.0001.01A.11R.A00Z.07", "by the sample's part"),
         ("TCGA-AA-0001-01A", "TCGA-AA-0001", "by the patient's part"),
     ],

@@ -19,13 +19,20 @@ import numpy as np
 import stats
 from lab.audit.choices import add_choices
 from lab.audit.ledger import encoder_saw, ledger_lines, saw
-from lab.cohort.features import features_of
+from lab.cohort.features import content_of, features_of
 from lab.cohort.labels import words_line
+from lab.cohort.names import person, who
 from lab.commands.histcode.options import pooling_options
 from lab.commands.slide_options import add_options, refuse_slide_options
 from lab.devices import pick_device
 from lab.files import InputError, few, save_csv, save_text
-from lab.histcode.bags import bags_of_cohort, bags_of_table, left_out_lines
+from lab.histcode.bags import (
+    bags_of_cohort,
+    bags_of_table,
+    labelled_slides,
+    left_out_lines,
+    table_of,
+)
 from lab.histcode.choices import CHOICES, settle_choices, turned_lines
 from lab.histcode.figures import figures_of, mean_sd, probabilities, with_interval
 from lab.histcode.heads import apply_heads
@@ -131,7 +138,7 @@ def run(o):
         o.rotate = bool(o.bags)
     need_matplotlib()  # better now than after a day
     device = pick_device(o.device)
-    check = partial(folds_of, o=o)
+    check = partial(look_first, o=o)
     data = bags_of_table(o) if o.bags else bags_of_cohort(o.cohort, o, check=check)
     say_left_out(data["left_out"])
     print(words_line(data))
@@ -399,11 +406,12 @@ def external_cohort(data, o):
     if not o.external:
         return None
     other = bags_of_cohort(o.external, o, data["classes"])
-    both = sorted(set(data["patients"].tolist()) & set(other["patients"].tolist()))
-    if both:
+    mine = {content_of(made) for made in data["seen"]} - {None}
+    twins = [n for n, made in zip(other["names"], other["seen"]) if content_of(made) in mine]
+    if twins:
         raise InputError(
-            f"{few(both)}: patients of both {o.cohort} and {o.external}; what a model has seen is "
-            "no test"
+            f"{o.external}: its slides {few(twins)} are also in {o.cohort}, by what their files "
+            "hold; what a model has seen is no test"
         )
     say_left_out(other["left_out"])
     print(f"{o.external}: {words_line(other)}")
@@ -424,6 +432,21 @@ def external_cohort(data, o):
             f"{'; '.join(differ)}"
         )
     return {**other, "classes": data["classes"]}
+
+
+def look_first(bags, o):
+    """Refuse too few patients for the folds, and --external of the same patients, before work."""
+    folds_of(bags, o)
+    if not o.external:
+        return
+    other = table_of(*labelled_slides(o.external, o, bags["classes"]))
+    mine, theirs = ({*map(who, t["patients"]), *map(person, t["names"])} for t in (bags, other))
+    both = sorted(mine & theirs - {None})
+    if both:
+        raise InputError(
+            f"{few(both)}: patients of both {o.cohort} and {o.external}; what a model has seen is "
+            "no test"
+        )
 
 
 def judge_external(folder, other, trained, encoder, o, device):
@@ -453,7 +476,7 @@ def judge_external(folder, other, trained, encoder, o, device):
     figures = table(("pooling", "accuracy", "ROC-AUC", "PR-AUC"), text)
     print(f"{o.external}\n\n{figures}\n")
     said = f"{len(y)} slides, none of whose patients a model has seen; mean over the fold models."
-    seen = {*(encoder or ())} & {*patients.tolist()}
+    seen = {*map(who, encoder or ())} & {*map(who, patients.tolist())}
     if seen:
         said += (
             f" **The encoder learned from tiles of {len(seen)} of these patients, without labels.**"

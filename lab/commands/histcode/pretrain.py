@@ -31,7 +31,8 @@ from histcode import (
     WEIGHT_DECAY,
 )
 from lab.audit.choices import add_choices
-from lab.cohort.samples import read_samples
+from lab.cohort.identity import told_by_table
+from lab.cohort.names import person
 from lab.commands.slide_options import add_options
 from lab.devices import pick_device, pick_precision
 from lab.files import InputError, save_file
@@ -205,10 +206,9 @@ def embedder(o):
 
 def patients_of(cohort, slides):
     """Patients of the slides, for the ledger of whatever uses the encoder; a slide if unknown."""
-    known = {}
-    if (cohort / "samples.csv").exists():
-        known = {row["slide"]: row["patient"] for row in read_samples(cohort)}
-    return sorted({known.get(slide, slide) for slide in slides})
+    at = cohort.absolute() / "slides"
+    known = {told_by_table(at / slide, slide) or person(slide) or slide for slide in slides}
+    return sorted(known)
 
 
 def run(o):
