@@ -12,6 +12,7 @@ import stats
 from lab.files import InputError, save_csv, unpacked
 from lab.progress import table
 from lab.show.plots import BLUE, ORANGE, figure
+from lab.words import tidy
 
 ALPHA = 0.05  # after Benjamini-Hochberg over the sets [HE2RNA Methods; HistCode Results]
 SHOWN = 10  # sets in picture and report [HistCode Fig. 9: "the top 10 enriched signaling pathways"]
@@ -29,7 +30,7 @@ def read_sets(paths):
     for path in paths:
         found = False
         for place, line in lines_of(path):
-            name, *fields = (field.strip() for field in line.split("\t"))
+            name, *fields = map(tidy, line.split("\t"))
             if not name and not any(fields):
                 continue
             if not name or not fields:

@@ -92,6 +92,10 @@ def read_npz(path):
         raise InputError(f"{path}: expression is {a.dtype}, not numbers")
     if not a.size:
         raise InputError(f"{path}: no rows")
+    if a.dtype == np.float16 and np.isinf(a).any():
+        raise InputError(
+            f"{path}: expression is float16, which ends at 65,504, and has infinite ones"
+        )
     ids, genes = (names_in(part, path) for part in parts[:2])
     with np.errstate(over="ignore"):  # beyond float32: infinite, and refused
         a = a.astype(np.float32, copy=False)
@@ -162,7 +166,7 @@ def check_row(a, genes, name, path, said, least=-np.inf):
     if bad.any():
         j = int(bad.argmax())
         raise InputError(
-            f"{path}: gene {genes[j]} of {name} is {said[j]!r}; expression is a number >= 0"
+            f"{path}: gene {genes[j]} of {name} is {str(said[j])!r}; expression is a number >= 0"
         )
 
 

@@ -164,7 +164,7 @@ def kind_of(names):
     """What most of some names are."""
     kinds = {
         "Ensembl ids": r"ENS[A-Z]*\d+.*",
-        "numbers, as Entrez's": r"\d+",
+        "numbers, as Entrez's": r"\d+(\.0)?",
         "RefSeq ids": r"[NX][MR]_\d+.*",
     }
     for kind, form in kinds.items():

@@ -15,8 +15,8 @@ BASES = {"log2": 2.0, "log10": 10.0, "ln": math.e}
 UNITS = ("FPKM-UQ", "FPKM", "TPM", "CPM", "RPKM", "counts")
 LOGS_BELOW = 35  # log2 of TCGA's highest FPKM-UQ is 29; linear tables have a tail far above
 STRAY = 0.0005  # share of a row's values that may be no gene's, such as an age or a total
-ENOUGH = 100  # positive values in a row, to tell its scale from that of the other rows
-ALIKE = 0.75  # log2 of the other rows' top over a row's top, from where that is its logarithm
+FEWEST = 10  # strong genes that tell whether a row is the logarithm of what the others hold
+SPREAD = 2  # of their ratios to that logarithm, upper over lower quartile; of linear values larger
 ADDED = (0.0001, 0.001, 0.01, 0.05, 0.1, 0.5)  # what is added before a logarithm, beside 1
 HOW = (
     "of logarithms say which: --scale log2, log10 or ln (of 1 + a; log2+0.001 of 0.001 + a); of "
@@ -111,18 +111,26 @@ def refuse_logs(a, path, ids):
 def looks_logged(a):
     """((n,) whether a row looks like logarithms, (n,) what its values reach) of a table.
 
-    All rows do where none has a value from LOGS_BELOW on, or some where their top is about the
-    logarithm of the other rows' top. Whole numbers are counts.
+    All rows do where none has a value from LOGS_BELOW on, or some where their genes are about the
+    logarithms of the other rows'. Whole numbers are counts.
     """
     tops = np.array([top_of(row) for row in a])
     low = tops < LOGS_BELOW
     if low.all():
         return low & any((row % 1 != 0).any() for row in a), tops
-    others = np.log2(np.median(tops[~low]))
-    for i in np.flatnonzero(low):
-        some = a[i][a[i] > 0]
-        low[i] = len(some) >= ENOUGH and others > ALIKE * tops[i] and (some % 1 != 0).any()
+    if low.any():
+        level = np.log2(1 + np.median(a[np.flatnonzero(~low)[:50]], axis=0))  # of some: memory
+        low[low] = [is_log(row, level) for row in a[low]]
     return low, tops
+
+
+def is_log(row, level):
+    """Whether a row (G,) is in proportion to the log2 of the other rows' genes (G,)."""
+    strong = (level > 3) & (row > 0)
+    if strong.sum() < FEWEST or not (row % 1 != 0).any():
+        return False
+    lower, upper = np.quantile(row[strong] / level[strong], (0.25, 0.75))
+    return upper < SPREAD * lower
 
 
 def top_of(row):

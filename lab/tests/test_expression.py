@@ -74,6 +74,10 @@ NAMES = {"sample": ["a", "b"], "genes": ["A"]}
         ({"expression.npz": npz(sample=[], genes=["A"], expression=np.ones((0, 1)))}, "no rows"),
         ({"expression.npz": npz(**NAMES, expression=[["1"], ["2"]])}, "expression is <U1, not"),
         ({"expression.npz": npz(**NAMES, expression=[[1.0], [-2]])}, "gene A of b is "),
+        (
+            {"expression.npz": npz(**NAMES, expression=np.array([[1], [np.inf]], np.float16))},
+            "float16, which ends at 65,504",
+        ),
     ],
 )
 def test_files_that_cannot_be_meant(tmp_path, files, words):

@@ -98,6 +98,19 @@ def test_other_shapes_are_refused_with_the_mend(a, words):
         linear(a)
 
 
+@pytest.mark.parametrize("genes", [40, 2000])
+def test_some_logged_rows_are_told_from_a_weak_sample(genes):
+    """Samples that differ by biology; one in which all is weak is as linear as the others."""
+    rng = np.random.default_rng(genes)
+    a = rng.lognormal(4, 2, genes) * rng.lognormal(0, 0.7, (12, genes))
+    a[3] *= 30 / a[3].max()
+    assert not looks_logged(a)[0].any()
+    for log in (np.log2, np.log10, np.log):
+        b = a.copy()
+        b[[2, 5]] = log(1 + b[[2, 5]])
+        assert np.flatnonzero(looks_logged(b)[0]).tolist() == [2, 5]
+
+
 def test_a_scale_that_the_table_cannot_have_is_refused():
     for a, scale in (
         (tpm(), "log2"),
