@@ -36,7 +36,7 @@ def test_rows_come_in_file_order_with_any_labels(tmp_path, end):
     "text, words",
     [
         ("", "no column slide, patient, project; it has nothing"),
-        ("slide;patient;project\n", "no column slide, .*; it has slide;patient;project; wanted"),
+        ("slide:patient:project\n", "no column slide, .*; it has slide:patient:project; wanted"),
         ("slide,patient,project,msi,msi\n", "a column stands there twice"),
         ("slide,patient,project\n", "no rows"),
         ("slide,patient,project\na,p\n", "row 2 has 2 fields, the header has 3"),
@@ -114,3 +114,59 @@ def test_barcodes_of_tcga():
     assert barcode("TCGA-AA-0001-11A") == ("TCGA-AA-0001", 0)
     assert barcode("TCGA-AA-0001-06A") == ("TCGA-AA-0001", None)
     assert barcode("slide-1") == (None, None)
+
+
+def lines(path, *rows):
+    (path / "samples.csv").write_text("slide,patient,project\n" + "\n".join(rows) + "\n")
+    return path
+
+
+@pytest.mark.parametrize(
+    "word",
+    ["NA", "n/a", "NaN", "None", "[Not Available]", "--", "'--", "null", "unknown", "?", "."],
+)
+def test_words_for_nobody_are_no_patient(tmp_path, word):
+    with pytest.raises(InputError, match=r"rows 3, 4: patient .* is no patient"):
+        read_samples(lines(tmp_path, "a,p,X", f"b,{word},X", f"c,{word},X"))
+
+
+@pytest.mark.parametrize("patient", ["TCGA-AA-0001-01", "tcga-aa-0001-01z-00-dx1", "C3L-00001-01"])
+def test_barcodes_of_samples_and_slides_are_no_patient(tmp_path, patient):
+    with pytest.raises(InputError, match=rf"{patient} are barcodes of samples or slides"):
+        read_samples(lines(tmp_path, f"a,{patient},X"))
+
+
+def test_a_barcode_and_its_patient_agree(tmp_path, capsys):
+    slide, other = "TCGA-AA-0001-01Z-00-DX1", "tcga-aa-0001-01z-00-dx2"
+    for patient in ("TCGA-AA-0001", "tcga-aa-0001", "case 7"):
+        rows = read_samples(
+            lines(tmp_path, f"{slide},{patient},X", f"{other},{patient},X", "a,q,X")
+        )
+        assert [row["patient"] for row in rows] == [patient, patient, "q"]
+    with pytest.raises(InputError, match="are barcodes of different patients"):
+        read_samples(lines(tmp_path, f"{slide},TCGA-AA-0002,X"))
+    with pytest.raises(InputError, match="TCGA-AA-0001, tcga-aa-0001 are one"):
+        read_samples(lines(tmp_path, f"{slide},TCGA-AA-0001,X", f"{other},tcga-aa-0001,X"))
+    with pytest.raises(InputError, match="the 2 findings above must be mended"):
+        read_samples(lines(tmp_path, f"{slide},p,X", f"{other},q,X", "a,NA,X"))
+    assert "patients p, q are one, TCGA-AA-0001" in capsys.readouterr().err
+
+
+def test_names_are_composed_and_their_blanks_are_plain(tmp_path):
+    """A decomposed umlaut, a no-break space, a zero-width one, tabs: one name of one patient."""
+    spelled = [
+        "J\u00fcrgen 1",
+        "Ju\u0308rgen\u00a01",
+        "\u200bJ\u00fcrgen\u20091 ",
+        "\ufeffJ\u00fcrgen 1\t",
+    ]
+    rows = read_samples(lines(tmp_path, *(f"s{i},{name},X" for i, name in enumerate(spelled))))
+    assert {row["patient"] for row in rows} == {"J\u00fcrgen 1"}
+    with pytest.raises(InputError, match="slide J\u00fcrgen 1 stands there twice"):
+        read_samples(lines(tmp_path, f"{spelled[0]},p,X", f"{spelled[1]},p,X"))
+
+
+def test_a_project_may_have_a_comma():
+    samples = [{"slide": str(i), "project": name} for i, name in enumerate(("a,b", "a", "all"))]
+    assert [s["slide"] for s in select(samples, None, "a,b")[0]] == ["0"]
+    assert [s["slide"] for s in select(samples, None, "a,all")[0]] == ["1", "2"]
