@@ -1,5 +1,6 @@
 """Features made elsewhere. Authorities: files that h5py and torch write as CLAM and TRIDENT do."""
 
+import fcntl
 import os
 import shutil
 
@@ -9,7 +10,7 @@ import pytest
 import torch
 
 from lab.cohort.expression import read_expression
-from lab.cohort.features import features_made_by, load_features, tile_edge
+from lab.cohort.features import features_made_by, load_features, magnitudes, tile_edge
 from lab.cohort.supertiles import twofold
 from lab.cohort.tiles import tiles_of
 from lab.exchange.clam import foreign
@@ -66,6 +67,125 @@ def test_h5_features_that_cannot_be_say_why(tmp_path, name):
     write_h5(tmp_path / f"{name}.h5", features=features, coords=coords)
     with pytest.raises(InputError, match=words):
         load_features(tmp_path, tmp_path, name)
+
+
+def encoded():
+    """Features (40, 16) as of an encoder."""
+    return np.random.default_rng(1).normal(size=(40, 16)).astype(np.float32)
+
+
+def with_rows(x, rows, value):
+    x[rows] = value
+    return x
+
+
+WRONG = {
+    "cut off": (lambda x: with_rows(x, slice(30, None), 0), "all features of 10 of 40 .* tile 30"),
+    "one tile": (lambda x: with_rows(x, 7, 0), "all features of 1 of 40 tiles are 0, the first"),
+    "filled": (lambda x: with_rows(x, slice(3, 9), -999), "6 of 40 tiles are -999, .* tile 3"),
+    "nothing": (np.zeros_like, "all features of 40 of 40 tiles are 0"),
+    "the same": (lambda x: np.repeat(x[:1], 40, 0), "of all its 40 tiles are the same"),
+    "large": (lambda x: with_rows(x, 9, x[9] * 1e6), "in 1 of 40 tiles, .* tile 9, .*65504"),
+    "negative": (lambda x: with_rows(x, 9, -1e5 - x[9]), "up to 1e.05 in 1 of 40 .* float16"),
+    "small": (lambda x: x * np.float32(1e-7), "below float16's smallest normal number"),
+    "infinite": (lambda x: with_rows(x, 5, np.inf), "NaN or infinite feature in tile 5"),
+    "nan": (lambda x: with_rows(x, slice(5, 7), np.nan), "NaN or infinite feature in tile 5"),
+}
+
+
+@pytest.mark.parametrize("kind", [np.float32, np.float16, np.float64])
+@pytest.mark.parametrize("name", WRONG)
+def test_features_that_cannot_be_meant_are_refused_with_their_count(tmp_path, name, kind):
+    """Never clipped: authority is what NumPy makes of them in float16."""
+    change, words = WRONG[name]
+    with np.errstate(over="ignore", under="ignore"):
+        x = change(encoded()).astype(kind)
+        half = x.astype(np.float16)
+    if name in ("large", "negative"):
+        assert np.isinf(half).any()
+        words = "NaN or infinite" if kind == np.float16 else words
+    if name == "small":
+        assert len(np.unique(half)) < 20
+        words = "all features" if kind == np.float16 and not half.any(1).all() else words
+    write_h5(tmp_path / "a.h5", features=x, coords=tile_cloud(40))
+    with pytest.raises(InputError, match=words):
+        load_features(tmp_path, tmp_path, "a")
+    assert load_features(tmp_path, tmp_path, "a", check=False)[0].shape == x.shape
+
+
+@pytest.mark.parametrize("kind", [np.float16, np.float32])
+def test_features_at_the_ends_of_what_can_be_meant_are_read(tmp_path, kind):
+    x = encoded().astype(kind)
+    x[0, :3] = 65504, -65504, 0
+    x[1] = np.maximum(x[1], 0)  # as after a ReLU
+    x[:, 5] = 0  # a feature that never fires
+    x[2, 1:] = 0
+    write_h5(tmp_path / "a.h5", features=x, coords=tile_cloud(40))
+    assert np.array_equal(load_features(tmp_path, tmp_path, "a")[0], x)
+    most, least = magnitudes(x)
+    assert np.array_equal(most, abs(x).max(1)) and np.array_equal(least, abs(x).min(1))
+
+
+def test_an_h5_holds_its_own_numbers(tmp_path, monkeypatch):
+    """Of links and virtual data sets HDF5 reads zeros, or what lies there now, without a word."""
+    write_h5(tmp_path / "blocks.h5", d=FEATURES)
+
+    def virtual(h, source):
+        layout = h5py.VirtualLayout(FEATURES.shape, "f4")
+        layout[:] = h5py.VirtualSource(source, "d", FEATURES.shape)
+        h.create_virtual_dataset("features", layout)
+
+    def stored(h):
+        h.create_dataset("features", FEATURES.shape, "f4", external=[("raw.bin", 0, 2**20)])
+
+    def moved(h):
+        h["kept"] = FEATURES
+        h["features"] = h5py.SoftLink("/kept")
+
+    made = {
+        "link": lambda h: h.__setitem__("features", h5py.ExternalLink("blocks.h5", "/d")),
+        "lost": lambda h: h.__setitem__("features", h5py.ExternalLink("gone.h5", "/d")),
+        "virtual": lambda h: virtual(h, "gone.h5"),
+        "raw": stored,
+        "whole": lambda h: virtual(h, "blocks.h5"),
+        "soft": moved,
+        "dangling": lambda h: h.__setitem__("features", h5py.SoftLink("/gone")),
+        "group": lambda h: h.__setitem__("features/uni", FEATURES),
+    }
+    monkeypatch.chdir(tmp_path)
+    for name, write in made.items():
+        with h5py.File(tmp_path / f"{name}.h5", "w") as h:
+            write(h)
+    with h5py.File(tmp_path / "virtual.h5") as h:
+        assert not h["features"][:].any()  # what HDF5 makes of it
+    elsewhere = "its `features` lie in another file, {}, which may be missing or moved"
+    for name, words in (
+        *((name, elsewhere.format("gone.h5")) for name in ("lost", "virtual")),
+        ("link", elsewhere.format("blocks.h5")),
+        ("raw", elsewhere.format("raw.bin")),
+        ("dangling", "no `features` in it; it has features"),
+        ("group", "no `features` in it; it has features, features/uni"),
+    ):
+        with pytest.raises(InputError, match=f"{name}.h5: {words}"):
+            load_features(tmp_path, tmp_path, name)
+    for name in ("whole", "soft"):
+        assert np.array_equal(load_features(tmp_path, tmp_path, name)[0], FEATURES)
+
+
+def test_features_are_read_without_a_lock(tmp_path):
+    """Whether a file system knows no locks, or another program holds one."""
+    path = write_h5(tmp_path / "a.h5", features=FEATURES, coords=COORDS)
+    with open(path) as f:
+        fcntl.flock(f, fcntl.LOCK_EX)
+        with pytest.raises(OSError, match="lock"):
+            h5py.File(path)
+        assert np.array_equal(load_features(tmp_path, tmp_path, "a")[0], FEATURES)
+
+
+def test_stamps_files_are_read_by_their_names(tmp_path):
+    write_h5(tmp_path / "a.h5", feats=FEATURES, coords=COORDS * 0.5)
+    features, coords = load_features(tmp_path, tmp_path, "a")
+    assert np.array_equal(features, FEATURES) and np.array_equal(coords, COORDS * 0.5)
 
 
 def test_files_that_are_no_h5_features_say_why(tmp_path):

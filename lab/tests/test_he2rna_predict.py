@@ -121,24 +121,42 @@ def test_a_stranger_is_spoken_of_by_all_models_and_a_patient_by_one(
     two_runs, tmp_path, capsys, name
 ):
     run, folder = two_runs / "runs" / name, tmp_path / "h5"
-    write_slide(folder / "stranger.h5", np.ones((1, 8), np.float16))
+    tile = np.linspace(-1, 2.5, 8, dtype=np.float16)[None]
+    write_slide(folder / "stranger.h5", tile)
     shutil.copyfile(two_runs / "h5" / "s00_0.h5", folder / "s00_0.h5")
     assert predict(run, folder / "stranger.h5", folder / "s00_0.h5") == 0
     said = capsys.readouterr().out
     assert "stranger: 1 tiles, models of folds 0, 1, 2" in said
     assert re.search(r"s00_0: 30 tiles, models of folds \d \(the others learned from", said)
     models = [model_of(checkpoint(run, f), "cpu") for f in range(3)]
-    scores = [model.tile_scores(torch.ones(1, 8))[0].detach().numpy() for model in models]
+    scores = [model.tile_scores(torch.from_numpy(tile).float())[0].detach().numpy() for model in models]
     assert np.allclose(predicted(run, "stranger"), np.mean(scores, 0), atol=1e-4)
     shutil.copytree(folder, tmp_path / "other")  # as wide, but of whose encoder?
     with pytest.raises(InputError, match="learned from features in a folder h5"):
         predict(run, tmp_path / "other" / "stranger.h5")
 
 
+def test_another_slide_of_the_same_name_has_a_result_of_its_own(two_runs, tmp_path, capsys):
+    """Another cohort's s00_0 and the run's, in one command: neither overwrites the other."""
+    run, other = two_runs / "runs" / "he2rna", tmp_path / "h5" / "s00_0.h5"
+    write_slide(other, np.random.default_rng(1).normal(size=(5, 8)).astype(np.float16))
+    before = predicted(run, "s00_0")
+    assert predict(run, "s00_0", other) == 0
+    said = capsys.readouterr().out
+    assert predicted(run, "s00_0") == before
+    (name,) = re.findall(r"(s00_0-\w{6}): 5 tiles, models of folds 0, 1, 2 ->", said)
+    assert predicted(run, name) != before
+    with pytest.raises(InputError, match="slide s00_0 is asked for twice"):
+        predict(run, other, other)
+    (tmp_path / "samples.csv").write_text("slide,patient,project\ns00_0,p00,X\n")
+    assert predict(run, other) == 0  # of a patient of the run, by its table
+    assert re.search(r"models of folds \d \(the others learned", capsys.readouterr().out)
+
+
 @pytest.mark.parametrize(
     "scale, words",
     [
-        (1e6, "features up to 1e+06 are beyond float16; scale them down"),
+        (1e6, "features up to 1e+06 in 3 of 3 tiles, the first is tile 0, are beyond float16"),
         (6e4, "not finite: features up to 6e+04 are of another scale"),
     ],
 )
@@ -146,7 +164,7 @@ def test_features_of_another_scale_fail_and_the_others_go_on(
     two_runs, tmp_path, capsys, scale, words
 ):
     run, folder = two_runs / "runs" / "he2rna", tmp_path / "h5"
-    write_slide(folder / "large.h5", np.full((3, 8), scale, np.float32))
+    write_slide(folder / "large.h5", np.linspace(0.97, 1, 24).reshape(3, 8) * scale)
     shutil.copyfile(two_runs / "h5" / "s00_0.h5", folder / "s00_0.h5")
     assert predict(run, folder / "large.h5", folder / "s00_0.h5") == 1
     said = capsys.readouterr()

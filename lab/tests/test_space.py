@@ -1,4 +1,4 @@
-"""Points, spots and outlines against tiles; p by shifts."""
+"""Points, spots and outlines against tiles; p of a correlation over places."""
 
 import itertools
 
@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 import scipy.stats
 from matplotlib.path import Path as Outline
-from scipy import ndimage
 from scipy.spatial import Delaunay
 
+import stats
 from lab import space
+from lab.calibration.space import domed, p_of, sloped, smooth
 from lab.tests.helpers import star
 
 
@@ -83,123 +84,97 @@ def test_tiles_on_no_grid_and_edges():
 SQUARE = np.stack(np.meshgrid(np.arange(20), np.arange(20)), -1).reshape(-1, 2)
 
 
-def smooth_fields(count, sigma=2, seed=0):
-    noise = np.random.default_rng(seed).normal(size=(count, 40, 40))
-    return (
-        ndimage.gaussian_filter(noise, (0, sigma, sigma))[:, 10:30, 10:30].reshape(count, -1).T
-    )  # (400, count)
+def brute_force(x, y, places):
+    """R and variance of two maps of one slide, by its definition: a loop over all pairs."""
+    u, v = (2 * (places - places.min(0)) / np.ptp(places) - 1).T
+    terms = np.stack([np.ones(len(u)), u, v, u * u, u * v, v * v], 1)
+    x, y = (z - terms @ np.linalg.lstsq(terms, z, rcond=None)[0] for z in (x, y))
+    x, y = x / np.linalg.norm(x), y / np.linalg.norm(y)
+    sums = {}
+    for i, j in itertools.product(range(len(x)), repeat=2):
+        if i != j:
+            at = sums.setdefault(tuple(places[i] - places[j]), np.zeros(3))
+            at += 1, x[i] * x[j], y[i] * y[j]
+    return x @ y, 1 / len(x) + sum(xx * yy / pairs for pairs, xx, yy in sums.values())
 
 
-def test_a_shift_moves_a_full_grid_as_a_whole():
-    """On a full grid the torus is the grid's own: a draw is np.roll."""
-    grid = np.arange(400).reshape(20, 20)
-    rolls = {
-        tuple(np.roll(grid, s, (0, 1)).ravel()) for s in itertools.product(range(20), range(20))
-    }
-    draws = [tuple(d) for d in space.shifts([SQUARE * 7.5 - 31], 60, 0)]
-    assert set(draws) <= rolls and len(set(draws)) > 40
-
-
-def test_shifts_stay_in_their_slide_and_are_seeded():
+def test_spatial_p_equals_its_definition():
     rng = np.random.default_rng(0)
-    slides = [
-        rng.random((9, 2)),
-        np.array([[5, 5]]),
-        np.stack([np.arange(12), np.full(12, 3)], 1),
-        np.zeros((4, 2), int),
-        np.repeat(rng.integers(0, 99, (6, 2)), 2, 0),
-    ]  # any, one, a line, all in one place, twice each
-    slide = np.repeat(np.arange(5), [len(s) for s in slides])
-    draws = np.array(list(space.shifts(slides, 50, 3)))
-    assert draws.shape == (50, len(slide)) and (slide[draws] == slide).all()
-    assert np.array_equal(draws, list(space.shifts(slides, 50, 3)))
-    assert not np.array_equal(draws, list(space.shifts(slides, 50, 4)))
-    line = draws[:, slide == 2] - 10
-    assert all(any((row == np.roll(np.arange(12), s)).all() for s in range(12)) for row in line)
-    assert (draws[:, slide == 0] != np.arange(9)).any() and (
-        draws[:, slide == 2] != np.arange(10, 22)
-    ).any()
+    holed = np.argwhere(rng.random((9, 11)) < 0.7)
+    hexagons = np.array([(2 * x + y % 2, 2 * y) for y in range(8) for x in range(7)])
+    for places in (holed, hexagons):
+        a, b = rng.normal(size=(2, len(places))).cumsum(1)
+        own, variance = brute_force(a, b, places)
+        df = 1 / variance - space.SURFACE
+        r, p = space.spatial_p(a, b, [places * 448 + 7])
+        assert r[0] == pytest.approx(scipy.stats.pearsonr(a, b)[0])
+        assert p[0] == pytest.approx(scipy.stats.t.sf(own * np.sqrt(df / (1 - own**2)), df))
+    whole = smooth(4, (12, 10), 2, rng).reshape(4, -1).T
+    two = [np.argwhere(np.ones((12, 10)))] * 2
+    a, b = np.concatenate([whole, whole[::-1] ** 3]), np.concatenate([whole[:, ::-1], whole])
+    each = [space.spatial_p(a[i : i + 120], b[i : i + 120], two[:1])[1] for i in (0, 120)]
+    pairs = (space.Raster(two[0]), space.Raster(two[0]))
+    df = [space.likeness(a[i : i + 120], b[i : i + 120], pairs[0])[1] for i in (0, 120)]
+    for gene in range(4):
+        how = {"method": "stouffer", "weights": np.sqrt([d[gene] for d in df])}
+        want = scipy.stats.combine_pvalues([p[gene] for p in each], **how).pvalue
+        assert space.spatial_p(a, b, two)[1][gene] == pytest.approx(want)
 
 
 def test_false_positives_of_smooth_fields_are_held_where_the_t_test_fails():
-    a, b = (
-        np.concatenate([smooth_fields(150, seed=s), smooth_fields(150, seed=s + 1)]) for s in (0, 2)
-    )  # two slides
-    r, p = space.shift_p(a, b, [SQUARE, SQUARE], n=199)
-    t = np.array(
-        [scipy.stats.pearsonr(x, y, alternative="greater") for x, y in zip(a.T, b.T, strict=False)]
-    )
-    assert (
-        np.allclose(r, t[:, 0])
-        and (p <= 0.05).mean() <= 0.12
-        and (t[:, 1] <= 0.05).mean() > 0.25 > 2 * (p <= 0.05).mean()
-    )
-    assert abs(p.mean() - 0.5) < 0.1
+    """The share of p < .05 within 4 binomial SD of .05, where a t of all tiles has .2 and more."""
+    rng = np.random.default_rng(1)
+    mask = np.ones((20, 26), bool)
+    for reach, change in ((8, lambda fields, _: fields), (4, sloped), (4, domed)):
+        a, b = (change(smooth(300, mask.shape, reach, rng), rng) for _ in "ab")
+        p = p_of(a, b, mask)
+        assert np.mean(p < 0.05) <= 0.1 and np.isnan(p).mean() < 0.1
+        t = stats.pearson_p(stats.pearson(a[:, mask].T, b[:, mask].T), mask.sum())
+        assert np.mean(t < 0.05) > 0.2
 
 
-def test_a_true_correlation_gets_the_smallest_p():
-    b = np.concatenate([smooth_fields(8, seed=0), smooth_fields(8, seed=1)])
-    a = b + 0.5 * b.std() * np.random.default_rng(0).normal(size=b.shape)
-    r, p = space.shift_p(a, b, [SQUARE, SQUARE], n=99)
-    assert (
-        (r > 0.8).all()
-        and (p == 1 / 100).all()
-        and (space.shift_p(-a, b, [SQUARE, SQUARE], n=99)[1] > 0.95).all()
-    )
-    one = space.shift_p(a[:, 0], b, [SQUARE, SQUARE], n=99)
-    assert (
-        one[0].shape == (8,) and one[0][0] == pytest.approx(r[0], abs=1e-12) and one[1][0] == p[0]
-    )
-    assert (one[1][1:] > 0.01).any()
-    assert np.allclose(
-        space.shift_p(a[:, 0], b[:, 0], [SQUARE, SQUARE], n=99), [one[0][:1], one[1][:1]]
-    )
+def test_a_true_correlation_is_found():
+    rng = np.random.default_rng(2)
+    mask = np.ones((20, 26), bool)
+    for reach, power in ((0, 1), (2, 0.9), (4, 0.6)):
+        common, a, b = (smooth(60, mask.shape, reach, rng) for _ in "cab")
+        assert np.mean(p_of(common + a, sloped(common + b, rng), mask) < 0.05) >= power
+        assert np.mean(p_of(common + a, -common - b, mask) > 0.5) > 0.9
 
 
-def test_shift_p_equals_its_definition():
+def test_one_column_of_scores_serves_all_genes_in_any_order_and_unit(monkeypatch):
     rng = np.random.default_rng(0)
-    slides = [rng.random((30, 2)), rng.random((17, 2)) * 50]
-    a, b = (
-        rng.normal(size=(47, 300)),
-        rng.normal(size=(47, 300)).astype(np.float32) + 9,
-    )  # more than one block of genes
-    a[:, 1] = b[:, 2] = 4
-    a[3, 3] = np.nan
-    r, p = space.shift_p(a, b, slides, n=40, seed=5, tick=(done := []).append)
-    assert sum(done) == 300 and len(done) == 2
-    with np.errstate(all="ignore"):
-        expected = np.array(
-            [
-                [np.corrcoef(a[d, j], b[:, j])[0, 1] for j in range(300)]
-                for d in [np.arange(47), *space.shifts(slides, 40, 5)]
-            ]
-        )
-    none = np.isin(np.arange(300), (1, 2, 3))
-    assert (
-        np.allclose(r[~none], expected[0, ~none], atol=1e-7)
-        and np.isnan(r[none]).all()
-        and np.isnan(p[none]).all()
-    )
-    assert np.array_equal(p[~none], ((1 + (expected[1:] >= expected[0]).sum(0)) / 41)[~none])
+    a, b = (smooth(5, (20, 20), 2, rng).reshape(5, -1).T for _ in "ab")
+    order = rng.permutation(400)
+    r, p = space.spatial_p(a[:, 0], b, [SQUARE])
+    same = space.spatial_p(np.repeat(a[:, :1], 5, 1), b, [SQUARE])
+    assert np.allclose([r, p], same)
+    monkeypatch.setattr(space, "CELLS", 2 * 40 * 40)
+    done = []
+    assert np.allclose(space.spatial_p(a[:, 0], b, [SQUARE], done.append), same)
+    assert sum(done) == 5 and len(done) > 1
+    assert np.allclose(space.spatial_p(a[order, 0], b[order], [SQUARE[order]]), same)
+    assert np.allclose(space.spatial_p(3 * a[:, 0] + 1e3, b / 7, [SQUARE * 112.5 + 7]), same)
 
 
-def test_the_order_and_unit_of_locations_do_not_matter():
+def test_where_nothing_holds_there_is_no_p():
     rng = np.random.default_rng(0)
-    a, b, order = smooth_fields(5, seed=0), smooth_fields(5, seed=1), rng.permutation(400)
-    r, p = space.shift_p(a, b, [SQUARE], n=99)
-    shuffled = space.shift_p(a[order], b[order], [SQUARE[order]], n=99)
-    assert np.allclose(shuffled[0], r, atol=1e-12) and np.array_equal(shuffled[1], p)
-    assert np.array_equal(space.shift_p(a, b, [SQUARE * 112.5 + 7], n=99)[1], p)
-    moved = space.shift_p(3 * a + 1e3, b / 7, [SQUARE], n=99)
-    assert np.allclose(moved[0], r) and np.array_equal(moved[1], p)
-
-
-def test_too_few_locations_have_no_p():
-    assert np.isnan(space.shift_p([1.0], [[2.0, 3.0]], [[(0, 0)]], n=9)).all()
-    r, p = space.shift_p(
-        [1.0, 2.0], [[2.0], [3.0]], [[(0, 0)], [(5, 5)]], n=9
-    )  # one in each slide: nothing can move
-    assert r[0] == pytest.approx(1) and p[0] == 1
+    few = np.argwhere(np.ones((5, 5)))
+    a, b = rng.normal(size=(2, 25))
+    r, p = space.spatial_p(a, b, [few])
+    assert r[0] == pytest.approx(np.corrcoef(a, b)[0, 1]) and np.isnan(p[0])
+    a, b = (smooth(200, (6, 6), 12, rng) for _ in "ab")
+    assert 0.02 < np.isnan(p_of(a, b, np.ones((6, 6), bool))).mean() < 0.5  # slow maps, few tiles
+    x, y = SQUARE.T / 20
+    assert np.isnan(space.spatial_p(x + y, rng.normal(size=400), [SQUARE])[1][0])  # a plane
+    a, b = rng.normal(size=(400, 3)), rng.normal(size=(400, 3))
+    a[:, 0], b[3, 1] = 4, np.nan
+    r, p = space.spatial_p(a, b, [SQUARE])
+    assert np.isnan([r, p]).tolist() == [[True, True, False]] * 2
+    both = space.spatial_p(np.r_[a[:, 2], a[:25, 2]], np.r_[b[:, 2], b[:25, 2]], [SQUARE, few])
+    assert both[1][0] == pytest.approx(p[2])  # the slide of few places has no say
+    line = np.stack([np.arange(90), np.zeros(90)], 1)
+    assert 0 < space.spatial_p(*rng.normal(size=(2, 90)), [line])[1][0] < 1
 
 
 def test_inside_equals_matplotlib_and_shapes_of_known_sense():
@@ -239,3 +214,53 @@ def test_tiles_of_a_plane_share_no_point():
     triangles = corners[Delaunay(corners).simplices]
     points = np.stack(np.meshgrid(np.arange(0, 20, 0.5), np.arange(0, 20, 0.5)), -1).reshape(-1, 2)
     assert (np.sum([space.inside(points, [[t]]) for t in triangles], 0) == 1).all()
+
+
+def pieces(pitch, n, rng, snap=1):
+    """Tiles of n pieces of tissue, each 1 to 5 tiles wide and high on a grid of its own."""
+    coords = []
+    for _ in range(n):
+        w, h = rng.integers(2, 6, 2)
+        grid = np.stack(np.meshgrid(np.arange(w), np.arange(h)), -1).reshape(-1, 2) * pitch
+        coords.append(grid + rng.integers(0, 40000 // snap, 2) * snap)
+    return np.concatenate(coords)
+
+
+def kept(pitch, share, rng):
+    """A share of the tiles of a full grid, of a real pitch on whole pixels."""
+    grid = np.stack(np.meshgrid(np.arange(300), np.arange(200)), -1).reshape(-1, 2)
+    return np.floor(grid[rng.random(len(grid)) < share] * pitch)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_the_pitch_of_grids_whole_in_pieces_or_sampled(seed):
+    rng = np.random.default_rng(seed)
+    diagonal = np.repeat(np.arange(20), 2).reshape(-1, 2) * 256
+    lone = np.concatenate([kept(256, 1, rng)[:400], [[777, 70001]]])
+    for coords in (pieces(256, 40, rng), pieces(256, 40, rng, 64), diagonal, lone):
+        assert space.pitch(coords) == 256
+    for share in (1, 0.5, 0.13, 0.08, 0.05, 0.03, 0.02):
+        assert abs(space.pitch(kept(256, share, rng)) - 256) <= 0.5
+        assert abs(space.pitch(kept(223.9, share, rng)) - 223.9) <= 1
+    board = kept(256, 1, rng)
+    assert space.pitch(board[board.sum(1) / 256 % 2 == 0]) == 256
+
+
+def test_tiles_on_no_grid_have_no_pitch():
+    rng = np.random.default_rng(0)
+    for coords in (np.zeros((0, 2)), [[3, 4]], [[0, 0], [5000, 70]], np.zeros((9, 2))):
+        assert space.pitch(np.array(coords)) is None
+    assert space.pitch(rng.integers(0, 50000, (500, 2))) is None
+
+
+@pytest.mark.parametrize("step", [112, 56.5, 150])
+def test_a_point_counts_in_every_tile_of_those_that_overlap(step):
+    rng = np.random.default_rng(0)
+    grid = np.stack(np.meshgrid(np.arange(12), np.arange(9)), -1).reshape(-1, 2)
+    coords, tile = np.floor(grid * step).astype(int), 224.0
+    points = np.concatenate([rng.uniform(-50, 1800, (2000, 2)), coords, coords + 224])
+    truth = np.zeros(len(coords), int)
+    for held in held_by_brute_force(points, coords, tile):
+        truth[held] += 1
+    assert np.array_equal(space.count_points(points, coords, tile), truth)
+    assert truth.sum() > 1.5 * (space.holder(points, coords, tile) >= 0).sum()
