@@ -19,7 +19,7 @@ class Choice(NamedTuple):
     """One decision of one command, which `--code NAME` turns to its other side."""
 
     command: str
-    name: str  # one that begins with -- is an option: the table shows it, --code does not take it
+    name: str  # --code does not take an option (--name), nor what nothing turns: (name)
     paper: str  # what the paper says
     code: str  # what the authors' released code does
     ours: str  # what is done here
@@ -40,7 +40,7 @@ def read_choices(path):
 def of_command(choices, command):
     """The choices that --code of this command takes."""
     rows = [Choice(*row) for row in choices]
-    return [c for c in rows if c.command == command and not c.name.startswith("--")]
+    return [c for c in rows if c.command == command and not c.name.startswith(("--", "("))]
 
 
 def switches(choices, command):

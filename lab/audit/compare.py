@@ -1,8 +1,10 @@
 """What each choice is worth: the default run, and each choice turned alone, on the same seeds."""
 
 import time
+from contextlib import contextmanager
 
 import numpy as np
+import torch
 from scipy import special
 
 from lab.audit.choices import chosen_of
@@ -13,10 +15,15 @@ from lab.runs import claim_folder
 HEADER = ("command", "choice", "seed", "measure", "value", "change", "seconds")
 SEEDS = 3  # runs of each choice [ours]
 COUNTS = ("HS", "BH", "mistakes")  # measures that are counts
+AGAIN = "again"  # the default once more, on another number of threads
+UNTURNED = ("default", AGAIN)
 NOTE = (
     "First row: the run of default settings. The others: the run with this choice alone turned to "
     "its other side, less the default run of the same seed; mean and 95 % interval over the seeds "
-    "(Student's t). The patients are the same, so nothing here speaks of other patients."
+    "(Student's t). `again` is the default on another number of threads, whose sums are rounded "
+    "otherwise. Its largest change over the seeds is the floor: a mean change that does not exceed "
+    "it is within rounding, whatever its interval. Where `again` changes nothing, another CPU may. "
+    "The patients are the same, so nothing here speaks of other patients."
 )
 
 
@@ -72,7 +79,7 @@ def run_audit(folder, measure, asked, texts, seeds, settings, what):
     done = read_audit(folder / "audit.csv", texts)
     runs = []
     for command, names in asked.items():
-        for name in ["default", *names] if names else []:
+        for name in [*UNTURNED, *names] if names else []:
             runs += [(command, name, seed) for seed in seeds]
     status, failed = 0, {}
     for i, (command, name, seed) in enumerate(runs):
@@ -81,7 +88,8 @@ def run_audit(folder, measure, asked, texts, seeds, settings, what):
         print(f"\n--- {command}, {name}, seed {seed} ({i + 1} of {len(runs)})", flush=True)
         begun = time.time()
         try:
-            values, own_status = measure(command, name, seed)
+            with threads(other_number() if name == AGAIN else torch.get_num_threads()):
+                values, own_status = measure(command, name, seed)
         except InputError as e:
             failed[command, name] = e
             print(f"without {command}'s {name}: {e}")
@@ -98,6 +106,22 @@ def run_audit(folder, measure, asked, texts, seeds, settings, what):
     return status or int(bool(failed))
 
 
+def other_number():
+    """A number of threads that is not the one in use."""
+    return 1 if torch.get_num_threads() > 1 else 2
+
+
+@contextmanager
+def threads(number):
+    """Compute on so many threads meanwhile."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(number)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
 def read_audit(path, texts):
     """{(command, choice, seed): ({measure: value}, seconds)} of audit.csv, {} without it."""
     done, whole = {}, True
@@ -107,7 +131,7 @@ def read_audit(path, texts):
             values, _ = done.setdefault((command, name, int(seed)), ({}, float(seconds)))
             values[measure] = float(value)
         for (command, name, seed), (values, _) in done.items():
-            known = name in ("default", *texts[command])
+            known = name in (*UNTURNED, *texts[command])
             whole = whole and known and values.keys() == done[command, "default", seed][0].keys()
     except (KeyError, ValueError):
         whole = False
@@ -120,7 +144,7 @@ def write_audit(folder, done, texts, what):
     """audit.csv, a row for each run and measure; audit.md, a row for each choice."""
     place = {}
     for command in texts:
-        for name in ("default", *texts[command]):
+        for name in (*UNTURNED, *texts[command]):
             place[command, name] = len(place)
     keys = sorted(done, key=lambda key: (place[key[:2]], key[2]))
     rows = []
@@ -151,16 +175,38 @@ def report_row(done, keys, texts):
     command, name, _ = keys[0]
     cells = []
     for measure in done[keys[0]][0]:
-        digits = 1 if measure in COUNTS else 3
-        values = [done[key][0][measure] for key in keys]
         if name == "default":
-            cells.append(over_seeds(values, digits))
+            cells.append(over_seeds([done[key][0][measure] for key in keys], digits_of(measure)))
         else:
-            defaults = [default_of(done, key)[measure] for key in keys]
-            cells.append(over_seeds(np.subtract(values, defaults), digits, "+"))
+            floor = floor_of(changes(done, command, AGAIN, measure)) if name != AGAIN else None
+            cells.append(said_change(changes(done, command, name, measure), measure, floor))
     seeds = ", ".join(str(seed) for *_, seed in keys)
     seconds = np.mean([done[key][1] for key in keys])
-    return name, texts[command].get(name, "as it is"), *cells, seeds, clock(seconds)
+    said = {"default": "as it is", AGAIN: "the default, on another number of threads"}
+    return name, {**texts[command], **said}[name], *cells, seeds, clock(seconds)
+
+
+def changes(done, command, name, measure):
+    """Change of a measure in each run of a choice."""
+    keys = [key for key in done if key[:2] == (command, name)]
+    return [done[key][0][measure] - default_of(done, key)[measure] for key in sorted(keys)]
+
+
+def floor_of(again):
+    """What rounding alone changes: the most of the runs of `again`; None without them."""
+    return max(np.abs(again)) if len(again) else None
+
+
+def said_change(values, measure, floor):
+    """Mean change and interval over seeds, and whether rounding alone changes as much."""
+    said = over_seeds(values, digits_of(measure), "+")
+    if floor is not None and abs(np.mean(values)) <= floor:
+        said += " within rounding"
+    return said
+
+
+def digits_of(measure):
+    return 1 if measure in COUNTS else 3
 
 
 def over_seeds(values, digits, sign=""):

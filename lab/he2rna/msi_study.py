@@ -23,6 +23,7 @@ from lab.words import is_unknown, same, tidy
 
 MSI_SHARES = tuple(map(Fraction, ("1/6", "1/3", "1/2", "2/3", "3/4", "5/6")))  # [HE2RNA Fig. 5b]
 LABELS = {"msi-h": "MSI-H", "msi-l": "MSI-L", "mss": "MSS"}
+FEW_TILES = 100  # the authors leave out slides of fewer [HE2RNA code]
 ARRAYS = ("features", "expression", "genes", "patients", "msi")
 
 
@@ -179,13 +180,19 @@ def study_of_cohort(o):
 def mean_features(cohort, o, slides):
     """({slide: (D,) the mean of its tiles}, {slide: why it has none})."""
     failed = {} if o.features else share_out(make_features, cohort, slides, o)
-    mean = {}
+    mean, under = {}, []
     for slide in counted("mean tiles", [s for s in slides if s not in failed], "slides"):
         try:
             features, _ = load_features(cohort, features_of(o), slide)
-            mean[slide] = features.mean(0, dtype=np.float64)
+            if "few-tiles" in o.code and len(features) < FEW_TILES:
+                under.append(slide)
+            else:
+                mean[slide] = features.mean(0, dtype=np.float64)
         except InputError as e:
             failed[slide] = str(e)
+    say_left_out({f"slides of under {FEW_TILES} tiles": under})
+    if under and not mean:
+        raise InputError(f"{cohort}: --code few-tiles leaves no slide: leave it out")
     widths = sorted({len(v) for v in mean.values()})
     if len(widths) != 1:
         report_failures(failed, len(slides))

@@ -19,6 +19,7 @@ from lab.fast.topk import top_k_head
 from lab.files import InputError, few, save_file
 from lab.he2rna.bags import read_ahead
 from lab.he2rna.evaluation import (
+    decoy_null,
     judged_in,
     save_predictions,
     untrained_null,
@@ -35,7 +36,7 @@ from lab.processes import by_first, log_path, of_all, say
 from lab.progress import clock, seldom
 from lab.runs import load_checkpoint, mark_of, read_log, write_log
 
-VERSION = 4  # of a run's files; another is refused. Of 3 k-means was another  [ours]
+VERSION = 5  # of a run's files; another is refused. 4 had no decoys  [ours]
 SETTINGS = ("hidden", "n_features", "ks", "dropout", "features", "code", "pad_to")  # in fold*.pt
 
 
@@ -99,6 +100,7 @@ def train_fold(model, bags, data, rows, o, fold, folder):
     rows: (train, valid, test). Returns what the report says of the fold.
     """
     train, valid, _ = rows
+    projects = projects_that_choose(data.projects, o.code)
     write_ledger(data, fold, train, valid)
     path = state_path(folder, fold)
     state = load_state(path, model)
@@ -107,8 +109,8 @@ def train_fold(model, bags, data, rows, o, fold, folder):
     epochs = he2rna.train_epochs(
         model,
         bags,
-        data.y,
-        data.projects,
+        data.targets,
+        projects,
         train,
         valid,
         epochs=o.epochs,
@@ -118,6 +120,7 @@ def train_fold(model, bags, data, rows, o, fold, folder):
         seed=(o.seed, fold),
         state=state,
         ahead=read_ahead(f"fold{fold}"),
+        n_genes=len(data.genes),
     )
     try:
         for state in timed(epochs, before):
@@ -133,9 +136,20 @@ def train_fold(model, bags, data, rows, o, fold, folder):
         ) from None
     model.load_state_dict(state["best"])
     note = {"best_epoch": state["best_epoch"], "epochs": state["epoch"]}
-    note.update(seconds=state["seconds"], by=chosen_by(data.projects[valid]))
+    note.update(seconds=state["seconds"], by=chosen_by(projects[valid]))
     say(f"fold{fold}: best epoch {note['best_epoch']} of {note['epochs']}, by {note['by']}")
     return note
+
+
+def projects_that_choose(projects, code):
+    """What each slide's R counts for where the epoch is chosen: its project, or what that is in.
+
+    [HE2RNA code] merges subtypes there, too.
+    """
+    if "subtypes" not in code:
+        return projects
+    merged = {part: name for name, parts in he2rna.MERGED.items() for part in parts}
+    return np.array([merged.get(he2rna.short(project), project) for project in projects])
 
 
 def write_ledger(data, fold, train, valid):
@@ -202,12 +216,19 @@ def say_epoch(o, fold, state):
 
 
 def save_fold(folder, fold, model, note, config, data):
-    """fold*.pt: the weights, and all that using them wants to know."""
+    """fold*.pt: the weights, and all that using them wants to know.
+
+    The output rows of the decoys stand apart: whoever uses the network sees its genes alone.
+    """
     path = fold_path(folder, fold)
+    last, n_genes = model.layers[-1], len(data.genes)
+    decoys = {"weight": last.weight[n_genes:].clone(), "bias": last.bias[n_genes:].clone()}
+    model.keep_genes(range(n_genes))
     saved = {
         "version": VERSION,
         "run": mark_of(path),
         "model": model.state_dict(),
+        "decoys": decoys,
         "note": note,
         "genes": data.genes,
         "test_patients": data.tested[fold],
@@ -230,12 +251,13 @@ def tidy_log(folder):
 
 
 def predict_test_slides(folder, o, data, bags, splits, first_model):
-    """-> (each slide by the model that did not see it (S, G), the folds' checkpoints, device)."""
+    """-> (each slide by the model that did not see it (S, G + m), checkpoints, device)."""
     models, saved = [], []
     for fold, (train, _, test) in enumerate(splits):
-        model = first_model(fold, train)
+        model = first_model(fold, train).keep_genes(range(len(data.genes)))
         device = next(model.parameters()).device
-        one = load_checkpoint(fold_path(folder, fold), device, model)
+        one = load_checkpoint(fold_path(folder, fold), device, model, keys=("model", "decoys"))
+        model.add_outputs(**one["decoys"])
         saw(one["saw"], "untrained null", data.patients[test])
         saved.append(one)
         models.append(model)
@@ -268,14 +290,25 @@ def untrained_model(config, data, o, device, copies, number, fold):
 
 def judge(folder, config, o, data, bags, prediction, saved, device, start):
     """Test significance, write all files of the run, and say the table of cancers."""
-    y, projects = data.y, data.projects
     fold, n_folds = judged_in(data.fold, config)
     models = partial(untrained_model, config, data, o, device)
     untrained = untrained_null(folder, config, data, bags, o, models)
-    results = he2rna.evaluate(prediction, y, fold, projects, n_folds, untrained, o.null)
+    decoys = decoy_null(folder, config, data, prediction)
+    prediction = prediction[:, : len(data.genes)]
+    results = he2rna.evaluate(
+        prediction,
+        data.y,
+        fold,
+        data.projects,
+        n_folds,
+        untrained,
+        o.null,
+        patients=data.patients,
+        decoys=decoys,
+    )
     save_predictions(folder, data, prediction)
     write_genes(folder / "genes.csv", data.genes, results)
-    draw_null(folder / "null.png", results, untrained)
+    draw_null(folder / "null.png", results, {"decoys": decoys, "untrained": untrained})
     write_report(
         folder,
         Path(config["cohort"]),
@@ -289,7 +322,7 @@ def judge(folder, config, o, data, bags, prediction, saved, device, start):
     )
     print()
     for row in [SUMMARY_HEADER, *summary(results)]:
-        print("{:>12} {:>7} {:>7} {:>9} {:>9} {:>15} {:>15}".format(*row))
+        print("{:>12} {:>7} {:>8} {:>7} {:>9} {:>9} {:>15} {:>15}".format(*row))
     best = [f"{data.genes[g]} ({name}, R {r:.2f})" for name, g, r in best_genes(results)]
     print(f"\nbest: {', '.join(best)}")
     print(f"report: {folder / 'report.md'}   ({clock(time.time() - start)})")

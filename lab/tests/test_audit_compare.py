@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import scipy.stats
+import torch
 
 from lab.audit.compare import over_seeds, run_audit
 from lab.files import InputError, save_text
@@ -45,9 +46,30 @@ def test_a_choice_that_cannot_be_measured_is_left_out_and_status_1_says_so(tmp_p
     assert [row.rsplit(",", 1)[0] for row in rows] == [
         "train,default,0,R,0.5,0",
         "train,default,1,R,0.5,0",
+        "train,again,0,R,0.5,0",
+        "train,again,1,R,0.5,0",
         "train,k,0,R,0.25,-0.25",
         "train,k,1,R,0.25,-0.25",
     ]
+    release()
+
+
+def test_a_change_that_does_not_exceed_the_floor_is_said_to_be_within_rounding(tmp_path):
+    """`again` runs on another number of threads: here it changes .02 at most."""
+    used = {}
+
+    def measure(command, name, seed):
+        used.setdefault(name, set()).add(torch.get_num_threads())
+        value = {"default": 0.5, "again": 0.5 + (-0.02) ** (1 + seed), "bias": 0.485, "k": 0.45}
+        return {"R": value[name]}, 0
+
+    before = torch.get_num_threads()
+    assert run_audit(tmp_path, measure, {"train": ["bias", "k"]}, TEXTS, range(2), {}, "") == 0
+    text = (tmp_path / "audit.md").read_text()
+    assert "| bias | none | -0.015 (-0.015 to -0.015) within rounding |" in text
+    assert "| k | one for all | -0.050 (-0.050 to -0.050) |" in text
+    assert used["default"] == used["k"] == {before} != used["again"]
+    assert torch.get_num_threads() == before
     release()
 
 

@@ -234,6 +234,19 @@ def test_the_verdict_is_the_intervals_not_the_splits(gain, noise, said):
     assert he2rna.arms_p(*aucs.against("1/2", "direct")) < 0.05  # of the splits in all of these
 
 
+def test_hospitals_drawn_blind_to_msi_have_uneven_shares_of_it():
+    """Even ones have 6 of 12 MSI-H; blind ones what is left after a draw of 30 of 60."""
+    high, o = np.arange(60) < 12, SimpleNamespace(code=["draw"], folds=3)
+    draws = [verb.drawn_a(high, 1 / 2, np.random.default_rng(s), o) for s in range(200)]
+    in_b = np.array([np.count_nonzero(high & ~in_a) for in_a in draws])
+    assert {in_a.sum() for in_a in draws} == {30} and in_b.min() >= 3
+    chance = scipy.stats.hypergeom(60, 12, 30)
+    assert in_b.mean() == pytest.approx(chance.mean(), abs=0.4)
+    assert in_b.std() == pytest.approx(chance.std(), abs=0.3)
+    o.code = []
+    assert np.count_nonzero(high & verb.drawn_a(high, 1 / 2, np.random.default_rng(0), o)) == 6
+
+
 @pytest.mark.parametrize("scale", [1, 1e4])
 def test_logarithms_are_told_from_linear_expression(tmp_path, scale):
     z = study(np.random.default_rng(0))
@@ -343,6 +356,7 @@ def inf_in_8(v):
         ({"msi": None}, (), r"and msi \(n,\); it has features"),
         ({}, ("--folds", "1"), "--folds 1: must be at least 2"),
         ({}, ("--project", "COAD"), "--project: only with a cohort folder; .*npz is all the data"),
+        ({}, ("--code", "few-tiles"), "few-tiles: .*npz holds mean features, and no tiles"),
         ({}, ("--mpp", ".5", "--encoder", "resnet50-stage3"), "^--mpp, --encoder: only with"),
         ({"expression": lambda v: v * 0 - 3}, (), "no gene is expressed"),
     ],
@@ -391,6 +405,11 @@ def test_a_cohort_gives_mean_features_and_drops_what_has_no_label(
     assert len(seen[0].x) == 46
     assert seen[0].y.max() < 10  # log10 of FPKM-UQ
     assert (tmp_path / "runs" / "msi" / "report.md").is_file()
+    with pytest.raises(InputError, match="--code few-tiles leaves no slide"):
+        main([*words, "--name", "few", "--code", "few-tiles"])
+    monkeypatch.setattr("lab.he2rna.msi_study.FEW_TILES", 1)
+    with pytest.raises(InputError, match=r"other settings.*code"):
+        main([*words, "--code", "few-tiles"])
     (tmp_path / "samples.csv").write_text("\n".join([header, *lines]) + "\n")
     with pytest.raises(InputError, match="no column msi"):
         main(words)

@@ -15,8 +15,9 @@ from lab.he2rna.evaluation import judged_in, write_genes
 from lab.he2rna.report import best_genes
 from lab.he2rna.report_plots import draw_null
 
-TRAIN = ["colour", "genes", "padding", "relu", "k", "folds", "epochs", "bias", "merged", "pooled"]
-MSI = ["scaling", "genes", "autoencoder", "epochs", "msi-l"]
+TRAIN = ["colour", "genes", "padding", "relu", "k", "folds", "epochs", "subtypes"]
+TRAIN += ["bias", "merged", "pooled"]
+MSI = ["draw", "few-tiles", "scaling", "genes", "autoencoder", "epochs", "msi-l"]
 
 
 def test_choices_are_one_table(capsys):
@@ -24,7 +25,7 @@ def test_choices_are_one_table(capsys):
     said = capsys.readouterr().out
     assert max(map(len, said.splitlines())) <= 120
     names = [(c.command, c.name) for c in CHOICES]
-    assert len(set(names)) == len(names) == 17
+    assert len(set(names)) == len(names) == 28
     assert all(f"{command} {name}" in said for command, name in names)
     assert all(re.fullmatch(r"\[(HE2RNA.*|ours)\]", c.tag) for c in CHOICES)
     assert list(switches(CHOICES, "train")) == TRAIN
@@ -45,7 +46,7 @@ def test_a_wrong_choice_lists_the_right_ones(tmp_path, capsys, command, right):
     [
         ("train", ["bias"], None, ["bias"]),
         ("train", [], "paper", ["k", "epochs"]),
-        ("train", ["k"], "code", ["colour", "genes", "padding", "relu", "k", "folds"]),
+        ("train", ["k"], "code", [*TRAIN[:6], "subtypes"]),
         ("msi", [], "paper", ["genes"]),
         ("msi", [], "code", MSI),
     ],

@@ -15,7 +15,7 @@ from lab.cohort.features import load_features
 from lab.commands.histcode import main as histcode
 from lab.files import InputError, load_arrays, save_file
 from lab.he2rna.bags import from_disk, in_memory, load_bags, read_ahead
-from lab.he2rna.training import model_of_choices
+from lab.he2rna.training import model_of_choices, projects_that_choose
 from lab.runs import versions
 from lab.tests.helpers import read_csv, swap
 from lab.tests.helpers_he2rna import run_study, same_runs, study, train, tune, write_cohort
@@ -176,6 +176,13 @@ def test_half_written_leftovers(tmp_path):
 
 
 # ----- Choices and nulls -------------------------------------------------------------------------
+
+
+def test_the_epoch_is_chosen_by_merged_cancers_where_the_code_is_followed():
+    projects = np.array(["TCGA-LUAD", "LUSC", "TCGA-KIRC", "SIM-X"])
+    assert (projects_that_choose(projects, []) == projects).all()
+    merged = projects_that_choose(projects, ["subtypes"]).tolist()
+    assert merged == ["LUNG", "LUNG", "KIDN", "SIM-X"]
 
 
 def test_choices_are_arguments_of_the_model():

@@ -28,6 +28,10 @@ def runs(monkeypatch):
     return names
 
 
+NAMES = ("default", "again", "slides")
+CHOICES = ("default", "again", "tissue", "lr")
+
+
 def wins(a, b):
     return (a > b) + (a == b) / 2
 
@@ -60,19 +64,19 @@ def test_audit_goes_on_where_it_stopped_and_is_the_runs_difference(
         main(words)
     said = capsys.readouterr().out
     assert "without pretrain's lr: " in said
-    assert "7 runs left, " in said
-    assert len(read_csv(folder / "audit.csv")) == 2 * 4 + 2 * 3
+    assert "11 runs left, " in said
+    assert len(read_csv(folder / "audit.csv")) == 2 * 6 + 2 * 3
     assert main(words) == 0
-    every = [f"expression-{name}-seed{seed}" for name in ("default", "slides") for seed in (0, 1)]
-    assert runs == [*every, every[-1]]
+    every = [f"expression-{name}-seed{seed}" for name in NAMES for seed in (0, 1)]
+    assert runs == [*every[:4], *every[3:]]
     first, text = (folder / "audit.csv").read_bytes(), (folder / "audit.md").read_text()
     assert main(words) == 0
-    assert len(runs) == 5
+    assert len(runs) == 7
     assert (folder / "audit.csv").read_bytes() == first
     assert (folder / "audit.md").read_text() == text
 
     rows = read_csv(folder / "audit.csv")
-    assert len(rows) == 2 * 8
+    assert len(rows) == 2 * 12
     for row in rows:
         command, seed, measure = row["command"], row["seed"], row["measure"]
         value = measured(folder / f"{command}-{row['choice']}-seed{seed}", command)[measure]
@@ -99,7 +103,7 @@ def test_audit_of_pretraining_probes_the_same_tiles(unlabelled, tmp_path):
     folder = cohort / "runs" / "histcode-audit"
     other = folder / "tissue"
     rows = read_csv(folder / "audit.csv")
-    assert [row["choice"] for row in rows] == [c for c in ("default", "tissue", "lr") for _ in "12"]
+    assert [row["choice"] for row in rows] == [c for c in CHOICES for _ in "12"]
     tiles = set()
     for name, home in (("default", cohort), ("tissue", other), ("lr", cohort)):
         run = home / "runs" / "histcode-audit" / f"pretrain-{name}-seed0"

@@ -1,9 +1,9 @@
 """python he2rna.py audit [COHORT]: what each choice is worth, turned alone.
 
-The default run once for each seed, then each choice of train and msi that --code can turn, on the
-same seeds. Without a cohort on the simulated one, in few epochs: a quarter of an hour on two quiet
-cores. On a cohort each run takes as long as train. Writes COHORT/runs/audit/: audit.md, audit.csv
-and the runs. An interrupted audit goes on where it stopped.
+The default run once for each seed, and again on another number of threads; then each choice of
+train and msi that --code can turn, on the same seeds. Without a cohort on the simulated one, in few
+epochs: a quarter of an hour on two quiet cores. On a cohort each run takes as long as train. Writes
+COHORT/runs/audit/: audit.md, audit.csv and the runs. An interrupted audit goes on where it stopped.
 """
 
 import argparse
@@ -15,7 +15,7 @@ import numpy as np
 import he2rna
 import stats
 from lab.audit.choices import switches
-from lab.audit.compare import NOTE, audit_options, choices_asked, run_audit
+from lab.audit.compare import NOTE, UNTURNED, audit_options, choices_asked, run_audit
 from lab.cohort.samples import read_samples
 from lab.commands.he2rna.msi import run as msi
 from lab.commands.he2rna.options import DEMO_VALID, cohort_options
@@ -35,7 +35,17 @@ OWN = {"colour": "colour", "folds": "valid", "epochs": "valid"}  # {choice: the 
 COMMON = (
     *("epochs", "batch", "patience", "lr", "ks", "hidden", "dropout"),
     *("folds", "folds_by", "valid"),
-    *("null", "null_models", "project", "types", "encoder", "features", "weights", "colour"),
+    *(
+        "null",
+        "null_models",
+        "decoys",
+        "project",
+        "types",
+        "encoder",
+        "features",
+        "weights",
+        "colour",
+    ),
     *("tile_um", "min_tissue", "max_tiles", "precision"),
 )
 WHAT = (
@@ -99,7 +109,9 @@ def cannot_turn(o, cohort, texts, demo):
         why = f"the authors' are {stats.AUTHORS_FOLDS} folds by patient"
         left.append(("train", ["folds"], why))
     if demo:
-        left.append(("train", ["merged"], "the simulated cohort has no LUNG, KIDN or UTER"))
+        why = "the simulated cohort has no LUNG, KIDN or UTER"
+        left.append(("train", ["merged", "subtypes"], why))
+        left.append(("msi", ["few-tiles"], "all slides of the simulated cohort have under 100"))
     if "msi" not in read_samples(cohort)[0]:
         left.append(("msi", texts["msi"], "samples.csv has no column msi"))
     return left
@@ -108,7 +120,7 @@ def cannot_turn(o, cohort, texts, demo):
 def training(o, name, seed):
     """The options of train with one choice turned; what it decides is not the default's."""
     run = argparse.Namespace(**vars(o))
-    run.seed, run.follow, run.code = seed, None, [] if name == "default" else [name]
+    run.seed, run.follow, run.code = seed, None, [] if name in UNTURNED else [name]
     run.within, run.name = "audit", f"{name}-seed{seed}"
     if name in OWN:
         setattr(run, OWN[name], None)

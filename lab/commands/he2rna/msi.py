@@ -91,11 +91,15 @@ def options(parser):
 
 
 def run(o):
-    o.code = sorted(flipped(CHOICES, "msi", o.code, o.follow))
+    named = o.code
+    o.code = sorted(flipped(CHOICES, "msi", named, o.follow))
     if o.folds < 2:
         raise InputError(f"--folds {o.folds}: must be at least 2")
     if Path(o.study).is_file():
         refuse_slide_options(o, o.study, "types", "project")
+        if "few-tiles" in named:
+            raise InputError(f"--code few-tiles: {o.study} holds mean features, and no tiles")
+        o.code = [name for name in o.code if name != "few-tiles"]
     need_matplotlib()
     device = pick_device(o.device)
     study = read_study(o)
@@ -194,11 +198,22 @@ def divide(o, study, split, share, arms, device):
     else:
         _, first, who = np.unique(study.patients, return_index=True, return_inverse=True)
         rng = np.random.default_rng([o.seed, split])
-        in_a = he2rna.hospital_a(study.high[first], share, rng)[who]
+        in_a = drawn_a(study.high[first], share, rng, o)[who]
         key = (split, *share.as_integer_ratio())
     aucs, note = compare_arms(study, in_a, arms, o, key, device)
     note["seconds"] = round(time.time() - start, 1)
     return aucs, note
+
+
+def drawn_a(high, share, rng, o):
+    """`he2rna.hospital_a`, with even shares of MSI-H, or blind to it until B has enough of each."""
+    if "draw" not in o.code:
+        return he2rna.hospital_a(high, share, rng)
+    while True:
+        in_a = he2rna.hospital_a(np.zeros(len(high), bool), share, rng)
+        n_high = np.count_nonzero(high & ~in_a)
+        if o.folds <= n_high <= np.count_nonzero(~in_a) - o.folds:
+            return in_a
 
 
 def rows_of(split, ratio, arm, auc, note):

@@ -31,9 +31,9 @@ PAIRED = (
 )
 NOTE = (
     "p and the interval are for other patients: Nadeau and Bengio's corrected t over the test "
-    "parts, of the mean R within a part of three pairs or more. p over genes: two-sided signed-rank "
-    "test, paired. It takes genes for independent, which they are not: of two encoders that are "
-    "worth the same it is below .05 in a tenth to six tenths of studies."
+    "parts, of the mean R within a part of three pairs or more. p over genes: two-sided "
+    "signed-rank test, paired. It takes genes for independent, which they are not: of two encoders "
+    "that are worth the same it is below .05 in a tenth to six tenths of studies."
 )
 
 

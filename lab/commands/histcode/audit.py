@@ -1,10 +1,10 @@
 """python histcode.py audit [COHORT]: what each choice is worth, turned alone.
 
-The default run once for each seed, then each choice of pretrain, diagnose and expression that
---code can turn, on the same seeds. Without a cohort on a simulated one, demo-pairs/, in which each
-patient has a tumour and a normal slide, with small budgets: an hour on two quiet cores. Writes
-COHORT/runs/histcode-audit/: audit.md, audit.csv and the runs. An interrupted audit goes on where it
-stopped.
+The default run once for each seed, and again on another number of threads; then each choice of
+pretrain, diagnose and expression that --code can turn, on the same seeds. Without a cohort on a
+simulated one, demo-pairs/, in which each patient has a tumour and a normal slide, with small
+budgets: an hour on two quiet cores. Writes COHORT/runs/histcode-audit/: audit.md, audit.csv and the
+runs. An interrupted audit goes on where it stopped.
 """
 
 import os
@@ -15,7 +15,7 @@ import numpy as np
 
 import stats
 from lab.audit.choices import switches
-from lab.audit.compare import NOTE, audit_options, choices_asked, run_audit
+from lab.audit.compare import NOTE, UNTURNED, audit_options, choices_asked, run_audit
 from lab.cohort.samples import read_samples
 from lab.commands.options import natural
 from lab.files import InputError, digest, fingerprint, load_json, number, read_rows, save_json
@@ -79,7 +79,7 @@ def run(o):
 
     def measure(command, name, seed):
         home = beside(cohort, folder / "tissue") if name == "tissue" else cohort
-        turned = ["--code", name] if name != "default" else []
+        turned = ["--code", name] if name not in UNTURNED else []
         own = ["--seed", str(seed), "--name", f"{command}-{name}-seed{seed}", *turned]
         run = o.parse([command, str(home), "--device", o.device, *words[command], *own])
         for option in TURNED[command].get(name, ()):  # what a choice decides is not the default's
