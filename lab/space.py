@@ -1,9 +1,10 @@
-"""Points, spots and outlines against tiles, and p of a correlation over places, by shifts.
+"""Points, spots and outlines against tiles, and p of a correlation over places.
 
-All places are x, y in level-0 pixels. Letters: m points or places, n tiles or draws, G genes.
+All places are x, y in level-0 pixels. Letters: m points or places, n tiles, G genes.
 """
 
 import numpy as np
+from scipy import fft, special
 from scipy.spatial import cKDTree
 
 import stats
@@ -11,6 +12,16 @@ import stats
 NEAREST = 4  # no more squares than this meet in a point
 ROUNDED = 1.5  # pixels by which tiles of a real pitch overlap that lie on whole ones  [ours]
 FEW = 4  # fewer places than this are no grid  [ours]
+FEWEST = 36  # places of a slide that has a p: on 5 x 5 tiles it was too bold [ours]
+PAIRS = 10  # of places at each lag, on average [ours]
+SURFACE = 3  # degrees of freedom for R and the surface, in places that count [ours, by simulation]
+FINEST = 1000  # cells of a raster, at most, from one side to the other [ours]
+LEFT = 1e-6  # a share of a map that is only rounding [ours]
+CELLS = 4_000_000  # of rasters at a time: 32 MB [ours]
+P_MEANS = (
+    "p is one-sided, of R beyond a surface of second order, with as many places as count as "
+    f"independent; nan: fewer than {FEWEST} places, or maps that change too slowly for their slide."
+)
 SPARSE = 3  # the median neighbour on a grid of which few tiles were kept is so many steps off
 
 
@@ -108,83 +119,114 @@ def cross(odd, x, y, ring):
             odd[at] ^= x[at] < x0 + (y[at] - y0) * ((x1 - x0) / (y1 - y0))
 
 
-def shifts(places, n, seed):
-    """Draws of a null that keeps neighbours alike: each slide's values moved as a whole.
+class Raster:
+    """The places of a slide on a raster, and how many pairs of them lie each lag apart.
 
-    places: the locations (m, 2) of each slide, in any unit -> yields n index arrays over the places
-    of all slides; a[index] is a moved. The locations of a slide go round a torus, their bounding
-    box and one spacing, by one random vector, and each takes the value of the moved one now
-    nearest. Values stay in their slide; some come twice, some never. A shuffle would make p too
-    small, since neighbours are alike. [ours]
+    A lag is a vector, and its opposite has as many pairs. The raster is that of the places where
+    they lie on one (squares or hexagons, with holes, in pieces); else its cells are so large that a
+    lag has `PAIRS` pairs on average. Places of a cell are pairs at lag 0, a place is none with
+    itself.
     """
-    rng = np.random.default_rng(seed)
-    slides = []
-    first = 0
-    for xy in places:
-        slides.append((*torus(xy), first))
-        first += len(xy)
-    for _ in range(n):
-        draw = []
-        for xy, size, tree, first in slides:
-            moved = (xy - rng.random(2) * size) % size
-            draw.append(tree.query(moved)[1] + first)
-        yield np.concatenate(draw)
+
+    def __init__(self, xy):
+        xy = np.asarray(xy, np.float64) - np.min(xy, 0)
+        apart = cKDTree(np.unique(xy, axis=0)).query(np.unique(xy, axis=0), [2])[0]
+        step = max(np.median(apart) / 2, xy.max() / FINEST)
+        while True:
+            self.cell = np.rint(xy / step).astype(int)
+            if not (self.cell % 2).any():
+                self.cell //= 2
+            self.size = tuple(self.cell.max(0) + 1)
+            self.padded = tuple(fft.next_fast_len(2 * int(n), real=True) for n in self.size)
+            self.pairs = np.rint(self.products(np.ones((len(xy), 1)))[0])
+            if len(xy) ** 2 >= PAIRS * np.count_nonzero(self.pairs):
+                break
+            step *= 2
+        u, v = (2 * xy / xy.max() - 1).T
+        terms = np.stack([np.ones(len(xy)), u, v, u * u, u * v, v * v], 1)
+        surface, size, _ = np.linalg.svd(terms, full_matrices=False)
+        self.surface = surface[:, size > LEFT * size[0]]  # fewer where all places are on a line
+
+    def products(self, x):
+        """Sum of x x' over the pairs of each lag: x (m, g) -> (g, h, w)."""
+        on = np.zeros((x.shape[1], *self.size))
+        np.add.at(on, (slice(None), *self.cell.T), x.T)
+        sums = fft.irfft2(np.abs(fft.rfft2(on, self.padded)) ** 2, self.padded)
+        sums[:, 0, 0] -= np.square(x).sum(0)
+        return sums
+
+    def beyond_surface(self, x):
+        """What a surface of second order leaves of x (m, g), of length 1; nan where it is all."""
+        left = x - self.surface @ (self.surface.T @ x)
+        length = np.sqrt(np.square(left).sum(0))
+        length[length <= LEFT * np.sqrt(np.square(x).sum(0))] = np.nan
+        return left / length
 
 
-def torus(xy):
-    """Locations from 0 on, the size of the torus that they lie on, and the tree that knows it."""
-    xy = np.asarray(xy, np.float64)
-    xy = xy - xy.min(0)
-    distinct = np.unique(xy, axis=0)
-    spacing = 1.0
-    if len(distinct) > 1:
-        spacing = np.median(cKDTree(distinct).query(distinct, [2])[0])
-    size = np.ptp(xy, axis=0) + spacing  # never 0 wide
-    return xy, size, cKDTree(xy, boxsize=size)
+def likeness(x, y, raster):
+    """R of a slide's x (m, g or 1) and y (m, g) beyond a surface, and its degrees of freedom (g,).
+
+    If x and y are independent, R has the variance: sum over pairs of places of C_x C_y, the mean
+    products of x and of y at that pair's lag. It is 1 / m of white noise, and so 1 / variance is
+    the number of places that count as independent. The surface and R take SURFACE of them. [after
+    Clifford, Richardson and Hemon 1989, Biometrics 45:123, who pool lags of one length; by vectors,
+    and beyond a surface, it holds where there are trends: ours]
+    """
+    x, y = raster.beyond_surface(x), raster.beyond_surface(y)
+    r = np.einsum("mg,mg->g", np.broadcast_to(x, y.shape), y)
+    each = raster.products(x) * raster.products(y) / np.maximum(raster.pairs, 1)
+    variance = 1 / len(y) + each[:, raster.pairs > 0].sum(1)
+    df = np.where(variance > 0, 1 / np.where(variance > 0, variance, 1), 0) - SURFACE
+    return np.clip(r, -1, 1), np.where(df >= 1, df, np.nan)
 
 
-def shift_p(a, b, places, n=999, seed=0, tick=None):
-    """R of scores and measured values over places, and its one-sided p against shifted scores.
+def spatial_p(a, b, places, tick=None):
+    """R of scores and measured values over places, and its one-sided p where neighbours are alike.
 
-    a (m,) or (m, G) scores, b (m, G) or (m,) measured, over the places of all slides end to end ->
-    R (G,), p (G,): the share of the n + 1 draws, the unmoved one among them, whose R is at least R.
-    nan where R is nan. It is a that moves: one column moves at the price of one. A draw near no
-    shift is a draw too, so p of one slide can't fall much below 1 / m. What differs between slides
-    moves with them: p is of the likeness within slides. It needs 8 n m bytes. tick is told how many
-    genes a block had. [ours; the paper gives R alone, Fig. 4c]
+    a (m,) or (m, G) scores, b (m, G) or (m,) measured, over the places of all slides end to end;
+    places: of each slide (m, 2), in any unit, on a grid or none -> R (G,), p (G,). R is of all
+    places. p is of the likeness within slides, beyond a surface of second order: that both change
+    from one side to the other, or from the edge to the middle, is no evidence. p of a slide is by a
+    t with its `likeness`; slides are joined by Stouffer's sum, weighted by their freedom. nan, "no
+    value", where R is nan, and where no slide has FEWEST places and a degree of freedom: its maps
+    change too slowly for its size. tick is told how many genes a block had. [ours; the paper gives
+    R alone, Fig. 4c]
     """
     a, b = as_columns(a), as_columns(b)
     m, n_genes = b.shape
     if a.shape not in ((m, 1), (m, n_genes)) or sum(map(len, places)) != m:
         raise ValueError(f"scores {a.shape}, measured {b.shape}, of {len(places)} slides' places")
-    r, p = np.full((2, n_genes), np.nan)
-    if m < 2:
-        return r, p
-    draws = np.empty((n + 1, m), np.int32)
-    draws[0] = np.arange(m)
-    for i, draw in enumerate(shifts(places, n, seed)):
-        draws[i + 1] = draw
-    for block in stats.gene_blocks(n_genes):
-        x = stats.unit_columns(a if a.shape[1] == 1 else a[:, block])
-        y = stats.unit_columns(b[:, block])
-        null = np.array([moved_r(x[draw], y) for draw in draws])  # (n + 1, g)
-        r[block] = np.clip(null[0], -1, 1)
-        reached = (null >= null[0] - stats.TIED) | np.isnan(null)  # nan: moved onto one value
-        p[block] = np.where(np.isnan(null[0]), np.nan, reached.mean(0))
+    r = stats.pearson(np.broadcast_to(a, b.shape), b)
+    rasters = [Raster(xy) if len(xy) >= FEWEST else None for xy in places]
+    largest = max((raster.pairs.size for raster in rasters if raster), default=CELLS)
+    step = max(CELLS // largest, 1)
+    p = np.full(n_genes, np.nan)
+    for start in range(0, n_genes, step):
+        genes = slice(start, start + step)
+        p[genes] = joined_p(a if a.shape[1] == 1 else a[:, genes], b[:, genes], rasters, places)
         if tick:
-            tick(null.shape[1])
-    return r, p
+            tick(len(p[genes]))
+    return r, np.where(np.isnan(r), np.nan, p)
+
+
+def joined_p(a, b, rasters, places):
+    """p (g,) of the likeness within slides; nan where no slide has one."""
+    z, weights = np.zeros((2, b.shape[1]))
+    ends = np.cumsum([len(xy) for xy in places])
+    for raster, xy, end in zip(rasters, places, ends, strict=True):
+        if raster is None:
+            continue
+        rows = slice(end - len(xy), end)
+        with np.errstate(invalid="ignore", divide="ignore"):
+            r, df = likeness(a[rows].astype(float), b[rows].astype(float), raster)
+            p = special.stdtr(df, -r * np.sqrt(df / (1 - r * r)))
+            own = -np.sqrt(df) * special.ndtri(p)
+        z += np.where(np.isnan(own), 0, own)
+        weights += np.where(np.isnan(own), 0, df)
+    with np.errstate(invalid="ignore"):
+        return special.ndtr(-z / np.sqrt(weights))
 
 
 def as_columns(v):
     v = np.asarray(v)
     return v[:, None] if v.ndim == 1 else v
-
-
-def moved_r(x, y):
-    """R of moved unit columns (m, 1 or g) with unit y: repetitions left them off centre, and longer
-    or shorter.
-    """
-    x = x - x.mean(0)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        return np.einsum("mg,mg->g", x, y) / np.sqrt(np.einsum("mg,mg->g", x, x))

@@ -4,7 +4,9 @@ import zlib
 
 import numpy as np
 
-STUDIES = {}  # name: study(runs, rng) -> rows, each from a file beside this one
+from lab.calibration import space
+
+STUDIES = {"space": space.study}  # name: study(runs, rng) -> rows, each from a file beside this one
 
 
 def rows_of(name, runs=1.0, seed=0):

@@ -9,10 +9,8 @@ import he2rna
 import stats
 from lab import space
 from lab.files import InputError, whole_arrays
-from lab.he2rna.evaluation import judged_in
+from lab.he2rna.evaluation import judged_in, nulls_of
 from lab.progress import progress
-
-SHIFTS = 199  # random shifts behind a p over tiles; five times as many over spots [ours]
 
 
 def against_cells(scores, cells, coords, tile):
@@ -23,7 +21,7 @@ def against_cells(scores, cells, coords, tile):
     """
     counts = {kind: space.count_points(points, coords, tile) for kind, points in cells.items()}
     together = np.stack(list(counts.values()), 1)
-    _, p = space.shift_p(scores, together, [coords], SHIFTS)  # the same shifts for all
+    _, p = space.spatial_p(scores, together, [coords])
     figures = {}
     for (kind, n), its_p in zip(counts.items(), p):
         r, *medians = he2rna.against_cells(scores, n)
@@ -37,7 +35,7 @@ def as_log(measured):
     return he2rna.log_expression(measured) if np.nanmin(measured, initial=0) >= 0 else measured
 
 
-def spot_rows(spots, seed=0):
+def spot_rows(spots):
     """(column, R, p) of what was measured on the spots of several slides, against the scores.
 
     spots: of each slide, its places (m, 2) and {column: (scores (m,), measured (m,))}.
@@ -49,7 +47,7 @@ def spot_rows(spots, seed=0):
         pairs.append(np.concatenate(each))
     places = [at for at, _ in spots]
     tick = progress("spots", len(names), "columns", end=False)
-    return list(zip(names, *space.shift_p(*pairs, places, 5 * SHIFTS, seed, tick)))
+    return list(zip(names, *space.spatial_p(*pairs, places, tick)))
 
 
 def spot_summary(rows, genes):
@@ -58,7 +56,7 @@ def spot_summary(rows, genes):
     said = []
     if own:
         r, p = np.array(own).T
-        found, chance = (p < he2rna.ALPHA).sum(), he2rna.ALPHA * len(p)
+        found, chance = (p < he2rna.ALPHA).sum(), he2rna.ALPHA * (~np.isnan(p)).sum()
         said.append(
             f"{len(r):,} genes, mean R {r.mean():.3f}, {(r > 0.2).sum():,} above .2, {found:,} "
             f"with p < {he2rna.ALPHA} ({chance:,.0f} expected by chance)"
@@ -72,8 +70,8 @@ def spot_summary(rows, genes):
 def group_rows(run, genes):
     """Mean prediction of some genes against their mean expression, over the slides of the run.
 
-    -> rows (cancer, slides, R, its 95 % interval over patients drawn with replacement, p).
-    [HE2RNA Results: .43 for CD3 in LIHC]
+    -> rows (cancer, slides, R, its 95 % interval over patients drawn with replacement, p under the
+    run's null, as of one gene). [HE2RNA Results: .43 for CD3 in LIHC]
     """
     path = run["folder"] / "predictions.npz"
     kinds = {"genes": "UG", "prediction": "fSG", "truth": "fSG"}
@@ -84,7 +82,8 @@ def group_rows(run, genes):
         )
     prediction, y = he2rna.mean_of_genes(z["prediction"], z["truth"], genes)
     fold, n_folds = judged_in(z["fold"], run["config"])
-    results = he2rna.evaluate(prediction, y, fold, z["project"], n_folds)
+    more = {"patients": z["patient"], **nulls_of(run)}
+    results = he2rna.evaluate(prediction, y, fold, z["project"], n_folds, **more)
     rng = np.random.default_rng(run["config"]["seed"])
     rows = []
     for name, of in he2rna.cancers(z["project"]).items():

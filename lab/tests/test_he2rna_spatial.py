@@ -33,10 +33,10 @@ def test_spots_of_several_slides_share_their_columns():
     rng = np.random.default_rng(0)
     spots = []
     for columns in (("A", "T-cells", "B"), ("T-cells", "A")):
-        scores = rng.normal(size=(25, 3))
+        scores = rng.normal(size=(36, 3))
         measured = np.add(scores, [0.01, 0.5, 9])
         pairs = {c: (scores[:, i], measured[:, i]) for i, c in enumerate(columns)}
-        spots.append((grid(5), pairs))
+        spots.append((grid(6), pairs))
     rows = spot_rows(spots)
     assert [name for name, *_ in rows] == ["A", "T-cells"]  # B was measured on one slide alone
     assert all(p <= 0.01 for *_, p in rows)

@@ -27,7 +27,6 @@ from lab.files import InputError, digest, few, save_text
 from lab.he2rna.report import section
 from lab.he2rna.runs import bag_of, load_run, model_of
 from lab.he2rna.spatial import (
-    SHIFTS,
     against_cells,
     as_log,
     group_rows,
@@ -93,7 +92,7 @@ def run(o):
             flush=True,
         )
     if len(maps) > 1:
-        write_summary(folder / "summary.md", asked, maps, o.seed)
+        write_summary(folder / "summary.md", asked, maps)
     return report_failures(failed, len(maps) + len(failed), folder, lacks=lacks_of(maps))
 
 
@@ -112,7 +111,8 @@ def what_is_asked(o):
     for cancer, slides, r, interval, _ in rows:
         print(f"over the slides of the run: {cancer} R {r} ({interval}; n {slides})")
     title = genes[0] if len(genes) == 1 else "Mean of the genes"
-    header = ("cancer", "slides", "R of mean prediction and mean expression", "95 %", "p")
+    header = ("cancer", "slides", "R of mean prediction and mean expression", "95 %")
+    header += (f"p, {run['config']['null']} null",)
     group = section(f"{title} over the slides of the run", table(header, rows))
     return Asked(run, models, genes, label, o.cells, group)
 
@@ -184,7 +184,7 @@ def add_cells(done, cells, drawn):
         picture = ["![Scores and cells](cells.png)"]
     done.lines += section(
         "Cells in each tile",
-        f"p: a spatial shift of the scores ({SHIFTS} of them) gives an R as high.",
+        space.P_MEANS,
         table(("cells", "on tiles", *CELL_FIGURES), rows),
         *picture,
     )
@@ -211,7 +211,7 @@ def add_spots(done, truth, run, use, features):
     done.spots = places[held], pairs
     rows = spot_rows([done.spots])
     found = f"{len(tiles)} of {len(held)} spots lie on a tile: {spot_summary(rows, own)}."
-    done.lines += section("Spots", f"{found} Each column: spots.csv")
+    done.lines += section("Spots", f"{found} Each column: spots.csv. {space.P_MEANS}")
     shown = [(name, f"{r:.4f}", f"{p:.4f}") for name, r, p in rows]
     done.tables["spots.csv"] = ("column", "R", "p"), shown
 
@@ -221,6 +221,7 @@ def add_outline(done):
     inside = space.inside(done.coords + done.tile / 2, done.outlines)
     if inside.all() or not inside.any():
         done.lacks.append(f"{inside.sum():,} of {len(inside):,} tiles lie in the outlines: no AUC")
+        return
     auc = stats.roc_auc(inside, done.scores)
     done.columns["inside"] = inside.astype(int)
     done.figures["outline AUC"] = auc
@@ -263,7 +264,7 @@ def add_provenance(done, asked, use, models, features, into):
     done.lines += section("Where the prediction comes from", text)
 
 
-def write_summary(path, asked, maps, seed):
+def write_summary(path, asked, maps):
     """summary.md: the figures of each slide, and the spots of slides with the same models."""
     said = f"Run {asked.run['folder']}. Each slide has its own folder and report beside this file."
     figures = table_of_maps(maps)
@@ -276,12 +277,10 @@ def write_summary(path, asked, maps, seed):
     rows = []
     for models, spots in sorted(together.items()):
         n = sum(len(places) for places, _ in spots)
-        found = spot_summary(spot_rows(spots, seed), asked.run["genes"])
+        found = spot_summary(spot_rows(spots), asked.run["genes"])
         rows.append((models, len(spots), n, found))
     if rows:
-        about = (
-            "Spots of all slides that the same models speak of; p: scores shifted on each slide."
-        )
+        about = f"Spots of all slides that the same models speak of. {space.P_MEANS}"
         spots = table(("models", "slides", "spots", "found"), rows)
         lines += section("Spots", about, spots)
         print(spots)

@@ -32,7 +32,6 @@ from lab.show.maps import map_ground
 from lab.show.plots import need_matplotlib
 from lab.show.slide_map import SlideMap, lacks_of, table_of_maps, write_map
 
-SHIFTS = 199  # random shifts behind a p over tiles  [ours]
 MEANING = {
     "attention": "attention between 0 (lowest) and 1 (highest tile)",
     "contribution": "contribution: the sum of all and the bias are the prediction",
@@ -166,7 +165,7 @@ def map_slide(asked, o, slide, h, ground, truth, use):
     if truth.outlines:
         add_outline(done, o.regions)
     if truth.cells:
-        add_cells(done, truth.cells, o.seed)
+        add_cells(done, truth.cells)
     done.lines += truth.lines()
     folder = asked.run["folder"] / "heatmaps" / asked.label / slide.label
     write_map(folder, done, truth.origin)
@@ -220,12 +219,12 @@ def add_outline(done, kind):
     ]
 
 
-def add_cells(done, cells, seed):
+def add_cells(done, cells):
     """Compare the scores with the cells on each tile."""
     counts = {kind: space.count_points(xy, done.coords, done.tile) for kind, xy in cells.items()}
     shown = ~np.isnan(done.scores)
     together = np.stack([n[shown] for n in counts.values()], 1)
-    each = space.shift_p(done.scores[shown], together, [done.coords[shown]], SHIFTS, seed)
+    each = space.spatial_p(done.scores[shown], together, [done.coords[shown]])
     rows = []
     for (kind, n), r, p in zip(counts.items(), *each, strict=True):
         done.columns[f"cells: {kind}"] = n
@@ -236,7 +235,7 @@ def add_cells(done, cells, seed):
     done.lines += [
         "## Cells in each tile",
         "",
-        f"p: a spatial shift of the scores ({SHIFTS} of them) gives an R as high.",
+        space.P_MEANS,
         "",
         table(("cells", "on tiles", "R", "p"), rows),
         "",
