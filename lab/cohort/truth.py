@@ -18,6 +18,7 @@ EVERY = "all cells"
 LOOKED_AT = 5000  # places, evenly spread, tell whether all lie on tissue  [ours]
 FEWEST = 20  # places that can tell by which factor they are off  [ours]
 BETTER = 0.3  # by this share more of them lie on tiles, and twice as many  [ours]
+REACH = 98  # percentile of places and of tiles that says how far they go  [ours]
 DOWNSAMPLES = (2, 4, 8, 16, 32, 64)  # of levels that places may be pixels of
 
 
@@ -90,9 +91,9 @@ def look_at(truth, what, xy, size, mpp, coords, tile):
     """Tell of places (m, 2) that lie off the slide, or on no tile."""
     slack = tile if what.startswith("corners") else 1
     off = ((xy < -slack) | (xy > np.add(size, slack))).any(1)
-    tell = truth.lack if off.mean() > 0.5 else truth.note
-    sample = xy[:: 1 + len(xy) // LOOKED_AT]
-    cause = misplaced(sample, mpp, coords, tile)
+    most_off = off.mean() > 0.5
+    cause, is_sure = misplaced(xy[:: 1 + len(xy) // LOOKED_AT], mpp, coords, tile, most_off)
+    tell = truth.lack if most_off or is_sure else truth.note
     if off.any():
         x, y = xy[off.argmax()]
         width, height = size
@@ -101,26 +102,37 @@ def look_at(truth, what, xy, size, mpp, coords, tile):
             f"the first at {x:.0f}, {y:.0f}{cause}"
         )
     elif cause:
-        truth.lack(f"{what} hardly lie on tissue{cause}")
+        tell(f"{what} may not lie where they are said to{cause}")
     elif what == "cells" and not (space.holder(xy, coords, tile) >= 0).any():
         truth.lack(f"none of {len(xy):,} {what} lies on a tile")
 
 
-def misplaced(xy, mpp, coords, tile):
-    """What would bring places (m, 2) onto the tiles, in words, '' where nothing does.
+def misplaced(xy, mpp, coords, tile, most_off):
+    """(What would bring places (m, 2) onto the tiles, in words, '' where nothing does; whether it
+    must be so).
 
-    Tried are µm in place of pixels and the reverse, pixels of other levels, and x for y.
+    Tried are µm in place of pixels, pixels of other levels, x for y; and, where most are off the
+    slide, what makes places smaller: in a corner of tissue anything small enough has room. Places
+    that would reach as far as the tiles, and lie on them as well as now, may be so.
     """
     if len(xy) < FEWEST:
-        return ""
-    tried = {"x and y change places": xy[:, ::-1]}
-    for factor in sorted({1 / mpp, mpp, *DOWNSAMPLES, *(1 / d for d in DOWNSAMPLES)}):
-        tried[f"times {factor:.3g}"] = xy * factor
-    shares = {how: (space.holder(at, coords, tile) >= 0).mean() for how, at in tried.items()}
-    here = (space.holder(xy, coords, tile) >= 0).mean()
-    best = max(shares, key=shares.get)
-    if shares[best] < max(here + BETTER, 2 * here):
-        return ""
+        return "", False
+    factors = {1 / mpp, *DOWNSAMPLES}
+    if most_off:
+        factors |= {mpp, *(1 / d for d in DOWNSAMPLES)}
+    tried = {f"times {factor:.3g}": xy * factor for factor in sorted(factors)}
+    tried["x and y change places"] = xy[:, ::-1]
+    shares = {how: on_tiles(at, coords, tile) for how, at in tried.items()}
+    here, best = on_tiles(xy, coords, tile), max(shares, key=shares.get)
+    is_sure = shares[best] >= max(here + BETTER, 2 * here)
+    if not is_sure:
+        far = np.percentile(coords, REACH, axis=0)
+        reach = {how: np.percentile(at, REACH, axis=0) - far for how, at in tried.items()}
+        as_far = [how for how, off in reach.items() if (abs(off) < tile).all()]
+        as_good = [how for how in as_far if shares[how] >= here and how.startswith("times")]
+        if not as_good:
+            return "", False
+        best = as_good[0]
     why = "are they pixels of another level?"
     if best == f"times {1 / mpp:.3g}":
         why = f"are they µm, of which {mpp:.3g} are a pixel, or pixels of another level?"
@@ -128,4 +140,10 @@ def misplaced(xy, mpp, coords, tile):
         why = f"are they pixels, of {mpp:.3g} µm, in columns of µm, or of another level?"
     elif best.startswith("x"):
         why = "is x the row?"
-    return f"; {here:.0%} are on tiles, and {shares[best]:.0%} would be, {best}: {why}"
+    said = f"; {here:.0%} are on tiles, and {shares[best]:.0%} would be, {best}: {why}"
+    return said, is_sure
+
+
+def on_tiles(xy, coords, tile):
+    """The share of places that lie on a tile."""
+    return (space.holder(xy, coords, tile) >= 0).mean()

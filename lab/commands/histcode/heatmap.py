@@ -203,6 +203,9 @@ def add_outline(done, kind):
     done.columns["inside"] = inside.astype(float)
     shown = ~np.isnan(done.scores)
     scores, inside = done.scores[shown], inside[shown]
+    if inside.all() or not inside.any():
+        done.lacks.append(f"{inside.sum():,} of {len(inside):,} tiles lie in the outlines: no AUC")
+        return
     cut = tiling.otsu_threshold(scores)
     auc = stats.roc_auc(inside, scores)
     dice = histcode.dice(scores > cut, inside)
