@@ -53,7 +53,7 @@ def two_classes(labels, where, positive=None, negative=None):
     silent = np.array([word not in known for word in words], bool)
     ones, zeros = named_kinds(kinds, where, positive, negative)
     if len(kinds) < 2:
-        hidden = counted_words(words, silent)
+        hidden = counted_words(words, silent & (np.array(words, str) != ""))
         hatch = f" ({hidden}: no class, unless --positive or --negative names it)" if hidden else ""
         raise InputError(
             f"{where}: every label is {few(kinds) or 'empty'}{hatch}; a classifier needs two "
