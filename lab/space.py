@@ -71,9 +71,10 @@ def pitch(coords):
     may have a grid of its own. Of a slide of which few tiles were kept it is twice or three times
     the pitch; then the nearest neighbours lie at whole multiples of the pitch, many at one. [ours]
     """
-    places = np.unique(np.asarray(coords, np.float64).reshape(-1, 2), axis=0)
+    places = np.unique(np.asarray(coords, np.float64).reshape(-1, 2) @ (1, 1j))  # a number each
     if len(places) < FEW:
         return None
+    places = np.stack([places.real, places.imag], 1)
     near = cKDTree(places).query(places, [2], p=np.inf)[0][:, 0]
     median = float(np.percentile(near, 50, method="lower"))
     for steps in range(SPARSE, 1, -1):

@@ -178,6 +178,8 @@ def check_kinds(found, where, kinds):
     """
     for what in dict.fromkeys(key for kind in kinds.values() for key in kind):
         values = {name: kind[what] for name, kind in kinds.items() if kind.get(what)}
+        if not values:
+            continue
         if what == "no map":
             name, why = next(iter(values.items()))
             found.warn(
@@ -185,12 +187,12 @@ def check_kinds(found, where, kinds):
                 f"{why}"
             )
             continue
-        every = sorted(values.values()) or [""]
+        every = sorted(values.values())
         usual = every[len(every) // 2] if what in SIZES else Counter(every).most_common(1)[0][0]
         odd = [f"{name} {value}" for name, value in values.items() if not like(value, usual)]
         if odd:
             found.warn(
-                f"--features {where}: {what}: {usual} of {len(values) - len(odd)} slides, other of "
+                f"--features {where}: {what}: {usual} on {len(values) - len(odd)} slides, not on "
                 f"{len(odd)}: {few(odd, SHOWN)}. Were they made alike?"
             )
 

@@ -17,7 +17,7 @@ from lab.exchange.layout import number_said, place
 from lab.files import InputError, digest, load_json, reason, whole_arrays
 
 FEW_ROWS = 64  # of features made elsewhere tell one file from another  [ours]
-BLOCK = 256  # tiles that are looked at together, within a processor's own memory  [ours]
+BLOCK = 64  # tiles that are looked at together, within a processor's own memory  [ours]
 LARGEST = float(np.finfo(np.float16).max)  # super-tiles are kept in float16
 SMALLEST = float(np.finfo(np.float16).tiny)  # below it float16 has fewer digits, then none
 

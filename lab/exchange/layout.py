@@ -119,15 +119,19 @@ def unit_said(said, coords):
         return UNITS.get(word)
     if coords is None or edge_said(said):
         return None
-    um, step = number_said(said, "tile_size_um"), pitch(coords)
+    um = number_said(said, "tile_size_um")
+    if not um and "extractor" not in said:
+        return None
+    step = pitch(coords)
     if um and not (step and alike(step, um)):
         raise InputError(
             f"it has tiles of {um:g} µm (tile_size_um) and doesn't say whether its coords are µm "
             "or pixels: give it the attribute `unit`, um or px"
         )
+    if um:
+        return 1.0
     px, unit = STAMP_1
-    historic = "extractor" in said and step is not None and round(step) == px
-    return 1.0 if um else (unit if historic else None)
+    return unit if step and round(step) == px else None
 
 
 def unit_word(said):

@@ -7,7 +7,7 @@ import h5py
 import numpy as np
 import pytest
 
-from lab.cohort.check import check_cohort
+from lab.cohort.check import check_cohort, check_kinds
 from lab.commands.tiling import main
 from lab.files import InputError
 from lab.findings import Findings
@@ -122,3 +122,33 @@ def test_patients_of_an_array_are_looked_at_alike(capsys):
         check_patients_of("x.npz", np.array(["p1", "NA"]))
     with pytest.raises(InputError, match="TCGA-AA-0001-01A are barcodes of samples"):
         check_patients_of("x.npz", np.array(["TCGA-AA-0001-01A"]))
+
+
+KINDS = {  # of nine slides alike and one that is not
+    "features a tile": (768, 1024, "features a tile: 768 on 9 slides, not on 1: s9 1024"),
+    "encoder": ("uni", "conch", "encoder: uni on 9 slides, not on 1: s9 conch"),
+    "unit of coords": ("1 µm", "px", "unit of coords: 1 µm on 9 slides, not on 1: s9 px"),
+    "µm of a tile": (112.0, 224.0, "µm of a tile: 112.0 on 9 slides, not on 1: s9 224.0"),
+    "level-0 pixels of a tile": (448.0, 224.0, "448.0 on 9 slides, not on 1: s9 224.0"),
+    "no map": ("", "coords of another level?", "of 1 slides, such as s9: coords of another level?"),
+}
+
+
+@pytest.mark.parametrize("what", KINDS)
+def test_slides_whose_features_were_not_made_alike_are_named(what):
+    usual, other, words = KINDS[what]
+    found = Findings()
+    check_kinds(found, "DIR", {f"s{i}": {what: usual, "more": 1} for i in range(9)})
+    assert not found.warned
+    check_kinds(found, "DIR", {f"s{i}": {what: usual if i < 9 else other} for i in range(10)})
+    assert len(found.warned) == 1 and words in found.warned[0]
+
+
+def test_pixels_of_scanners_differ_a_little_and_that_is_no_other_tile():
+    """Scanners of 40x differ by 8 %; tiles twice as large are another magnification's."""
+    found, mpp = Findings(), np.random.default_rng(0).uniform(0.243, 0.263, 40)
+    kinds = {f"s{i}": {"µm of a tile": 256 * v} for i, v in enumerate(mpp)}
+    check_kinds(found, "DIR", kinds)
+    assert not found.warned
+    check_kinds(found, "DIR", {**kinds, "a": {"µm of a tile": 128.0}, "b": {"µm of a tile": 128.0}})
+    assert "on 40 slides, not on 2: a 128.0, b 128.0" in found.warned[0]

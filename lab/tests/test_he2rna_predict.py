@@ -129,7 +129,9 @@ def test_a_stranger_is_spoken_of_by_all_models_and_a_patient_by_one(
     assert "stranger: 1 tiles, models of folds 0, 1, 2" in said
     assert re.search(r"s00_0: 30 tiles, models of folds \d \(the others learned from", said)
     models = [model_of(checkpoint(run, f), "cpu") for f in range(3)]
-    scores = [model.tile_scores(torch.from_numpy(tile).float())[0].detach().numpy() for model in models]
+    scores = [
+        model.tile_scores(torch.from_numpy(tile).float())[0].detach().numpy() for model in models
+    ]
     assert np.allclose(predicted(run, "stranger"), np.mean(scores, 0), atol=1e-4)
     shutil.copytree(folder, tmp_path / "other")  # as wide, but of whose encoder?
     with pytest.raises(InputError, match="learned from features in a folder h5"):

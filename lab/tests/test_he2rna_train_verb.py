@@ -167,7 +167,10 @@ def test_slides_without_features_or_expression_are_listed(tmp_path, capsys):
 
 def test_one_slide_of_another_encoder_and_too_few_left(tmp_path, capsys):
     write_cohort(tmp_path, np.random.default_rng(2), patients=6)
-    for slide, features in (("s00_0", np.arange(12.0).reshape(4, 3)), ("s01_0", np.eye(4, 8) * 1e6)):
+    for slide, features in (
+        ("s00_0", np.arange(12.0).reshape(4, 3)),
+        ("s01_0", np.eye(4, 8) * 1e6),
+    ):
         with h5py.File(tmp_path / "h5" / f"{slide}.h5", "w") as h:
             h["features"], h["coords"] = features.astype(np.float32), tile_cloud(4)
     assert train(tmp_path, *EPOCH) == 1
