@@ -4,9 +4,13 @@ import zlib
 
 import numpy as np
 
-from lab.calibration import space
+from lab.calibration import nulls, space, splits
 
-STUDIES = {"space": space.study}  # name: study(runs, rng) -> rows, each from a file beside this one
+STUDIES = {
+    "space": space.study,
+    "splits": splits.study,
+    "nulls": nulls.study,
+}  # name: study(runs, rng) -> rows, each from a file beside this one
 
 
 def rows_of(name, runs=1.0, seed=0):

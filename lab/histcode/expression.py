@@ -269,9 +269,25 @@ def mean_known(values, unknown=np.nan):
 
 def r_within_folds(prediction, y, part):
     """R of each gene within a test part, mean over the parts that have one: (G,) [ours]"""
-    each = [np.full(y.shape[1], np.nan)]
-    for f in np.unique(part):
-        rows = part == f
-        if rows.sum() >= stats.MIN_R:
-            each.append(stats.pearson(prediction[rows], y[rows]))
-    return mean_known(np.array(each))
+    return mean_known(r_of_parts(prediction, y, part))
+
+
+def r_of_parts(prediction, y, part):
+    """R of each gene within each test part of enough pairs: (parts, G)."""
+    r = [np.empty((0, y.shape[1]))]
+    for rows in stats.rows_of_folds(part):
+        r.append(stats.pearson(prediction[rows], y[rows])[None])
+    return np.concatenate(r)
+
+
+def compared_over_parts(one, other):
+    """`stats.corrected_t` of the mean R of two models within each part, (parts, G) both.
+
+    Each of the k parts is tested by a model of the others: 1 / (k - 1) tested per trained. nan
+    where no two parts have an R. [ours]
+    """
+    differences = mean_known((one - other).T)
+    differences = differences[~np.isnan(differences)]
+    if len(differences) < 2:
+        return (np.nan,) * 4
+    return stats.corrected_t(differences, 1 / (len(differences) - 1))

@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from lab.commands.histcode.ablation import over_parts, r_of_parts
 from lab.files import InputError
 from lab.tests.helpers import read_csv
 from lab.tests.helpers_histcode import GENES, drawn_run
@@ -50,33 +49,6 @@ def test_ablation_compares_encoders_and_poolings_on_the_same_folds(looked_at, ca
                 assert float(got[2 * k + 1]) == pytest.approx(scipy.stats.wilcoxon(d)[1], rel=0.06)
     assert compared > 3 and "takes genes for independent" in said
     assert {len(line) for line in lines} == {6}  # parts of two pairs have no R: nothing is said
-
-
-def test_r_of_parts_is_scipys_where_there_are_three_pairs(tmp_path):
-    rng = np.random.default_rng(0)
-    y, prediction = rng.normal(size=(2, 9, 4))
-    part = np.array([0, 0, 0, 0, 1, 1, 2, 2, 2])
-    arrays = {"prediction": prediction, "truth": y, "part": part, "genes": np.array(list("abcd"))}
-    np.savez(tmp_path / "predictions.npz", **arrays)
-    each = [
-        [scipy.stats.pearsonr(prediction[part == f, j], y[part == f, j])[0] for j in range(4)]
-        for f in (0, 2)
-    ]
-    assert np.allclose(r_of_parts(tmp_path), each)
-
-
-def test_cells_are_compared_over_the_test_parts():
-    """Nadeau and Bengio's standard error, written out; unknown R of a part don't count."""
-    r = np.random.default_rng(0).normal(0.1, 0.2, (5, 7))
-    r[1, 2:] = r[4] = np.nan
-    each = np.array([r[0].mean(), r[1, :2].mean(), r[2].mean(), r[3].mean()])
-    error = np.sqrt((1 / 4 + 1 / 3) * each.var(ddof=1))
-    t = scipy.stats.t(3, each.mean(), error)
-    low, high = t.interval(0.95)
-    got = over_parts(r)
-    assert got[:2] == [f"{each.mean():+.3f}", f"{low:+.3f} to {high:+.3f}"]
-    assert float(got[2]) == pytest.approx(2 * min(t.cdf(0), t.sf(0)), rel=0.06)
-    assert over_parts(r[3:]) == ["", "", ""]
 
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit")

@@ -16,7 +16,7 @@ from PIL import Image
 
 import histcode
 from lab.files import InputError, save_file
-from lab.histcode.expression import judge, r_within_folds
+from lab.histcode.expression import compared_over_parts, judge, r_of_parts, r_within_folds
 from lab.histcode.expression_report import COLUMNS, enriched_lines
 from lab.histcode.splits import roles
 from lab.ridge import PENALTIES
@@ -106,6 +106,32 @@ def test_genes_are_judged_as_scipy_judges_them(monkeypatch):
         want = [S.pearsonr(prediction[i, j], y[i, j])[0] for i in known] or [np.nan]
         assert found["r_folds"][j] == pytest.approx(np.mean(want), nan_ok=True)
     assert np.isnan(r_within_folds(prediction[:4], y[:4], np.arange(4))).all()  # no R of one
+
+
+def test_r_of_parts_is_scipys_where_there_are_three_pairs():
+    rng = np.random.default_rng(0)
+    y, prediction = rng.normal(size=(2, 9, 4))
+    part = np.array([0, 0, 0, 0, 1, 1, 2, 2, 2])
+    each = [
+        [scipy.stats.pearsonr(prediction[part == f, j], y[part == f, j])[0] for j in range(4)]
+        for f in (0, 2)
+    ]
+    assert np.allclose(r_of_parts(prediction, y, part), each)
+    assert r_of_parts(prediction, y, np.arange(9) // 2).shape == (0, 4)
+
+
+def test_models_are_compared_over_the_test_parts():
+    """Nadeau and Bengio's standard error, written out; unknown R of a part don't count."""
+    r, other = np.random.default_rng(0).normal(0.1, 0.2, (2, 5, 7))
+    r[1, 2:] = other[4] = np.nan
+    d = r - other
+    each = np.array([d[0].mean(), d[1, :2].mean(), d[2].mean(), d[3].mean()])
+    error = np.sqrt((1 / 4 + 1 / 3) * each.var(ddof=1))
+    t = scipy.stats.t(3, each.mean(), error)
+    mean, low, high, p = compared_over_parts(r, other)
+    assert (mean, low, high) == pytest.approx((each.mean(), *t.interval(0.95)))
+    assert p == pytest.approx(2 * min(t.cdf(0), t.sf(0)))
+    assert np.isnan(compared_over_parts(r[3:], other[3:])).all()
 
 
 def test_gene_sets_of_the_best_genes_are_fishers(tmp_path, monkeypatch, capsys):

@@ -16,7 +16,7 @@ from lab.commands.histcode import expression
 from lab.commands.histcode.options import pair_options
 from lab.encoders import ENCODERS, encoder_name, encoder_wants
 from lab.files import InputError, load_arrays, number, read_rows, save_csv, save_text
-from lab.histcode.expression import POOLED
+from lab.histcode.expression import POOLED, compared_over_parts, r_of_parts
 from lab.histcode.options import check_ranges
 from lab.histcode.pairs import pairs_of
 from lab.histcode.runs import VERSION
@@ -53,7 +53,7 @@ def run(o):
             runs[name, pooling] = folder.with_name(cell.name)
     if o.share[0]:  # the first process compares
         return 0
-    write(folder, figures_of(runs), {cell: r_of_parts(run) for cell, run in runs.items()})
+    write(folder, figures_of(runs), parts_of(runs))
     print(f"report: {folder / 'report.md'}")
     return status
 
@@ -110,19 +110,19 @@ def figures_of(runs):
     return {cell: value[known] for cell, value in values.items()}
 
 
+def parts_of(runs):
+    """{cell: R within each test part (parts, genes)}"""
+    parts = {}
+    for cell, run in runs.items():
+        z = load_arrays(run / "predictions.npz")
+        parts[cell] = r_of_parts(z["prediction"], z["truth"], z["part"])
+    return parts
+
+
 def rows_of_cells(values):
     for cell, value in values.items():
         r, rho = (f"{v.mean():.3f} ± {v.std():.3f}" for v in value.T)
         yield *cell, len(value), r, f"{np.median(value[:, 0]):.3f}", rho
-
-
-def r_of_parts(run):
-    """R of each gene within each test part of enough pairs: (parts, genes)."""
-    z = load_arrays(run / "predictions.npz")
-    r = [np.empty((0, len(z["genes"])))]
-    for rows in stats.rows_of_folds(z["part"]):
-        r.append(stats.pearson(z["prediction"][rows], z["truth"][rows])[None])
-    return np.concatenate(r)
 
 
 def paired_tests(values, parts):
@@ -133,16 +133,14 @@ def paired_tests(values, parts):
             for a, b in zip(values[one].T, values[other].T, strict=True):
                 p = stats.wilcoxon_signed_rank(a, b)[1]
                 row += [f"{(a - b).mean():+.3f}", f"{p:.2g}"]
-            yield row + over_parts(parts[one] - parts[other])
+            yield row + over_parts(parts[one], parts[other])
 
 
-def over_parts(differences):
-    """Cells of the table of a difference of R (parts, genes)."""
-    known = ~np.isnan(differences)
-    each = np.nansum(differences, 1)[known.any(1)] / known.sum(1)[known.any(1)]
-    if len(each) < 2:
+def over_parts(one, other):
+    """Cells of the table: one R (parts, genes) against the other."""
+    mean, low, high, p = compared_over_parts(one, other)
+    if np.isnan(p):
         return ["", "", ""]
-    mean, low, high, p = stats.corrected_t(each, 1 / (len(each) - 1))
     return [f"{mean:+.3f}", f"{low:+.3f} to {high:+.3f}", f"{p:.2g}"]
 
 
