@@ -8,6 +8,7 @@ from lab.files import InputError
 
 def scale(text):
     """linear, log2, log10, ln or such as log2+0.001, for argparse."""
+    text = text.lower()
     return text if text == "linear" else checked(base_of, text) and text
 
 

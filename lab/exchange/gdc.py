@@ -37,6 +37,8 @@ DESCRIPTORS = {  # of tumours: the sample types of before, of solid tissue and o
     "new primary": ("Additional - New Primary", ""),
 }
 SOLID = ("solid tissue", "unknown", "not reported", "")  # specimens
+FLUIDS = {"marrow": "Bone Marrow", "blood": "Peripheral Blood"}
+NORMALS = {"Bone Marrow": "Bone Marrow Normal", "Peripheral Blood": "Blood Derived Normal"}
 
 
 def ungzipped(name):
@@ -124,18 +126,17 @@ def type_of(tissue, descriptor, specimen):
     """The sample type that today's three columns say: Tumor, Primary, Solid Tissue is a Primary
     Tumor. Cell lines, organoids and what nobody reported stay in their own words.
     """
-    solid = specimen.lower() in SOLID
-    of = "Bone Marrow" if "marrow" in specimen.lower() else "Peripheral Blood"
-    blood = re.search("blood|marrow", specimen.lower())
-    if tissue.lower() == "normal" and solid:
+    kind, where = tissue.lower(), specimen.lower()
+    fluid = next((name for word, name in FLUIDS.items() if word in where), "")
+    if kind == "normal" and where in SOLID:
         return "Solid Tissue Normal"
-    if tissue.lower() == "normal":
-        return "Blood Derived Normal" if blood and of != "Bone Marrow" else f"{specimen} Normal"
-    types = DESCRIPTORS.get(descriptor.lower(), ("", ""))
-    if tissue.lower() == "tumor" and solid and types[0]:
-        return types[0]
-    if tissue.lower() == "tumor" and blood and types[1]:
-        return f"{types[1]} - {of}"
+    if kind == "normal":
+        return NORMALS.get(fluid, f"{specimen} Normal")
+    in_tissue, in_blood = DESCRIPTORS.get(descriptor.lower(), ("", ""))
+    if kind == "tumor" and where in SOLID and in_tissue:
+        return in_tissue
+    if kind == "tumor" and fluid and in_blood:
+        return f"{in_blood} - {fluid}"
     return " / ".join(filter(None, (tissue, descriptor, specimen)))
 
 

@@ -219,6 +219,7 @@ def test_pooled_samples_of_one_patient_and_type_are_one(patient, sample, kind, w
         ("Tumor/Primary/Bone Marrow NOS", "Primary Blood Derived Cancer - Bone Marrow"),
         ("Normal/Not Applicable/Solid Tissue", "Solid Tissue Normal"),
         ("Normal/Not Applicable/Peripheral Blood NOS", "Blood Derived Normal"),
+        ("Normal/Not Applicable/Bone Marrow NOS", "Bone Marrow Normal"),
         ("Tumor/Not Reported/Solid Tissue", "Tumor / Not Reported / Solid Tissue"),
         ("Tumor/Primary/3D Organoid", "Tumor / Primary / 3D Organoid"),
         ("Tumor, Tumor/Primary, Primary/Solid Tissue, Solid Tissue", "Primary Tumor"),
