@@ -70,6 +70,16 @@ STRIP_PIXELS = 2**24  # read at once, so that a slide without smaller levels fit
 GLASS_MM = (100, 200)  # short and long edge of what is scanned, at most; a whole mount's glass has
 # 102 x 152 mm                                                                               [ours]
 
+# What no scanner saw: files are filled up with one grey, white or black
+EVEN_PX = 5  # edge of the squares that are looked for                                       [ours]
+LINE_PX = 8  # of a straight edge; the fields of a microscope's camera are larger            [ours]
+STRAIGHT = 0.9  # of the outline of what was filled up; of glass that clips 0.9 at most      [ours]
+FILLED_RIM_PX = 2  # around it, which resampling blurs                                       [ours]
+NOISY = 0.5  # of what a scanner saw, at least: drawings may have none                       [ours]
+GLASS_LEAST = 150  # its brightest channel; real glass has 210 and more                      [ours]
+GLASS_TINT = 0.2  # its saturation, at most; the pink glass of old scanners has 0.15         [ours]
+GLASS_RANGE = 4.0  # grey levels around its colour                                           [ours]
+
 # Tissue by stain
 SMOOTH_PX = 2.0  # Gaussian sigma: 16 µm, so that nuclei and stroma are one tissue           [ours]
 BLACK_LEVEL = 50  # a brightest channel below it is scanner border or black pen              [ours]
@@ -108,6 +118,9 @@ STAINED = 0.01  # a tile or slide with a smaller share of stained pixels keeps i
 MIN_ANGLE = 8.0  # degrees between two stains: 14 to 38 on real slides; noise gives up to 6  [ours]
 STAIN_TILES = 64  # tiles that tell a slide's stains                                         [ours]
 STAIN_STEP = 4  # of them every 4th pixel of every 4th row                                   [ours]
+PALE_GREY = 206  # a grey that was filled up and is darker has MIN_OD                        [ours]
+JPEG_BLACK = 16  # black that was filled up is darker, even in a JPEG's blocks at its edge   [ours]
+JPEG_PX = 16  # around it, where JPEG's blocks hold both                                     [ours]
 
 # Features: torchvision's normalisation of RGB in 0..1, which its weights need. The authors' Keras
 # weights want BGR minus a mean [HE2RNA code].
@@ -256,11 +269,12 @@ def tissue_mask(rgb, scanned=None):
     """Where a thumbnail shows tissue: (h, w, 3) uint8 at about 8 µm per pixel -> (h, w) bool.
 
     scanned (h, w) bool: what may be tissue. Background (white, grey, tinted, unevenly lit), pen,
-    black borders and holes are not tissue.
+    black borders, what was filled up and holes are not tissue.
 
-    Needs: find_tissue, stain_map, glass_colour, pen_mask, stain_threshold, otsu_threshold,
-    drop_pieces, GLASS_PX, INK_RIM_PX, BLACK_LEVEL, GLASS_SD, GLASS_SHARE, NO_GLASS, OD_OFFSET,
-    SMOOTH_PX, STAIN_FLOOR, STAIN_CEILING.
+    Needs: find_tissue, filled_up, even, straight_lines, bright_pixels, stain_map, glass_colour,
+    pen_mask, stain_threshold, otsu_threshold, drop_pieces, EVEN_PX, LINE_PX, STRAIGHT,
+    FILLED_RIM_PX, NOISY, GLASS_LEAST, GLASS_TINT, GLASS_RANGE, GLASS_PX, INK_RIM_PX, BLACK_LEVEL,
+    GLASS_SD, GLASS_SHARE, NO_GLASS, OD_OFFSET, SMOOTH_PX, STAIN_FLOOR, STAIN_CEILING.
     """
     if scanned is None:
         scanned = np.ones(rgb.shape[:2], bool)
@@ -279,6 +293,7 @@ def find_tissue(rgb, scanned, tissue="stain", threshold="otsu", least=0):
 
     Beside what tissue_mask needs: saturation_map, close_gaps, MEDIAN_PX, CLOSE_PX.
     """
+    scanned = scanned & ~filled_up(rgb, scanned)
     if tissue == "stain":
         amount = stain_map(rgb, scanned)  # (h, w)
         threshold = stain_threshold(amount[scanned])
@@ -291,6 +306,60 @@ def find_tissue(rgb, scanned, tissue="stain", threshold="otsu", least=0):
     return drop_pieces(mask & scanned, least), float(threshold)
 
 
+def filled_up(rgb, scanned):
+    """Where no scanner saw anything: (h, w, 3), (h, w) bool -> (h, w) bool.
+
+    Files are filled up beside and between what was scanned. White beside tinted glass would be
+    taken for the glass, and the glass for tissue; any of it moves Otsu's threshold. What was filled
+    up is exactly one grey, not that of the glass, with straight edges, since scanners see
+    rectangles. What was seen has noise; glass that clips at 255 has none, but its edges are those
+    of the tissue. Nothing counts as filled up where the rest has no noise (drawings), or where what
+    is flat and bright in it is no glass: then the grey is. [ours]
+    """
+    flat = even(rgb) & scanned
+    inside = flat & (np.ptp(rgb, 2) == 0)
+    pieces, n = ndimage.label(inside)
+    rim = inside & ~ndimage.binary_erosion(inside, border_value=1)
+    outline = np.bincount(pieces[rim], minlength=n + 1)  # of each piece, pixels
+    straight = np.bincount(pieces[rim & straight_lines(rim)], minlength=n + 1)
+    is_filled = (outline > 0) & (straight >= STRAIGHT * outline)
+    filled = is_filled[pieces]
+    grow = np.ones((EVEN_PX + 2 * FILLED_RIM_PX, EVEN_PX + 2 * FILLED_RIM_PX))
+    seen = scanned & ~ndimage.binary_dilation(filled, grow)
+    x, valid = bright_pixels(rgb, seen)
+    if not filled.any() or not valid.any() or flat[seen].mean() > 1 - NOISY:
+        return np.zeros_like(filled)
+    white = glass_colour(x, valid)
+    if white is not None:
+        filled &= np.abs(rgb - white).max(2) > GLASS_RANGE
+        filled &= white.max() >= GLASS_LEAST and np.ptp(white) <= GLASS_TINT * white.max()
+    return ndimage.binary_dilation(filled, grow)
+
+
+def even(rgb):
+    """The centres of squares of exactly one colour: (h, w, 3) -> (h, w) bool."""
+    square = (EVEN_PX, EVEN_PX, 1)
+    high = ndimage.maximum_filter(rgb, square)
+    return (high == ndimage.minimum_filter(rgb, square)).all(2)
+
+
+def straight_lines(rim):
+    """Where straight lines along x or y run, to one pixel: outlines (h, w) -> (h, w) bool."""
+    wide = ndimage.binary_dilation(rim, np.ones((1, 3)))
+    high = ndimage.binary_dilation(rim, np.ones((3, 1)))
+    upright = ndimage.binary_opening(wide, np.ones((LINE_PX, 1)))
+    level = ndimage.binary_opening(high, np.ones((1, LINE_PX)))
+    return upright | level
+
+
+def bright_pixels(rgb, scanned=None):
+    """A picture without the noise of sensor and JPEG (h, w, 3) float32, and what isn't black."""
+    x = rgb.astype(np.float32)
+    x = ndimage.uniform_filter(x, (3, 3, 0))
+    valid = x.max(2) >= BLACK_LEVEL  # (h, w)
+    return x, valid if scanned is None else valid & scanned
+
+
 def stain_map(rgb, scanned=None):
     """How much dye each pixel holds: (h, w) float32 optical density; 0 on ink and black borders.
 
@@ -299,14 +368,12 @@ def stain_map(rgb, scanned=None):
     The papers name Otsu's algorithm, but not the picture whose threshold it finds. The density is
     log10 here, of the light of this slide's glass. [ours]
     """
-    x = rgb.astype(np.float32)
-    x = ndimage.uniform_filter(x, (3, 3, 0))  # against the noise of sensor and JPEG
-    valid = x.max(2) >= BLACK_LEVEL  # (h, w)
-    if scanned is not None:
-        valid &= scanned
+    x, valid = bright_pixels(rgb, scanned)
     if not valid.any():
         return np.zeros(rgb.shape[:2], np.float32)
     white = glass_colour(x, valid)  # (3,)
+    if white is None:
+        white = np.full(3, NO_GLASS)
     density = -np.log10((x + OD_OFFSET) / (white + OD_OFFSET))  # (h, w, 3)
     ink = ndimage.binary_dilation(pen_mask(x), iterations=INK_RIM_PX)
     valid &= ~ink
@@ -316,7 +383,7 @@ def stain_map(rgb, scanned=None):
 
 
 def glass_colour(x, valid):
-    """The colour (3,) of the bright flat part of a picture; of a crop within tissue, NO_GLASS."""
+    """The colour (3,) of the bright flat part of a picture; None of a crop within tissue."""
     green = x[:, :, 1]  # where both dyes are darkest
     bright = valid & (green >= np.percentile(green[valid], 90))
     mean = ndimage.uniform_filter(green, GLASS_PX)
@@ -324,7 +391,7 @@ def glass_colour(x, valid):
     flat = mean_of_squares - mean**2 < GLASS_SD**2
     glass = bright & flat
     if glass.sum() < GLASS_SHARE * bright.sum():
-        return np.full(3, NO_GLASS)
+        return None
     return np.median(x[glass], axis=0)
 
 
@@ -599,15 +666,21 @@ def slide_stains(slide, coords, tile, px, seed):
     Of the slide and not of each tile: slides are stained as a whole, and a tile's extremes are
     those of its tissue: stroma without nuclei would be painted with haematoxylin. On eight real
     slides the median tile's stains were up to 5 degrees from its slide's, and its percentiles 3 to
-    26 % off. 64 tiles come within 1 degree and 8 %. [ours]
+    26 % off. 64 tiles come within 1 degree and 8 %. Black or grey that was filled up is no stain.
+    [ours]
     """
     if len(coords) == 0:
         return None
+    grow = EVEN_PX + 2 * JPEG_PX
     pixels = []
     for corner in sample(coords, STAIN_TILES, seed):
         rgb = read_tiles(slide, corner[None], tile, px)[0]
-        few = rgb[::STAIN_STEP, ::STAIN_STEP]
-        pixels.append(few.reshape(-1, 3))
+        brightest = ndimage.maximum_filter(rgb, (EVEN_PX, EVEN_PX, 1)).max(2)
+        grey = even(rgb) & (np.ptp(rgb, 2) == 0) & (brightest < PALE_GREY)
+        filled = grey | (brightest < JPEG_BLACK)
+        seen = ~ndimage.binary_dilation(filled, np.ones((grow, grow)))
+        few = np.s_[::STAIN_STEP, ::STAIN_STEP]
+        pixels.append(rgb[few][seen[few]])
     pixels = np.concatenate(pixels)
     return macenko_stains(optical_density(pixels))
 
