@@ -17,16 +17,21 @@ returns arrays; `python he2rna.py --help` lists the commands built on it.
     y = he2rna.log_expression(a[:, kept]).astype(np.float32)               # (S, G)
     bags = he2rna.bags_of(slides)                     # slides: S arrays (T, D), their super-tiles
     fold = stats.patient_folds(patients, projects, k=FOLDS, seed=0)        # (S,)
-    prediction = np.zeros_like(y)
+    decoys = he2rna.draw_decoys(y, patients, projects, he2rna.n_decoys(G))   # (S, m), see there
+    both = np.hstack([y, decoys])                     # the network learns both alike
+    prediction = np.zeros_like(both)
     for f in range(FOLDS):
         train, valid, test = he2rna.split(fold, f, patients, projects)
         torch.manual_seed(f)                          # of the first weights
-        model = he2rna.HE2RNA(D, G).start_at(y[train].mean(0))
-        for state in he2rna.train_epochs(model, bags, y, projects, train, valid, seed=(0, f)):
+        model = he2rna.HE2RNA(D, both.shape[1]).start_at(both[train].mean(0))
+        for state in he2rna.train_epochs(model, bags, both, projects, train, valid, seed=(0, f),
+                                         n_genes=G):
             print(f, state["epoch"], state["loss"], state["r"])
         model.load_state_dict(state["best"])
         prediction[test] = he2rna.predict(model, bags, test)
-    results = he2rna.evaluate(prediction, y, fold, projects)  # {cancer: its R, p, corrected p ...}
+    null = he2rna.r_of_cancers(prediction[:, G:], decoys, fold, projects, patients=patients)
+    results = he2rna.evaluate(prediction[:, :G], y, fold, projects, patients=patients,
+                              decoys=null)            # {cancer: its R, p, corrected p ...}
 
 Then fine-tune fold f's model on all tiles of one cancer, with the same division of its slides:
 
@@ -37,10 +42,10 @@ Then fine-tune fold f's model on all tiles of one cancer, with the same division
                         epochs=FINE_EPOCHS, patience=FINE_PATIENCE, batch=FINE_BATCH)
 
 Glossary: B slides of a batch, S all slides, T (super-)tiles of a slide, D features, H neurons of
-the last hidden layer, G genes, k tiles kept, F folds, P cancers, M models, n slides behind one R,
-a FPKM-UQ, y log10(1 + a). A bag is a slide as the set of its tiles. A project is a TCGA project
-such as TCGA-LUAD; a cancer is a project, or several that the paper merges. In the last section:
-hospitals A and B, N patients, K outputs of a network.
+the last hidden layer, G genes, m decoys, k tiles kept, F folds, P cancers, M models, n patients
+behind one R, a FPKM-UQ, y log10(1 + a). A bag is a slide as the set of its tiles. A project is a
+TCGA project such as TCGA-LUAD; a cancer is a project, or several that the paper merges. In the last
+section: hospitals A and B, N patients, K outputs of a network.
 Tags: [HE2RNA ...] the paper says it, by its preprint's names of sections, figures and tables;
 [HE2RNA code] only the authors' released code says it; [ours] neither says it, we chose. "Needs:"
 in a docstring names what must be copied along with a piece.
@@ -83,6 +88,9 @@ MERGED = {  # cancers of several projects [HE2RNA Table 1]
     "UTER": ("UCS", "UCEC"),
 }
 ALPHA = 0.05  # after correction over all genes [HE2RNA Methods, Statistics and reproducibility]
+DECOY_SHARE = 1 / 20  # as many decoys as this share of the genes, which costs as much time [ours]
+MIN_DECOYS = 200  # at least, for a fit: the SD of so many R is known to 5 % [ours]
+DECOY_WEIGHT = 0.25  # of all decoys in the loss, at most, where the genes weigh 1 [ours]
 BEST_TILES = 100  # whose T cells are counted apart [HE2RNA Results, virtual spatialization]
 
 # MSI from few patients: hospital A learns expression, hospital B learns MSI
@@ -232,10 +240,19 @@ class HE2RNA(nn.Module):
         [HE2RNA Methods, Training and evaluation]
         """
         last = self.layers[-1]
-        kept = nn.Linear(last.in_features, len(genes))
-        kept.weight.data = last.weight.data[genes]
-        kept.bias.data = last.bias.data[genes]
-        self.layers[-1] = kept
+        return self.set_outputs(last.weight[genes], last.bias[genes])
+
+    def add_outputs(self, weight, bias):
+        """Append output rows, such as those of decoys: weight (m, H), bias (m,)."""
+        last = self.layers[-1]
+        return self.set_outputs(torch.cat([last.weight, weight]), torch.cat([last.bias, bias]))
+
+    def set_outputs(self, weight, bias):
+        """Have another last layer: weight (G, H), bias (G,)."""
+        last = nn.Linear(weight.shape[1], len(weight), device="meta")
+        last.weight = nn.Parameter(weight.detach().clone())
+        last.bias = nn.Parameter(bias.detach().clone())
+        self.layers[-1] = last
         return self
 
     def representation(self, x):
@@ -345,6 +362,7 @@ def train_epochs(
     seed=0,
     state=None,
     ahead=map,
+    n_genes=None,
 ):
     """Train one fold: a generator of its state after every epoch.
 
@@ -357,7 +375,8 @@ def train_epochs(
     fixed number of epochs and chooses none: this is [HE2RNA code]. All draws of an epoch come from
     `seed`, a number or several as (0, fold), and from the epoch. Training that goes on from a saved
     `state` gives the weights of one that was never interrupted. ahead(bags, parts) is a map that
-    may read ahead. Yields a dict:
+    may read ahead. Of y's columns the first n_genes are genes, None: all; decoys stand behind
+    them, and have no say in loss, r and the choice of the epoch [ours]. Yields a dict:
 
     epoch, loss            of the training slides
     valid_loss, r          of the validation slides, None without them
@@ -365,7 +384,7 @@ def train_epochs(
     model, optimizer       their states, which the next epoch changes: save them
 
     Needs: draw_epoch, learn, NotFinite, predict, validate, chosen_by_r, mean_r, stats, EPOCHS,
-    PATIENCE, BATCH_SLIDES, LEARNING_RATE.
+    PATIENCE, BATCH_SLIDES, LEARNING_RATE, DECOY_WEIGHT.
     """
     optimizer = torch.optim.Adam(model.parameters(), lr, fused=True)
     if state is None:
@@ -377,11 +396,11 @@ def train_epochs(
         epoch = state["epoch"] + 1
         order = torch.from_numpy(draw_epoch(train, seed, epoch))
         parts = order.split(batch)
-        loss = learn(model, optimizer, bags, y, parts, epoch, ahead)
+        loss = learn(model, optimizer, bags, y, parts, epoch, ahead, n_genes)
         r, valid_loss, score = None, None, epoch  # without validation the last epoch is the best
         if len(valid):
-            prediction = predict(model, bags, valid, batch, ahead)
-            r, valid_loss, score = validate(prediction, y[valid], projects[valid])
+            prediction = predict(model, bags, valid, batch, ahead)[:, :n_genes]
+            r, valid_loss, score = validate(prediction, y[valid][:, :n_genes], projects[valid])
         if score > state["best_score"]:
             best = copy.deepcopy(model.state_dict())
             state.update(best_score=score, best_epoch=epoch, best=best)
@@ -398,18 +417,27 @@ def draw_epoch(rows, seed, epoch):
     return np.random.default_rng(draw).permutation(rows)
 
 
-def learn(model, optimizer, bags, y, parts, epoch, ahead=map):
-    """One epoch: a step down the mean squared error for each part of the rows. -> mean loss."""
+def learn(model, optimizer, bags, y, parts, epoch, ahead=map, n_genes=None):
+    """One epoch: a step down the mean squared error for each part of the rows. -> mean loss.
+
+    A decoy, of the columns after n_genes, weighs as much as a gene, but all of them together no
+    more than DECOY_WEIGHT: where genes are few, the layers that they share belong to them. Adam's
+    steps don't depend on the weight of an output, so each output row learns as fast. [ours]
+    """
     device = next(model.parameters()).device
+    genes, decoys = slice(n_genes), slice(n_genes or y.shape[1], None)
+    share = min(y.shape[1] / (n_genes or y.shape[1]) - 1, DECOY_WEIGHT)
     total = 0.0
     slides = 0
     model.train()
     for rows, (x, mask) in zip(parts, ahead(bags, parts), strict=True):
         x, mask = x.to(device).float(), mask.to(device)
         target = torch.as_tensor(y[rows]).to(device)
-        loss = (model(x, mask) - target).square().mean()
+        error = (model(x, mask) - target).square()  # (B, G + m)
+        loss = error[:, genes].mean()
+        weighed = loss + share * error[:, decoys].mean() if share else loss
         optimizer.zero_grad()
-        loss.backward()
+        weighed.backward()
         optimizer.step()
         total += loss.item() * len(rows)
         slides += len(rows)
@@ -473,7 +501,8 @@ def validate(prediction, y, projects):
 def mean_r(prediction, y, projects):
     """R of each gene within each project, its mean over the genes, then over the projects.
 
-    None where no gene has an R. Projects, not merged cancers, count alike. [HE2RNA code]
+    None where no gene has an R. Projects count alike [HE2RNA code], each by itself: the authors
+    merge subtypes first. [ours]
     """
     each = []
     for project in np.unique(projects):
@@ -516,24 +545,32 @@ def separate(names, merged=True):
 
     LUNG without LUAD and LUSC [HE2RNA Table 1]; with merged=False LUAD and LUSC without LUNG.
     """
-    there = [name for name in names if name in MERGED]
+    names = list(names)
+    there = [name for name in names if not set(names).isdisjoint(MERGED.get(name, ()))]
     parts = [part for name in there for part in MERGED[name]]
     left_out = parts if merged else there
     return [name for name in names if name not in left_out]
 
 
-def fold_r(prediction, y, fold, group, n_folds=FOLDS):
+def fold_r(prediction, y, fold, group, n_folds=FOLDS, patients=None):
     """R of each gene over one group's test slides of each fold: (F, G), nan without a value.
 
-    prediction, y (S, G); fold (S,); group (S,) bool. Their mean over folds is the result. [HE2RNA
-    Results] That R is taken within each fold, not pooled over them, is our reading.
+    prediction, y (S, G); fold, patients (S,); group (S,) bool. Their mean over folds is the result.
+    [HE2RNA Results] That R is taken within each fold, not pooled over them, is our reading. R is of
+    slides, as the paper's, and a fold needs stats.MIN_R patients. Without patients each slide is
+    one. [ours]
     """
     r = np.full((n_folds, y.shape[1]), np.nan)
     for f in range(n_folds):
         rows = group & (fold == f)
-        if rows.sum() >= stats.MIN_R:
+        if count_patients(patients, rows) >= stats.MIN_R:
             r[f] = stats.pearson(prediction[rows], y[rows])
     return r
+
+
+def count_patients(patients, rows):
+    """The patients whose slides these rows (S,) bool are; without patients each slide is one."""
+    return rows.sum() if patients is None else len(np.unique(patients[rows]))
 
 
 def mean_of_values(r):
@@ -543,10 +580,52 @@ def mean_of_values(r):
     return np.where(n > 0, mean, np.nan)
 
 
+def r_of_cancers(prediction, y, fold, projects, n_folds=FOLDS, patients=None):
+    """R of each gene, the mean of the folds, in each cancer: {cancer: (G,)}. As in `evaluate`."""
+    r = {}
+    for name, group in cancers(projects).items():
+        folds = fold_r(prediction, y, fold, group, n_folds, patients)
+        r[name] = mean_of_values(folds)
+    return r
+
+
 # ----- Significance  [HE2RNA Methods, Statistics and reproducibility] ----------------------------
 
 
-def untrained_r(draw_model, bags, y, fold, projects, n_folds=FOLDS, judged=None, **more):
+def n_decoys(n_genes):
+    """How many decoys to draw beside so many genes: DECOY_SHARE of them, at least MIN_DECOYS."""
+    return max(MIN_DECOYS, round(DECOY_SHARE * n_genes))
+
+
+def draw_decoys(y, patients, projects, count, seed=0):
+    """Decoys: genes that follow nothing, for the network to learn beside the true ones. (S, m)
+
+    y (S, G); patients, projects (S,). Each decoy is a gene whose patients changed places, whole,
+    within their cancer (`stats.patient_shuffle`), by an order of its own. What fold f has learned
+    from fold g's slides it shares with what fold g has learned from fold f's, so the R of two folds
+    rise and fall together, and their mean scatters by up to the square root of 2 more than that of
+    independent folds, at any number of slides. A gene that follows nothing is exchangeable with a
+    decoy of its kind: both are learned in one network, in one loss, in the same folds. So the R of
+    the decoys are its null, whatever the network, the features or the slides of a patient are.
+    Genes take turns as models, in an order drawn from `seed`. A merged cancer is shuffled as one,
+    or a decoy would still tell its projects apart. [ours]
+    """
+    rng = np.random.default_rng(seed)
+    models = np.resize(rng.permutation(y.shape[1]), count)
+    _, who = np.unique(patients, return_inverse=True)
+    groups = cancers(projects)
+    cancer = np.zeros(len(y), int)
+    for number, name in enumerate(separate(groups)):
+        cancer[groups[name]] = number
+    decoys = np.empty((len(y), count), y.dtype)
+    for j, gene in enumerate(models):
+        decoys[:, j] = y[stats.patient_shuffle(who, cancer, rng), gene]
+    return decoys
+
+
+def untrained_r(
+    draw_model, bags, y, fold, projects, n_folds=FOLDS, judged=None, patients=None, **more
+):
     """R of models of the same architecture that learned nothing: {cancer: (M, G)}.
 
     draw_model(f) -> an untrained network of M G outputs for fold f. Each block of G outputs is an
@@ -560,21 +639,19 @@ def untrained_r(draw_model, bags, y, fold, projects, n_folds=FOLDS, judged=None,
     prediction = cross_predict(draw_model, bags, fold, **more)  # (S, M G)
     M = prediction.shape[1] // y.shape[1]
     null = {}
-    for name, group in cancers(projects).items():
-        each = []
-        for block in np.split(prediction, M, axis=1):  # (S, G)
-            folds = fold_r(block, y, judged, group, n_folds)
-            each.append(mean_of_values(folds))
-        null[name] = np.array(each)
-    return null
+    for block in np.split(prediction, M, axis=1):  # (S, G)
+        r = r_of_cancers(block, y, judged, projects, n_folds, patients)
+        for name, of_genes in r.items():
+            null.setdefault(name, []).append(of_genes)
+    return {name: np.array(each) for name, each in null.items()}
 
 
 def permutation_n(n):
-    """The n of one R that scatters as widely as the mean of the folds' R of shuffled slides: (G,).
+    """The n of one R that scatters as the mean of the folds' R does if patients are shuffled: (G,).
 
-    n (F, G): the slides behind each fold's R, 0 where there is none. Slides change places within
-    their fold. Over all orders a fold's R has mean 0 and variance 1 / (n_f - 1) exactly, so their
-    mean has variance sum_f 1 / (n_f - 1) / F^2, and nothing needs to be drawn;
+    n (F, G): the patients behind each fold's R, 0 where there is none. They change places within
+    their fold. With a slide each, over all orders a fold's R has mean 0 and variance 1 / (n_f - 1)
+    exactly, so their mean has variance sum_f 1 / (n_f - 1) / F^2, and nothing needs to be drawn;
     `stats.permutation_null` draws, and agrees. That the tails are those of one R is [ours].
     """
     has_r = n > 0
@@ -596,47 +673,65 @@ def r_sign(n_genes, n, mean=0.0):
     return float(stats.null_threshold(first_step, mean, n))
 
 
-def evaluate(prediction, y, fold, projects, n_folds=FOLDS, untrained=None, null=None):
+def evaluate(
+    prediction,
+    y,
+    fold,
+    projects,
+    n_folds=FOLDS,
+    untrained=None,
+    null=None,
+    *,
+    patients=None,
+    decoys=None,
+):
     """R of every gene in every cancer, and whether it is significant: {cancer: dict}.
 
-    prediction, y (S, G); fold, projects (S,); untrained: {cancer: (M, G)} of `untrained_r`. p is
-    one-sided [ours] under three nulls. `null` names the one that decides, by default the paper's
-    where untrained models are given, else t:
+    prediction, y (S, G); fold, projects, patients (S,), without patients each slide is one;
+    untrained: {cancer: (M, G)} of `untrained_r`; decoys: {cancer: (m,)}, the R of `draw_decoys` by
+    `r_of_cancers`. p is one-sided [ours] under four nulls. `null` names the one that decides, by
+    default the first that is there:
 
+    decoys       genes of shuffled patients, learned by the same network                    [ours]
     untrained    models that learned nothing   [HE2RNA Methods, Statistics and reproducibility]
-    t            one R of the n slides of the folds that gave an R: the paper's R_sign of DLBC is
+    t            one R of the n patients of the folds that gave an R: the paper's R_sign of DLBC is
                  its, that of LUNG is not                                                   [ours]
-    permutation  slides change places within their fold                                     [ours]
+    permutation  patients change places within their fold                                   [ours]
+
+    The last three take the folds for independent, which they are not (`draw_decoys`). R is of
+    slides. The R of patients' means would find as much: of 40 patients with 4 slides each SIMULATED
 
     Of each cancer:
 
-    slides                      their number
+    slides, patients            their numbers
     folds (F, G), r (G,)        R in each fold, and the mean of the folds [HE2RNA Results]
-    n (G,)                      slides behind r
+    n, n_slides (G,)            patients and slides behind r
     p, hs, bh (G,)              of the null that decides: p; by Holm-Šidák; by Benjamini-Hochberg
     null                        its name
     all_p {null: (G,)}, fits {null: (mean, n)}, r_sign {null: R}        the same of every null
     """
-    if null is None:
-        null = "t" if untrained is None else "untrained"
+    learned = {"decoys": decoys, "untrained": untrained}
+    learned = {name: r for name, r in learned.items() if r is not None}
+    null = null or next(iter(learned), "t")
     results = {}
     for name, group in cancers(projects).items():
-        folds = fold_r(prediction, y, fold, group, n_folds)  # (F, G)
-        tested = np.bincount(fold[group], minlength=n_folds)  # (F,) slides
-        behind = np.where(np.isnan(folds), 0, tested[:, None])  # (F, G)
+        folds = fold_r(prediction, y, fold, group, n_folds, patients)  # (F, G)
         r = mean_of_values(folds)  # (G,)
-        n = behind.sum(0)  # (G,)
-        nulls = {
-            "t": (0.0, n),
-            "permutation": (0.0, permutation_n(behind)),
-        }
-        if untrained is not None:
-            nulls["untrained"] = stats.null_fit(untrained[name])
+        behind = {}
+        for what, who in (("n", patients), ("n_slides", None)):
+            tested = [count_patients(who, group & (fold == f)) for f in range(n_folds)]
+            behind[what] = np.where(np.isnan(folds), 0, np.array(tested)[:, None])  # (F, G)
+        n = behind["n"].sum(0)  # (G,)
+        nulls = {name_: stats.null_fit(of[name]) for name_, of in learned.items()}
+        nulls["t"] = 0.0, n
+        nulls["permutation"] = 0.0, permutation_n(behind["n"])
         results[name] = {
             "slides": int(group.sum()),
+            "patients": int(count_patients(patients, group)),
             "folds": folds,
             "r": r,
             "n": n,
+            "n_slides": behind["n_slides"].sum(0),
             **judge(r, nulls, null),
         }
     return results

@@ -5,6 +5,7 @@ alone are in lab/tests/test_edges_*.py. Real data are read where REAL_DATA names
 """
 
 import colorsys
+import copy
 import gzip
 import itertools
 import math
@@ -15,6 +16,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import scipy.cluster
+import scipy.optimize
 import scipy.signal
 import scipy.stats
 import torch
@@ -26,6 +28,7 @@ import he2rna
 import histcode
 import stats
 import tiling
+from lab.calibration import intervals as calibration
 from lab.cohort.slides import open_slide
 from lab.gene_sets import read_sets
 from lab.histcode.networks import POOLINGS, SlideModel
@@ -33,7 +36,6 @@ from lab.tests.helpers import (
     REAL_DATA,
     STAIN_PAIRS,
     degrees_between,
-    drawn_rows,
     overlap,
     painted,
     patients_of_projects,
@@ -626,13 +628,56 @@ def test_permutation_null_equals_the_loop():
     shuffle = np.random.default_rng(4)
     for row in null:
         r = []
-        for f in range(4):
+        for f in (0, 1, 2, 3, 7):
             rows = np.flatnonzero(fold == f)
             moved = rows[shuffle.permutation(len(rows))]
-            r.append(stats.pearson(prediction[moved], truth[rows]))
+            if f != 7:
+                r.append(stats.pearson(prediction[moved], truth[rows]))
         same(row, nanmean(r), 1e-12)
     assert np.isnan(null[:, 5]).all() and not np.isnan(null[:, 6:8]).any()
     assert np.isnan(stats.permutation_null(prediction[:2], truth[:2], fold[:2], 2, rng)).all()
+
+
+def test_patients_change_places_whole_and_within_their_group():
+    """By hand, patient by patient."""
+    rng = np.random.default_rng(0)
+    patients = np.array([f"p{i}" for i in rng.integers(12, size=60)])
+    groups = np.array([f"g{int(p[1:]) % 3}" for p in patients])
+    source = stats.patient_shuffle(patients, groups, rng)
+    assert (groups[source] == groups).all()
+    donor = {}
+    for patient in set(patients):
+        rows, theirs = np.flatnonzero(patients == patient), source[patients == patient]
+        (donor[patient],) = set(patients[theirs])
+        every = np.flatnonzero(patients == donor[patient])
+        assert theirs.tolist() == [every[i % len(every)] for i in range(len(rows))]
+    assert set(donor.values()) == set(donor)  # each gives once
+    single = stats.patient_shuffle(np.arange(60), groups, rng)
+    assert sorted(single) == list(range(60)) and (single != np.arange(60)).any()
+
+
+def test_permutations_of_patients_scatter_more_than_those_of_their_slides():
+    """Four copies of 25 patients are 25, not 100."""
+    rng = np.random.default_rng(1)
+    patients = np.arange(25).repeat(4)
+    x, y = rng.normal(size=(2, 25, 80)).repeat(4, axis=1)
+    fold = np.zeros(100, int)
+    for who, n in ((None, 100), (patients, 25)):
+        null = stats.permutation_null(x, y, fold, 60, rng, who)
+        assert null.var() == pytest.approx(1 / (n - 1), rel=0.1)
+
+
+def test_the_chance_of_a_false_gene_in_small_folds():
+    """Brute force: 2,000 studies of 200 genes in folds of 4, 4 and 5; one fold of any size: .05."""
+    rng = np.random.default_rng(0)
+    most = chance_r(rng, (4, 4, 5), (2000, 200)).max(1)
+    for r in (0.8, 0.87):
+        want = (most >= r).mean()
+        assert stats.chance_of_false(200, (4, 4, 5), r) == pytest.approx(want, abs=0.035)
+    for n in (5, 30):
+        assert stats.chance_of_false(500, [n], he2rna.r_sign(500, n)) == pytest.approx(
+            0.05, rel=0.03
+        )
 
 
 def test_recurrent_counts():
@@ -728,21 +773,86 @@ def test_random_list_p_equals_all_lists():
         assert abs(ours["p_r"][i, 0] - np.mean(every >= np.mean(own) - 1e-12)) < 0.015
 
 
-# ----- Bootstrap over patients -------------------------------------------------------------------
-def test_bootstrap_equals_repeating_the_rows():
-    """The rows of each draw repeated; NumPy's percentiles."""
-    rng = np.random.default_rng(18)
-    who = rng.integers(0, 20, 50)
-    labels, scores = rng.random(50) < 0.4, rng.integers(0, 9, 50)  # with ties
-    rows = drawn_rows(who, 60, 19)
-    for statistic in (stats.roc_auc, stats.pr_auc):
-        ours = stats.bootstrap(statistic, (labels, scores), who, 60, np.random.default_rng(19))
-        theirs = [statistic(labels[r], scores[r]) for r in rows]
-        same(ours, np.nanpercentile(theirs, [2.5, 97.5]))
-    ours = stats.bootstrap(np.mean, [scores], who, 60, np.random.default_rng(19))
-    same(ours, np.percentile([scores[r].mean() for r in rows], [2.5, 97.5]))
-    few = [1, 0, 0], [3, 1, 2]  # many draws have one class only
-    same(stats.bootstrap(stats.roc_auc, few, ["a", "b", "c"], 200, rng), (1, 1))
+# ----- Intervals over patients --------------------------------------------------------------------
+def ratings():
+    """Hanley and McNeil 1982, Table I: 51 abnormal and 58 normal CT images, rated 1 to 5."""
+    normal = np.repeat(np.arange(5), (33, 6, 6, 11, 2))
+    abnormal = np.repeat(np.arange(5), (3, 2, 2, 11, 33))
+    return np.arange(109) >= 58, np.r_[normal, abnormal]
+
+
+def test_auc_variance_is_the_published_one():
+    """Stata's manual, roctab: DeLong's SE .0307, interval .83295 to .95339."""
+    labels, scores = ratings()
+    error = math.sqrt(stats.auc_variance(labels, scores, np.arange(109)))
+    auc = stats.roc_auc(labels, scores)
+    same([error, auc], [0.0307, 0.8932], 5e-5)
+    same([auc - 1.959964 * error, auc + 1.959964 * error], [0.83295, 0.95339], 1e-5)
+    twice = np.tile(labels, 2), np.tile(scores, 2), np.tile(np.arange(109), 2)
+    same(stats.auc_variance(*twice), error**2, 1e-9)  # a patient's copies tell nothing new
+    assert stats.auc_variance(*twice[:2], np.arange(218)) < 0.51 * error**2
+
+
+def test_auc_interval_reaches_where_the_law_does():
+    """Hanley and McNeil's variance with Newcombe's sizes; SciPy's brentq."""
+    for m, n in ((4, 30), (20, 20)):
+        labels = np.arange(m + n) < m
+        scores = np.where(labels, 100, 0) + np.arange(m + n)
+        low, high = stats.auc_interval(labels, scores, np.arange(m + n))
+
+        def off(t, m=m, n=n):
+            q1, q2, size = t / (2 - t), 2 * t * t / (1 + t), (m + n) / 2 - 1
+            variance = (t * (1 - t) + size * (q1 - t * t) + size * (q2 - t * t)) / (m * n)
+            return 1 - t - 1.959964 * math.sqrt(variance)
+
+        same([low, high], [scipy.optimize.brentq(off, 0.1, 1 - 1e-9), 1], 1e-6)
+        same(stats.auc_interval(labels, -scores, np.arange(m + n)), [0, 1 - low], 1e-6)
+    labels, scores = ratings()
+    one = stats.auc_interval(labels, scores, np.arange(109))
+    assert one[0] < 0.83295 and 0.93 < one[1] < 0.95339  # no symmetry near 1
+    twice = np.tile(labels, 2), np.tile(scores, 2)
+    same(stats.auc_interval(*twice, np.tile(np.arange(109), 2)), one, 0.001)
+    assert stats.auc_interval(*twice, np.arange(218))[0] > one[0] + 0.01
+
+
+def test_r_interval_is_fishers_of_normal_values_and_a_jackknife_of_any():
+    """The jackknife by leaving out rows; Fisher's interval from SciPy."""
+    rng = np.random.default_rng(16)
+    truth = rng.normal(size=(400, 60))
+    prediction = 0.5 * truth + math.sqrt(0.75) * rng.normal(size=truth.shape)
+    low, high = stats.r_interval(prediction, truth, np.arange(400), np.zeros(400))
+    fisher = []
+    for x, y in zip(prediction.T, truth.T, strict=True):
+        fisher.append(scipy.stats.pearsonr(x, y).confidence_interval())
+    assert np.mean(high - low) == pytest.approx(np.mean(np.diff(fisher)), rel=0.03)
+    who = rng.integers(0, 25, 60)
+    fold = who % 3
+    x, y = prediction[:60, :5] * (1 + fold[:, None]), truth[:60, :5] + truth[who, :5]
+    z = []
+    for left in np.unique(who):
+        parts = [np.flatnonzero((fold == f) & (who != left)) for f in range(3)]
+        a, b = (np.concatenate([v[rows] - v[rows].mean(0) for rows in parts]) for v in (x, y))
+        z.append(np.arctanh((a * b).sum(0) / np.sqrt((a * a).sum(0) * (b * b).sum(0))))
+    r = np.mean([stats.pearson(x[fold == f], y[fold == f]) for f in range(3)], 0)
+    error = np.std(z, 0) * math.sqrt(len(z) - 1) * np.sqrt(2 - abs(r))
+    half = scipy.stats.t.ppf(0.975, len(z) - 4) * error
+    ours = stats.r_interval(x, y, who, fold)
+    same(ours, np.tanh([np.arctanh(r) - half, np.arctanh(r) + half]))
+
+
+def test_intervals_hold_the_truth():
+    """The cheap rows of `python -m lab.bench calibration --only intervals`, within 4 SE of .95."""
+    rng = np.random.default_rng(3)
+    rows = [
+        calibration.given_row(10, 1, 1, 0.4, 20, rng),
+        calibration.learned_row(25, 1, 20, 0.0, 20, rng),
+        calibration.learned_row(40, 4, 20, 1.0, 10, rng),
+        calibration.auc_row("", 5, 30, 0.85, 200, rng),
+        calibration.auc_row("", 15, 50, 0.8, 150, rng, slides=3),
+        calibration.paired_row(30, 0.9, 150, rng),
+    ]
+    for row in rows:
+        assert 0.95 - 4 * row.error - 0.01 < row.measured < 0.99, row
 
 
 # ----- HistCode's random baseline ----------------------------------------------------------------
@@ -1090,6 +1200,7 @@ def test_of_merged_cancers_and_their_projects_one_counts():
     assert he2rna.separate(names, merged=False) == ["LUAD", "LUSC", "LIHC"]
     for merged in (True, False):
         assert he2rna.separate(["LUAD", "LIHC"], merged) == ["LUAD", "LIHC"]
+        assert he2rna.separate(["LUNG", "LIHC"], merged) == ["LUNG", "LIHC"]  # no one's but its own
 
 
 def test_r_is_the_mean_of_the_folds_and_a_constant_gene_has_none():
@@ -1146,6 +1257,72 @@ def test_the_untrained_null_is_of_models_that_learned_nothing():
     pooled = he2rna.untrained_r(draw, bags, y, fold, projects, 1, judged=np.zeros(30, int))
     all_of_x = one[group], y[group]
     assert pooled["X"][7] == pytest.approx(stats.pearson(*all_of_x))
+
+
+def test_decoys_are_genes_of_other_patients_of_the_cancer():
+    """Counting: in every cancer a decoy has a gene's values, LUAD's and LUSC's together."""
+    rng = np.random.default_rng(2)
+    y = rng.normal(size=(60, 4)).astype(np.float32)
+    patients = np.array([f"p{i}" for i in range(60)])
+    projects = np.array(["TCGA-LUAD", "TCGA-LUSC", "TCGA-LIHC"] * 20)
+    decoys = he2rna.draw_decoys(y, patients, projects, 10, seed=3)
+    assert decoys.shape == (60, 10)
+    liver = projects == "TCGA-LIHC"
+    models = []
+    for decoy in decoys.T:
+        same_values = np.sort(y[liver], axis=0) == np.sort(decoy[liver])[:, None]
+        (model,) = np.flatnonzero(same_values.all(0))
+        assert sorted(decoy[~liver]) == sorted(y[~liver, model])
+        assert np.mean(decoy == y[:, model]) < 0.2
+        models.append(model)
+    assert sorted(models[:4]) == [0, 1, 2, 3]  # in turn
+    assert len({tuple(decoy) for decoy in decoys.T}) == 10  # no order twice
+    assert not np.array_equal(decoys, he2rna.draw_decoys(y, patients, projects, 10, seed=4))
+    assert (he2rna.n_decoys(30839), he2rna.n_decoys(300)) == (1542, 200)
+
+
+def test_decoys_are_learned_as_genes_but_weigh_little_where_genes_are_few():
+    """The loss of all outputs alike, where decoys are few; else DECOY_WEIGHT, by hand."""
+    slides, y, _, _ = planted_slides(12)
+    bags, rows = he2rna.bags_of(slides), torch.arange(12)
+    for n_genes, share in ((5, 1 / 5), (2, he2rna.DECOY_WEIGHT)):
+        model = small_model(y).eval()
+        before = copy.deepcopy(model)
+        model.train = lambda: None  # no dropout, all k
+        optimizer = torch.optim.SGD(model.parameters(), 1.0)
+        loss = he2rna.learn(model, optimizer, bags, y, [rows], 1, n_genes=n_genes)
+        error = (before(*bags(rows)) - torch.as_tensor(y)).square()
+        genes, decoys = error[:, :n_genes].mean(), error[:, n_genes:].mean()
+        assert loss == pytest.approx(genes.item())
+        (genes + share * decoys).backward()
+        for new, old in zip(model.parameters(), before.parameters(), strict=True):
+            assert torch.allclose(new, old - old.grad, atol=1e-6)
+    few = error[:, :5].mean() + error[:, 5:].mean() / 5
+    assert few.item() == pytest.approx(error.mean().item() * 6 / 5)
+
+
+def test_the_decoys_decide_and_patients_count():
+    """null_fit of their R; n, t and permutation of 20 patients with 3 slides each."""
+    rng = np.random.default_rng(0)
+    patients = np.array([f"p{i:02d}" for i in range(20)]).repeat(3)
+    y, prediction = rng.normal(size=(2, 60, 7))
+    fold = np.arange(20).repeat(3) % 4
+    fold[:6] = 9  # two patients are no fold
+    projects = np.array(["X"] * 60)
+    decoys = {"X": 0.3 * rng.normal(size=90)}
+    more = {"patients": patients, "decoys": decoys}
+    e = he2rna.evaluate(prediction, y, fold, projects, 10, **more)["X"]
+    assert e["null"] == "decoys" and e["fits"]["decoys"] == stats.null_fit(decoys["X"])
+    assert e["p"] == pytest.approx(stats.null_p(e["r"], *stats.null_fit(decoys["X"])))
+    assert (e["slides"], e["patients"]) == (60, 20)
+    assert set(e["n"]) == {18} and set(e["n_slides"]) == {54}
+    assert np.isnan(e["folds"][9]).all()
+    assert e["all_p"]["t"] == pytest.approx(stats.pearson_p(e["r"], 18))
+    assert e["fits"]["permutation"][1] == pytest.approx(
+        1 + 4 / np.mean(1 / (np.array([4, 4, 5, 5]) - 1))
+    )
+    r = he2rna.r_of_cancers(prediction, y, fold, projects, 10, patients)
+    assert r["X"] == pytest.approx(e["r"])
 
 
 def test_r_sign_is_the_papers():

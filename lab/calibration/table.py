@@ -4,10 +4,11 @@ import zlib
 
 import numpy as np
 
-from lab.calibration import nulls, space, splits
+from lab.calibration import intervals, nulls, space, splits
 
 STUDIES = {
     "space": space.study,
+    "intervals": intervals.study,
     "splits": splits.study,
     "nulls": nulls.study,
 }  # name: study(runs, rng) -> rows, each from a file beside this one

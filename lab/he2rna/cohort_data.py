@@ -38,11 +38,23 @@ class CohortData:
     genes_in_table: int | None = None
     coding: np.ndarray | None = None  # (G,) bool, protein-coding genes
     coding_note: str = ""
+    targets: np.ndarray | None = None  # (S, G + m): y, and the decoys that are learned beside it
 
     def __post_init__(self):
+        if self.targets is None:
+            self.targets = self.y
         if self.tested is None:
             folds = range(len(self.ledgers))
             self.tested = [sorted({*self.patients[self.fold == f].tolist()}) for f in folds]
+
+
+def learn_beside(data, decoys):
+    """Put decoys (S, m) behind the genes; y becomes a view, so that it is held once."""
+    if decoys.shape[1]:
+        data.targets = np.hstack([data.y, decoys])
+        data.y = data.targets[:, : len(data.genes)]
+        for ledger in data.ledgers:
+            saw(ledger, "decoys", data.patients)
 
 
 def rows_of(samples, fold, y):

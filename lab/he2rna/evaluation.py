@@ -1,4 +1,4 @@
-"""What a run's predictions are worth: the null of its untrained models, and genes.csv.
+"""What a run's predictions are worth: the nulls of its decoys and of untrained models, genes.csv.
 
 The statistics themselves are he2rna.evaluate and what stands around it.
 """
@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 import he2rna
-from lab.files import load_arrays, load_json, save_file
+from lab.files import InputError, few, load_arrays, load_json, save_file, whole_arrays
 from lab.he2rna.bags import read_ahead
 
 MIN_NULL = 2000  # R behind the untrained null, at least: few genes get more outputs     [ours]
@@ -41,8 +41,8 @@ def untrained_null(folder, config, data, bags, o, draw_model):
     path = folder / "null.npz"
     y, fold, projects = data.y, data.fold, data.projects
     saved = load_arrays(path) or {}
-    if saved.pop("models", None) == o.null_models:
-        return saved
+    if saved.get("models") == o.null_models and "cancers" in saved:
+        return by_cancer(saved)
     judged, n_folds = judged_in(fold, config)
     copies = -(-MIN_NULL // (o.null_models * y.shape[1]))
     null = {}
@@ -55,14 +55,71 @@ def untrained_null(folder, config, data, bags, o, draw_model):
             projects,
             n_folds,
             judged,
+            data.patients,
             batch=o.batch,
             ahead=read_ahead("untrained models"),
         )
         for name, rows in r.items():
             null.setdefault(name, []).append(rows.astype(np.float32))
     null = {name: np.concatenate(rows) for name, rows in null.items()}
-    save_file(path, lambda f: np.savez(f, models=o.null_models, **null))
+    arrays = {
+        "models": o.null_models,
+        "cancers": np.array(list(null)),
+        "r": np.array([*null.values()]),
+    }
+    save_file(path, lambda f: np.savez(f, **arrays))
     return null
+
+
+def by_cancer(arrays):
+    """{cancer: R (..., G)} of null.npz or decoys.npz."""
+    return dict(zip(arrays["cancers"].tolist(), arrays["r"], strict=True))
+
+
+def decoy_null(folder, config, data, prediction):
+    """R of the decoys by cancer, {cancer: (m,)}, or None without decoys.
+
+    prediction (S, G + m). decoys.npz keeps them beside their values and predictions, for
+    fine-tuning, which goes on with them, and for whoever wants to check.
+    """
+    n_genes = len(data.genes)
+    decoys, predicted = data.targets[:, n_genes:], prediction[:, n_genes:]
+    if not decoys.shape[1]:
+        return None
+    fold, n_folds = judged_in(data.fold, config)
+    r = he2rna.r_of_cancers(predicted, decoys, fold, data.projects, n_folds, data.patients)
+    arrays = {
+        "slide": data.slides,
+        "truth": decoys,
+        "prediction": predicted,
+        "cancers": np.array(list(r)),
+        "r": np.array([*r.values()]),
+    }
+    save_file(folder / "decoys.npz", lambda f: np.savez(f, **arrays))
+    return r
+
+
+def decoys_of(run, slides, count=None):
+    """The first decoys (S, count) of a finished run, in the order of some of its slides."""
+    path = run["folder"] / "decoys.npz"
+    z = whole_arrays(path, truth="fSG", slide="US")
+    row = {slide: i for i, slide in enumerate(z["slide"].tolist())}
+    lost = [slide for slide in slides.tolist() if slide not in row]
+    if lost:
+        raise InputError(f"{path} lacks the slides {few(lost)}: finish the run again")
+    return z["truth"][[row[slide] for slide in slides.tolist()], :count]
+
+
+def nulls_of(run):
+    """What `he2rna.evaluate` takes of a finished run: its drawn nulls, and which one decides."""
+    folder, config = run["folder"], run["config"]
+    null = config["null"]
+    nulls = {"null": null}
+    if null == "decoys":
+        nulls[null] = by_cancer(whole_arrays(folder / "decoys.npz", cancers="UC", r="fCm"))
+    if null == "untrained":
+        nulls[null] = by_cancer(whole_arrays(folder / "null.npz", cancers="UC", r="fCMG"))
+    return nulls
 
 
 def save_predictions(folder, data, prediction):
@@ -82,12 +139,12 @@ def save_predictions(folder, data, prediction):
 def write_genes(path, genes, results):
     """genes.csv: a row for each cancer and gene, best first, with p under each null.
 
-    hs and bh correct the null that decides. An empty cell has no value: the gene, or its
-    prediction, is constant.
+    n: patients behind R, beside their slides. hs and bh correct the null that decides. An empty
+    cell has no value: the gene, or its prediction, is constant.
     """
     one = next(iter(results.values()))
     nulls = sorted(one["all_p"])
-    header = ["gene", "project", "n", "R", *(f"p_{null}" for null in nulls)]
+    header = ["gene", "project", "n", "slides", "R", *(f"p_{null}" for null in nulls)]
     header += ["p_holm_sidak", "p_bh", "significant_hs", "significant_bh"]
     header += [f"R_fold{f}" for f in range(len(one["folds"]))]
     names = [quoted([gene]) for gene in genes]
@@ -113,8 +170,8 @@ def rows_of_cancer(project, names, e, nulls):
     order = np.lexsort((-np.nan_to_num(e["r"], nan=-2), e["p"]))
     p = [e["all_p"][null] for null in nulls]
     significant = [e["hs"] < he2rna.ALPHA, e["bh"] < he2rna.ALPHA]
-    columns = [e["n"], e["r"], *p, e["hs"], e["bh"], *significant, *e["folds"]]
-    form = "%d,%.6g" + ",%.6g" * len(nulls) + ",%.6g,%.6g,%d,%d" + ",%.6g" * len(e["folds"])
+    columns = [e["n"], e["n_slides"], e["r"], *p, e["hs"], e["bh"], *significant, *e["folds"]]
+    form = "%d,%d,%.6g" + ",%.6g" * len(nulls) + ",%.6g,%.6g,%d,%d" + ",%.6g" * len(e["folds"])
     cells = zip(*(column[order].tolist() for column in columns), strict=True)
     for gene, values in zip(order.tolist(), cells, strict=True):
         numbers = (form % values).replace("nan", "")

@@ -18,14 +18,16 @@ from lab.he2rna.report_plots import draw_r, draw_scatter, with_value
 from lab.progress import clock, table
 from lab.simulation.cohort import planted_programmes
 
-SMALL_FOLD = 8  # test slides of a cancer; with fewer the report warns [ours]
+SMALL_FOLD = 8  # test patients of a cancer in a fold; with fewer the report warns [ours]
 MAY_SEE = {  # steps that see test patients, and why they may; None: they judge [ours]
     "gene filter": "as the paper words it, over all samples: it decides which genes are asked for",
     "untrained null": None,
+    "decoys": "each value given to another patient, so it says nothing of its own",
 }
 SUMMARY_HEADER = (
     "cancer",
     "slides",
+    "patients",
     "genes",
     "mean R",
     "median R",
@@ -123,7 +125,7 @@ def summary(results, genes=slice(None)):
         r = with_value(e["r"][genes])
         middle = (f"{r.mean():.3f}", f"{np.median(r):.3f}") if len(r) else ("no value",) * 2
         found = count(e["hs"][genes]), count(e["bh"][genes])
-        yield name, e["slides"], len(r), *middle, *found
+        yield name, e["slides"], e["patients"], len(r), *middle, *found
 
 
 def cancers(results):
@@ -141,20 +143,39 @@ def nulls(results, config, data):
             rows.append((name, null, n, f"{e['r_sign'][null]:.3f}", *found))
     text = (
         "The smallest R that is significant (first Šidák step) and the genes significant by "
-        "Holm–Šidák and by Benjamini–Hochberg under each. t: one R of n slides. permutation: the "
-        "mean of folds of so many slides. untrained: R of models of the same architecture that "
-        "learned nothing; n there is of how many slides one R scatters as theirs do."
+        "Holm–Šidák and by Benjamini–Hochberg under each null; n: of how many patients one R "
+        "scatters as widely.\n\n"
+        f"decoys: R of {config['decoys']} genes whose patients changed places, learned by the same "
+        "networks; it assumes only that a gene that follows nothing could as well have been "
+        "another patient's. t (one R of n patients), permutation (patients change places within "
+        "their test fold) and untrained (models of the same architecture that learned nothing, "
+        "the paper's) assume that the folds' R are independent, but each model has learned from "
+        "the others' test patients: their p are too small."
     )
     parts = [text, table(("cancer", "null", "n", "R_sign", "HS", "BH"), rows)]
-    _, n_folds = judged_in(data.fold, config)
-    small = [name for name, e in results.items() if e["slides"] < SMALL_FOLD * n_folds]
-    if small:
-        parts.append(
-            f"**Folds of fewer than {SMALL_FOLD} test slides ({', '.join(small)}): no null holds "
-            "there**; of runs on noise with 5 folds of 4 slides one in six has a false gene by "
-            "Holm–Šidák, with 5 of 8 one in twenty."
-        )
-    return section("The three nulls", *parts)
+    parts += small_folds(results, config, data)
+    return section("The nulls", *parts)
+
+
+def small_folds(results, config, data):
+    """A warning for each cancer that has few test patients in some fold, and what it costs."""
+    fold, n_folds = judged_in(data.fold, config)
+    groups = he2rna.cancers(data.projects)
+    for name, e in results.items():
+        each = [
+            he2rna.count_patients(data.patients, groups[name] & (fold == f)) for f in range(n_folds)
+        ]
+        judged = [n for n in each if n >= stats.MIN_R]
+        genes = len(with_value(e["r"]))
+        if min(each) < SMALL_FOLD and judged and genes:
+            chance = stats.chance_of_false(genes, judged, e["r_sign"]["permutation"])
+            yield (
+                f"**{name} has folds of {', '.join(map(str, each))} test patients, fewer than "
+                f"{SMALL_FOLD} in some: no fitted law holds there.** Of {genes:,} independent "
+                "genes that follow nothing, in folds that were independent too, at least one would "
+                f"be significant by Holm–Šidák in {chance:.2f} of studies under permutation, "
+                f"where {he2rna.ALPHA} is meant."
+            )
 
 
 def best_table(best, results, genes):

@@ -42,19 +42,22 @@ def draw_cancers(ax, results):
         found = f"{(e['hs'] < he2rna.ALPHA).sum():,}"
         ax.annotate(found, (place, 1.02), ha="center", color=ORANGE, annotation_clip=False)
     ax.axhline(0, color="grey", lw=0.5)
-    names = [f"{name}\nn = {e['slides']}" for name, e in results.items()]
+    names = [f"{name}\nn = {e['patients']}" for name, e in results.items()]
     ax.set_xticks(places, names, fontsize=8)
     ax.set(ylabel="R over slides, mean of the folds", ylim=(-1, 1.12))
     ax.set_title("Prediction of each gene; number: significant genes", fontsize=10)
     ax.legend(loc="lower right", fontsize=8)
 
 
-def draw_null(path, results, untrained):
-    """R of the genes beside that of models that learned nothing. [HE2RNA Methods, Statistics]
+def draw_null(path, results, drawn):
+    """R of the genes beside that of decoys or of untrained models. [HE2RNA Methods, Statistics]
 
-    untrained: {cancer: (M, G)}. The lines are the law fitted to it, and the R that significance
-    needs under it.
+    drawn: {null: {cancer: (..., G)}, or None}, of which the one that decides is drawn, else the
+    first. The lines are the law fitted to it, and the R that significance needs under it.
     """
+    drawn = {null: r for null, r in drawn.items() if r is not None}
+    decides = next(iter(results.values()))["null"]
+    shown = decides if decides in drawn else next(iter(drawn))
     columns = min(4, len(results))
     rows = -(-len(results) // columns)
     size = (3.2 * columns, 2.8 * rows)
@@ -64,15 +67,15 @@ def draw_null(path, results, untrained):
         for ax in axes.flat[len(results) :]:
             ax.axis("off")
         for ax, (name, e) in zip(axes.flat, results.items()):
-            ax.set_title(f"{name}: n = {e['slides']}", fontsize=9)
-            null, r = with_value(untrained[name]), with_value(e["r"])
+            ax.set_title(f"{name}: {e['patients']} patients", fontsize=9)
+            null, r = with_value(drawn[shown][name]), with_value(e["r"])
             if len(null) == 0 or len(r) == 0:  # too few slides for any R
                 continue
-            ax.hist(null, 60, density=True, color=BLUE, alpha=0.5, label="untrained models")
+            ax.hist(null, 60, density=True, color=BLUE, alpha=0.5, label=shown)
             ax.hist(r, 60, density=True, color=ORANGE, histtype="step", label="run")
-            tail = stats.null_p(grid, *e["fits"]["untrained"])
+            tail = stats.null_p(grid, *e["fits"][shown])
             ax.plot(middle, -np.diff(tail) / np.diff(grid), "k-", lw=1, label="fitted law")
-            needed = e["r_sign"]["untrained"]
+            needed = e["r_sign"][shown]
             ax.axvline(needed, color="k", ls=":", label=f"R_sign {needed:.2f}")
             ax.set(xlabel="R", ylabel="density of genes", xlim=(-1, 1))
             ax.legend(fontsize=6)

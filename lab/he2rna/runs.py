@@ -13,7 +13,7 @@ from lab.progress import report_failures
 from lab.runs import claim_folder, load_checkpoint, read_config, read_folds
 
 OPTIONS = ("lr", "batch", "epochs", "patience", "folds", "folds_by", "seed", "code")  # as settings
-SAVED = ("model", "genes", "test_patients", "hidden", "ks", "n_features", "dropout")
+SAVED = ("model", "decoys", "genes", "test_patients", "hidden", "ks", "n_features", "dropout")
 
 
 def open_run(cohort, o, settings, data, device, *seen):
@@ -28,6 +28,7 @@ def open_run(cohort, o, settings, data, device, *seen):
         "version": VERSION,
         "slides": len(data.y),
         "genes": len(data.genes),
+        "decoys": data.targets.shape[1] - len(data.genes),
         **{name: getattr(o, name) for name in OPTIONS},
     }
     folder = cohort / "runs" / o.within / o.name
@@ -39,6 +40,7 @@ def open_run(cohort, o, settings, data, device, *seen):
         cohort=str(cohort.resolve()),
         device=str(device),
         processes=o.share[1],
+        null=o.null,
         features_folder=o.features and str(Path(o.features).resolve()),
         scale=o.scale or "linear",
         unit=o.unit,

@@ -12,6 +12,7 @@ import torch
 import he2rna
 import stats
 from lab.cohort.features import load_features
+from lab.commands.he2rna.train import DECOY_DRAW
 from lab.commands.histcode import main as histcode
 from lab.files import InputError, load_arrays, save_file
 from lab.he2rna.bags import from_disk, in_memory, load_bags, read_ahead
@@ -207,17 +208,17 @@ def test_padding_and_relu_change_nothing_where_all_scores_are_positive(tmp_path)
     assert np.allclose(a, b, atol=1e-4)
     assert a.min() > 0.5
     a, b = (np.load(tmp_path / "runs" / name / "null.npz") for name in "ab")
-    for project in "XY":
-        assert np.isfinite(a[project]).all()
-        assert np.allclose(a[project], b[project], atol=1e-3)
+    assert a["cancers"].tolist() == ["X", "Y"]
+    assert np.isfinite(a["r"]).all()
+    assert np.allclose(a["r"], b["r"], atol=1e-3)
 
 
-def test_the_three_nulls_of_a_run(tmp_path):
+def test_the_nulls_of_a_run(tmp_path):
     """--null changes what decides, and nothing is trained or drawn again for it."""
     write_cohort(tmp_path, np.random.default_rng(3), patients=40, genes=40)
     run = tmp_path / "runs" / "he2rna"
     argv = ("--epochs", "2", "--null-models", "2")
-    for null in ("untrained", "t", "permutation"):
+    for null in ("untrained", "t", "permutation", "decoys"):
         assert train(tmp_path, *argv, "--null", null) == 0
         rows = read_csv(run / "genes.csv")
         for project in "XY":
@@ -233,12 +234,56 @@ def test_the_three_nulls_of_a_run(tmp_path):
     assert (run / "null.npz").stat().st_mtime_ns != drawn
 
 
+def test_decoys_are_learned_beside_the_genes_and_leave_with_the_run(tmp_path):
+    """Drawn again from the seed, judged again from their predictions; fold*.pt has genes alone."""
+    write_cohort(tmp_path, np.random.default_rng(3), patients=40, genes=5, per_patient=2)
+    assert train(tmp_path, "--epochs", "2", "--decoys", "60") == 0
+    run = tmp_path / "runs" / "he2rna"
+    z, d = np.load(run / "predictions.npz"), np.load(run / "decoys.npz")
+    assert d["truth"].shape == d["prediction"].shape == (80, 60)
+    who = z["patient"], z["project"]
+    again = he2rna.draw_decoys(z["truth"], *who, 60, [0, DECOY_DRAW])
+    assert (d["truth"] == again).all()
+    r = he2rna.r_of_cancers(d["prediction"], again, z["fold"], z["project"], 3, z["patient"])
+    assert d["cancers"].tolist() == list(r)
+    assert d["r"] == pytest.approx(np.array(list(r.values())))
+    for row in read_csv(run / "genes.csv"):
+        assert (row["n"], row["slides"]) == ("20", "40")
+        p = stats.null_p(float(row["R"]), *stats.null_fit(r[row["project"]]))
+        assert float(row["p_decoys"]) == pytest.approx(p, rel=1e-3)
+    saved = torch.load(run / "fold0.pt", weights_only=True)
+    assert saved["model"]["layers.2.weight"].shape == (5, 16)
+    assert saved["decoys"]["weight"].shape == (60, 16)
+
+    assert tune(tmp_path, "--genes", "G0,G3", "--project", "Y", "--decoys", "55") == 0
+    tuned = np.load(tmp_path / "runs" / "he2rna-Y-finetuned" / "decoys.npz")
+    rows = [d["slide"].tolist().index(slide) for slide in tuned["slide"]]
+    assert (tuned["truth"] == d["truth"][rows, :55]).all()
+    header = read_csv(tmp_path / "runs" / "he2rna-Y-finetuned" / "genes.csv")[0]
+    assert "p_decoys" in header
+    for argv, why in (("61", "has 60"), ("20", "too few"), ("0", "--null untrained")):
+        with pytest.raises(InputError, match=why):
+            tune(tmp_path, "--decoys", argv)
+
+
+def test_without_decoys_another_null_decides(tmp_path):
+    """The genes start, and draw k and dropout, as they do beside decoys."""
+    write_cohort(tmp_path, np.random.default_rng(3), genes=5)
+    with pytest.raises(InputError, match="--decoys 0 leaves no decoys"):
+        train(tmp_path, "--decoys", "0")
+    assert train(tmp_path, "--epochs", "1", "--decoys", "0", "--null", "t") == 0
+    run = tmp_path / "runs" / "he2rna"
+    assert "p_decoys" not in read_csv(run / "genes.csv")[0]
+    assert not (run / "decoys.npz").exists()
+
+
 def test_untrained_models_judge_noise_as_chance_does(tmp_path):
     """Of the run's seed they can be drawn again: here one of them, its 25 blocks of 40 genes."""
     write_cohort(tmp_path, np.random.default_rng(3), patients=40, genes=40)
     assert train(tmp_path, "--epochs", "1", "--null-models", "2") == 0
     run = tmp_path / "runs" / "he2rna"
-    null = np.load(run / "null.npz")["X"]
+    z = np.load(run / "null.npz")
+    null = dict(zip(z["cancers"].tolist(), z["r"]))["X"]
     assert null.shape == (2 * 25, 40)
     noise = null[:, 3:]  # genes that follow nothing
     assert abs(noise.mean()) < 0.1

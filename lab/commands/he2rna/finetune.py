@@ -20,12 +20,13 @@ from lab.cohort.features import features_made_by
 from lab.cohort.samples import join, read_samples, select
 from lab.cohort.scale import unit_of_run
 from lab.commands.expression_options import expression_options
-from lab.commands.he2rna.options import check_name, training_options
+from lab.commands.he2rna.options import check_decoys, check_name, training_options
 from lab.commands.slide_options import add_options
 from lab.devices import pick_device, pick_precision
 from lab.files import InputError, digest, few
 from lab.he2rna.bags import from_disk
-from lab.he2rna.cohort_data import CohortData, rows_of
+from lab.he2rna.cohort_data import CohortData, learn_beside, rows_of
+from lab.he2rna.evaluation import decoys_of
 from lab.he2rna.folds import check_folds
 from lab.he2rna.runs import load_run, model_of, open_run, train_folds
 from lab.progress import say_left_out
@@ -64,10 +65,12 @@ def run(o):
     run = load_run(o.run if Path(o.run).is_dir() else cohort / "runs" / o.run)
     go_on_as(run, o)
     check_name(o.name)
+    chosen = pick_genes(o.genes, run["genes"])
+    take_decoys(run, o, len(chosen))
     device = pick_device(o.device)
     precision = pick_precision(o.precision, device) if o.precision else "float32"
-    chosen = pick_genes(o.genes, run["genes"])
     data, into, source = read_tuned(cohort, o, run, [run["genes"][j] for j in chosen])
+    learn_beside(data, decoys_of(run, data.slides, o.decoys))
     made_by = [features_made_by(into, source, name) for name in data.slides]
     settings = settings_of(run, o, precision)
     folder, config = open_run(cohort, o, settings, data, device, made_by)
@@ -87,6 +90,16 @@ def go_on_as(run, o):
     if o.unit not in (None, of_run):
         raise InputError(f"--unit {o.unit}: the run {name} learned {of_run}")
     o.unit = of_run
+
+
+def take_decoys(run, o, n_genes):
+    """How many of the run's decoys go on beside the genes; it has learned them as it has those."""
+    there = run["config"]["decoys"]
+    if o.decoys is None:
+        o.decoys = min(there, he2rna.n_decoys(n_genes))
+    if o.decoys > there:
+        raise InputError(f"--decoys {o.decoys}: the run {run['folder'].name} has {there}")
+    check_decoys(o)
 
 
 def read_tuned(cohort, o, run, genes):
@@ -175,4 +188,6 @@ def settings_of(run, o, precision):
 def first_model(run, o, genes, device, precision, fold, _):
     """The run's model of a fold, for some genes and all tiles; precision: of choosing tiles."""
     saved = run["folds"][fold]
-    return model_of(saved, device, genes, ks=o.ks, pad_to=MAX_TILES, precision=precision)
+    model = model_of(saved, device, genes, ks=o.ks, pad_to=MAX_TILES, precision=precision)
+    rows = {name: v[: o.decoys].to(device) for name, v in saved["decoys"].items()}
+    return model.add_outputs(**rows)

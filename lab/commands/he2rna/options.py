@@ -10,6 +10,7 @@ from lab.commands.slide_options import add_options
 from lab.files import InputError
 
 DEMO_VALID = 0.3  # there: R over the 7 slides of a tenth is chance [ours]
+FEWEST_DECOYS = 50  # of which a null can be fitted [ours]
 NULL_MODELS = 3  # untrained models behind the null [ours; the paper has one]
 TYPES = (
     "samples to use: sample_type values, characters 14-15 of TCGA barcodes, or all (default: "
@@ -29,6 +30,14 @@ def rate(text):
     """A number above 0, for argparse."""
     value = float(text)
     if not 0 < value < float("inf"):
+        raise ValueError
+    return value
+
+
+def whole(text):
+    """A number from 0, for argparse."""
+    value = int(text)
+    if value < 0:
         raise ValueError
     return value
 
@@ -146,10 +155,19 @@ def training_options(a, epochs, patience, batch, ks, more=""):
     )
     a(
         "--null",
-        choices=("untrained", "t", "permutation"),
-        default="untrained",
-        help="whose p decides what is significant: untrained models (default, the paper's), the t "
-        "of one R, or permuted slides; genes.csv has all",
+        choices=("decoys", "untrained", "t", "permutation"),
+        default="decoys",
+        help="whose p decides what is significant: decoys (default), genes of shuffled patients "
+        "that the network learns too; untrained models (the paper's); the t of one R; or permuted "
+        "patients. The last three are too bold, since they take folds for independent. genes.csv "
+        "has all",
+    )
+    a(
+        "--decoys",
+        type=whole,
+        metavar="N",
+        help="shuffled genes that are learned beside the true ones (default a twentieth as many, "
+        f"at least {he2rna.MIN_DECOYS}); 0: none, and --null must name another",
     )
     a(
         "--null-models",
@@ -166,6 +184,18 @@ def training_options(a, epochs, patience, batch, ks, more=""):
         help="tiles kept: one k drawn per iteration, all averaged at test time "
         f"(default {listed(ks)})",
     )
+
+
+def check_decoys(o):
+    """InputError where --decoys leaves too few for a null."""
+    if o.decoys is None or o.decoys >= FEWEST_DECOYS:
+        return
+    if o.decoys:
+        raise InputError(
+            f"--decoys {o.decoys} are too few for a null: at least {FEWEST_DECOYS}, or 0"
+        )
+    if o.null == "decoys":
+        raise InputError("--decoys 0 leaves no decoys: --null untrained, t or permutation too")
 
 
 def check_name(text):

@@ -18,12 +18,12 @@ import tiling
 from lab.audit.choices import add_choices
 from lab.audit.ledger import saw
 from lab.cohort.features import provenance
-from lab.commands.he2rna.options import DEMO_VALID, check_name, cohort_options
+from lab.commands.he2rna.options import DEMO_VALID, check_decoys, check_name, cohort_options
 from lab.devices import pick_device
 from lab.files import InputError, save_file
 from lab.he2rna.bags import in_memory
 from lab.he2rna.choices import CHOICES, settle_choices
-from lab.he2rna.cohort_data import mark_coding, read_coding, read_cohort
+from lab.he2rna.cohort_data import learn_beside, mark_coding, read_coding, read_cohort
 from lab.he2rna.runs import open_run, train_folds
 from lab.he2rna.training import fold_path, model_of_choices
 from lab.processes import by_first
@@ -32,6 +32,7 @@ from lab.runs import load_checkpoint, mark_of
 from lab.show.plots import need_matplotlib
 from lab.simulation.cohort import simulate_cohort
 
+DECOY_DRAW = 20  # tells the seed of the decoys from those of folds and weights [ours]
 DEMO_EPOCHS = 60  # on the simulated cohort: a lesson's time [ours]
 
 
@@ -46,12 +47,14 @@ def run(o):
     settle_choices(o)
     cohort = find_cohort(o)
     check_name(o.name)
+    check_decoys(o)
     need_matplotlib()  # better now than after a day
     device = pick_device(o.device)
     coding = read_coding(o.gene_table)
     data, x, mask = read_cohort(cohort, o)
     if coding:
         mark_coding(data, *coding)
+    learn_beside(data, decoys_of(o, data))
     settings = settings_of(cohort, o, data, x)
     folder, config = open_run(cohort, o, settings, data, device, x.numpy(), mask.numpy())
     if o.within and (folder / "report.md").is_file():  # of audit: done, with these very settings
@@ -102,13 +105,24 @@ def settings_of(cohort, o, data, x):
     }
 
 
+def decoys_of(o, data):
+    """The run's decoys (S, m)."""
+    count = he2rna.n_decoys(len(data.genes)) if o.decoys is None else o.decoys
+    return he2rna.draw_decoys(data.y, data.patients, data.projects, count, [o.seed, DECOY_DRAW])
+
+
 def first_model(o, data, n_features, device, fold, rows):
-    """The network that a fold's training on some rows starts from."""
+    """The network that a fold's training on some rows starts from.
+
+    The rows of the decoys are drawn last: those of the genes start as they would without them.
+    """
     torch.manual_seed(int(np.random.default_rng([o.seed, fold]).integers(2**62)))
     model = model_of_choices(n_features, len(data.genes), o.hidden, o.ks, o.dropout, code=o.code)
+    decoys = torch.nn.Linear(o.hidden[-1], data.targets.shape[1] - len(data.genes))
+    model.add_outputs(decoys.weight, decoys.bias)
     if "bias" not in o.code:
         saw(data.ledgers[fold], "start of the last bias", data.patients[rows])
-        model.start_at(data.y[rows].mean(0))
+        model.start_at(data.targets[rows].mean(0))
     return model.to(device)
 
 
