@@ -16,7 +16,6 @@ from PIL import Image
 from scipy import ndimage
 
 import lab.files as lab_files
-import stats
 import tiling
 
 ROOT = Path(__file__).parents[2]  # where the programs lie
@@ -67,12 +66,6 @@ def patients_of_projects(rng, n_patients, n_projects):
     project = np.minimum(rng.geometric(0.3, n_patients) - 1, n_projects - 1)
     who = rng.permutation(np.repeat(np.arange(n_patients), rng.integers(1, 5, n_patients)))
     return np.array([f"TCGA-{w:04d}" for w in who]), np.array([f"P{project[w]}" for w in who])
-
-
-def drawn_rows(patients, n_draws, seed):
-    """The rows of each draw of a bootstrap, repeated as often as they are drawn."""
-    times = stats.patient_draws(patients, n_draws, np.random.default_rng(seed))
-    return [np.repeat(np.arange(len(patients)), row) for row in times]
 
 
 # ----- Files --------------------------------------------------------------------------------------

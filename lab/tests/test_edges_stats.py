@@ -1,4 +1,4 @@
-"""Edges of stats.py, and what is ours alone: bootstrap, random lists, inner splits.
+"""Edges of stats.py, and what is ours alone: intervals, random lists, inner splits.
 
 The rest is in test_all.py. Authorities: SciPy, exact fractions, counting everything.
 """
@@ -13,7 +13,7 @@ import pytest
 import scipy.stats
 
 import stats
-from lab.tests.helpers import drawn_rows, patients_of_projects, same
+from lab.tests.helpers import patients_of_projects, same
 
 
 @pytest.fixture
@@ -391,16 +391,7 @@ def test_random_list_edges(strict):
     assert stats.random_list_test(r, r > 0.5, members[:0], 50, rng)["p_r"].shape == (0, 3)
 
 
-# ----- Bootstrap over patients -------------------------------------------------------------------
-
-
-def test_patients_are_drawn_whole():
-    who = np.random.default_rng(18).integers(0, 20, 50)
-    times = stats.patient_draws(who, 60, np.random.default_rng(19))
-    assert (times.sum(1) != 50).any()
-    for row in times:
-        assert all(len(set(row[who == p])) == 1 for p in set(who.tolist()))
-        assert sum(row[who == p][0] for p in set(who.tolist())) == len(set(who.tolist()))
+# ----- Intervals over patients --------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -413,57 +404,33 @@ def test_patients_are_drawn_whole():
         ([], [], ""),
     ],
 )
-def test_bootstrap_edges(strict, labels, scores, patients):
-    rng = np.random.default_rng(17)
-    for statistic in (stats.roc_auc, stats.pr_auc):
-        interval = stats.bootstrap(statistic, (labels, scores), list(patients), 20, rng)
-        assert np.isnan(interval).all()
+def test_auc_interval_edges(strict, labels, scores, patients):
+    assert np.isnan(stats.auc_interval(labels, scores, list(patients))).all()
 
 
-def test_bootstrap_r_equals_repeating_the_rows():
-    rng = np.random.default_rng(14)
-    who = rng.integers(0, 25, 60)
-    truth = rng.normal(size=(60, 270)) + rng.normal(size=(25, 270))[who]
-    prediction = (truth + rng.normal(size=truth.shape)).astype(np.float32)
-    prediction[:, 3] = 2
-    truth[who % 3 == 1, 4] = 7
-    fold = np.where(who == 24, 9, who % 3)
-    low, high = stats.bootstrap_r(prediction, truth, who, fold, 40, np.random.default_rng(15))
-    draws = []
-    for drawn in drawn_rows(who, 40, 15):
-        r = []
-        for f in range(3):
-            rows = drawn[fold[drawn] == f]
-            r.append(stats.pearson(prediction[rows], truth[rows]))
-        draws.append(nanmean(r))
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        same([low, high], np.nanpercentile(draws, [2.5, 97.5], axis=0), 1e-9)
-    assert np.isnan([low[3], high[3]]).all() and not np.isnan(np.delete(low, 3)).any()
+def test_intervals_of_few_patients(strict):
+    low, high = stats.auc_interval([1, 0], [0.2, 0.1], ["a", "b"])  # one of each, and no more
+    assert low < 0.4 and high == 1
+    three = stats.auc_interval([1, 1, 1, 0, 0], [3, 3, 3, 1, 2], list("aaabc"))
+    assert three[0] < stats.auc_interval([1, 1, 1, 0, 0], [3, 3, 3, 1, 2], list("abcde"))[0]
 
 
-def test_bootstrap_r_is_as_wide_as_theory_and_sees_patients():
+def test_r_interval_sees_patients_and_has_edges(strict):
     rng = np.random.default_rng(16)
-    truth = rng.normal(size=(400, 100))
-    prediction = 0.5 * truth + math.sqrt(0.75) * rng.normal(size=truth.shape)
-    low, high = stats.bootstrap_r(prediction, truth, np.arange(400), np.arange(400) % 5, 500, rng)
-    theory = 2 * 1.96 * (1 - 0.5**2) / math.sqrt(400)
-    assert np.mean(high - low) == pytest.approx(theory, rel=0.08)
-    assert ((low < 0.5) & (high > 0.5)).mean() > 0.87
+    truth = rng.normal(size=(100, 40))
+    prediction = 0.5 * truth + rng.normal(size=truth.shape)
+    patients, fold = np.arange(100), np.arange(100) % 5
+    ours = stats.r_interval(prediction, truth, patients, fold)
     four = np.arange(400) // 4  # four slides of a patient, all alike
-    low, high = stats.bootstrap_r(prediction[four], truth[four], four, four % 5, 500, rng)
-    assert np.mean(high - low) == pytest.approx(2 * theory, rel=0.15)
-
-
-def test_bootstrap_r_edges(strict):
-    rng = np.random.default_rng(17)
+    same(stats.r_interval(prediction[four], truth[four], four, four % 5), ours, 1e-9)
+    prediction[:, 3], truth[7, 4] = 2, np.nan
+    low, high = stats.r_interval(prediction, truth, patients, fold)
+    assert np.isnan([low[3:5], high[3:5]]).all() and not np.isnan(np.delete(low, [3, 4])).any()
     x = rng.normal(size=(6, 2))
-    one_patient = stats.bootstrap_r(x, x, ["a"] * 6, np.zeros(6), 20, rng)
-    folds_of_one = stats.bootstrap_r(x, x, list("abcdef"), np.arange(6), 20, rng)
+    one_patient = stats.r_interval(x, x, ["a"] * 6, np.zeros(6))
+    folds_of_one = stats.r_interval(x, x, list("abcdef"), np.arange(6))
     assert np.isnan(one_patient).all() and np.isnan(folds_of_one).all()
-    low, high = stats.bootstrap_r(x, x, list("abcdef"), np.zeros(6), 200, rng)
-    same(low, [1, 1])  # draws of one patient have no R
-    same(high, [1, 1])
+    same(stats.r_interval(x, x, list("abcdef"), np.zeros(6)), np.ones((2, 2)), 1e-6)
 
 
 # ----- Folds by patient --------------------------------------------------------------------------

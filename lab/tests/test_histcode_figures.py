@@ -2,11 +2,14 @@
 
 import numpy as np
 import pytest
+import scipy.stats
 import torch
 from matplotlib.figure import Figure
+from scipy import special
 
+import stats
 from lab.histcode.expression_plots import draw_bins
-from lab.histcode.figures import best_cut, figures_of, mean_sd
+from lab.histcode.figures import best_cut, figures_of, mean_sd, pr_interval, share_interval
 
 P = torch.tensor(
     [[0.9, 0.1, 0.8, 0.2, 0.7], [0.4, 0.3, 0.2, 0.6, 0.45], [0.6, 0.55, 0.9, 0.1, 0.8]]
@@ -26,6 +29,28 @@ def test_a_fold_of_one_class_has_no_auc():
     assert np.isnan(found["auc"])
     assert mean_sd([0.5, found["auc"], 0.7]) == pytest.approx((0.6, np.std([0.5, 0.7], ddof=1)))
     assert np.isnan(mean_sd([np.nan])).all()
+
+
+def test_intervals_of_a_share_and_of_pr_auc():
+    """SciPy's Wilson interval, and a loop that leaves out patients."""
+    for hits in (9, 12, 20):
+        wilson = scipy.stats.binomtest(hits, 20).proportion_ci(method="wilson")
+        ours = share_interval(np.arange(20) < hits, np.arange(20))
+        assert ours == pytest.approx(tuple(wilson), abs=0.006)  # n - 1 where SciPy has n
+    four = np.arange(80) // 4  # four slides of a patient, all alike, count once
+    alike = share_interval(four < 9, four), share_interval(np.arange(20) < 9, np.arange(20))
+    assert alike[0] == pytest.approx(alike[1])
+    rng = np.random.default_rng(0)
+    y, who = rng.random(60) < 0.4, rng.integers(0, 20, 60)
+    p = y + rng.normal(size=60)
+    logits = [special.logit(stats.pr_auc(y[who != i], p[who != i])) for i in range(20)]
+    half = scipy.stats.t.ppf(0.975, len(set(who[y])) - 1) * np.std(logits) * np.sqrt(19)
+    ends = special.logit(stats.pr_auc(y, p)) + np.array([-half, half])
+    assert pr_interval(y.astype(int), p, who) == pytest.approx(tuple(special.expit(ends)))
+    low, high = pr_interval(y, y * 1.0, who)
+    assert 0.5 < low < 1 == high
+    assert np.isnan(share_interval(y, np.zeros(60))).all()
+    assert np.isnan([pr_interval(y & False, p, who), pr_interval(y, p * np.nan, who)]).all()
 
 
 @pytest.mark.parametrize("n", [5, 30])

@@ -267,10 +267,10 @@ def draw_curves(path, curves):
         right.legend(fontsize=8)
 
 
-def with_bounds(pooling, y, p, patients, seed):
+def with_bounds(pooling, y, p, patients):
     """A row of a table: accuracy, ROC-AUC and PR-AUC with their intervals."""
     row = [pooling]
-    for value, low, high in with_interval(y, p, patients, seed):
+    for value, low, high in with_interval(y, p, patients):
         row.append(f"{value:.3f} ({low:.3f} to {high:.3f})")
     return row
 
@@ -290,7 +290,7 @@ def write_report(folder, config, data, folds, trained, ledger, external, o):
     draw_curves(folder / "curves.png", pooled)
     bounds = []
     for pooling, pair in pooled.items():
-        bounds.append(with_bounds(pooling, *pair, data["patients"][tested], o.seed))
+        bounds.append(with_bounds(pooling, *pair, data["patients"][tested]))
     honest = honest_table(summary, y[tested])
     print(honest, optimism_table(summary), sep="\n\n")
     test_patients = [set(data["patients"][fold.test].tolist()) for fold in folds]
@@ -468,7 +468,7 @@ def judge_external(folder, other, trained, encoder, o, device):
             p[i] = np.mean([model(h)[0][0].double().softmax(0)[1].item() for model in models])
             who = [other["names"][i], patients[i], classes[y[i]]]
             rows.append([*who, pooling, f"{p[i]:.6f}"])
-        text.append(with_bounds(pooling, y, p, patients, o.seed))
+        text.append(with_bounds(pooling, y, p, patients))
         curves[pooling] = y, p
     header = ("slide", "patient", "label", "pooling", f"p_{classes[1]}")
     save_csv(folder / "external.csv", header, rows)
