@@ -127,6 +127,33 @@ def test_an_encoder_that_learned_from_test_patients_is_named(unlabelled):
 # ----- What is left out or refused -----
 
 
+def test_words_that_say_nothing_are_left_out_and_all_others_counted(tmp_path, capsys):
+    cohort = write_slides(tmp_path / "a", 18, labels=("Negative", "Positive"))
+    table = cohort / "samples.csv"
+    rows = table.read_text()
+    changed = {
+        "p00_0,p00,X,": "Equivocal",
+        "p02_0,p02,X,": "[Not Evaluated]",
+        "p04_0,p04,X,": "Low",
+    }
+    for row, word in changed.items():
+        rows = rows.replace(f"{row}Negative", row + word)
+    table.write_text(rows.replace("p01_1,p01,X,Positive", "p01_1,p01,X,positive "))
+    argv = ["--label", "tumor", "--pooling", "mean", "--name", "er"]
+    assert diagnose(cohort, *argv, "--positive", "POSITIVE") == 0
+    said = capsys.readouterr().out
+    nothing = "2 slides without a label (Equivocal 1, [Not Evaluated] 1): p00_0, p02_0"
+    line = "positive: Positive 11, positive 1; negative: Negative 9, Low 1"
+    assert nothing in said and line in said
+    report = (cohort / "runs" / "er" / "report.md").read_text()
+    assert f"Labels: {line}." in report and f"- {nothing}" in report
+    argv = ["--label", "tumor", "--positive", "Positive", "--negative", "negative"]
+    for path in (cohort / "h5").iterdir():
+        path.unlink()
+    with pytest.raises(InputError, match="16 patients don't go into --folds 18"):
+        diagnose(cohort, *argv, "--folds", "18")  # said before features are looked for
+
+
 def test_slides_without_whole_features_are_named_and_left_out(tmp_path, capsys):
     cohort = write_slides(tmp_path / "a", 18)
     with h5py.File(cohort / "h5" / "p00_0.h5", "r+") as h:
@@ -172,7 +199,7 @@ def test_diagnose_says_one_line(tmp_path, argv, words):
 
 def test_an_external_cohort_of_other_labels_is_no_test(tmp_path):
     a = write_slides(tmp_path / "a", 12, labels=("LUAD", "LUSC"))
-    b = write_slides(tmp_path / "b", 12, "q", ("KIRC", "LUSC"))
+    b = write_slides(tmp_path / "b", 12, "q", ("KIRC", "LUSC"), seed=1)
     for path in (b / "h5").iterdir():
         shutil.copy(path, a / "h5")
     with pytest.raises(InputError, match=r"labels of .* are KIRC, LUSC, of .* LUAD, LUSC"):

@@ -4,14 +4,16 @@ Authorities: matplotlib's outlines, and what QuPath 0.3 to 0.6 writes.
 """
 
 import gzip
+import io
 import json
+import zipfile
 
 import numpy as np
 import pytest
 from matplotlib.path import Path as Outline
 
 from lab import space
-from lab.cohort.places import centroid, read_outlines, read_places
+from lab.cohort.places import centroid, is_image_of, read_outlines, read_places
 from lab.exchange.qupath import tiles_geojson
 from lab.files import InputError
 from lab.tests.helpers import feature, read_csv, star
@@ -175,6 +177,163 @@ def test_two_files_of_a_slide_are_refused(points):
     (points / "a.geojson").write_text("[]")
     with pytest.raises(InputError, match=r"a.csv and a.geojson are both there; keep one"):
         cells_of(points, "a")
+
+
+def packed(files):
+    held = io.BytesIO()
+    with zipfile.ZipFile(held, "w") as file:
+        for name, text in files.items():
+            file.writestr(name, text)
+    return held.getvalue()
+
+
+ONE = json.dumps(CELLS)
+OTHER = {"x/b.geojson": "[]", "__MACOSX/x/._a.geojson": "no json", "read.me": ""}
+
+
+@pytest.mark.parametrize(
+    "name, data",
+    [
+        ("a.svs.geojson", ONE),
+        ("a.TIF.GeoJSON", ONE),
+        ("a.json", ONE),
+        ("a.ndpi.json.gz", gzip.compress(ONE.encode())),
+        ("a.zip", packed({"any name.geojson": ONE})),
+        ("a.mrxs.zip", packed({**OTHER, "x/a.mrxs.geojson": ONE})),
+        ("a.svs.csv", table("x", "y", XY + ORIGIN)),
+        ("a.txt.gz", gzip.compress(table("x", "y", XY + ORIGIN, "\t").encode())),
+    ],
+)
+def test_the_names_that_qupaths_scripts_give_are_found(points, name, data):
+    (points / name).write_bytes(data if isinstance(data, bytes) else data.encode())
+    (points / "ab.csv").write_text("another slide's")
+    (points / "b.svs.csv").write_text("another slide's")
+    assert np.allclose(cells_of(points, "a")["all cells"], XY + ORIGIN)
+    (points / "a.geojson").write_text("[]")
+    with pytest.raises(InputError, match=r"are both there; keep one"):
+        cells_of(points, "a")
+
+
+def test_a_decomposed_name_is_the_composed_ones(points):
+    (points / "cafe\u0301.svs.geojson").write_text(ONE)
+    assert len(cells_of(points, "caf\u00e9")["all cells"]) == 4
+
+
+@pytest.mark.parametrize(
+    "data, words",
+    [
+        (b"x,y", "not a whole .zip"),
+        (packed({"a.txt": ""}), "wanted is one .geojson of the slide; it holds a.txt"),
+        (packed({"b.geojson": "", "c.geojson": ""}), "it holds b.geojson, c.geojson"),
+        (packed({"a.geojson": "{"}), "not whole GeoJSON"),
+    ],
+)
+def test_a_zip_without_the_slides_geojson_is_refused(points, data, words):
+    (points / "a.zip").write_bytes(data)
+    with pytest.raises(InputError, match=words):
+        cells_of(points, "a")
+
+
+def told(read, *args):
+    """What a reader returns, and what it says."""
+    said = []
+    return read(*args, say=said.append), "\n".join(said)
+
+
+def test_collections_are_unpacked_and_what_is_passed_over_is_counted(points):
+    shape = {"type": "Polygon", "coordinates": square((30, 30))}
+    inner = {
+        "type": "GeometryCollection",
+        "geometries": [shape, {"type": "Point", "coordinates": [1, 2]}],
+    }
+    nested = {
+        "type": "GeometryCollection",
+        "geometries": [inner, shape, {"type": "GeometryCollection", "geometries": []}],
+    }
+    opened = [square((9, 9))[0][:-1]]
+    value = [
+        {"type": "Feature", "geometry": nested, "properties": {}},
+        {"type": "FeatureCollection", "features": [feature("Polygon", opened, "Tumor")]},
+        *(feature(kind, []) for kind in ("Polygon", "MultiPolygon", "Point", "LineString")),
+        feature("MultiLineString", [[[1, 2], [3, 4]]]),
+        feature("Polygon", square((70, 70)), "Tumor", objectType="annotation"),
+        NOTHING,
+        "no feature",
+    ]
+    (points / "a.json").write_text(json.dumps(value))
+    (cells, _), said = told(read_places, points.parent, "a", UM, (0, 0))
+    assert cells["all cells"].tolist() == [[30, 30], [1, 2], [30, 30], [9, 9]]
+    assert "a.json: 1 rings whose ends don't meet are taken as closed" in said
+    assert said.endswith(
+        "passed over 1 LineString, 1 MultiLineString, 1 annotations, 1 empty MultiPolygon, 1 empty "
+        "Point, 1 empty Polygon, 1 no feature, 1 without geometry"
+    )
+    (points.parent / "regions").mkdir()
+    (points / "a.json").rename(points.parent / "regions" / "a.json")
+    outlines, said = told(read_outlines, points.parent, "a", (0, 0))
+    assert len(outlines) == 4 and "1 points" in said
+    outlines, said = told(read_outlines, points.parent, "a", (0, 0), "tumor")
+    assert len(outlines) == 2 and "2 outlines without a class" in said
+
+
+def test_of_a_project_table_the_slides_own_cells_are_taken(points):
+    rows = [
+        ("a.svs", "Cell", 1, 2),
+        ("b.svs", "Cell", 3, 4),
+        ("/data/b.svs", "Cell", 3, 4),
+        ("a.svs", "Annotation", "NaN", "NaN"),
+        ("a.svs", "Cell", 5, 6),
+        ("a.svs", "PathRootObject", 0, 0),
+    ]
+    lines = [",".join(map(str, row)) for row in [("Image", "Object type", "x", "y"), *rows]]
+    (points / "a.csv").write_text("\n".join(lines))
+    (cells, _), said = told(read_places, points.parent, "a", UM)
+    assert cells["all cells"].tolist() == [[1, 2], [5, 6]]
+    assert (
+        "a.csv: passed over 2 rows of annotations, 2 rows of other images (/data/b.svs, b.svs)"
+        in said
+    )
+    with pytest.raises(InputError, match=r"rows of 3 images .*, none of them c"):
+        (points / "a.csv").rename(points / "c.csv")
+        cells_of(points, "c")
+
+
+@pytest.mark.parametrize(
+    "image, slide, is_its",
+    [
+        ("s1.svs", "s1", True),
+        ("s1", "s1", True),
+        ("file:/C:/x/s1.ndpi", "s1", True),
+        (r"C:\x\s1.czi - series 0", "s1", True),
+        ("s1.scn (2)", "s1", True),
+        ("s10.svs", "s1", False),
+        ("s1.2.svs", "s1", False),
+        ("s1 - left.svs", "s1", False),
+        ("s1 - left.svs", "s1 - left", True),
+        ("cafe\u0301.svs", "caf\u00e9", True),
+    ],
+)
+def test_whose_image_qupath_names(image, slide, is_its):
+    assert is_image_of(image, slide) == is_its
+
+
+def test_rows_of_one_other_image_are_a_renamed_slides_or_refused(points):
+    (points / "a.csv").write_text("Image,x,y\nold name.svs,1,2\n")
+    (cells, _), said = told(read_places, points.parent, "a", UM)
+    assert (
+        len(cells["all cells"]) == 1 and "rows are of image old name.svs; taken as those of" in said
+    )
+    (points.parent / "slides").mkdir()
+    (points.parent / "slides" / "old name.svs").write_text("")
+    with pytest.raises(InputError, match=r"image old name.svs, which is another slide"):
+        cells_of(points, "a")
+
+
+def test_files_that_only_begin_as_the_slide_are_named(points):
+    (points / "a annotated.csv").write_text("")
+    (points / "a.qpdata").write_text("")
+    (places, _), said = told(read_places, points.parent, "a", UM)
+    assert places is None and "a annotated.csv, a.qpdata not read" in said
 
 
 # ----- Outlines -----------------------------------------------------------------------------------
