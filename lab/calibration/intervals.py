@@ -8,7 +8,7 @@ import numpy as np
 from scipy import special
 
 import stats
-from lab.calibration import share
+from lab.calibration import nulls, share
 from lab.histcode.figures import pr_interval, share_interval
 from lab.ridge import ridge
 
@@ -29,6 +29,8 @@ def study(runs, rng):
             yield learned_row(patients, slides, 20, signal, few, rng)
     for patients, signal in ((100, 0.0), (100, 1.0), (200, 0.2)):
         yield learned_row(patients, 1, 200, signal, few, rng)
+    for patients, slides in ((60, 1), (40, 4)):
+        yield network_row(patients, slides, few, rng)
     for patients, positive in ((20, 2), (30, 5), (30, 15), (60, 6), (100, 50), (200, 20)):
         for auc in (0.5, 0.7, 0.85, 0.95):
             yield auc_row(
@@ -93,6 +95,19 @@ def learned_row(patients, slides, features, signal, n, rng, folds=5):
         hits.append(covered(*stats.r_interval(prediction, y, who, fold), np.mean(r, 0)))
     name = f"R {np.mean(true):.2f} of ridge on {features} features, {patients} patients x {slides}"
     return share(f"{name}, {folds} folds", 0.95, hits)
+
+
+def network_row(patients, slides, n, rng):
+    """R of the trained network, of genes that follow nothing: true is 0."""
+    hits = []
+    for _ in range(n):
+        cohort = nulls.draw_cohort(rng, patients=patients, slides=slides)
+        fold = stats.patient_folds(cohort.patients, cohort.projects, 5, int(rng.integers(2**31)))
+        genes = cohort.y.shape[1]
+        predicted = nulls.cross_validate(cohort, cohort.y, fold, nulls.network, rng, 0, genes)
+        interval = stats.r_interval(predicted, cohort.y, cohort.patients, fold)
+        hits.append(covered(*interval, 0)[cohort.nothing])
+    return share(f"R 0 of the network, {patients} patients x {slides}, 5 folds", 0.95, hits)
 
 
 def auc_row(name, positive, patients, auc, n, rng, slides=1, spread=1.0):

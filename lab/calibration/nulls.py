@@ -111,18 +111,25 @@ def linear(cohort, both, rows, f, n_genes, rng):
     return x[test] @ np.linalg.solve(normal, x[train].T @ (both[train] - both[train].mean(0)))
 
 
+def cross_validate(cohort, both, fold, learner, rng, fold_seed, n_genes, valid=0.0):
+    """Predictions of each slide by the learner that saw the patients of the other folds."""
+    who = cohort.patients, cohort.projects
+    prediction = np.zeros_like(both)
+    for f in range(fold.max() + 1):
+        train, choose, test = he2rna.split(fold, f, *who, share=valid or 0.1, seed=fold_seed)
+        if not valid:
+            train, choose = np.r_[train, choose], choose[:0]
+        prediction[test] = learner(cohort, both, (train, choose, test), f, n_genes, rng)
+    return prediction
+
+
 def judge_cohort(cohort, learner, rng, n_decoys=60, valid=0.0, n_folds=5):
     """Cross-validate a learner on genes and decoys -> `he2rna.evaluate`'s results."""
     y, fold_seed, G = cohort.y, int(rng.integers(2**31)), cohort.y.shape[1]
     who = cohort.patients, cohort.projects
     fold = stats.patient_folds(*who, n_folds, fold_seed)
     both = np.hstack([y, he2rna.draw_decoys(y, *who, n_decoys, fold_seed)])
-    prediction = np.zeros_like(both)
-    for f in range(n_folds):
-        train, choose, test = he2rna.split(fold, f, *who, share=valid or 0.1, seed=fold_seed)
-        if not valid:
-            train, choose = np.r_[train, choose], choose[:0]
-        prediction[test] = learner(cohort, both, (train, choose, test), f, G, rng)
+    prediction = cross_validate(cohort, both, fold, learner, rng, fold_seed, G, valid)
     more = {"n_folds": n_folds, "patients": cohort.patients}
     null = he2rna.r_of_cancers(prediction[:, G:], both[:, G:], fold, cohort.projects, **more)
     return he2rna.evaluate(prediction[:, :G], y, fold, cohort.projects, decoys=null, **more)
