@@ -57,8 +57,12 @@ def p_of_arms(noise, rng):
 
 
 def seen(patients, noise, width, rng):
-    """Features (n, width) of patients (n, d): their mixture, and noise."""
-    mixture = rng.normal(size=(patients.shape[1], width)) / patients.shape[1] ** 0.5
+    """Features (n, width) of patients (n, d): turned into more dimensions, and noise.
+
+    What is only turned tells as much: two such features are worth the same.
+    """
+    n_known = patients.shape[1]
+    mixture = np.linalg.qr(rng.normal(size=(width, n_known)))[0].T * (width / n_known) ** 0.5
     features = patients @ mixture + noise * rng.normal(size=(len(patients), width))
     return features.astype(np.float32)
 
