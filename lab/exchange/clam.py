@@ -78,9 +78,10 @@ def read_foreign(path, few_rows=0):
     except InputError:
         raise
     except Exception as e:  # h5py's, torch's and pickle's errors share no class
+        mend = ": unset HDF5_USE_FILE_LOCKING" if "lock file" in str(e) else ""
         raise InputError(
             f"{path}: not features of CLAM or TRIDENT, or a tensor that loads without running code "
-            f"({reason(e)})"
+            f"({reason(e)}){mend}"
         ) from None
 
 

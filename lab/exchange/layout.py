@@ -7,6 +7,7 @@ import unicodedata
 
 import numpy as np
 
+from lab.cohort.slides import MPP_RANGE
 from lab.files import InputError
 from lab.space import ROUNDED, pitch
 
@@ -90,6 +91,8 @@ def kind_said(said, coords, mpp=None, asked_um=None):
     map": why its tiles have no place on the slide.
     """
     kind = {"encoder": word_said(said, *ENCODER), "name of their data set": data_set(said)}
+    if coords is not None and (coords.shape[1:] != (2,) or not np.isfinite(coords).all()):
+        coords = None  # the slide fails, with a reason
     um, target = tile_um(said), number_said(said, "target_magnification")
     if target and not um:
         um = number_said(said, "patch_size") * NOMINAL_UM / target
@@ -145,7 +148,9 @@ def slide_scale(said, mpp):
 
     Some write the µm per pixel of a tile there, which may be read from a lower level.
     """
-    own = number_said(said, "mpp")
+    own, (low, high) = number_said(said, "mpp"), MPP_RANGE
+    if not all(low <= value <= high for value in (own, mpp) if value):
+        raise InputError(f"µm per pixel of {own or mpp:g} can't be: {low:g} to {high:g} can")
     if not own or not mpp or alike(own, mpp):
         return mpp or own or None
     um, px = tile_um(said, mpp), number_said(said, "tile_size_px", "patch_size")

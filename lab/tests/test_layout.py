@@ -52,6 +52,7 @@ REFUSED = {
     "µm or pixels": ({"tile_size_um": 112}, PX, 0.25, "whether its coords are µm or pixels"),
     "another slide's mpp": ({**STAMP, "mpp": 0.5}, PX, 0.25, None),
     "an mpp that can't be": ({**STAMP, "mpp": 0.3}, PX, 0.25, "0.3 µm per pixel .* 0.25"),
+    "nanometres a pixel": ({**STAMP, "mpp": 250}, PX, None, "250 can't be: 0.05 to 20 can"),
     "coords of level 1": (TRIDENT, GRID * 224, 0.25, "448 .* lie 224 apart: coords of another"),
     "two sizes": ({**TRIDENT, **CLAM, "downsample": 1}, PX, 0.25, "448 by .*; 224 by patch_size"),
     "one tile": ({}, PX[:1], 0.25, "its 1 lie on no grid: give --tile-um"),
@@ -100,3 +101,5 @@ def test_kinds_are_alike_in_µm_whatever_the_scanner():
     assert stamp["encoder"] == "x" and stamp["unit of coords"] == "1 µm"
     assert stamp["name of their data set"] == "feats" and stamp["µm of a tile"] == 112
     assert "furlong" in kind_said({"unit": "furlong"}, PX)["no map"]
+    for broken in (PX * np.nan, PX.ravel(), PX[:, :1]):
+        assert kind_said(STAMP, broken)["µm of a tile"] == 112

@@ -105,6 +105,8 @@ def read(cohort, source, name, slide, mpp, o):
         raise InputError(f"slide {name} has no coordinates, nor has an .h5 beside its features")
     if slide is None and o.geojson:
         raise InputError(f"no slide file {name}.*: it says where QuPath's pixels begin")
+    if o.features and o.tile_um and not mpp:
+        raise InputError(f"slide {name}: --tile-um needs its µm per pixel: give --mpp")
     asked = o.tile_um / mpp if o.tile_um and mpp else None
     coords, edge = place_tiles(cohort, source, name, coords, mpp, asked)
     if slide:
