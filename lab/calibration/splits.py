@@ -22,7 +22,7 @@ ORDERS = 99
 def study(runs, rng):
     """Yield the rows: MSI's arms, HistCode's R as a whole, the cells of an ablation."""
     n = max(2, round(30 * runs))
-    for noise, what in ((1, "equal arms"), (3, "the other arm has nine times the noise")):
+    for noise, what in ((1, "equal arms"), (30, "the other arm knows next to nothing")):
         p = np.array([p_of_arms(noise, rng) for _ in range(n)])
         note = f"MSI: {PATIENTS} patients, {SPLITS} splits, half in A; {what}"
         nominal = ALPHA if noise == 1 else 1
@@ -46,7 +46,7 @@ def p_of_arms(noise, rng):
     """
     high = np.arange(PATIENTS) < HIGH
     patients = rng.normal(size=(PATIENTS, FEATURES))
-    patients[:, 0] += 2 * high
+    patients[:, 0] += 3 * high
     arms = [seen(patients, sd, FEATURES, rng) for sd in (1, noise)]
     device = torch.device("cpu")
     with threads(device) as pool:
