@@ -13,7 +13,7 @@ from pathlib import Path
 from lab.cohort.features import features_made_by, made_as
 from lab.cohort.names import person
 from lab.cohort.samples import read_samples
-from lab.cohort.slides import find_slides
+from lab.cohort.slides import find_slides, unnameable
 from lab.exchange.clam import FOREIGN
 from lab.files import InputError, digest, few, fingerprint, load_json, read_rows, save_json
 from lab.words import tidy
@@ -138,6 +138,8 @@ def label_of_stranger(run, name, path, taken):
     It is its own, unless another slide of that name was there before: of the run (`taken`), or
     of another folder, as RUN/strangers/NAME.json remembers. Then its folder's digest is added.
     """
+    if unnameable(name):  # it fails
+        return name
     note = run["folder"] / "strangers" / f"{name}.json"
     known = load_json(note) or {}
     own = {"folder": str(path.resolve().parent), "file": fingerprint(path)}

@@ -8,12 +8,14 @@ import numpy as np
 import pytest
 import scipy.stats
 import torch
+from openslide import OpenSlideError
 
+import tiling
 from lab.cohort.tiles import tiles_of
 from lab.commands.he2rna import main
 from lab.files import InputError
 from lab.he2rna.runs import model_of
-from lab.tests.helpers import read_csv, write_pyramid
+from lab.tests.helpers import read_csv, swap, write_pyramid
 from lab.tests.helpers_he2rna import train, write_cohort
 
 FILES = "map.png gallery.png cells.png tiles.csv tiles.geojson provenance.csv report.md"
@@ -191,6 +193,24 @@ def test_a_map_that_fails_leaves_the_earlier_one(drawn_map, tmp_path, capsys, ta
     assert report.read_bytes() == before
 
 
+def test_a_slide_that_breaks_off_costs_its_own_map(drawn_map, monkeypatch, capsys):
+    _, run, slide, _, _ = drawn_map
+    other = max(r["slide"] for r in read_csv(run / "folds.csv"))
+    thumbnail, drawn = tiling.thumbnail, []
+
+    def breaks_off_once(*more):
+        drawn.append(more)
+        if len(drawn) == 1:
+            raise OpenSlideError("TIFFReadDirectory: page 2 is missing")
+        return thumbnail(*more)
+
+    swap(monkeypatch, "tiling", "thumbnail", breaks_off_once)
+    assert heatmap(run, slide, other, "--genes", "CD3D", "--name", "torn") == 1
+    assert f"failed: {slide}: TIFFReadDirectory: page 2 is missing" in capsys.readouterr().err
+    assert (run / "heatmaps" / "torn" / other / "map.png").is_file()
+    assert not (run / "heatmaps" / "torn" / slide).exists()
+
+
 @pytest.mark.parametrize(
     "argv, words",
     [
@@ -223,13 +243,16 @@ def test_nothing_is_written_of_a_truncated_or_empty_slide(mapped, tmp_path, caps
     (tmp_path / "slides").mkdir()
     cut, empty = (tmp_path / "slides" / name for name in ("cut.tif", "empty.tif"))
     cut.write_bytes(source.read_bytes()[: source.stat().st_size // 3])
+    long = tmp_path / "slides" / f"{'x' * 230}.tif"  # its name leaves no room for ours
+    long.write_bytes(source.read_bytes())
     write_pyramid(empty, np.full((1500, 1500, 3), 243, np.uint8))
     run = mapped / "runs" / "he2rna"
     more = ["--genes", "CD3D", "--name", "bad"] if verb == "heatmap" else []
-    assert main([verb, str(run), str(cut), str(empty), *more, "--device", "cpu"]) == 1
+    assert main([verb, str(run), str(cut), str(long), str(empty), *more, "--device", "cpu"]) == 1
     said = capsys.readouterr().err
     assert "failed: cut" in said
     assert "failed: empty: no 112 µm tile" in said
-    assert "2 of 2 slides failed" in said
+    assert "can't be the name of a file here (control characters, over 200 bytes" in said
+    assert "3 of 3 slides failed" in said
     folder = run / "heatmaps" / "bad" if verb == "heatmap" else run / "predict"
-    assert [p.name for p in folder.iterdir() if "cut" in p.name or "empty" in p.name] == []
+    assert [p.name for p in folder.iterdir() if p.name[:3] in ("cut", "emp", "xxx")] == []
