@@ -2,21 +2,22 @@
 
 A map of the house. Rooms may use those above them, and the method; never those below.
 
-    words files findings progress           the ground floor: names as they are kept, words that say
-    processes locks runs                    nothing, atomic files and tables, what is wrong with
-                                            somebody's data, lines on the terminal, torchrun, who
-                                            holds a folder, a run's folder
+    words headers files findings progress   the ground floor: names as they are kept, words that say
+    processes locks runs                    nothing, what slide files say of themselves, atomic
+                                            files and tables, what is wrong with somebody's data,
+                                            lines on the terminal, torchrun, who holds a folder, a
+                                            run's folder
     devices weights torchscript encoders    which network describes tiles, with whose weights
     ridge space gene_sets                   numbers that both programs want: closed-form ridge,
                                             points and outlines on tiles, .gmt files
     cohort/      a cohort folder, read and checked, and what is made in it
                  scale genes                               of expression; names of genes
                  names samples expression slides           names that may be one, tables, slides,
-                 places sites identity labels check        cells and outlines, whose a slide is, two
-                                                           classes of words, all that is checked
-                                                           before hours of work
+                 places truth sites identity               cells and outlines, and beside the slide;
+                 labels check                              whose a slide is, two classes of words,
+                                                           all that is checked before hours of work
                  steps tiles encoding features supertiles  tiles/ features/ supertiles/
-    exchange/    other people's formats: gdc, clam (TRIDENT too), qupath
+    exchange/    other people's formats: gdc, clam (TRIDENT too), geojson, qupath
     fast/        exact twins of the method's slow pieces, each passed in as an argument:
                  topk networks heads bank encoder
     audit/       choices (paper or code), ledger (who saw whom), compare (what a choice is worth)

@@ -17,6 +17,7 @@ from lab.words import composed, find_word
 
 TABLES = (".csv", ".csv.gz", ".tsv", ".tsv.gz", ".txt", ".txt.gz")
 CLASSES = ("cell", "class", "classification")  # columns that name a cell's class
+EVERY = "all cells"
 OBJECTS = ("object type", "name")  # columns in which QuPath says what a row is
 NO_CELLS = ("annotation", "tma core", "pathrootobject", "root object")  # values of these
 
@@ -37,11 +38,16 @@ def read_cells(folder, slide, mpp, origin, say):
         return None
     if path.name.lower().endswith(SHAPES):
         kinds, xy = shape_centres(path, slide, say)
-        return cells_by_class(kinds, xy + origin)
-    xy, columns = read_place_table(path, slide, mpp, origin, say)
-    named = {name.lower(): texts for name, texts in columns.items()}
-    kinds = next((named[c] for c in CLASSES if c in named), [""] * len(xy))
-    return cells_by_class(kinds, xy)
+        xy = xy + origin
+    else:
+        xy, columns = read_place_table(path, slide, mpp, origin, say)
+        named = {name.lower(): texts for name, texts in columns.items()}
+        kinds = next((named[c] for c in CLASSES if c in named), [""] * len(xy))
+    cells = cells_by_class(kinds, xy)
+    without = len(xy) - sum(map(bool, kinds))
+    if 0 < without < len(xy):
+        say(f"{path}: {without:,} of {len(xy):,} cells have no class, and count in {EVERY} alone")
+    return cells
 
 
 def read_spots(folder, slide, mpp, origin, say):
@@ -86,7 +92,7 @@ def ending_of(name, slide):
 def cells_by_class(kinds, xy):
     """{class: (m, 2)} of the classes (n,) of places (n, 2), "all cells" first; "" is no class."""
     kinds = np.array(kinds, str)
-    cells = {"all cells": xy}
+    cells = {EVERY: xy}
     for kind in np.unique(kinds):
         if kind:
             cells[str(kind)] = xy[kinds == kind]

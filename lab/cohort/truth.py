@@ -9,12 +9,11 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from lab import space
-from lab.cohort.places import read_outlines, read_places
+from lab.cohort.places import EVERY, read_outlines, read_places
 from lab.exchange.qupath import qupath_frame
 from lab.files import few
 from lab.words import find_word
 
-EVERY = "all cells"
 LOOKED_AT = 5000  # places, evenly spread, tell whether all lie on tissue  [ours]
 FEWEST = 20  # places that can tell by which factor they are off  [ours]
 BETTER = 0.3  # by this share more of them lie on tiles, and twice as many  [ours]

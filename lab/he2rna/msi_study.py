@@ -78,16 +78,11 @@ def read_study(o):
     if not Path(o.study).exists():
         raise InputError(f"{o.study}: no such cohort folder or .npz file")
     study = study_of_cohort(o) if Path(o.study).is_dir() else study_of_file(o)
-    low = study.in_b & (study.labels == "MSI-L")
-    without = ""
-    if "msi-l" in o.code:
-        without = f", {len(set(study.patients[low]))} patients MSI-L"
-        study = study.take(~low)
-    in_b = study.in_b
-    label_of = one_each(study.patients[in_b], study.labels[in_b], "labelled")
-    if study.hospital is not None:
-        one_each(study.patients, study.hospital, "of hospital")
+    whole, study = study, without_low(study, o)
+    label_of = labels_in_b(study, o)
     count = Counter(label_of.values())
+    dropped = sorted(set(whole.patients.tolist()) - set(study.patients.tolist()))
+    without = f", {len(dropped)} patients MSI-L" if "msi-l" in o.code else ""
     study.line = (
         f"{len(set(study.patients))} patients, {len(study.x)} slides; {len(label_of)} may be in "
         f"hospital B: {count['MSI-H']} MSI-H; negative: MSI-L {count['MSI-L']}, MSS "
@@ -95,13 +90,31 @@ def read_study(o):
         f"they need{study.silent}{without}"
     )
     print(study.line)
-    others = len(label_of) - count["MSI-H"]
-    if min(count["MSI-H"], others) < o.folds:
+    return study
+
+
+def without_low(study, o):
+    """The study without MSI-L in hospital B, where the authors' code is followed."""
+    low = study.in_b & (study.labels == "MSI-L")
+    return study.take(~low) if "msi-l" in o.code else study
+
+
+def labels_in_b(study, o):
+    """{patient: label} of those who may be in hospital B.
+
+    InputError where slides of a patient differ, or too few patients have a label.
+    """
+    in_b = study.in_b
+    label_of = one_each(study.patients[in_b], study.labels[in_b], "labelled")
+    if study.hospital is not None:
+        one_each(study.patients, study.hospital, "of hospital")
+    high = sum(label == "MSI-H" for label in label_of.values())
+    if min(high, len(label_of) - high) < o.folds:
         raise InputError(
-            f"{o.study}: {count['MSI-H']} MSI-H and {others} other patients for hospital B; "
+            f"{o.study}: {high} MSI-H and {len(label_of) - high} other patients for hospital B; "
             f"--folds {o.folds} needs as many of each"
         )
-    return study
+    return label_of
 
 
 def one_each(patients, kinds, what):
@@ -165,6 +178,7 @@ def study_of_cohort(o):
         scale=o.scale or "linear",
     )
     needed = study.needed()
+    labels_in_b(without_low(study.take(needed), o), o)  # before features are made
     mean, failed = mean_features(cohort, o, column["slide"][needed].tolist())
     features = provenance(cohort, o, list(mean))
     features.pop("supertiles")

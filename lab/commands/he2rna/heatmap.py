@@ -18,8 +18,9 @@ import stats
 from lab import space
 from lab.application import each_slide, every_tile, held_out, pick_genes
 from lab.cohort.features import load_features
+from lab.cohort.places import EVERY
 from lab.cohort.scale import unit_of_run
-from lab.cohort.truth import EVERY, truth_of
+from lab.cohort.truth import truth_of
 from lab.commands.he2rna.options import check_name, slide_options
 from lab.commands.slide_options import add_options
 from lab.devices import pick_device

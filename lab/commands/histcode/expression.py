@@ -102,6 +102,8 @@ def study_of(o, sets):
             print(remark)
     stand_for_pairs = {slide for slides in pairs.slides for slide in slides}
     needed = [s for s in pairs.known if o.model == "linear" or s in stand_for_pairs]
+    patients, tissue = zip(*pairs.known.values(), strict=True)
+    check_folds(len(set(patients)), {"names": needed, "failed": {}}, o)
     slides = slide_features(Path(o.cohort), o, needed, least=2)
     pairs = pairs.with_slides(slides["names"])
     print(f"slides by their words: {pairs.words}")
@@ -109,8 +111,6 @@ def study_of(o, sets):
     slides["left_out"] = pairs.left_out
     slides["patients"] = np.array([pairs.known[name][0] for name in slides["names"]])
     slides["y"] = np.array([pairs.known[name][1] for name in slides["names"]])
-    patients, tissue = zip(*pairs.known.values(), strict=True)
-    check_folds(len(set(patients)), slides, o)
     paired = set(pairs.patients.tolist())
     strata = [f"{kind}{who in paired}" for who, kind in zip(patients, tissue, strict=True)]
     parts = histcode.split_patients(patients, strata, o.folds, [o.seed, 0])
