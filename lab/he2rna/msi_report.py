@@ -117,7 +117,7 @@ def what_was_done(config):
         "over the splits: they divide the same patients again and again, and the correction is "
         "for that. With equal arms at most .05 of studies have p < .05, often fewer. p_splits is "
         "the paper's two-tailed Wilcoxon test, paired over splits of the same patients: no test "
-        "of new patients. With equal arms it is below .05 in a third to nine tenths of studies, "
+        "of new patients. With equal arms it is below .05 in a tenth to nine tenths of studies, "
         "in more the more splits. No p is corrected over ratios and arms. "
         f"The transcriptome is the mean of {config['folds']} networks' representations, as "
         "autoencoder-a is; direct and autoencoder-b lack that advantage of ensembling, and the "
