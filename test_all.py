@@ -1311,7 +1311,7 @@ def test_the_decoys_decide_and_patients_count():
     projects = np.array(["X"] * 60)
     decoys = {"X": 0.3 * rng.normal(size=90)}
     more = {"patients": patients, "decoys": decoys}
-    e = he2rna.evaluate(prediction, y, fold, projects, 10, **more)["X"]
+    e = he2rna.evaluate(prediction, y, fold, projects, 10, n_genes=50, **more)["X"]
     assert e["null"] == "decoys" and e["fits"]["decoys"] == stats.null_fit(decoys["X"])
     assert e["p"] == pytest.approx(stats.null_p(e["r"], *stats.null_fit(decoys["X"])))
     assert (e["slides"], e["patients"]) == (60, 20)
@@ -1321,6 +1321,8 @@ def test_the_decoys_decide_and_patients_count():
     assert e["fits"]["permutation"][1] == pytest.approx(
         1 + 4 / np.mean(1 / (np.array([4, 4, 5, 5]) - 1))
     )
+    few = he2rna.evaluate(prediction, y, fold, projects, 10, **more)["X"]["fits"]
+    assert few["decoys"][1] == pytest.approx(1 + (few["permutation"][1] - 1) / 2)
     r = he2rna.r_of_cancers(prediction, y, fold, projects, 10, patients)
     assert r["X"] == pytest.approx(e["r"])
 
@@ -1490,6 +1492,16 @@ def test_the_arms_networks_are_the_papers(hospitals):
                 assert layers == ["ReLU", "Identity", "ReLU", "Identity"]
             for lesson in lessons:
                 assert lesson.known is lesson.rows  # nothing else is learned from
+
+
+def test_networks_start_as_torchs_or_as_keras():
+    """Bounds and deviations of the uniform laws: 1 / sqrt(inputs), and Glorot's."""
+    for keras, bound in ((False, 300**-0.5), (True, (6 / 500) ** 0.5)):
+        layer = he2rna.draw_network((300, 200), (torch.nn.Sigmoid,), 0, keras)[0]
+        weights = layer.weight.detach()
+        assert 0.99 * bound < weights.abs().max() <= bound * (1 + 1e-6)
+        assert weights.std().item() == pytest.approx(bound / 3**0.5, rel=0.01)
+        assert (layer.bias == 0).all() == keras
 
 
 def test_a_network_learns_from_its_own_rows_alone(hospitals, monkeypatch):

@@ -23,7 +23,8 @@ class Networks:
     """M networks of one recipe, each drawn from its own seed."""
 
     def __init__(self, recipe, seeds, device):
-        drawn = [he2rna.draw_network(recipe.sizes, recipe.activations, seed) for seed in seeds]
+        shape = recipe.sizes, recipe.activations
+        drawn = [he2rna.draw_network(*shape, seed, recipe.keras) for seed in seeds]
         self.activations = recipe.activations
         self.weights = []  # (M, in, out) of each layer
         self.biases = []  # (M, 1, out)

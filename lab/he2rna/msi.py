@@ -102,6 +102,7 @@ class Teacher:
             lessons = [lesson._replace(known=self.every) for lesson in lessons]
         if recipe.kind == 1 and "epochs" in self.code:
             recipe = recipe._replace(epochs=EPOCHS_CODE)
+        recipe = recipe._replace(keras="start" in self.code)
         self.taught.append((step, lessons))
         return list(train_networks(recipe, lessons, pool, device)) * copies
 

@@ -2,22 +2,24 @@
 
 import csv
 import re
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import scipy.stats
 
 import he2rna
+import stats
 from lab.audit.choices import flipped, switches
 from lab.commands.he2rna import main
 from lab.he2rna.choices import CHOICES
 from lab.he2rna.evaluation import judged_in, write_genes
-from lab.he2rna.report import best_genes
+from lab.he2rna.report import best_genes, small_folds
 from lab.he2rna.report_plots import draw_null
 
 TRAIN = ["colour", "genes", "padding", "relu", "k", "folds", "epochs", "subtypes"]
 TRAIN += ["bias", "merged", "pooled"]
-MSI = ["draw", "few-tiles", "scaling", "genes", "autoencoder", "epochs", "msi-l"]
+MSI = ["draw", "few-tiles", "scaling", "genes", "autoencoder", "epochs", "start", "msi-l"]
 
 
 def test_choices_are_one_table(capsys):
@@ -25,7 +27,7 @@ def test_choices_are_one_table(capsys):
     said = capsys.readouterr().out
     assert max(map(len, said.splitlines())) <= 120
     names = [(c.command, c.name) for c in CHOICES]
-    assert len(set(names)) == len(names) == 28
+    assert len(set(names)) == len(names) == 29
     assert all(f"{command} {name}" in said for command, name in names)
     assert all(re.fullmatch(r"\[(HE2RNA.*|ours)\]", c.tag) for c in CHOICES)
     assert list(switches(CHOICES, "train")) == TRAIN
@@ -97,8 +99,23 @@ def test_a_cancer_too_small_for_any_r_has_a_picture_of_its_null_without_one(tmp_
     untrained = {"X": rng.normal(0, 0.2, (50, 4)), "Z": np.full((50, 4), np.nan)}
     results = he2rna.evaluate(y + rng.normal(size=y.shape), y, fold, projects, 3, untrained)
     assert np.isnan(results["Z"]["r"]).all()
-    draw_null(tmp_path / "null.png", results, untrained)
+    draw_null(tmp_path / "null.png", results, {"decoys": None, "untrained": untrained})
     assert (tmp_path / "null.png").stat().st_size > 10_000
+
+
+def test_each_fold_is_asked_whether_it_is_small():
+    """Cancers of 40 patients: one fold of 4 is warned of, though the folds' mean size is 8."""
+    rng = np.random.default_rng(0)
+    fold = np.r_[np.repeat(range(5), [4, 9, 9, 9, 9]), np.arange(40) % 5]
+    patients, projects = np.arange(80).repeat(2), np.repeat(["X", "Y"], 80)
+    data = SimpleNamespace(fold=fold.repeat(2), patients=patients, projects=projects)
+    y, prediction = rng.normal(size=(2, 160, 300))
+    results = he2rna.evaluate(prediction, y, data.fold, projects, 5, patients=patients)
+    config = {"code": [], "folds": 5}
+    (said,) = small_folds(results, config, data)
+    assert "X has folds of 4, 9, 9, 9, 9 test patients" in said
+    chance = stats.chance_of_false(300, (4, 9, 9, 9, 9), results["X"]["r_sign"]["permutation"])
+    assert f"in {chance:.2f} of studies" in said and 0.05 < chance < 0.12
 
 
 def test_the_best_genes_stand_once_each():
