@@ -272,7 +272,8 @@ def every_tile(run, o, home, into, source, name):
     if len(tiles["coords"]) == tiles["found"]:
         return into
     refuse_other_weights(run, o)
-    everywhere = argparse.Namespace(**{**vars(o), "max_tiles": 10**9, "mpp": settings["mpp"]})
+    scale = {"mpp": settings["mpp"], "force_mpp": settings.get("force_mpp", False)}
+    everywhere = argparse.Namespace(**{**vars(o), "max_tiles": 10**9, **scale})
     failed = make_features(home, [name], everywhere, into / "all-tiles")
     if failed:
         raise InputError(failed[name])

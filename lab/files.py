@@ -16,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
+from lab.headers import parts_of
 from lab.words import composed, tidy
 
 TISSUE = {  # what tiles whose settings name none have                [ours]
@@ -236,13 +237,19 @@ def digest(*parts):
 
 
 def fingerprint(path):
-    """Tells one slide from another without reading it all: its size and a hash of both ends."""
+    """Tells one slide from another without reading it all: its size and a hash of both ends.
+
+    Of a slide of several files these are of all of them.
+    """
+    size, ends = 0, b""
     try:
-        size = path.stat().st_size
-        with open(path, "rb") as f:
-            ends = f.read(ENDS)
-            f.seek(max(0, size - ENDS))
-            ends += f.read(ENDS)
+        for part in (path, *parts_of(path)):
+            of_part = part.stat().st_size
+            with open(part, "rb") as f:
+                ends += f.read(ENDS)
+                f.seek(max(0, of_part - ENDS))
+                ends += f.read(ENDS)
+            size += of_part
     except OSError as e:
         return f"unreadable ({e.strerror})"  # opening it will say so
     return f"{size} bytes, {hashlib.sha256(ends).hexdigest()[:16]}"

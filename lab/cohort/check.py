@@ -165,7 +165,7 @@ def look_at(cohort, slides, o):
             path, features, coords, said = foreign(source, name, 1)
         except InputError:
             continue
-        mpp = known_mpp(found.get(name), given.get(name, o.mpp), name)
+        mpp = known_mpp(found.get(name), given.get(name, o.mpp), name, o.force_mpp)
         kind = {"features a tile": features.shape[-1], **kind_said(said, coords, mpp, o.tile_um)}
         seen[name] = path.stat().st_size, kind
     return seen

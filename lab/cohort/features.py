@@ -194,5 +194,7 @@ def provenance(cohort, o, slides):
     made = made_as(Path(cohort) / "features" / name, slides[0])
     for key in ("weights", "precision", "colour"):
         about[key] = made[key]
-    tiles = {key: made["tiles"][key] for key in made["tiles"] if key not in ("mpp", "file")}
+    tiles = {
+        key: made["tiles"][key] for key in made["tiles"] if key not in ("mpp", "force_mpp", "file")
+    }
     return about | tiles | {"tile_px": made.get("tile_px", tiling.TILE_PX)}

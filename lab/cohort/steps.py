@@ -25,6 +25,7 @@ WORDS = {
     "tissue": ("stain", "saturation"),
     "colour": COLOURS,
     "precision": ("float32", "bfloat16"),
+    "force_mpp": (True, False),
 }
 
 
@@ -51,7 +52,7 @@ def check_setting(key, value, where):
         low, high = RANGES[key]
         wanted, right = f"a number from {low:g} to {high:g}", within(value, low, high)
     if key in WORDS:
-        wanted, right = " or ".join(WORDS[key]), value in WORDS[key]
+        wanted, right = " or ".join(map(str, WORDS[key])), value in WORDS[key]
     if not right:
         raise InputError(f"{where} {value!r}, which can't be: wanted is {wanted}")
 

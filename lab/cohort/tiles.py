@@ -10,14 +10,23 @@ from scipy import ndimage
 
 import tiling
 from lab.cohort.samples import read_samples
-from lab.cohort.slides import find_slides, open_slide, slide_mpp, unnameable
+from lab.cohort.slides import (
+    find_slides,
+    open_slide,
+    passed_over,
+    slide_mpp,
+    two_scales,
+    unnameable,
+)
 from lab.cohort.steps import begin, settle, work_through
 from lab.encoders import encoder_wants
-from lab.files import TISSUE, InputError, fingerprint, save_file, whole_arrays
+from lab.files import TISSUE, InputError, few, fingerprint, save_file, whole_arrays
 from lab.locks import release
 from lab.progress import counted
 
 GREEN, BLUE = (0, 158, 115), (0, 114, 178)
+UNNAMED = {**TISSUE, "force_mpp": False}  # settings that are named where they differ
+GREY_RANGE = 30  # levels from which a picture without colours is one, no empty glass  [ours]
 
 
 def make_tiles(cohort, slides, o, into=None):
@@ -31,9 +40,11 @@ def make_tiles(cohort, slides, o, into=None):
     um_per_pixel = shared["tile_um"] / encoder_wants(o)["tile_px"]
 
     def cut(name):
-        return find_tiles(found[name], name, jobs[name])
+        return *find_tiles(found[name], name, jobs[name]), passed_over(found[name])
 
-    for name, (arrays, image) in work_through("tiles", cut, list(jobs), o.workers, failed):
+    for name, (arrays, image, skipped) in work_through("tiles", cut, list(jobs), o.workers, failed):
+        if skipped:
+            print(f"slide {name}: {skipped}")
         if arrays["mpp"] > um_per_pixel * 1.01:
             print(
                 f"slide {name}: {arrays['mpp']:.3f} µm per pixel is coarser than the "
@@ -42,13 +53,23 @@ def make_tiles(cohort, slides, o, into=None):
         save_file(folder / f"{name}.png", partial(image.save, format="PNG"))
         save_file(folder / f"{name}.npz", partial(np.savez, **arrays))
     release(folder)
+    given, own = {**dict.fromkeys(slides, shared["mpp"]), **table_mpp(cohort)}, []
     for name in slides:
-        arrays, _ = tiles_of(place, name)
-        if name not in failed and arrays and len(arrays["coords"]) == 0:
+        arrays, made = tiles_of(place, name)
+        if name in failed or not arrays:
+            continue
+        if made.get("mpp") is None and two_scales(arrays["mpp"], given[name]):
+            own.append(f"{name} {arrays['mpp']:.4g}, given {given[name]:g}")
+        if len(arrays["coords"]) == 0:
             failed[name] = (
                 f"no {shared['tile_um']:g} µm tile is {shared['min_tissue']:.0%} tissue: an empty "
                 "slide or one smaller than a tile, or --min-tissue or --min-area is too high"
             )
+    if own:
+        print(
+            f"warning: the files' µm per pixel are used, not those given in samples.csv or --mpp, "
+            f"where they differ: {few(own)}; --force-mpp uses those given"
+        )
     return failed
 
 
@@ -78,7 +99,10 @@ def missing_tiles(cohort, place, slides, shared, found):
 
 def keep_idle(wanted, made, arrays):
     """Take over, from tiles that are there, settings that had no part in them: they may differ."""
-    if made.get("mpp") is None:  # the slide has its own
+    forced = made.get("force_mpp")
+    if wanted["mpp"] is None or (wanted["mpp"] == made.get("mpp") and not forced):
+        wanted.pop("force_mpp", None)  # it has none of its own
+    if made.get("mpp") is None and not wanted.get("force_mpp"):  # the slide has its own
         wanted["mpp"] = None
     if len(arrays["coords"]) == arrays["found"]:  # nothing was sampled
         wanted["seed"] = made.get("seed")
@@ -94,6 +118,7 @@ def tile_settings(folder, o):
         min_tissue=tiling.MIN_TISSUE,
         max_tiles=tiling.MAX_TILES,
         mpp=None,
+        force_mpp=False,
         seed=o.seed,
         **TISSUE,
     )
@@ -111,11 +136,11 @@ def tile_settings(folder, o):
                 "saturation"
             )
         settings["tissue_threshold"] = "otsu"
-    return {k: v for k, v in settings.items() if k not in TISSUE or v != TISSUE[k]}
+    return {k: v for k, v in settings.items() if k not in UNNAMED or v != UNNAMED[k]}
 
 
 def table_mpp(cohort):
-    """{slide: mpp} of samples.csv; used, like --mpp, where the slide itself has none."""
+    """{slide: mpp} of samples.csv; used, like --mpp, where the slide itself has none, or forced."""
     path = Path(cohort) / "samples.csv"
     given = {}
     for row in read_samples(cohort) if path.exists() else []:
@@ -134,12 +159,18 @@ def table_mpp(cohort):
 def find_tiles(path, name, settings):
     """(what tiles/<slide>.npz holds, a dict of arrays; its picture) of one slide."""
     slide = open_slide(path)
-    mpp, source = slide_mpp(slide, settings["mpp"], name)
+    mpp, source = slide_mpp(slide, settings["mpp"], name, settings.get("force_mpp"))
     if source == "slide":
-        settings = dict(settings, mpp=None)
+        settings = {**settings, "mpp": None}
+        settings.pop("force_mpp", None)
     rule = {**TISSUE, **settings}
     size, tile = slide.dimensions, settings["tile_um"] / mpp
     rgb, scanned = tiling.thumbnail(slide, mpp)
+    if np.ptp(rgb) > GREY_RANGE and not np.ptp(rgb, 2).any():
+        raise InputError(
+            f"slide {name} is grey: tissue is found by its colours. Is it one channel of several, "
+            "or fluorescence?"
+        )
     least = rule["min_area"] * tile**2 * scanned.size / np.prod(size, dtype=float)  # its pixels
     mask, threshold = tiling.find_tissue(
         rgb, scanned, rule["tissue"], rule["tissue_threshold"], least

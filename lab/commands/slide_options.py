@@ -13,6 +13,7 @@ from lab.files import TISSUE, InputError
 
 OF_SLIDES = (  # what says which tiles and features; without slides they have no meaning
     "mpp",
+    "force_mpp",
     "tile_um",
     "min_tissue",
     "max_tiles",
@@ -39,6 +40,12 @@ def add_options(parser, of_run=False, encoder="resnet50", seed="seed"):
         type=float,
         help="µm per pixel at level 0 of slides whose file and samples.csv don't say; never a "
         "guess, since a tile must be the same size of tissue on every slide",
+    )
+    a(
+        "--force-mpp",
+        action=argparse.BooleanOptionalAction,
+        help="use the mpp of samples.csv, else --mpp, against what a slide's file says: for files "
+        "whose scale is wrong. Of a cohort from several scanners samples.csv should say all",
     )
     if of_run:
         run_options(parser, a)

@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 
 from lab.cohort.features import mpp_said, place_tiles
-from lab.cohort.slides import find_slides, open_slide, slide_mpp
+from lab.cohort.slides import find_slides, open_slide, slide_mpp, two_scales
 from lab.cohort.tiles import check_places, table_mpp, tiles_of
 from lab.exchange.clam import features_file
 from lab.exchange.qupath import tile_corners
@@ -81,7 +81,9 @@ def map_ground(home, into, source, name, coords, o):
     slide = open_slide(found[name])
     if isinstance(source, Path):  # features made elsewhere have no tiles/<slide>.npz
         given = table_mpp(home).get(name, o.mpp) or mpp_said(source, name)
-        mpp, _ = slide_mpp(slide, given, name)
+        mpp, source_of_mpp = slide_mpp(slide, given, name, o.force_mpp)
+        if source_of_mpp == "slide" and two_scales(mpp, given):
+            print(f"slide {name}: {mpp:.4g} µm per pixel of its file is used, not {given:g} given")
     else:
         mpp = float(tiles_of(into, name)[0]["mpp"])
     coords, tile = place_tiles(into, source, name, coords, mpp, o.tile_um and o.tile_um / mpp)

@@ -16,7 +16,14 @@ from lab.cohort.expression import ENDINGS, read_expression
 from lab.cohort.features import features_of, load_features
 from lab.cohort.labels import check_labels
 from lab.cohort.samples import join, read_samples
-from lab.cohort.slides import find_slides, open_slide, orientation
+from lab.cohort.slides import (
+    find_slides,
+    open_slide,
+    orientation,
+    own_mpp,
+    passed_over,
+    two_scales,
+)
 from lab.cohort.steps import work_through
 from lab.cohort.tiles import find_tiles, table_mpp, tile_settings
 from lab.commands.expression_options import scale_option
@@ -99,7 +106,10 @@ def describe_slides(cohort, slides, o, failed):
         slide = open_slide(files[name])
         by = "samples.csv" if name in given else "--mpp"
         if json.loads(arrays["settings"])["mpp"] is None:
-            by = "the slide"
+            other = f", not {mpp} of {by} (--force-mpp uses that)"
+            by = "the slide" + (other if two_scales(arrays["mpp"], mpp) else "")
+        elif shared.get("force_mpp"):
+            by += " by --force-mpp, the slide says {:g} x {:g}".format(*own_mpp(slide))
         return [
             f"{name}: {picture(slide, files[name])}",
             f"  mpp {arrays['mpp']:.4f} µm from {by}; {reading(slide, arrays, shared, px)}",
@@ -118,6 +128,8 @@ def picture(slide, path):
     if (width, height) != (W, H):
         said += f"; scanned: {width:,} x {height:,} px from ({x:,}, {y:,})"
     turned = orientation(path) if isinstance(slide, openslide.ImageSlide) else 1
+    if passed_over(path):
+        said += f"; {passed_over(path)}"
     if turned > 1:
         said += f"; turned upright: its orientation tag is {turned}"
     try:

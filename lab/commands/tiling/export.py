@@ -66,7 +66,8 @@ def export(cohort, slides, o):
         slide = open_slide(found[name]) if name in found else None
         mpp = given.get(name, o.mpp)
         if o.features:
-            mpp = known_mpp(found.get(name), mpp or mpp_said(source, name), name)
+            given_mpp = mpp or mpp_said(source, name)
+            mpp = known_mpp(found.get(name), given_mpp, name, o.force_mpp)
         tiles = read(cohort, source, name, slide, mpp, o)
         if o.h5:
             said = attributes(cohort, source, tiles, encoder_wants(o)["tile_px"])
