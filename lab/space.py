@@ -79,7 +79,9 @@ def pitch(coords):
     median = float(np.percentile(near, 50, method="lower"))
     for steps in range(SPARSE, 1, -1):
         step = median / steps
-        if on_grid(near, step) >= 0.95 and (abs(near - step) <= ROUNDED).mean() >= 0.1:
+        near_enough = (abs(near - step) <= ROUNDED).mean() >= 0.1
+        farther = (near > median + step / 2).mean() >= 0.05  # else two grids lie on each other
+        if near_enough and farther and on_grid(near, step) >= 0.95:
             return step
     return median if on_grid(near, median) >= 0.5 else None
 

@@ -13,7 +13,9 @@ from lab.files import InputError
 from lab.findings import Findings
 from lab.he2rna.msi_study import check_patients_of
 
-PLAIN = argparse.Namespace(features=None, tile_um=None, mpp=None, share=(0, 1), project=None)
+PLAIN = argparse.Namespace(
+    features=None, tile_um=None, mpp=None, force_mpp=False, share=(0, 1), project=None
+)
 
 
 def rows(*patients, slides=None, project="X"):
