@@ -121,7 +121,7 @@ def null_row(name, mask, reach, n, rng, change=None, of=None):
 def found(name, nominal, p):
     without = np.isnan(p).mean()
     hits = np.where(np.isnan(p), np.nan, p < 0.05)
-    return share(name, nominal, hits, f"{without:.0%} without p" if without else "")
+    return share(name, nominal, hits, f"{without:.1%} without p" if without else "")
 
 
 def several_slides(n, rng):

@@ -26,5 +26,6 @@ def print_table(names=(), runs=1.0, seed=0):
     print("| --- | --- | --- | --- | --- | --- |", flush=True)
     for name in names or STUDIES:
         for row in rows_of(name, runs, seed):
-            numbers = f"{row.nominal:.3g} | {row.measured:.3f} | {row.error:.3f}"
+            nominal = "–" if np.isnan(row.nominal) else f"{row.nominal:.3g}"
+            numbers = f"{nominal} | {row.measured:.3f} | {row.error:.3f}"
             print(f"| {name} | {row.name} | {numbers} | {row.note} |", flush=True)
