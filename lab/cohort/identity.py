@@ -44,7 +44,8 @@ def asked_slide(run, text, patient_of, mine):
     """patient_of: of the run's slides; mine: files of the run's cohort."""
     if os.path.isfile(text):  # a name may be too long for Path
         path = Path(text).absolute()
-        name, home = tidy(path.stem), home_of(path)
+        home = home_of(path)
+        path, name = series_and_name(path, home)
         own = name in patient_of and is_own(run, name, path, mine.get(name))
     else:
         name, home, own = tidy(text), run["cohort"], True
@@ -68,6 +69,17 @@ def home_of(path):
         if path.suffix in FOREIGN and is_cohort:
             return folder
     return path.parent
+
+
+def series_and_name(path, home):
+    """(file, name) of a slide; of a DICOM series its level 0, and its name in its cohort."""
+    if path.suffix.lower() != ".dcm":
+        return path, tidy(path.stem)
+    there = {file: name for name, file in find_slides(home).items() if file.parent == path.parent}
+    if path not in there and len(there) != 1:
+        raise InputError(f"{path}: of which series? {path.parent} has {few(list(there.values()))}")
+    path = path if path in there else next(iter(there))
+    return path, there[path]
 
 
 def told_by_table(path, name):

@@ -466,8 +466,8 @@ def judge_external(folder, other, trained, encoder, o, device):
         for i in counted(f"external {pooling}", range(len(y)), "slides"):
             h = other["bag"](i)
             p[i] = np.mean([model(h)[0][0].double().softmax(0)[1].item() for model in models])
-            who = [other["names"][i], patients[i], classes[y[i]]]
-            rows.append([*who, pooling, f"{p[i]:.6f}"])
+            about = [other["names"][i], patients[i], classes[y[i]]]
+            rows.append([*about, pooling, f"{p[i]:.6f}"])
         text.append(with_bounds(pooling, y, p, patients))
         curves[pooling] = y, p
     header = ("slide", "patient", "label", "pooling", f"p_{classes[1]}")
