@@ -90,7 +90,7 @@ MERGED = {  # cancers of several projects [HE2RNA Table 1]
 ALPHA = 0.05  # after correction over all genes [HE2RNA Methods, Statistics and reproducibility]
 DECOY_SHARE = 1 / 20  # as many decoys as this share of the genes, which costs as much time [ours]
 MIN_DECOYS = 200  # at least, for a fit: the SD of so many R is known to 5 % [ours]
-FEW_GENES = 50  # of a network, which bends to each of fewer more than to a decoy [ours]
+FEW_GENES = 10  # of a network, which bends to each of fewer more than to a decoy [ours]
 DECOY_WEIGHT = 0.25  # of all decoys in the loss, at most, where the genes weigh 1 [ours]
 BEST_TILES = 100  # whose T cells are counted apart [HE2RNA Results, virtual spatialization]
 

@@ -1311,7 +1311,7 @@ def test_the_decoys_decide_and_patients_count():
     projects = np.array(["X"] * 60)
     decoys = {"X": 0.3 * rng.normal(size=90)}
     more = {"patients": patients, "decoys": decoys}
-    e = he2rna.evaluate(prediction, y, fold, projects, 10, n_genes=50, **more)["X"]
+    e = he2rna.evaluate(prediction, y, fold, projects, 10, n_genes=10, **more)["X"]
     assert e["null"] == "decoys" and e["fits"]["decoys"] == stats.null_fit(decoys["X"])
     assert e["p"] == pytest.approx(stats.null_p(e["r"], *stats.null_fit(decoys["X"])))
     assert (e["slides"], e["patients"]) == (60, 20)

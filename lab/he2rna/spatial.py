@@ -82,7 +82,7 @@ def group_rows(run, genes):
         )
     prediction, y = he2rna.mean_of_genes(z["prediction"], z["truth"], genes)
     fold, n_folds = judged_in(z["fold"], run["config"])
-    more = {"patients": z["patient"], **nulls_of(run)}
+    more = {"patients": z["patient"], "n_genes": len(run["genes"]), **nulls_of(run)}
     results = he2rna.evaluate(prediction, y, fold, z["project"], n_folds, **more)
     rows = []
     for name, of in he2rna.cancers(z["project"]).items():

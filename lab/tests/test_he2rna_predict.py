@@ -68,8 +68,8 @@ def test_a_run_of_another_version_or_not_finished_is_refused(mapped, tmp_path):
     run = tmp_path / "run"
     shutil.copytree(mapped / "runs" / "he2rna", run)
     text = (run / "config.json").read_text()
-    (run / "config.json").write_text(text.replace('"version": 4', '"version": 1'))
-    with pytest.raises(InputError, match=r"version 1 .* reads version 4"):
+    (run / "config.json").write_text(text.replace('"version": 5', '"version": 1'))
+    with pytest.raises(InputError, match=r"version 1 .* reads version 5"):
         load_run(run)
     (run / "config.json").write_text(text)
     (run / "fold1.pt").unlink()

@@ -236,7 +236,7 @@ def test_the_nulls_of_a_run(tmp_path):
 
 def test_decoys_are_learned_beside_the_genes_and_leave_with_the_run(tmp_path):
     """Drawn again from the seed, judged again from their predictions; fold*.pt has genes alone."""
-    write_cohort(tmp_path, np.random.default_rng(3), patients=40, genes=5, per_patient=2)
+    write_cohort(tmp_path, np.random.default_rng(3), patients=40, genes=55, per_patient=2)
     assert train(tmp_path, "--epochs", "2", "--decoys", "60") == 0
     run = tmp_path / "runs" / "he2rna"
     z, d = np.load(run / "predictions.npz"), np.load(run / "decoys.npz")
@@ -252,7 +252,7 @@ def test_decoys_are_learned_beside_the_genes_and_leave_with_the_run(tmp_path):
         p = stats.null_p(float(row["R"]), *stats.null_fit(r[row["project"]]))
         assert float(row["p_decoys"]) == pytest.approx(p, rel=1e-3)
     saved = torch.load(run / "fold0.pt", weights_only=True)
-    assert saved["model"]["layers.2.weight"].shape == (5, 16)
+    assert saved["model"]["layers.2.weight"].shape == (55, 16)
     assert saved["decoys"]["weight"].shape == (60, 16)
 
     assert tune(tmp_path, "--genes", "G0,G3", "--project", "Y", "--decoys", "55") == 0

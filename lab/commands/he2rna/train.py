@@ -118,8 +118,10 @@ def first_model(o, data, n_features, device, fold, rows):
     """
     torch.manual_seed(int(np.random.default_rng([o.seed, fold]).integers(2**62)))
     model = model_of_choices(n_features, len(data.genes), o.hidden, o.ks, o.dropout, code=o.code)
-    decoys = torch.nn.Linear(o.hidden[-1], data.targets.shape[1] - len(data.genes))
-    model.add_outputs(decoys.weight, decoys.bias)
+    n_decoys = data.targets.shape[1] - len(data.genes)
+    if n_decoys:
+        decoys = torch.nn.Linear(o.hidden[-1], n_decoys)
+        model.add_outputs(decoys.weight, decoys.bias)
     if "bias" not in o.code:
         saw(data.ledgers[fold], "start of the last bias", data.patients[rows])
         model.start_at(data.targets[rows].mean(0))
