@@ -86,16 +86,18 @@ def wrong_features(features):
         )
     level = np.flatnonzero(most == least)
     level = level[(features[level] == features[level, :1]).all(1)]
-    if len(level) and (D > 1 or most[level[0]] == 0):
+    if len(level) and D > 1:
         return (
             f"all features of {len(level):,} of {n:,} tiles are {features[level[0], 0]:g}, the "
             f"first is tile {level[0]}: an extraction that was cut off, or padding? Make the file "
             "anew, or leave such tiles out"
         )
-    if np.median(most) < SMALLEST:
+    small = np.flatnonzero(most < SMALLEST)
+    if len(small) and D > 1:
         return (
-            f"features of {n:,} tiles that reach {most.max():.3g} lie below float16's smallest "
-            f"normal number ({SMALLEST:.3g}): scale those of all slides up alike"
+            f"all features of {len(small):,} of {n:,} tiles, the first is tile {small[0]}, are "
+            f"below float16's smallest normal number ({SMALLEST:.3g}): scale those of all slides "
+            "up alike"
         )
     if n > 1 and np.ptp(most) == 0 and (features == features[0]).all():
         return f"the features of all its {n:,} tiles are the same"

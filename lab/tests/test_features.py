@@ -87,7 +87,8 @@ WRONG = {
     "the same": (lambda x: np.repeat(x[:1], 40, 0), "of all its 40 tiles are the same"),
     "large": (lambda x: with_rows(x, 9, x[9] * 1e6), "in 1 of 40 tiles, .* tile 9, .*65504"),
     "negative": (lambda x: with_rows(x, 9, -1e5 - x[9]), "up to 1e.05 in 1 of 40 .* float16"),
-    "small": (lambda x: x * np.float32(1e-7), "below float16's smallest normal number"),
+    "small": (lambda x: x * np.float32(1e-7), "40 of 40 tiles.* float16's smallest normal number"),
+    "one small": (lambda x: with_rows(x, 3, x[3] * 1e-5), "1 of 40 tiles, .* tile 3, are below"),
     "infinite": (lambda x: with_rows(x, 5, np.inf), "NaN or infinite feature in tile 5"),
     "nan": (lambda x: with_rows(x, slice(5, 7), np.nan), "NaN or infinite feature in tile 5"),
 }
