@@ -206,6 +206,44 @@ def test_small_pieces_are_dropped():
         assert set(zip(*np.nonzero(kept), strict=True)) == want
 
 
+PADDINGS = {
+    "beside": lambda rgb, grey: np.hstack([rgb, np.full_like(rgb, grey)]),
+    "below": lambda rgb, grey: np.vstack([rgb, np.full_like(rgb[:40], grey)]),
+    "between": lambda rgb, grey: np.hstack([rgb[:, :100], np.full_like(rgb, grey), rgb[:, 100:]]),
+}
+
+
+@pytest.mark.parametrize("rule", ["stain", "saturation"])
+@pytest.mark.parametrize("grey", [255, 243, 128, 0])
+@pytest.mark.parametrize("where", PADDINGS)
+def test_what_was_filled_up_changes_nothing(where, grey, rule):
+    """The same picture of pink glass without the padding."""
+    rgb, truth = painted((226, 194, 219), noise=1.0)
+    alone, threshold = tiling.find_tissue(rgb, np.ones(truth.shape, bool), rule)
+    padded = PADDINGS[where](rgb, grey)
+    scanned = np.ones(padded.shape[:2], bool)
+    mask, same_threshold = tiling.find_tissue(padded, scanned, rule)
+    if where == "between":
+        mask = np.hstack([mask[:, :100], mask[:, 300:]])
+        scanned = np.hstack([scanned[:, :100], scanned[:, 300:]])
+    inside = mask[:160, :200]
+    assert mask.sum() == inside.sum()
+    assert overlap(inside, alone) > 0.95
+    assert same_threshold == pytest.approx(threshold, rel=0.1)
+
+
+@pytest.mark.parametrize("background", [(255, 255, 255), (262, 262, 262), (243, 243, 243)])
+def test_glass_is_not_taken_for_filled_up(background):
+    """White, and so bright that it clips: it has no noise, but no straight edges."""
+    for noise in (0.0, 2.0):
+        rgb, truth = painted(background, noise=noise)
+        everywhere = np.ones(truth.shape, bool)
+        assert not tiling.filled_up(rgb, everywhere).any()
+        assert overlap(tiling.tissue_mask(rgb), truth) > 0.85
+    blank = np.full((60, 80, 3), 255, np.uint8)
+    assert not tiling.filled_up(blank, np.ones((60, 80), bool)).any()
+
+
 # ----- Tiles -------------------------------------------------------------------------------------
 @pytest.mark.parametrize("scale, tile", [(4, 28), (4, 29.3), (2.5, 20.0)])
 def test_grid_equals_counting_pixels(scale, tile):
@@ -286,6 +324,22 @@ def test_the_stains_of_a_slide_are_those_of_its_tiles(tmp_path):
     stains, _ = tiling.slide_stains(slide, coords, 256, 256, seed=0)
     assert degrees_between(stains, STAIN_PAIRS["bluish"]).max() < 1
     assert tiling.slide_stains(slide, coords[:0], 256, 256, seed=0) is None
+
+
+@pytest.mark.parametrize("grey", [0, 128])
+def test_a_border_that_was_filled_up_is_no_stain(tmp_path, grey):
+    """The stains of the same slide without it."""
+    rgb, _ = stained(STAIN_PAIRS["bluish"], (1.3, 0.8), n=128 * 128)
+    picture = rgb.reshape(128, 128, 3).repeat(4, 0).repeat(4, 1)
+    write_pyramid(tmp_path / "plain.tif", picture)
+    picture[:, 250:330] = grey
+    write_pyramid(tmp_path / "filled.tif", picture)
+    coords = np.array([(128 * i, 128 * j) for i in range(4) for j in range(4)])
+    found = []
+    for name in ("plain.tif", "filled.tif"):
+        found.append(tiling.slide_stains(open_slide(tmp_path / name), coords, 128, 128, seed=0))
+    (plain, _), (filled, _) = found
+    assert degrees_between(plain, filled).max() < 1
 
 
 def test_stretch_is_the_formula():

@@ -24,6 +24,7 @@ TISSUE = {  # what tiles whose settings name none have                [ours]
     "tissue_threshold": "otsu",
     "min_area": 0.0,
 }
+UNNAMED = {**TISSUE, "force_mpp": False}  # all that is named only where it is not the usual
 GZIP = b"\x1f\x8b"
 ENDS = 2**16  # bytes at each end of a file that tell it from another     [ours]
 
@@ -265,7 +266,7 @@ def differences(old, new):
 def flat(settings):
     """Settings with those of the tiles that the features are of as their own."""
     inner = settings.get("tiles")
-    settings = {**TISSUE, **settings}
+    settings = {**UNNAMED, **settings}
     if isinstance(inner, dict):
         settings.update(inner)
     settings.pop("tiles", None)

@@ -89,8 +89,8 @@ def slides_among(files, folder):
     for home, of_home in series.items():
         alone = len(of_home) == 1 and home != folder and not home.match(GDC_FOLDER)
         for same in of_home.values():
-            largest = max(same, key=lambda path: (path.stat().st_size, path.name))
-            yield largest, home.name if alone else largest.stem
+            level_0 = max(same, key=lambda path: (path.stat().st_size, path.name))
+            yield level_0, home.name if alone else level_0.stem
 
 
 def open_slide(path):
@@ -118,10 +118,12 @@ def open_picture(path):
     Of several pages it is the largest, the first of these.
     """
     with Image.open(path) as image:
-        areas = [page.width * page.height for page in tiff_pages(path)]
-        if len(areas) > 1:
-            image.seek(int(np.argmax(areas)))
+        pages = tiff_pages(path)
+        if len(pages) > 1:
+            image.seek(largest(pages))
         tiled = TILE_WIDTH in getattr(image, "tag_v2", ())
+        if tiled:
+            first_is_largest(pages)
         if tiled or Path(path).suffix.lower() not in PICTURES:
             raise ValueError(
                 "OpenSlide doesn't know it; of a slide that is cut off, or a .mrxs without its "
@@ -135,11 +137,16 @@ def open_picture(path):
         return openslide.ImageSlide(ImageOps.exif_transpose(image))
 
 
+def largest(pages):
+    """The number of the largest page, from 0; of equal ones the first; 0 of none."""
+    areas = [page.width * page.height for page in pages]
+    return areas.index(max(areas)) if areas else 0
+
+
 def first_is_largest(pages):
     """ValueError where OpenSlide, which begins with the first page of a TIFF, reads a small one."""
-    areas = [page.width * page.height for page in pages]
-    i = int(np.argmax(areas))
-    if areas[i] > areas[0]:
+    i = largest(pages)
+    if i > 0:
         page, first = pages[i], pages[0]
         raise ValueError(
             f"page {i + 1} of {len(pages)}, {page.width:,} x {page.height:,} px, is larger than "
@@ -154,10 +161,9 @@ def passed_over(path):
         return ""  # OpenSlide knows what each page of these is
     pages = tiff_pages(path)
     whole = [page for page in pages if not page.reduced]
-    areas = [page.width * page.height for page in whole]
     words = []
     if len(whole) > 1:
-        read = whole.pop(int(np.argmax(areas)))
+        read = whole.pop(largest(whole))
         sizes = few([f"{page.width:,} x {page.height:,}" for page in whole], 3)
         words.append(
             f"{len(whole)} of {len(pages)} pages passed over ({sizes} px), read is that of "

@@ -20,12 +20,11 @@ from lab.cohort.slides import (
 )
 from lab.cohort.steps import begin, settle, work_through
 from lab.encoders import encoder_wants
-from lab.files import TISSUE, InputError, few, fingerprint, save_file, whole_arrays
+from lab.files import TISSUE, UNNAMED, InputError, few, fingerprint, save_file, whole_arrays
 from lab.locks import release
 from lab.progress import counted
 
 GREEN, BLUE = (0, 158, 115), (0, 114, 178)
-UNNAMED = {**TISSUE, "force_mpp": False}  # settings that are named where they differ
 GREY_RANGE = 30  # levels from which a picture without colours is one, no empty glass  [ours]
 
 

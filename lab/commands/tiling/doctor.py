@@ -8,6 +8,7 @@ It refuses what `features` would refuse, and of samples.csv and expression what 
 import json
 from pathlib import Path
 
+import numpy as np
 import openslide
 
 import tiling
@@ -108,7 +109,7 @@ def describe_slides(cohort, slides, o, failed):
         if json.loads(arrays["settings"])["mpp"] is None:
             other = f", not {mpp} of {by} (--force-mpp uses that)"
             by = "the slide" + (other if two_scales(arrays["mpp"], mpp) else "")
-        elif shared.get("force_mpp"):
+        elif shared.get("force_mpp") and np.isfinite(own_mpp(slide)).all():
             by += " by --force-mpp, the slide says {:g} x {:g}".format(*own_mpp(slide))
         return [
             f"{name}: {picture(slide, files[name])}",
