@@ -40,7 +40,7 @@ def place(said, coords, mpp=None, asked=None):
         )
     if um:
         coords = np.rint(coords * (um / mpp)).astype(np.int64)
-        unusual.append(f"its coords are µm, {mpp:g} of them a level-0 pixel")
+        unusual.append(f"its coords are µm: {mpp:g} µm are a level-0 pixel")
     edge, step = edge_said(said, mpp), pitch(coords)
     if edge and asked and not alike(edge, asked):
         raise InputError(
@@ -123,7 +123,7 @@ def unit_said(said, coords):
     if coords is None or edge_said(said):
         return None
     um = number_said(said, "tile_size_um")
-    if not um and "extractor" not in said:
+    if not um and not ("extractor" in said and data_set(said) == NAMES[1]):
         return None
     step = pitch(coords)
     if um and not (step and alike(step, um)):
