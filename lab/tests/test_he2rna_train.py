@@ -275,6 +275,8 @@ def test_without_decoys_another_null_decides(tmp_path):
     run = tmp_path / "runs" / "he2rna"
     assert "p_decoys" not in read_csv(run / "genes.csv")[0]
     assert not (run / "decoys.npz").exists()
+    with pytest.raises(InputError, match="trained without decoys: --null"):
+        tune(tmp_path)
 
 
 def test_untrained_models_judge_noise_as_chance_does(tmp_path):

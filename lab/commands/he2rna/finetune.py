@@ -95,6 +95,9 @@ def go_on_as(run, o):
 def take_decoys(run, o, n_genes):
     """How many of the run's decoys go on beside the genes; it has learned them as it has those."""
     there = run["config"]["decoys"]
+    if not there and o.null == "decoys":
+        why = "was trained without decoys: --null untrained, t or permutation"
+        raise InputError(f"the run {run['folder'].name} {why}")
     if o.decoys is None:
         o.decoys = min(there, he2rna.n_decoys(n_genes))
     if o.decoys > there:
