@@ -118,7 +118,7 @@ def mixed_up(run, command, column):
     stranger = table.replace(f",{patient},", ",Somebody,")
     changes = [
         (stranger, "no model of the run knows the patients Somebody"),
-        (table.replace(",", ";"), "wanted are rows with slide and patient"),
+        (table.replace(",", "|"), "wanted are rows with slide and patient"),
         ("", "wanted are rows"),
         ("\x00" * 9, r"folds\.csv"),
     ]
