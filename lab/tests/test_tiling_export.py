@@ -130,3 +130,20 @@ def test_tiles_that_do_not_lie_on_the_slide_are_refused(two_slides, capsys, far)
     assert export_pt(two_slides, "--csv") == 1
     why = "failed: a: tiles reach beyond the slide of 1,600 x 1,280 px"
     assert why in capsys.readouterr().err
+
+
+def test_micrometres_of_stamp_are_exported_as_pixels(two_slides, capsys):
+    """A slide of 0.5 µm per pixel; what is written says its unit and reads back as it is."""
+    px = np.stack(np.meshgrid(np.arange(5), np.arange(4)), -1).reshape(-1, 2) * 224
+    said = {"unit": "um", "tile_size_um": 112.0, "tile_size_px": 224, "extractor": "x"}
+    (two_slides / "stamp").mkdir()
+    with h5py.File(two_slides / "stamp" / "a.h5", "w") as h:
+        h["feats"], h["coords"] = np.random.default_rng(0).random((20, 6)), px * 0.5
+        h.attrs.update(said)
+    argv = ["export", str(two_slides), "a", "--features", str(two_slides / "stamp"), "--h5"]
+    assert main(argv) == 0
+    assert "0.5 µm are a level-0 pixel" in capsys.readouterr().out
+    folder = two_slides / "export" / "stamp"
+    _, coords = load_features(two_slides, folder, "a")
+    assert np.array_equal(coords, px) and tile_edge(two_slides, folder, "a", coords) == 224
+    assert capsys.readouterr().out == ""
