@@ -56,10 +56,11 @@ def spot_summary(rows, genes):
     said = []
     if own:
         r, p = np.array(own).T
-        found, chance = (p < he2rna.ALPHA).sum(), he2rna.ALPHA * (~np.isnan(p)).sum()
+        found, tested = (p < he2rna.ALPHA).sum(), (~np.isnan(p)).sum()
+        chance = f"{he2rna.ALPHA * tested:,.0f} expected by chance of {tested:,} that have a p"
         said.append(
             f"{len(r):,} genes, mean R {r.mean():.3f}, {(r > 0.2).sum():,} above .2, {found:,} "
-            f"with p < {he2rna.ALPHA} ({chance:,.0f} expected by chance)"
+            f"with p < {he2rna.ALPHA} ({chance})"
         )
     for name, r, p in rows:
         if name not in genes and not np.isnan(r):

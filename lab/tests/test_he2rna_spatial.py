@@ -48,7 +48,7 @@ def test_spots_of_several_slides_share_their_columns():
 
 
 def run_of(folder, genes=300):
-    config = {"seed": 0, "code": [], "folds": 3}
+    config = {"seed": 0, "code": [], "folds": 3, "null": "t"}
     return {"folder": folder, "genes": [f"GENE{i}" for i in range(genes)], "config": config}
 
 
