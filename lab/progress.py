@@ -115,7 +115,7 @@ def report_failures(failed, total, folder=None, share=(0, 1), lacks=None):
     lacks: {slide: what was asked for and not found}, of slides of which all else was done. Each of
     several processes has a file of its own; a file where nothing failed is removed.
     """
-    lacks = {name: f"not found: {what}" for name, what in (lacks or {}).items()}
+    lacks = lacks or {}
     if folder:
         rank, world = share
         path = folder / ("failed.csv" if world == 1 else f"failed-{rank}-of-{world}.csv")

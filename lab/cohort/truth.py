@@ -38,12 +38,12 @@ class Truth:
         print(f"{self.name}: {text}", flush=True)
 
     def lack(self, text):
-        """Not found: the command goes on and ends with status 1."""
+        """What is not there, or can't be so: the command goes on and ends with status 1."""
         self.lacks.append(text)
 
     def lines(self):
         """The section of a report."""
-        said = [f"- {text}" for text in self.lacks + self.notes]
+        said = [f"- {text}" for text in dict.fromkeys(self.lacks + self.notes)]
         return ["## Not found, or passed over", "", *said, ""] if said else []
 
 
@@ -53,17 +53,15 @@ def truth_of(home, name, slide, mpp, coords, tile, asked_cells=None, asked_regio
     asked_cells: a class of cells, asked_regions: of outlines, that must be there.
     """
     truth = cells_of(home, name, slide, mpp, coords, tile)
-    if asked_cells:
-        kinds = list(truth.cells or ())
+    kinds = list(truth.cells or ())
+    if asked_cells and find_word(asked_cells, kinds) is None:
+        why = f"no cells of class {asked_cells}; it has {few(kinds)}"
         if truth.cells is None:
-            truth.lack(f"--cells {asked_cells}: no file of {name} in {home / 'points'}")
-        elif find_word(asked_cells, kinds) is None:
-            truth.lack(
-                f"--cells {asked_cells}: no cells of class {asked_cells}; it has {few(kinds)}"
-            )
+            why = f"no file of {name} in {home / 'points'}"
+        truth.lack(f"not found: --cells {asked_cells}: {why}")
     truth.outlines = read_outlines(home, name, truth.origin, asked_regions, truth.note)
     if asked_regions and truth.outlines is None:
-        truth.lack(f"--regions {asked_regions}: no outline of it in {home / 'regions'}")
+        truth.lack(f"not found: --regions {asked_regions}: no outline of it in {home / 'regions'}")
     if truth.outlines:
         rings = [ring for rings in truth.outlines for ring in rings]
         corners = np.concatenate(rings)
@@ -101,7 +99,7 @@ def look_at(truth, what, xy, size, mpp, coords, tile):
             f"the first at {x:.0f}, {y:.0f}{cause}"
         )
     elif cause:
-        tell(f"{what} may not lie where they are said to{cause}")
+        tell(f"{what} {'do' if is_sure else 'may'} not lie where they should{cause}")
     elif what == "cells" and not (space.holder(xy, coords, tile) >= 0).any():
         truth.lack(f"none of {len(xy):,} {what} lies on a tile")
 

@@ -68,14 +68,17 @@ def test_some_cells_off_the_slide_are_counted(tmp_path, capsys):
 
 def test_what_was_asked_for_and_is_not_there_is_told(tmp_path):
     got = truth_of(tmp_path, NAME, Slide(), MPP, grid(100), TILE, "T", "Tumor")
-    assert [text.split(":")[0] for text in got.lacks] == ["--cells T", "--regions Tumor"]
+    assert [text.split(":")[1] for text in got.lacks] == [" --cells T", " --regions Tumor"]
     assert f"no file of s in {tmp_path / 'points'}" in got.lacks[0]
     (tmp_path / "regions").mkdir()
     shape = {"type": "Polygon", "coordinates": [[[2500, 1500], [2600, 1500], [2600, 1600]]]}
     (tmp_path / "regions" / "s.geojson").write_text(json.dumps(shape))
     got = truth(tmp_path, cells(), asked_cells="B", asked_regions="Tumor")
-    assert got.lacks[0] == "--cells B: no cells of class B; it has all cells, T"
-    assert got.lacks[1].startswith("--regions Tumor") and "no region of class" in got.notes[0]
+    assert got.lacks[0] == "not found: --cells B: no cells of class B; it has all cells, T"
+    assert (
+        got.lacks[1].startswith("not found: --regions Tumor")
+        and "no region of class" in got.notes[0]
+    )
     assert len(truth(tmp_path, cells(), asked_cells="t").outlines) == 1
 
 
