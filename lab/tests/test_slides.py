@@ -11,10 +11,10 @@ import tifffile
 from PIL import Image, ImageCms
 
 import tiling
-from lab.cohort.slides import open_slide, slide_mpp
+from lab.cohort.slides import find_slides, open_slide, passed_over, slide_mpp
 from lab.cohort.tiles import find_tiles, tiles_of
 from lab.commands.tiling import main
-from lab.files import InputError
+from lab.files import InputError, fingerprint
 from lab.tests.helpers import (
     degrees_between,
     painted,
@@ -39,6 +39,17 @@ def test_mpp_comes_from_the_slide_then_the_table_then_the_option():
     assert slide_mpp(FakeSlide("0.25", "0.252"), 0.5, "a") == (pytest.approx(0.251), "slide")
     assert slide_mpp(FakeSlide(), 0.5, "a") == (0.5, "given")
     assert slide_mpp(FakeSlide("1000", "1000"), 0.5, "a") == (0.5, "given")  # the mend works
+    assert slide_mpp(FakeSlide("0.25", "0.25"), 0.5, "a", force=True) == (0.5, "given")
+    assert slide_mpp(FakeSlide("0.25", "0.25"), None, "a", force=True) == (0.25, "slide")
+
+
+def test_pixels_that_are_not_square_are_refused_with_the_factor():
+    slide = FakeSlide("0.25", "0.5")
+    with pytest.raises(
+        InputError, match=r"not square, 0.25 x 0.5 µm, a factor of 2; .*--force-mpp"
+    ):
+        slide_mpp(slide, 0.5, "a")
+    assert slide_mpp(slide, 0.5, "a", force=True) == (0.5, "given")
 
 
 @pytest.mark.parametrize(
@@ -208,6 +219,127 @@ def test_slides_that_cannot_be_meant_have_a_reason_each(two_slides, capsys):
         assert re.search(f"failed: {name}: .*({words})", said), name
     made = {path.stem for path in (two_slides / "tiles").glob("*.npz")}
     assert made - {"pixel", "line", "column"} == {"a"}
+
+
+# ----- Slides of several files, and files of several pages ---------------------------------------
+
+
+def dicom(path, series, explicit=True, more=0):
+    """What a DICOM file begins with, by PS3.5; a sequence before refers to another series."""
+
+    def element(group, number, kind, value, length=None):
+        length = len(value) if length is None else length
+        head = struct.pack("<HH", group, number)
+        if group > 2 and not explicit:
+            return head + struct.pack("<I", length) + value
+        if kind == b"SQ":
+            return head + kind + struct.pack("<HI", 0, length) + value
+        return head + kind + struct.pack("<H", length) + value
+
+    syntax = b"1.2.840.10008.1.2.1" if explicit else b"1.2.840.10008.1.2"
+    inner = element(0x20, 0xE, b"UI", b"9.9.9.9")
+    item = struct.pack("<HHI", 0xFFFE, 0xE000, len(inner)) + inner
+    end = struct.pack("<HHI", 0xFFFE, 0xE0DD, 0)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(
+        bytes(128)
+        + b"DICM"
+        + element(2, 0x10, b"UI", syntax + b"\0" * (len(syntax) % 2))
+        + element(8, 0x1115, b"SQ", item + end, 0xFFFFFFFF)
+        + element(8, 0x1140, b"SQ", item)
+        + element(0x20, 0xE, b"UI", series.ljust(8, b"\0"))
+        + bytes(64 + more)
+    )
+
+
+@pytest.mark.parametrize("explicit", [True, False])
+def test_a_dicom_series_is_one_slide(tmp_path, explicit):
+    """Named by its largest file, level 0; in a folder of its own by that."""
+    slides = tmp_path / "slides"
+    for name, series, more in (
+        ("a", b"1.2.3", 0),
+        ("b", b"1.2.3", 900),
+        ("c", b"1.2.4", 0),
+        ("own/d", b"1.2.5", 5),
+        ("own/e", b"1.2.5", 0),
+        ("two/f", b"1.2.6", 0),
+        ("two/g", b"1.2.7", 0),
+    ):
+        dicom(slides / f"{name}.dcm", series, explicit, more)
+    found = {name: path.name for name, path in find_slides(tmp_path).items()}
+    assert found == {"b": "b.dcm", "c": "c.dcm", "own": "d.dcm", "f": "f.dcm", "g": "g.dcm"}
+    before = fingerprint(slides / "b.dcm")
+    dicom(slides / "c.dcm", b"1.2.4", explicit, 7)
+    assert fingerprint(slides / "b.dcm") == before
+    dicom(slides / "a.dcm", b"1.2.3", explicit, 7)
+    assert fingerprint(slides / "b.dcm") != before
+
+
+def test_files_that_a_slide_names_are_no_slides(tmp_path):
+    """Of Hamamatsu's .vms and of .mrxs; a change of one is a change of the slide."""
+    for name in ("v-0.jpg", "v-1.jpg", "other.jpg"):
+        Image.fromarray(GREY[:9, :9]).save(tmp_path / name)
+    (tmp_path / "v.vms").write_text("[x]\nImageFile=v-0.jpg\nImageFile(1,0)=v-1.jpg\nMapFile=\n")
+    (tmp_path / "m.mrxs").write_bytes(b"label")
+    (tmp_path / "m").mkdir()
+    (tmp_path / "m" / "Data0000.dat").write_bytes(b"1" * 99)
+    assert set(find_slides(tmp_path)) == {"m", "other", "v"}
+    before = [fingerprint(tmp_path / name) for name in ("v.vms", "m.mrxs", "other.jpg")]
+    (tmp_path / "m" / "Data0000.dat").write_bytes(b"2" * 99)
+    Image.fromarray(GREY[:8, :8]).save(tmp_path / "v-1.jpg")
+    after = [fingerprint(tmp_path / name) for name in ("v.vms", "m.mrxs", "other.jpg")]
+    assert [a == b for a, b in zip(before, after, strict=True)] == [False, False, True]
+
+
+SMALL, TILED = GREY[:200, :200], {"tile": (256, 256), "compression": "zlib"}
+
+
+@pytest.mark.parametrize(
+    "pages, said",
+    [
+        (
+            [(SMALL, {}), (GREY, {})],
+            "1 of 2 pages passed over .200 x 200 px., read is .* 900 x 900",
+        ),
+        ([(GREY, TILED), (SMALL, {})], "1 of 2 pages passed over .200 x 200 px."),
+        ([(GREY, TILED), (GREY, TILED)], "1 of 2 pages passed over .900 x 900 px."),
+        ([(GREY, TILED), (SMALL, TILED | {"subfiletype": 1})], ""),
+        ([(GREY.astype(np.uint16) * 257, TILED)], "of 16 bits a channel the upper 8 are read"),
+    ],
+    ids=["thumbnail first", "label", "stack", "pyramid", "16 bits"],
+)
+@pytest.mark.parametrize("big", [False, True])
+def test_the_largest_page_is_read_and_the_others_are_named(tmp_path, pages, said, big):
+    """tifffile writes the pages."""
+    path = tmp_path / "a.tif"
+    with tifffile.TiffWriter(path, bigtiff=big) as t:
+        for picture, more in pages:
+            t.write(picture, photometric="rgb", metadata=None, **more)
+    slide = open_slide(path)
+    assert slide.dimensions == (900, 900)
+    assert np.all(np.asarray(slide.read_region((0, 0), 0, (900, 900)))[:, :, :3] == 150)
+    assert re.fullmatch(f"{said}.*", passed_over(path))
+    assert bool(passed_over(path)) == bool(said)
+
+
+def test_pages_that_cannot_be_read_are_refused(tmp_path):
+    """A larger page behind a tiled thumbnail; one that was not written; pixels that are no RGB."""
+    for name, first in (("tiled", TILED), ("cut", {}), ("strips", {})):
+        with tifffile.TiffWriter(tmp_path / f"{name}.tif") as t:
+            t.write(SMALL, photometric="rgb", metadata=None, **first)
+            t.write(GREY, photometric="rgb", metadata=None, **(TILED if name == "strips" else {}))
+    cut = tmp_path / "cut.tif"
+    with tifffile.TiffFile(cut) as t:
+        second = t.pages[1].offset
+    cut.write_bytes(cut.read_bytes()[:second])
+    Image.fromarray(GREY).convert("CMYK").save(tmp_path / "cmyk.jpg")
+    Image.fromarray(GREY[:, :, 0].astype(np.uint16)).save(tmp_path / "deep.png")
+    larger = "page 2 of 2, 900 x 900 px, is larger than the first, 200 x 200"
+    why = {"tiled.tif": larger, "strips.tif": larger, "cut.tif": "page 2 is not in the file"}
+    why |= {"cmyk.jpg": "its pixels are CMYK, not 8-bit RGB", "deep.png": "its pixels are I;16"}
+    for name, words in why.items():
+        with pytest.raises(InputError, match=words):
+            open_slide(tmp_path / name)
 
 
 # ----- Real slides -------------------------------------------------------------------------------

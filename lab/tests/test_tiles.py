@@ -59,6 +59,36 @@ def test_mpp_is_remembered_and_leaves_slides_with_their_own_alone(two_slides, ca
     assert "failed: c: no file c.*" in capsys.readouterr().err
 
 
+def test_an_mpp_that_is_not_the_files_is_said_and_used_when_forced(two_slides, capsys):
+    """Tiles are made anew when it is forced, and when it no longer is; 0.505 is 0.5, rounded."""
+    both = "slide,patient,project,mpp\na,p,X,0.25\nb,q,X,0.505\n"
+    (two_slides / "samples.csv").write_text(both)
+    for _ in range(2):  # new and ready tiles
+        assert tiles(two_slides) == 0
+        said = capsys.readouterr().out
+        assert "they differ: a 0.5, given 0.25; --force-mpp uses those given" in said
+    assert main(["doctor", str(two_slides)]) == 0
+    assert "mpp 0.5000 µm from the slide, not 0.25 of samples.csv" in capsys.readouterr().out
+    assert tiles(two_slides, "--force-mpp") == 0
+    assert [float(arrays_of(two_slides, name)["mpp"]) for name in "ab"] == [0.25, 0.505]
+    made = times_of(two_slides, "*.npz")
+    assert tiles(two_slides) == 0  # remembered
+    assert times_of(two_slides, "*.npz") == made
+    capsys.readouterr()
+    assert main(["doctor", str(two_slides)]) == 0
+    assert "samples.csv by --force-mpp, the slide says 0.5 x 0.5" in capsys.readouterr().out
+    assert tiles(two_slides, "--no-force-mpp") == 0
+    assert "2 slides are made anew: force_mpp True -> False" in capsys.readouterr().out
+    assert arrays_of(two_slides)["mpp"] == pytest.approx(0.5, rel=1e-3)
+
+
+def test_a_grey_picture_has_a_reason(two_slides, capsys):
+    rgb = Image.fromarray(painted()[0]).convert("L").resize((1600, 1280))
+    rgb.save(two_slides / "slides" / "g.png")
+    assert tiles(two_slides, "--mpp", "0.5") == 1
+    assert "failed: g: slide g is grey: tissue is found by its colours" in capsys.readouterr().err
+
+
 def test_the_usual_rule_of_tissue_is_not_named_so_that_older_tiles_stay_valid(two_slides):
     assert tiles(two_slides) == 0
     settings = json.loads(str(arrays_of(two_slides)["settings"]))
