@@ -801,7 +801,7 @@ def r_interval(prediction, truth, patients, fold):
     be learned, 1.1 to 1.7 at R .5). nan where R is nan, and with no more patients than folds + 1.
 
     Holds the true R in .93 to .97, of 10 patients in one fold to 200 in five, one slide or four a
-    patient (.98 in folds of 3): `python -m lab.bench calibration --only intervals`.
+    patient: `python -m lab.bench calibration --only intervals`.
     """
     low, high = np.full((2, truth.shape[1]), np.nan)
     folds = rows_of_folds(fold)
@@ -861,7 +861,8 @@ def auc_interval(labels, scores, patients):
     method 5; DeLong 1988; Obuchowski 1997 for patients; that the larger one counts: ours]
 
     Holds the true AUC in .93 to .98, of 20 to 200 patients with 2 positives or half of them, AUC .5
-    to .95, and in .92 where the classes' spreads differ twofold: as in `r_interval`.
+    to .95, also where one class scatters twice as much or a patient has slides of both: measured as
+    for `r_interval`.
     """
     auc = roc_auc(labels, scores)
     if np.isnan(auc) or len(set(patients)) < 2:
