@@ -44,7 +44,7 @@ from lab.histcode.training import train_pooling
 from lab.progress import clock, counted, report_failures, say_left_out, table
 from lab.runs import read_log, write_log
 from lab.show.plots import figure, need_matplotlib
-from lab.words import same
+from lab.words import same, tidy
 
 # Of a table of bags: rate, decay and epochs of Ilse et al. 2018 for MUSK1; one layer, Adam  [ours]
 BAGS = {
@@ -82,6 +82,7 @@ def options(parser):
     )
     a(
         "--label",
+        type=tidy,
         metavar="COLUMN",
         help="of samples.csv, two labels (default: tumour or normal, by the column tumor, else "
         "sample_type, else the TCGA barcode)",
