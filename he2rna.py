@@ -91,7 +91,7 @@ ALPHA = 0.05  # after correction over all genes [HE2RNA Methods, Statistics and 
 DECOY_SHARE = 1 / 20  # as many decoys as this share of the genes, which costs as much time [ours]
 MIN_DECOYS = 200  # at least, for a fit: the SD of so many R is known to 5 % [ours]
 FEW_GENES = 10  # of a network, which bends to each of fewer more than to a decoy [ours]
-DECOY_WEIGHT = 0.25  # of all decoys in the loss, at most, where the genes weigh 1 [ours]
+DECOY_WEIGHT = 1  # of all decoys in training, at most, where all genes weigh 1 [ours]
 BEST_TILES = 100  # whose T cells are counted apart [HE2RNA Results, virtual spatialization]
 
 # MSI from few patients: hospital A learns expression, hospital B learns MSI
@@ -376,18 +376,20 @@ def train_epochs(
     fixed number of epochs and chooses none: this is [HE2RNA code]. All draws of an epoch come from
     `seed`, a number or several as (0, fold), and from the epoch. Training that goes on from a saved
     `state` gives the weights of one that was never interrupted. ahead(bags, parts) is a map that
-    may read ahead. Of y's columns the first n_genes are genes, None: all; decoys stand behind
-    them, and have no say in loss, r and the choice of the epoch [ours]. Yields a dict:
+    may read ahead. Of y's columns the first n_genes are genes, None: all. Decoys stand behind them,
+    and have their share (`decoy_share`) in what is learned and in the choice of the epoch, but not
+    in the loss and R that are told [ours]. Yields a dict:
 
     epoch, loss            of the training slides
     valid_loss, r          of the validation slides, None without them
     best_epoch, best       its number and its weights; best_score
     model, optimizer       their states, which the next epoch changes: save them
 
-    Needs: draw_epoch, learn, NotFinite, predict, validate, chosen_by_r, mean_r, stats, EPOCHS,
-    PATIENCE, BATCH_SLIDES, LEARNING_RATE, DECOY_WEIGHT.
+    Needs: draw_epoch, decoy_share, learn, NotFinite, predict, validate, chosen_by_r, mean_r, stats,
+    EPOCHS, PATIENCE, BATCH_SLIDES, LEARNING_RATE, DECOY_WEIGHT.
     """
     optimizer = torch.optim.Adam(model.parameters(), lr, fused=True)
+    share = decoy_share(n_genes, y.shape[1])
     if state is None:
         state = {"epoch": 0, "best_epoch": 0, "best_score": -math.inf, "best": None}
     else:
@@ -400,14 +402,29 @@ def train_epochs(
         loss = learn(model, optimizer, bags, y, parts, epoch, ahead, n_genes)
         r, valid_loss, score = None, None, epoch  # without validation the last epoch is the best
         if len(valid):
-            prediction = predict(model, bags, valid, batch, ahead)[:, :n_genes]
-            r, valid_loss, score = validate(prediction, y[valid][:, :n_genes], projects[valid])
+            prediction, target = predict(model, bags, valid, batch, ahead), y[valid]
+            where = projects[valid]
+            r, valid_loss, score = validate(prediction[:, :n_genes], target[:, :n_genes], where)
+            if share:
+                decoys = prediction[:, n_genes:], target[:, n_genes:]
+                score += share * validate(*decoys, where)[2]
         if score > state["best_score"]:
             best = copy.deepcopy(model.state_dict())
             state.update(best_score=score, best_epoch=epoch, best=best)
         state.update(epoch=epoch, loss=loss, valid_loss=valid_loss, r=r)
         state.update(model=model.state_dict(), optimizer=optimizer.state_dict())
         yield state
+
+
+def decoy_share(n_genes, width):
+    """The weight of the decoys among `width` outputs, where the genes weigh 1; 0 without decoys.
+
+    A decoy weighs as much as a gene, in the loss and in the choice of the epoch. This makes it
+    exchangeable with a gene that follows nothing: chosen by genes alone, the epoch favours what
+    they have by luck, and their R scatter 5 % more than those of decoys. But all decoys together
+    weigh at most DECOY_WEIGHT: 200 beside 4 genes took a third of the R of these. [ours]
+    """
+    return 0 if n_genes is None else min(width / n_genes - 1, DECOY_WEIGHT)
 
 
 def draw_epoch(rows, seed, epoch):
@@ -421,13 +438,11 @@ def draw_epoch(rows, seed, epoch):
 def learn(model, optimizer, bags, y, parts, epoch, ahead=map, n_genes=None):
     """One epoch: a step down the mean squared error for each part of the rows. -> mean loss.
 
-    A decoy, of the columns after n_genes, weighs as much as a gene, but all of them together no
-    more than DECOY_WEIGHT: where genes are few, the layers that they share belong to them. Adam's
-    steps don't depend on the weight of an output, so each output row learns as fast. [ours]
+    The columns after n_genes are decoys. Adam's steps don't depend on the weight of an output, so
+    their rows learn as fast as those of genes, whatever their share is. [ours]
     """
     device = next(model.parameters()).device
-    genes, decoys = slice(n_genes), slice(n_genes or y.shape[1], None)
-    share = min(y.shape[1] / (n_genes or y.shape[1]) - 1, DECOY_WEIGHT)
+    share = decoy_share(n_genes, y.shape[1])
     total = 0.0
     slides = 0
     model.train()
@@ -435,8 +450,8 @@ def learn(model, optimizer, bags, y, parts, epoch, ahead=map, n_genes=None):
         x, mask = x.to(device).float(), mask.to(device)
         target = torch.as_tensor(y[rows]).to(device)
         error = (model(x, mask) - target).square()  # (B, G + m)
-        loss = error[:, genes].mean()
-        weighed = loss + share * error[:, decoys].mean() if share else loss
+        loss = error[:, :n_genes].mean()
+        weighed = loss + share * error[:, n_genes:].mean() if share else loss
         optimizer.zero_grad()
         weighed.backward()
         optimizer.step()
