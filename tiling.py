@@ -271,7 +271,7 @@ def tissue_mask(rgb, scanned=None):
     scanned (h, w) bool: what may be tissue. Background (white, grey, tinted, unevenly lit), pen,
     black borders, what was filled up and holes are not tissue.
 
-    Needs: find_tissue, filled_up, even, straight_lines, bright_pixels, stain_map, glass_colour,
+    Needs: find_tissue, filled_up, extremes, straight_lines, bright_pixels, stain_map, glass_colour,
     pen_mask, stain_threshold, otsu_threshold, drop_pieces, EVEN_PX, LINE_PX, STRAIGHT,
     FILLED_RIM_PX, NOISY, GLASS_LEAST, GLASS_TINT, GLASS_RANGE, GLASS_PX, INK_RIM_PX, BLACK_LEVEL,
     GLASS_SD, GLASS_SHARE, NO_GLASS, OD_OFFSET, SMOOTH_PX, STAIN_FLOOR, STAIN_CEILING.
@@ -316,7 +316,8 @@ def filled_up(rgb, scanned):
     of the tissue. Nothing counts as filled up where the rest has no noise (drawings), or where what
     is flat and bright in it is no glass: then the grey is. [ours]
     """
-    flat = even(rgb) & scanned
+    low, high = extremes(rgb)
+    flat = (low == high).all(2) & scanned
     inside = flat & (np.ptp(rgb, 2) == 0)
     pieces, n = ndimage.label(inside)
     rim = inside & ~ndimage.binary_erosion(inside, border_value=1)
@@ -324,23 +325,24 @@ def filled_up(rgb, scanned):
     straight = np.bincount(pieces[rim & straight_lines(rim)], minlength=n + 1)
     is_filled = (outline > 0) & (straight >= STRAIGHT * outline)
     filled = is_filled[pieces]
-    grow = np.ones((EVEN_PX + 2 * FILLED_RIM_PX, EVEN_PX + 2 * FILLED_RIM_PX))
-    seen = scanned & ~ndimage.binary_dilation(filled, grow)
+    if not filled.any():
+        return filled
+    grow = EVEN_PX + 2 * FILLED_RIM_PX
+    seen = scanned & ~ndimage.maximum_filter(filled, grow)
     x, valid = bright_pixels(rgb, seen)
-    if not filled.any() or not valid.any() or flat[seen].mean() > 1 - NOISY:
+    if not valid.any() or flat[seen].mean() > 1 - NOISY:
         return np.zeros_like(filled)
     white = glass_colour(x, valid)
     if white is not None:
         filled &= np.abs(rgb - white).max(2) > GLASS_RANGE
         filled &= white.max() >= GLASS_LEAST and np.ptp(white) <= GLASS_TINT * white.max()
-    return ndimage.binary_dilation(filled, grow)
+    return ndimage.maximum_filter(filled, grow)
 
 
-def even(rgb):
-    """The centres of squares of exactly one colour: (h, w, 3) -> (h, w) bool."""
+def extremes(rgb):
+    """The least and the largest of each channel in the square around a pixel, twice (h, w, 3)."""
     square = (EVEN_PX, EVEN_PX, 1)
-    high = ndimage.maximum_filter(rgb, square)
-    return (high == ndimage.minimum_filter(rgb, square)).all(2)
+    return ndimage.minimum_filter(rgb, square), ndimage.maximum_filter(rgb, square)
 
 
 def straight_lines(rim):
@@ -675,10 +677,10 @@ def slide_stains(slide, coords, tile, px, seed):
     pixels = []
     for corner in sample(coords, STAIN_TILES, seed):
         rgb = read_tiles(slide, corner[None], tile, px)[0]
-        brightest = ndimage.maximum_filter(rgb, (EVEN_PX, EVEN_PX, 1)).max(2)
-        grey = even(rgb) & (np.ptp(rgb, 2) == 0) & (brightest < PALE_GREY)
-        filled = grey | (brightest < JPEG_BLACK)
-        seen = ~ndimage.binary_dilation(filled, np.ones((grow, grow)))
+        low, high = extremes(rgb)
+        brightest = high.max(2)
+        grey = (low.min(2) == brightest) & (brightest < PALE_GREY)
+        seen = ~ndimage.maximum_filter(grey | (brightest < JPEG_BLACK), grow)
         few = np.s_[::STAIN_STEP, ::STAIN_STEP]
         pixels.append(rgb[few][seen[few]])
     pixels = np.concatenate(pixels)

@@ -44,8 +44,8 @@ def add_options(parser, of_run=False, encoder="resnet50", seed="seed"):
     a(
         "--force-mpp",
         action=argparse.BooleanOptionalAction,
-        help="use the mpp of samples.csv, else --mpp, against what a slide's file says: for files "
-        "whose scale is wrong. Of a cohort from several scanners samples.csv should say all",
+        help="samples.csv's mpp, else --mpp, goes before what a file says, whose scale is wrong "
+        "(several scanners: samples.csv should say each)",
     )
     if of_run:
         run_options(parser, a)
