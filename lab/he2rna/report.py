@@ -171,7 +171,7 @@ def small_folds(results, config, data):
             chance = stats.chance_of_false(genes, judged, e["r_sign"]["permutation"])
             yield (
                 f"**{name} has folds of {', '.join(map(str, each))} test patients, fewer than "
-                f"{SMALL_FOLD} in some: no fitted law holds there.** Of {genes:,} independent "
+                f"{SMALL_FOLD} in some: a fitted law is rough there.** Of {genes:,} independent "
                 "genes that follow nothing, in folds that were independent too, at least one would "
                 f"be significant by Holm–Šidák in {chance:.2f} of studies under permutation, "
                 f"where {he2rna.ALPHA} is meant."
