@@ -422,7 +422,8 @@ def decoy_share(n_genes, width):
     A decoy weighs as much as a gene, in the loss and in the choice of the epoch. This makes it
     exchangeable with a gene that follows nothing: chosen by genes alone, the epoch favours what
     they have by luck, and their R scatter 5 % more than those of decoys. But all decoys together
-    weigh at most DECOY_WEIGHT: 200 beside 4 genes took a third of the R of these. [ours]
+    weigh at most DECOY_WEIGHT: 200 beside 4 genes took a third of the R of these. Below 200 genes,
+    then, one that follows nothing has more say than a decoy. [ours]
     """
     return 0 if n_genes is None else min(width / n_genes - 1, DECOY_WEIGHT)
 
