@@ -4,13 +4,14 @@ import zlib
 
 import numpy as np
 
-from lab.calibration import intervals, nulls, space, splits
+from lab.calibration import fold_changes, intervals, nulls, space, splits
 
 STUDIES = {
     "space": space.study,
     "intervals": intervals.study,
     "splits": splits.study,
     "nulls": nulls.study,
+    "fold-changes": fold_changes.study,
 }  # name: study(runs, rng) -> rows, each from a file beside this one
 
 

@@ -1,9 +1,19 @@
-"""Options of every verb that reads an expression table: its scale and its unit."""
+"""Options of every verb that reads an expression table: its scale and its unit; decoys."""
 
 import argparse
 
 from lab.cohort.scale import UNITS, base_of, unit_of
 from lab.files import InputError
+
+FEWEST_DECOYS = 50  # of which a null can be fitted [ours]
+
+
+def check_count(decoys):
+    """InputError where --decoys are some, but too few for a null."""
+    if decoys and decoys < FEWEST_DECOYS:
+        raise InputError(
+            f"--decoys {decoys} are too few for a null: at least {FEWEST_DECOYS}, or 0"
+        )
 
 
 def scale(text):

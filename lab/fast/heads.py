@@ -63,15 +63,28 @@ def check_finite(steps):
 
 
 def train_together(
-    networks, batches, target, parts, seeds, *, loss, judge, epochs, lr, weight_decay, state=None
+    networks,
+    batches,
+    target,
+    parts,
+    seeds,
+    *,
+    loss,
+    judge,
+    epochs,
+    lr,
+    weight_decay,
+    learned=None,
+    state=None,
 ):
     """Train all networks: a generator of their state after every epoch, all of it on the CPU.
 
     batches(slides (m, n)) yields slides (m, b), h (m, b, T, D), mask (m, b, T); target(slides) is
     their y; parts: (train, valid, test) slides of each network, as many train for each; or one
-    for all. Yields a dict: epoch, losses [(M,) of the validation slides after each epoch], tests
-    [(M, n, C) outputs of all judged slides, which choose nothing], epochs (M,) kept, fewest, best,
-    weights, optimizer. Handed back as `state`, training goes on from there.
+    for all; learned: the loss that training follows, where it is another. Yields a dict: epoch,
+    losses [(M,) of the validation slides after each epoch], tests [(M, n, C) outputs of all judged
+    slides, which choose nothing], epochs (M,) kept, fewest, best, weights, optimizer. Handed back
+    as `state`, training goes on from there.
     """
     values = networks.weights.values()
     optimizer = torch.optim.Adam(values, lr, weight_decay=weight_decay, fused=True)
@@ -95,7 +108,7 @@ def train_together(
         for slides, h, mask in batches(np.stack(orders)):
             optimizer.zero_grad()
             y = target(slides).to(networks.device)
-            errors = loss(networks(h, mask), y)  # (M, b)
+            errors = (learned or loss)(networks(h, mask), y)  # (M, b)
             errors.mean(1).sum().backward()  # of a sum each network has its own gradient
             optimizer.step()
             steps.append((slides, errors.detach()))

@@ -11,10 +11,12 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+import he2rna
 import histcode
 import stats
 from lab.audit.ledger import saw
 from lab.files import few
+from lab.histcode import decoys
 from lab.histcode.ends import label_layer, linear_layer, shuffled_p
 from lab.histcode.heads import apply_heads, train_heads
 from lab.histcode.pairs import Pairs
@@ -37,6 +39,7 @@ class Study:
     pairs: Pairs
     slides: dict  # the labelled slides: they teach where to look
     bags: dict  # of each pair all tiles of its slides
+    targets: np.ndarray  # (P, G + m): y, and the decoys that networks learn beside it
 
 
 # ---- All folds -----------------------------------------------------------------------------------
@@ -61,13 +64,13 @@ def train_folds(study, folder, o, device):
 
 
 def save(study, f, path, o, saved):
-    """Write a fold's checkpoint. It learned from all whom its steps saw, but for the gene filter.
+    """Write a fold's checkpoint. It learned from all whom its steps saw, but for two of them.
 
-    That asks whether there is a fold change, not which.
+    The gene filter asks whether there is a fold change, not which; decoys give it to another one.
     """
     learned_from = set()
     for step, patients in saved["saw"].items():
-        if step != "gene filter":
+        if step not in ("gene filter", "decoys"):
             learned_from.update(patients)
     save_fold(
         path,
@@ -156,12 +159,15 @@ def train_attention(study, f, path, o, device):
 
     One network gives all genes, or with --per-gene each gene has its own. [HistCode code]
     """
-    y, bags = study.pairs.y, study.bags
+    y, bags, n_genes = study.targets, study.bags, study.pairs.y.shape[1]
+    n_decoys = y.shape[1] - n_genes
     train, _, test = roles(bags["part"], f, o.folds, o.code)
     ledger = dict(study.pairs.ledger)
     saw(ledger, "start of the last bias", study.pairs.patients[train])
+    if n_decoys:
+        saw(ledger, "decoys", study.pairs.patients)
     blocks = []
-    for genes in genes_at_once(y.shape[1], o.per_gene):
+    for genes in genes_at_once(n_genes, n_decoys, o.per_gene):
         start = mean_known(y[train][:, genes], unknown=0)
         networks = train_networks(
             bags,
@@ -170,24 +176,33 @@ def train_attention(study, f, path, o, device):
             o,
             device,
             pooling=POOLED[o.pooling],
-            outputs=1 if o.per_gene else len(genes),
-            loss=histcode.squared_error,
+            outputs=1 if o.per_gene else n_genes,
+            loss=decoys.loss_of_genes(n_genes),
             target=targets(y[:, genes], o.per_gene),
             starts=start[:, None] if o.per_gene else [start],
+            learned=None if o.per_gene else decoys.loss_beside(n_genes, n_decoys),
         )
         blocks.append(networks)
     saved = as_one(blocks)
     apply = apply_heads(saved, device)
     asked = counted("tests", test, "pairs")
-    prediction = torch.stack([apply(bags["bag"](i))[0].flatten().double() for i in asked])
+    both = torch.stack([apply(bags["bag"](i))[0].flatten().double() for i in asked])
+    prediction = both[:, :n_genes].clone()
     guess = torch.from_numpy(histcode.label_of(prediction.numpy()))
-    return saved | {"prediction": prediction, "guess": guess, "saw": ledger | saved["saw"]}
+    saved["saw"] = ledger | saved["saw"]
+    saved = decoys.without(saved, n_genes, o.per_gene)
+    return saved | {"prediction": prediction, "guess": guess, "decoys": both[:, n_genes:].clone()}
 
 
-def genes_at_once(n_genes, per_gene):
-    """Genes in blocks whose networks train together; of one network for all, all genes."""
-    blocks = math.ceil(n_genes / GENES_AT_ONCE) if per_gene else 1
-    return np.array_split(np.arange(n_genes), blocks)
+def genes_at_once(n_genes, n_decoys, per_gene):
+    """Genes, then decoys, in blocks whose networks train together; of one network for all, all."""
+    if not per_gene:
+        return [np.arange(n_genes + n_decoys)]
+    blocks = []
+    for first, count in ((0, n_genes), (n_genes, n_decoys)):
+        parts = np.array_split(np.arange(count), math.ceil(count / GENES_AT_ONCE) or 1)
+        blocks += [first + part for part in parts if count]
+    return blocks
 
 
 def targets(y, per_gene):
@@ -200,10 +215,24 @@ def targets(y, per_gene):
     return of
 
 
-def train_networks(bags, f, state, o, device, *, pooling, outputs, loss, target, starts=(None,)):
+def train_networks(
+    bags,
+    f,
+    state,
+    o,
+    device,
+    *,
+    pooling,
+    outputs,
+    loss,
+    target,
+    starts=(None,),
+    learned=None,
+):
     """Train networks of one kind on the same bags -> their checkpoint; `saw` in it names patients.
 
-    starts: of each network the biases that its last layer starts with, or None.
+    starts: of each network the biases that its last layer starts with, or None; where they are more
+    than its outputs, those of decoys follow. learned: the loss that training follows, if another.
     """
     train, chooses, _ = roles(bags["part"], f, o.folds, o.code)
     seed = seed_of(o, 0, f)
@@ -211,6 +240,7 @@ def train_networks(bags, f, state, o, device, *, pooling, outputs, loss, target,
     for start in starts:
         models.append(draw_model(pooling, bags["sums"], train, seed, o, outputs))
         if start is not None:
+            decoys.add_outputs(models[-1].head, len(start) - outputs)
             models[-1].head.classify.bias.data.copy_(torch.from_numpy(start))
     saved = train_heads(
         models,
@@ -224,11 +254,13 @@ def train_networks(bags, f, state, o, device, *, pooling, outputs, loss, target,
         f"fold {f}",
         state,
         bags["names"],
+        learned=learned,
     )
     ledger = {}
     for step, rows in {"standardisation of the features": train, **saved["saw"][0]}.items():
         saw(ledger, step, bags["patients"][rows])
     shape = {"embed": o.embed, "hidden": o.hidden, "n_features": bags["n_features"]}
+    outputs = models[0].head.classify.out_features
     return saved | shape | {"pooling": pooling, "outputs": outputs, "saw": ledger}
 
 
@@ -245,20 +277,37 @@ def as_one(blocks):
 # ---- How good ------------------------------------------------------------------------------------
 
 
-def judge(study, folds, prediction, guess, seed):
-    """Figures of each gene, a dict of (G,) arrays, of predictions and guessed labels (P, G)."""
+def judge(study, folds, prediction, guess, o):
+    """Figures of each gene, a dict of (G,) arrays, of predictions and guessed labels (P, G).
+
+    p decides: of the linear model by shuffled patients, of networks by their decoys' R, without
+    decoys that of a t; p_t: that t. All are one-sided, as a prediction that is right has R > 0.
+    """
     y, part = study.pairs.y, study.bags["part"]
-    found = histcode.judge_genes(prediction, y, np.random.default_rng([seed, 1]))
-    found.update(histcode.judge_labels(guess, study.pairs.label))
+    found = histcode.judge_genes(prediction, y, np.random.default_rng([o.seed, 1]))
+    found.update(histcode.judge_labels(guess, study.pairs.label), p_t=found["p"])
     found.update(fc=mean_known(10.0**y - 1), r_folds=r_within_folds(prediction, y, part))
     if "ends" in folds[0]:
         ends = [saved["ends"].numpy() for saved in folds]
         penalties = [saved["penalty"] for saved in folds]
-        rng = np.random.default_rng([seed, 2])
+        rng = np.random.default_rng([o.seed, 2])
         r, baseline = found["r"], found["baseline"]
         found["p"], found["p_of_all"] = shuffled_p(r, baseline, ends, part, penalties, y, rng)
-        found["bh"] = stats.benjamini_hochberg(found["p"])
+    elif study.targets.shape[1] > y.shape[1]:
+        found["decoys"] = null = r_of_decoys(study, folds)
+        bends = not o.per_gene and y.shape[1] < he2rna.FEW_GENES
+        found["p"] = decoys.decoy_p(found["r"], found["n"], *null, bends)
+    found["bh"] = stats.benjamini_hochberg(found["p"])
     return found
+
+
+def r_of_decoys(study, folds):
+    """R of each decoy over all pairs, and the number of pairs that it is known of: (m,) both."""
+    truth = study.targets[:, study.pairs.y.shape[1] :]
+    prediction = np.empty(truth.shape)
+    for f, saved in enumerate(folds):
+        prediction[study.bags["part"] == f] = saved["decoys"]
+    return decoys.r_of_known(prediction, truth)
 
 
 def mean_known(values, unknown=np.nan):

@@ -24,6 +24,7 @@ COLUMNS = {  # of genes.csv, and their names in `found`
     "R": "r",
     "p": "p",
     "bh": "bh",
+    "p_t": "p_t",
     "R_within_folds": "r_folds",
     "spearman": "rho",
     "R_random": "baseline",
@@ -40,6 +41,7 @@ COLUMNS = {  # of genes.csv, and their names in `found`
 LISTED_COLUMNS = ("n", "R", "bh", "R_within_folds", "spearman", "mean_fc", "accuracy", "majority")
 MAY_SEE = {  # steps that see test patients, and why they may; None: they judge [ours]
     "gene filter": "availability only: a gene needs fold changes that vary, in half of all pairs",
+    "decoys": "each value given to another patient, so it says nothing of its own",
     "random baseline": None,
     "shuffled patients": None,
 }
@@ -66,18 +68,21 @@ def gene_rows(genes, found, columns, order):
 # ---- The main figures in words -------------------------------------------------------------------
 
 
-def sentences(found, n_pairs, shuffled):
-    """The run's main figures; shuffled: p is by shuffled patients."""
+def sentences(found, n_pairs):
+    """The run's main figures."""
     r, baseline, bh = found["r"], found["baseline"], found["bh"]
-    how = "patients shuffled, all folds fitted anew"
-    if not shuffled:
-        how = "twice the t's, as if R were of one sample; it scatters more"
+    how = "that of a t, which is too small"
+    if "p_of_all" in found:
+        how = "patients shuffled, all folds fitted anew"
+    elif "decoys" in found:
+        how = "R of decoys"
     yield (
         f"Pearson R over {n_pairs} held-out pairs: mean {mean(r):.3f}, Spearman "
         f"{mean(found['rho']):.3f}; R > .2 in {(r > 0.2).sum()}, > .4 in {(r > 0.4).sum()} of "
         f"{(~np.isnan(r)).sum()} genes; p below {ALPHA} by Benjamini-Hochberg in "
-        f"{(bh < ALPHA).sum()} (p: {how})."
+        f"{(bh < ALPHA).sum()} (p, one-sided: {how})."
     )
+    yield said_of_nulls(found)
     yield said_of_baseline(r, baseline, found.get("p_of_all"))
     differ, skill, better = found["location_bh"], found["error_bh"], found["better"]
     yield (
@@ -95,6 +100,22 @@ def sentences(found, n_pairs, shuffled):
         f"{mean(right):.3f} against {mean(common):.3f}."
     )
     yield said_of_fold_change(r, found["fc"])
+
+
+def said_of_nulls(found):
+    """What each p assumes."""
+    t = (
+        "p_t takes R for that of one sample of independent pairs, but each pair's model has "
+        "learned from others that are tested too, so that R scatters more."
+    )
+    if "decoys" not in found:
+        return t
+    r = found["decoys"][0]
+    return (
+        f"p assumes that a gene which follows nothing could as well have been other patients': of "
+        f"{len(r)} genes whose patients changed places, learned beside the others by networks "
+        f"trained and stopped alike, R has mean {mean(r):.3f}, SD {np.nanstd(r):.3f}. {t}"
+    )
 
 
 def said_of_baseline(r, baseline, p_of_all):
@@ -184,7 +205,7 @@ def write_report(folder, config, study, folds, found, prediction, encoder, turne
     """
     genes, r, order = study.pairs.genes, found["r"], best_first(found["r"])
     save_csv(folder / "genes.csv", ("gene", *COLUMNS), gene_rows(genes, found, COLUMNS, order))
-    said = list(sentences(found, len(prediction), config["model"] == "linear"))
+    said = list(sentences(found, len(prediction)))
     print("\n".join(said))
     title = f"model {config['model']}"
     if config["model"] == "attention":

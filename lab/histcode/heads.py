@@ -43,13 +43,14 @@ def read_bags(bag, orders, batch):
 
 
 def train_heads(
-    models, bag, target, loss, parts, seeds, o, device, what="", state_file=None, names=None
+    models, bag, target, loss, parts, seeds, o, device, what="", state_file=None, names=None, **more
 ):
     """Train M networks of one kind, going on from state_file, which each epoch writes.
 
     bag(i) -> (T_i, D), names[i] its name; target(rows) -> y; parts, seeds: of each network, or one
-    for all -> a dict: model (of each the weights of the epoch kept), epochs (M,), losses
-    (epochs, M), tests [(epochs, n_test, C) of each], saw [leak ledger of each part, in rows].
+    for all; more: of train_together -> a dict: model (of each the weights of the epoch kept),
+    epochs (M,), losses (epochs, M), tests [(epochs, n_test, C) of each], saw [leak ledger of each
+    part, in rows].
     """
     shared = len(parts) < len(models)
     networks = Together(models, shared, device)
@@ -78,6 +79,7 @@ def train_heads(
         lr=o.lr,
         weight_decay=o.weight_decay,
         state=state,
+        **more,
     )
     try:
         for state in states:

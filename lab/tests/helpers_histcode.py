@@ -245,7 +245,10 @@ MODELS = {
     "joint": ["--model", "attention"],
     "mean": ["--model", "attention", "--pooling", "mean"],
     "max": ["--model", "attention", "--pooling", "max", "--embed", "5"],
-    "per-gene": ["--model", "attention", "--per-gene", "--genes", "UP0,NO0,HALF"],
+    "per-gene": [
+        *("--model", "attention", "--per-gene", "--genes", "UP0,NO0,HALF"),
+        *("--decoys", "0"),  # which take the time of so many genes
+    ],
 }
 
 

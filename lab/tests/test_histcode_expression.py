@@ -14,8 +14,11 @@ import scipy.stats
 import torch
 from PIL import Image
 
+import he2rna
 import histcode
+import stats
 from lab.files import InputError, save_file
+from lab.histcode.decoys import decoy_p, loss_beside, loss_of_genes, r_of_known, targets_beside
 from lab.histcode.expression import compared_over_parts, judge, r_of_parts, r_within_folds
 from lab.histcode.expression_report import COLUMNS, enriched_lines
 from lab.histcode.splits import roles
@@ -67,8 +70,10 @@ def test_genes_are_judged_as_scipy_judges_them(monkeypatch):
     guess = rng.random((n, G)) < 0.5
     part = np.arange(n) // 4 % 4  # parts of 8, 4, 4, 4
     swap(monkeypatch, "stats", "random_baseline", lambda truth, rng: np.sin(7 * truth))
-    study = SimpleNamespace(pairs=SimpleNamespace(y=y, label=label), bags={"part": part})
-    found = judge(study, [{}], prediction, guess, seed=0)  # no ends: p is the t's
+    pairs = SimpleNamespace(y=y, label=label)
+    study = SimpleNamespace(pairs=pairs, bags={"part": part}, targets=y)
+    o = SimpleNamespace(seed=0, per_gene=False)
+    found = judge(study, [{}], prediction, guess, o)  # no ends, no decoys: p is the t's
     assert found["n"].tolist() == [20, 17, 5, 2, 20, 20]
     assert all(np.isnan(found[k][3]) for k in ("r", "rho", "p", "error_p", "better", "baseline"))
     tested = [0, 1, 2, 4, 5]
@@ -81,7 +86,7 @@ def test_genes_are_judged_as_scipy_judges_them(monkeypatch):
         want = {
             "r": S.pearsonr(p, t)[0],
             "rho": S.spearmanr(p, t)[0],
-            "p": min(1, 2 * S.pearsonr(p, t, alternative="greater")[1]),
+            "p": S.pearsonr(p, t, alternative="greater")[1],
             "baseline": S.pearsonr(random, t)[0],
             "location_p": S.wilcoxon(p, random)[1],
             "error_p": S.wilcoxon(np.abs(p - t), np.abs(random - t))[1],
@@ -216,6 +221,11 @@ def test_the_test_patients_features_and_expression_teach_the_fold_nothing(
     changed, cohort, quiet, name
 ):
     f, before = 1, folds_in(changed / "runs" / name)
+    more = MODELS[name]
+    if name == "joint":  # decoys give the values of test patients to others
+        more = [*more, "--decoys", "0"]
+        assert express(cohort, "--name", "before", *more) == 0
+        before = folds_in(cohort / "runs" / "before")
     tested = before[f]["test_patients"]
     for r in read_csv(changed / "runs" / name / "folds.csv"):
         if r["patient"] in tested:
@@ -229,7 +239,7 @@ def test_the_test_patients_features_and_expression_teach_the_fold_nothing(
         return rows
 
     change_table(cohort / "expression.csv", others)
-    assert express(cohort, "--name", name, *MODELS[name]) == 0
+    assert express(cohort, "--name", name, *more) == 0
     new, old = predictions(cohort, name), predictions(changed, name)
     own = new["part"] == f
     for key in ("truth", "prediction"):
@@ -320,7 +330,8 @@ def test_the_ledger_of_expression_and_stopping_on_test(changed, cohort, monkeypa
     assert "| least squares | 6 | 0 of 3 |  |" in seen
     assert "| attention: weights of the network | 3 | 0 of 3 |  |" in seen
     top, seen = section(cohort / "runs" / "c")
-    assert "test patients: gene filter, choice of the epoch**" in top
+    assert "test patients: gene filter, decoys, choice of the epoch**" in top
+    assert "| decoys | 9 | 3 of 3 | each value given to another patient" in seen
     assert "| start of the last bias | 3 | 0 of 3 |  |" in seen
     z, joint = predictions(cohort, "c"), folds_in(changed / "runs" / "joint")
     for f, saved in enumerate(folds_in(cohort / "runs" / "c")):
@@ -382,6 +393,66 @@ def test_what_a_run_of_expression_writes(changed):
     assert "- model: linear" in report and "planted" not in report
 
 
+@pytest.mark.parametrize("per_gene", [False, True])
+def test_decoys_of_a_run_decide_and_stay_out_of_its_models(cohort, per_gene):
+    """p by hand from the folds' predictions of the decoys; p_t is SciPy's."""
+    usual = ("--model", "attention", "--genes", "UP0,HALF", "--epochs", "1")
+    argv = [*usual, *["--per-gene"] * per_gene]
+    assert express(cohort, "--name", "run", *argv) == 0
+    run, z = cohort / "runs" / "run", predictions(cohort, "run")
+    n_decoys = 50 if per_gene else he2rna.MIN_DECOYS
+    y, part = z["truth"], z["part"]
+    truth = targets_beside(y, n_decoys, 0)[:, 2:]
+    prediction = np.empty(truth.shape)
+    for f, saved in enumerate(folds_in(run)):
+        prediction[part == f] = saved["decoys"]
+        assert len(spoken_by_hand(saved, tiles_in(cohort, "s0_1"))[0]) == 2
+        assert len(saved["epochs"]) == len(saved["losses"].T) == 1 + per_gene
+    r, n = r_of_known(z["prediction"], y)
+    p = decoy_p(r, n, *r_of_known(prediction, truth), not per_gene)
+    of_gene = {row["gene"]: row for row in read_csv(run / "genes.csv")}
+    for j, gene in enumerate(z["genes"]):
+        known = ~np.isnan(y[:, j])
+        t = scipy.stats.pearsonr(z["prediction"][known, j], y[known, j], alternative="greater")
+        assert float(of_gene[gene]["p"]) == pytest.approx(p[j], rel=1e-3)
+        assert float(of_gene[gene]["p_t"]) == pytest.approx(t[1], rel=1e-3)
+    assert f"of {n_decoys} genes whose patients changed places" in (run / "report.md").read_text()
+
+
+@pytest.mark.parametrize("argv", [("--model", "attention", "--decoys", "7"), ("--decoys", "50")])
+def test_decoys_that_are_too_few_or_of_no_network_are_refused(cohort, argv):
+    with pytest.raises(InputError, match="--decoys"):
+        express(cohort, *argv)
+    assert not (cohort / "runs").exists()
+
+
+def test_p_by_decoys_is_that_of_their_law():
+    """Decoys that are chance R of 30 pairs: p of genes is SciPy's t of as many, or of 60."""
+    n = 30
+    r = stats.r_threshold((np.arange(4000) + 0.5) / 4000, n)  # chance R, evenly
+    for m in (n, 60):
+        one = np.array([0.1, 0.3, 0.5])
+        p = decoy_p(one, np.full(3, m), r, np.full(4000, n), bends=False)
+        assert np.allclose(p, stats.pearson_p(one, m), rtol=0.03)
+    bound = decoy_p(one, np.full(3, n), r, np.full(4000, n), bends=True)
+    assert np.allclose(bound, stats.pearson_p(one, 1 + (n - 1) / 2), rtol=0.03)
+    assert np.isnan(decoy_p(one, np.full(3, n), r * np.nan, np.full(4000, 2), False)).all()
+
+
+def test_networks_learn_decoys_by_a_loss_that_weighs_them_and_stop_by_the_genes():
+    """By hand."""
+    rng = np.random.default_rng(0)
+    outputs, y = (torch.from_numpy(rng.normal(size=shape)) for shape in ((3, 1, 7), (3, 7)))
+    y[0, 1] = torch.nan
+    error = (outputs[:, 0] - y) ** 2
+    for n_genes, share in ((6, 1 / 6), (2, he2rna.DECOY_WEIGHT)):
+        genes = error[:, :n_genes].nanmean(1)
+        assert torch.allclose(loss_of_genes(n_genes)(outputs, y), genes)
+        whole = genes + share * error[:, n_genes:].nanmean(1)
+        assert torch.allclose(loss_beside(n_genes, 7 - n_genes)(outputs, y), whole)
+    assert loss_beside(6, 0) is None
+
+
 def test_slides_of_one_tile_or_nan_are_left_out_with_their_pair_and_named(
     tmp_path, monkeypatch, capsys
 ):
@@ -408,7 +479,8 @@ def test_slides_of_one_tile_or_nan_are_left_out_with_their_pair_and_named(
 
 def test_expressions_choices_are_runs_of_their_options(changed, cohort, quiet):
     both = ("--embed", "512", "--slides", "both", "--genes", "UP0")
-    assert express(cohort, "--name", "a", "--code", "model", "--genes", "UP0,NO0,HALF") == 0
+    own = ("--genes", "UP0,NO0,HALF", "--decoys", "0")
+    assert express(cohort, "--name", "a", "--code", "model", *own) == 0
     assert express(cohort, "--name", "b", "--code", "embed,slides", "--genes", "UP0") == 0
     assert express(cohort, "--name", "c", *both) == 0
     a, b, c = (predictions(cohort, name)["prediction"] for name in "abc")

@@ -5,12 +5,11 @@ from pathlib import Path
 
 import he2rna
 from lab.audit.compare import count
-from lab.commands.expression_options import expression_options
+from lab.commands.expression_options import check_count, expression_options
 from lab.commands.slide_options import add_options
 from lab.files import InputError
 
 DEMO_VALID = 0.3  # there: R over the 7 slides of a tenth is chance [ours]
-FEWEST_DECOYS = 50  # of which a null can be fitted [ours]
 NULL_MODELS = 3  # untrained models behind the null [ours; the paper has one]
 TYPES = (
     "samples to use: sample_type values, characters 14-15 of TCGA barcodes, or all (default: "
@@ -159,8 +158,8 @@ def training_options(a, epochs, patience, batch, ks, more=""):
         default="decoys",
         help="whose p decides what is significant: decoys (default), genes of shuffled patients "
         "that the network learns too; untrained models (the paper's); the t of one R; or permuted "
-        "patients. The last three are too bold, since they take folds for independent. genes.csv "
-        "has all",
+        "patients. The last three take folds for independent, which is too bold with a slide a "
+        "patient. genes.csv has all",
     )
     a(
         "--decoys",
@@ -188,13 +187,8 @@ def training_options(a, epochs, patience, batch, ks, more=""):
 
 def check_decoys(o):
     """InputError where --decoys leaves too few for a null."""
-    if o.decoys is None or o.decoys >= FEWEST_DECOYS:
-        return
-    if o.decoys:
-        raise InputError(
-            f"--decoys {o.decoys} are too few for a null: at least {FEWEST_DECOYS}, or 0"
-        )
-    if o.null == "decoys":
+    check_count(o.decoys)
+    if o.decoys == 0 and o.null == "decoys":
         raise InputError("--decoys 0 leaves no decoys: --null untrained, t or permutation too")
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 
 import stats
+from lab.commands.expression_options import check_count
 from lab.commands.histcode import expression
 from lab.commands.histcode.options import pair_options
 from lab.encoders import ENCODERS, encoder_name, encoder_wants
@@ -67,6 +68,7 @@ def checked_names(o):
             "and so would their features"
         )
     check_ranges(o)
+    check_count(o.decoys)
     for encoder in o.encoders:
         if not made_elsewhere(encoder):
             encoder_wants(argparse.Namespace(**vars(o) | {"encoder": encoder}))

@@ -7,7 +7,7 @@ and of its lowest attention predict log10(fc + 1) of each gene by one linear lay
 
 From slides to the report, making what is missing: tiles/ features/ runs/NAME/ with fold*.pt,
 folds.csv, predictions.npz, genes.csv, pictures and report.md. It costs what `diagnose --rotate`
-does, and seconds for the layers; --per-gene trains a network for each gene and fold.
+does, and seconds for the layers; --per-gene trains a network for each gene, decoy and fold.
 """
 
 import time
@@ -15,17 +15,20 @@ from pathlib import Path
 
 import numpy as np
 
+import he2rna
 import histcode
 from lab.audit.choices import add_choices
 from lab.audit.ledger import encoder_saw
 from lab.cohort.features import features_of
 from lab.cohort.genes import as_in_sets
+from lab.commands.expression_options import FEWEST_DECOYS, check_count
 from lab.commands.histcode.options import pair_options, penalty_of
 from lab.devices import pick_device
 from lab.files import InputError, save_csv, save_file
 from lab.gene_sets import read_sets
 from lab.histcode.bags import refuse, slide_features
 from lab.histcode.choices import CHOICES, settle_choices, turned_lines
+from lab.histcode.decoys import targets_beside
 from lab.histcode.expression import POOLED, Study, folds_of_run, judge, train_folds
 from lab.histcode.expression_report import BEST_GENES, write_report
 from lab.histcode.options import DIAGNOSIS, check_ranges, settle_training
@@ -48,8 +51,10 @@ def run(o):
     check_parts(study, o)
     folder, config = claim(study, o)
     slides = study.slides
+    n_decoys = study.targets.shape[1] - len(study.pairs.genes)
+    beside = f" and {n_decoys:,} decoys" if n_decoys else ""
     print(
-        f"{len(study.pairs.patients)} pairs, {len(study.pairs.genes):,} genes, "
+        f"{len(study.pairs.patients)} pairs, {len(study.pairs.genes):,} genes{beside}, "
         f"{len(slides['names'])} slides, {slides['n_features']} features a tile; model {o.model}, "
         f"{o.pooling} pooling; {o.folds} folds, on {device}",
         flush=True,
@@ -58,7 +63,7 @@ def run(o):
     if o.share[0]:  # the first process judges
         return 0
     folds, prediction, guess = folds_of_run(study, folder, o)
-    found = judge(study, folds, prediction, guess, o.seed)
+    found = judge(study, folds, prediction, guess, o)
     save_predictions(folder / "predictions.npz", study, prediction, guess)
     encoder = encoder_saw(o.cohort, features_of(o))
     write_report(folder, config, study, folds, found, prediction, encoder, turned_lines(o), sets)
@@ -83,6 +88,9 @@ def settle(o):
             "--per-gene, --pooling: with --model attention; the linear model is one layer over the "
             "tiles of highest and lowest attention"
         )
+    if o.model == "linear" and o.decoys is not None:
+        raise InputError("--decoys: with --model attention; p of the linear model is by shuffles")
+    check_count(o.decoys)
     if o.model != "linear" and o.ridge != 0:
         raise InputError("--ridge: with --model linear; the other stops on its validation patients")
     if o.drivers and o.genes != "all":
@@ -118,7 +126,19 @@ def study_of(o, sets):
     bags = bags_of_pairs(pairs, slides)
     for data in (slides, bags):
         data["part"] = np.array([part_of[who] for who in data["patients"]])
-    return Study(pairs, slides, bags)
+    targets = targets_beside(pairs.y, decoys_asked(len(pairs.genes), o), o.seed)
+    return Study(pairs, slides, bags, targets)
+
+
+def decoys_asked(n_genes, o):
+    """How many decoys the networks learn beside so many genes."""
+    if o.model == "linear":
+        return 0
+    if o.decoys is not None:
+        return o.decoys
+    if o.per_gene:
+        return max(FEWEST_DECOYS, round(he2rna.DECOY_SHARE * n_genes))
+    return he2rna.n_decoys(n_genes)
 
 
 def check_parts(study, o):
@@ -151,6 +171,8 @@ def claim(study, o):
     settings = {option: getattr(o, option) for option in ("model", "pooling", "per_gene", "slides")}
     settings["ridge"] = "auto" if o.ridge is None else o.ridge
     settings |= {"genes": len(pairs.genes), "ends": histcode.ENDS}
+    if o.model != "linear":
+        settings["decoys"] = study.targets.shape[1] - len(pairs.genes)
     columns = [slides[key].tolist() for key in ("names", "patients")]
     data = (pairs.patients.tolist(), pairs.genes, pairs.y, pairs.label, slides["part"])
     config = claim_run(folder, o, slides, settings, *columns, *data, study.bags["part"])

@@ -2,7 +2,8 @@
 
 import argparse
 
-from lab.commands.expression_options import expression_options
+import he2rna
+from lab.commands.expression_options import FEWEST_DECOYS, expression_options
 from lab.commands.options import natural
 from lab.commands.slide_options import add_options
 from lab.histcode.networks import POOLINGS
@@ -103,6 +104,14 @@ def pair_options(parser, encoder):
         action="store_true",
         default=None,
         help="a network for each gene, as the authors' code and Fig. 11, not one for all",
+    )
+    a(
+        "--decoys",
+        type=natural,
+        metavar="N",
+        help="genes of shuffled patients that networks learn beside the true ones, for p (default "
+        f"a twentieth as many, at least {he2rna.MIN_DECOYS}, or {FEWEST_DECOYS} with --per-gene, "
+        "where each costs as much as a gene); 0: none, and p is that of a t, which is too bold",
     )
     expression_options(a)
     a("--name", help="of the run (default: command and model); an interrupted run goes on")
