@@ -150,7 +150,8 @@ def nulls(results, config, data):
         "another patient's. t (one R of n patients), permutation (patients change places within "
         "their test fold) and untrained (models of the same architecture that learned nothing, "
         "the paper's) assume that the folds' R are independent, but each model has learned from "
-        "the others' test patients: their p are too small."
+        "the others' test patients: their p are too small. Where patients have several slides, t "
+        "and permutation count patients alone, and their p may be too large."
     )
     parts = [text, table(("cancer", "null", "n", "R_sign", "HS", "BH"), rows)]
     parts += small_folds(results, config, data)
