@@ -21,10 +21,10 @@ def targets_beside(y, count, seed):
 
 
 def loss_beside(n_genes, n_decoys):
-    """`histcode.squared_error` of genes and decoys, weighed as in `he2rna.learn`, if there are."""
+    """`histcode.squared_error` of genes and decoys by `he2rna.decoy_share`; None without decoys."""
     if not n_decoys:
         return None
-    share = min(n_decoys / n_genes, he2rna.DECOY_WEIGHT)
+    share = he2rna.decoy_share(n_genes, n_genes + n_decoys)
 
     def loss(outputs, y):
         decoys = histcode.squared_error(outputs[..., n_genes:], y[..., n_genes:])

@@ -232,7 +232,8 @@ def train_networks(
     """Train networks of one kind on the same bags -> their checkpoint; `saw` in it names patients.
 
     starts: of each network the biases that its last layer starts with, or None; where they are more
-    than its outputs, those of decoys follow. learned: the loss that training follows, if another.
+    than its outputs, those of decoys follow. learned: the loss that training and the choice
+    of the epoch follow, if it is another.
     """
     train, chooses, _ = roles(bags["part"], f, o.folds, o.code)
     seed = seed_of(o, 0, f)

@@ -48,9 +48,9 @@ def train_heads(
     """Train M networks of one kind, going on from state_file, which each epoch writes.
 
     bag(i) -> (T_i, D), names[i] its name; target(rows) -> y; parts, seeds: of each network, or one
-    for all; more: of train_together -> a dict: model (of each the weights of the epoch kept),
-    epochs (M,), losses (epochs, M), tests [(epochs, n_test, C) of each], saw [leak ledger of each
-    part, in rows].
+    for all; more: `learned` of train_together, which chooses the epoch too -> a dict: model (of
+    each the weights of the epoch kept), epochs (M,), losses (epochs, M), tests [(epochs, n_test, C)
+    of each], saw [leak ledger of each part, in rows].
     """
     shared = len(parts) < len(models)
     networks = Together(models, shared, device)
@@ -74,7 +74,7 @@ def train_heads(
         parts,
         seeds,
         loss=loss,
-        judge=histcode.mistakes if loss is histcode.cross_entropy else loss,
+        judge=histcode.mistakes if loss is histcode.cross_entropy else more.get("learned") or loss,
         epochs=o.epochs,
         lr=o.lr,
         weight_decay=o.weight_decay,
