@@ -29,7 +29,7 @@ returns arrays; `python he2rna.py --help` lists the commands built on it.
             print(f, state["epoch"], state["loss"], state["r"])
         model.load_state_dict(state["best"])
         prediction[test] = he2rna.predict(model, bags, test)
-    null = he2rna.r_of_cancers(prediction[:, G:], decoys, fold, projects, patients=patients)
+    null = he2rna.r_of_cancers(prediction[:, G:], decoys, fold, projects)
     results = he2rna.evaluate(prediction[:, :G], y, fold, projects, patients=patients,
                               decoys=null)            # {cancer: its R, p, corrected p ...}
 
@@ -569,18 +569,16 @@ def separate(names, merged=True):
     return [name for name in names if name not in left_out]
 
 
-def fold_r(prediction, y, fold, group, n_folds=FOLDS, patients=None):
+def fold_r(prediction, y, fold, group, n_folds=FOLDS):
     """R of each gene over one group's test slides of each fold: (F, G), nan without a value.
 
-    prediction, y (S, G); fold, patients (S,); group (S,) bool. Their mean over folds is the result.
-    [HE2RNA Results] That R is taken within each fold, not pooled over them, is our reading. R is of
-    slides, as the paper's, and a fold needs stats.MIN_R patients. Without patients each slide is
-    one. [ours]
+    prediction, y (S, G); fold (S,); group (S,) bool. Their mean over folds is the result. [HE2RNA
+    Results] That R is taken within each fold, not pooled over them, is our reading.
     """
     r = np.full((n_folds, y.shape[1]), np.nan)
     for f in range(n_folds):
         rows = group & (fold == f)
-        if count_patients(patients, rows) >= stats.MIN_R:
+        if rows.sum() >= stats.MIN_R:
             r[f] = stats.pearson(prediction[rows], y[rows])
     return r
 
@@ -597,12 +595,11 @@ def mean_of_values(r):
     return np.where(n > 0, mean, np.nan)
 
 
-def r_of_cancers(prediction, y, fold, projects, n_folds=FOLDS, patients=None):
+def r_of_cancers(prediction, y, fold, projects, n_folds=FOLDS):
     """R of each gene, the mean of the folds, in each cancer: {cancer: (G,)}. As in `evaluate`."""
     r = {}
     for name, group in cancers(projects).items():
-        folds = fold_r(prediction, y, fold, group, n_folds, patients)
-        r[name] = mean_of_values(folds)
+        r[name] = mean_of_values(fold_r(prediction, y, fold, group, n_folds))
     return r
 
 
@@ -640,9 +637,7 @@ def draw_decoys(y, patients, projects, count, seed=0):
     return decoys
 
 
-def untrained_r(
-    draw_model, bags, y, fold, projects, n_folds=FOLDS, judged=None, patients=None, **more
-):
+def untrained_r(draw_model, bags, y, fold, projects, n_folds=FOLDS, judged=None, **more):
     """R of models of the same architecture that learned nothing: {cancer: (M, G)}.
 
     draw_model(f) -> an untrained network of M G outputs for fold f. Each block of G outputs is an
@@ -657,7 +652,7 @@ def untrained_r(
     M = prediction.shape[1] // y.shape[1]
     null = {}
     for block in np.split(prediction, M, axis=1):  # (S, G)
-        r = r_of_cancers(block, y, judged, projects, n_folds, patients)
+        r = r_of_cancers(block, y, judged, projects, n_folds)
         for name, of_genes in r.items():
             null.setdefault(name, []).append(of_genes)
     return {name: np.array(each) for name, each in null.items()}
@@ -719,7 +714,7 @@ def evaluate(
     The last three take the folds for independent, which they are not (`draw_decoys`). R stays that
     of slides, as the paper's, and its law that of patients, whom the nulls shuffle and count: in
     simulations of 40 patients with 4 slides each it finds .55 of the genes that follow something (p
-    < .05), and the R of patients' means .53.
+    < .05), and the R of patients' means .53. Where no fold has stats.MIN_R patients there is no p.
 
     n_genes: of the network, where they are not those of y. A network of fewer than FEW_GENES bends
     to each of them more than to a decoy, so that their R scatter more. Then n is at most that of
@@ -740,7 +735,7 @@ def evaluate(
     few = (n_genes or y.shape[1]) < FEW_GENES
     results = {}
     for cancer, group in cancers(projects).items():
-        folds = fold_r(prediction, y, fold, group, n_folds, patients)  # (F, G)
+        folds = fold_r(prediction, y, fold, group, n_folds)  # (F, G)
         r = mean_of_values(folds)  # (G,)
         n = counts_behind(folds, fold, group, patients)  # (F, G)
         nulls = {name: stats.null_fit(of[cancer]) for name, of in drawn.items()}
@@ -756,7 +751,7 @@ def evaluate(
             "r": r,
             "n": n.sum(0),
             "n_slides": counts_behind(folds, fold, group, None).sum(0),
-            **judge(r, nulls, null),
+            **judge(np.where((n >= stats.MIN_R).any(0), r, np.nan), nulls, null),
         }
     return results
 

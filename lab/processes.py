@@ -132,7 +132,7 @@ def leave(status):
     if "MASTER_ADDR" in os.environ:
         for stream in (sys.stdout, sys.stderr):
             stream.flush()
-        os._exit(status)
+        os._exit(status or 0)
     sys.exit(status)
 
 

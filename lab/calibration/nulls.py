@@ -130,9 +130,9 @@ def judge_cohort(cohort, learner, rng, n_decoys=60, valid=0.0, n_folds=5):
     fold = stats.patient_folds(*who, n_folds, fold_seed)
     both = np.hstack([y, he2rna.draw_decoys(y, *who, n_decoys, fold_seed)])
     prediction = cross_validate(cohort, both, fold, learner, rng, fold_seed, G, valid)
-    more = {"n_folds": n_folds, "patients": cohort.patients}
-    null = he2rna.r_of_cancers(prediction[:, G:], both[:, G:], fold, cohort.projects, **more)
-    return he2rna.evaluate(prediction[:, :G], y, fold, cohort.projects, decoys=null, **more)
+    null = he2rna.r_of_cancers(prediction[:, G:], both[:, G:], fold, cohort.projects, n_folds)
+    more = {"patients": cohort.patients, "decoys": null}
+    return he2rna.evaluate(prediction[:, :G], y, fold, cohort.projects, n_folds, **more)
 
 
 def rows_of_design(name, learner, runs, rng, design, nulls=NULLS, **judging):

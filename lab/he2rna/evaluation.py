@@ -55,7 +55,6 @@ def untrained_null(folder, config, data, bags, o, draw_model):
             projects,
             n_folds,
             judged,
-            data.patients,
             batch=o.batch,
             ahead=read_ahead("untrained models"),
         )
@@ -87,7 +86,7 @@ def decoy_null(folder, config, data, prediction):
     if not decoys.shape[1]:
         return None
     fold, n_folds = judged_in(data.fold, config)
-    r = he2rna.r_of_cancers(predicted, decoys, fold, data.projects, n_folds, data.patients)
+    r = he2rna.r_of_cancers(predicted, decoys, fold, data.projects, n_folds)
     arrays = {
         "slide": data.slides,
         "truth": decoys,

@@ -38,11 +38,11 @@ def said_of(folder, name):
 
 
 def stained_slides(folder):
-    """slides/a.tif and b.tif: one tissue, two stains; dabs of 8 pixels on glass."""
+    """slides/a.tif and b.tif: one tissue, two stains; dabs of 4 pixels on glass."""
     for name, pair in (("a", "reddish"), ("b", "bluish")):
         rgb = np.full((1280, 1600, 3), 243, np.uint8)
-        pixels, _ = stained(STAIN_PAIRS[pair], n=100 * 120)
-        dabs = np.kron(pixels.reshape(100, 120, 3), np.ones((8, 8, 1), np.uint8))
+        pixels, _ = stained(STAIN_PAIRS[pair], n=200 * 240)
+        dabs = np.kron(pixels.reshape(200, 240, 3), np.ones((4, 4, 1), np.uint8))
         rgb[200:1000, 300:1260] = dabs
         write_pyramid(folder / "slides" / f"{name}.tif", rgb)
 

@@ -163,7 +163,7 @@ def test_spots_and_outlines_as_truth(painted_run, capsys):
     folder = run / "heatmaps" / "G0" / "s00_0"
     rows = {r["column"]: r for r in read_csv(folder / "spots.csv")}
     assert float(rows["G0"]["R"]) > 0.999 and float(rows["G0"]["p"]) < 0.05
-    assert float(rows["T-cells"]["R"]) > 0.9
+    assert float(rows["T-cells"]["R"]) > 0.8
     assert float(rows["G5"]["p"]) > 0.01
     report = (folder / "report.md").read_text()
     assert "64 of 65 spots lie on a tile: 2 genes" in report

@@ -183,7 +183,7 @@ def test_the_authors_padding_and_relu_go_with_the_model(tmp_path, capsys):
     assert "without colour, for features made elsewhere" in capsys.readouterr().out
     run = tmp_path / "runs" / "he2rna"
     code = load_json(run / "config.json")["code"]
-    assert code == ["genes", "padding", "relu", "k", "folds"]
+    assert code == ["genes", "padding", "relu", "k", "folds", "subtypes"]
     assert predict(run, "all") == 0
     z = np.load(run / "predictions.npz")
     assert z["prediction"].min() >= 0

@@ -244,7 +244,7 @@ def test_decoys_are_learned_beside_the_genes_and_leave_with_the_run(tmp_path):
     who = z["patient"], z["project"]
     again = he2rna.draw_decoys(z["truth"], *who, 60, [0, DECOY_DRAW])
     assert (d["truth"] == again).all()
-    r = he2rna.r_of_cancers(d["prediction"], again, z["fold"], z["project"], 3, z["patient"])
+    r = he2rna.r_of_cancers(d["prediction"], again, z["fold"], z["project"], 3)
     assert d["cancers"].tolist() == list(r)
     assert d["r"] == pytest.approx(np.array(list(r.values())))
     for row in read_csv(run / "genes.csv"):

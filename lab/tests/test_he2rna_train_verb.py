@@ -350,10 +350,10 @@ def test_the_ledger_says_what_saw_test_patients(tmp_path):
     assert train(tmp_path, *EPOCH) == 0
     assert train(tmp_path, *EPOCH, "--name", "none", "--code", "genes") == 0
     top, section = ledger(tmp_path, "he2rna")
-    assert "**Steps that saw test patients: gene filter**" in top
+    assert "**Steps that saw test patients: gene filter, decoys**" in top
     assert "| gene filter | 12 | 4 of 4 | as the paper words it" in section
     top, unfiltered = ledger(tmp_path, "none")
-    assert "saw test patients" not in top and "gene filter" not in unfiltered
+    assert "**Steps that saw test patients: decoys**" in top and "gene filter" not in unfiltered
     steps = ("start of the last bias", 6), ("weights of the network", 6), ("choice of the epoch", 2)
     for step, n in steps:
         for text in (section, unfiltered):
@@ -379,7 +379,7 @@ def test_the_ledger_catches_a_planted_leak(tmp_path, monkeypatch, step):
     swap(monkeypatch, "lab.he2rna.folds", "split_folds", leaking)
     assert train(tmp_path, *EPOCH, "--code", "genes,bias") == 0
     top, section = ledger(tmp_path, "he2rna")
-    assert f"**Steps that saw test patients: {step}**" in top
+    assert f"**Steps that saw test patients: decoys, {step}**" in top
     assert re.search(rf"\| {step} \| \d \| \d of 4 \| \*\*a leak\*\* \|", section)
 
 
@@ -426,5 +426,6 @@ def test_real_breast_cohort_from_features_made_elsewhere(tmp_path):
     rows = read_csv(tmp_path / "runs" / "he2rna" / "genes.csv")
     sections = {(r["patient"], r["test_fold"]) for r in folds_of_run(tmp_path).values()}
     assert len(sections) == 4
-    assert max(int(r["n"]) for r in rows) == 45
+    assert {(r["n"], r["slides"], r["p_decoys"]) for r in rows if r["R_fold3"]} >= {("4", "45", "")}
+    assert not any(r["p_decoys"] or r["p_t"] for r in rows)  # no fold has three patients
     assert np.mean([float(r["R"]) for r in rows if r["R"]]) > 0.03
