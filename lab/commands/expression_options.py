@@ -40,7 +40,7 @@ def scale_option(a, usual="it must look linear"):
         type=scale,
         metavar="log2|..",
         help="what the expression table holds: linear, or log2, log10, ln of 1 + a, or such as "
-        f"log2+0.001 of 0.001 + a (default: {usual}); what is learned is of linear a",
+        f"log2+0.001 of 0.001 + a (default: {usual})",
     )
 
 
@@ -53,6 +53,6 @@ def expression_options(a, of_run=False):
         type=unit,
         metavar="NAME",
         default=None if of_run else UNITS[0],
-        help="of a, for reports, axes and the columns of predict: "
+        help="of a, for reports, axes and predict: "
         f"{', '.join(UNITS)} ... (default: {(*usual, UNITS[0])[0]})",
     )

@@ -525,7 +525,7 @@ SPOILT = [
         "samples.csv: tumor of slide s0_1 is 'perhaps'; wanted 1 or 0",
     ),
     (
-        rewritten("samples.csv", lambda rows: [["a/" + r[0], *r[1:]] for r in rows]),
+        rewritten("samples.csv", lambda rows: [["a/" + rows[0][0], *rows[0][1:]], *rows[1:]]),
         "samples.csv (line|row) 2: slide a/s0_1 is a path",
     ),
     (

@@ -109,9 +109,8 @@ def pair_options(parser, encoder):
         "--decoys",
         type=natural,
         metavar="N",
-        help="genes of shuffled patients that networks learn beside the true ones, for p (default "
-        f"a twentieth as many, at least {he2rna.MIN_DECOYS}, or {FEWEST_DECOYS} with --per-gene, "
-        "where each costs as much as a gene); 0: none, and p is that of a t, which is too bold",
+        help="genes of shuffled patients that networks learn too, for p (default a twentieth, at "
+        f"least {he2rna.MIN_DECOYS}, or {FEWEST_DECOYS} with --per-gene); 0: p of a t",
     )
     expression_options(a)
     a("--name", help="of the run (default: command and model); an interrupted run goes on")
