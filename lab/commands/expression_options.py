@@ -53,6 +53,5 @@ def expression_options(a, of_run=False):
         type=unit,
         metavar="NAME",
         default=None if of_run else UNITS[0],
-        help="of a, for reports, axes and predict: "
-        f"{', '.join(UNITS)} ... (default: {(*usual, UNITS[0])[0]})",
+        help=f"of a, in what is written: {', '.join(UNITS)} ... (default: {(*usual, UNITS[0])[0]})",
     )

@@ -79,7 +79,7 @@ def pair_options(parser, encoder):
         "--genes",
         default="all",
         metavar="A,B|FILE",
-        help="genes of the expression table (default all)",
+        help="of the expression table (default all)",
     )
     a(
         "--drivers",
@@ -103,7 +103,7 @@ def pair_options(parser, encoder):
         "--per-gene",
         action="store_true",
         default=None,
-        help="a network for each gene, as the authors' code and Fig. 11, not one for all",
+        help="a network for each gene, as the authors' code and Fig. 11",
     )
     a(
         "--decoys",
