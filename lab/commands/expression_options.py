@@ -48,10 +48,11 @@ def expression_options(a, of_run=False):
     """Both options; of_run: of a verb that goes on from a run, which has them."""
     usual = ("the run's",) if of_run else ()
     scale_option(a, *usual)
+    unit_usual = "the run's" if of_run else UNITS[0]
     a(
         "--unit",
         type=unit,
         metavar="NAME",
         default=None if of_run else UNITS[0],
-        help=f"of a, in what is written: {', '.join(UNITS)} ... (default: {(*usual, UNITS[0])[0]})",
+        help=f"of a, in what is written: {', '.join(UNITS[1:4])} ... (default: {unit_usual})",
     )

@@ -96,8 +96,7 @@ def pair_options(parser, encoder):
     a(
         "--slides",
         choices=("tumour", "both"),
-        help="whose tiles stand for a patient: tumour, of tumour slides (default: "
-        '"from single whole slide image"); both, of normal slides too',
+        help="whose tiles stand for a patient: those of tumour slides (default), or both",
     )
     a(
         "--per-gene",
