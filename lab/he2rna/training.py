@@ -324,5 +324,6 @@ def judge(folder, config, o, data, bags, prediction, saved, device, start):
     for row in [SUMMARY_HEADER, *summary(results)]:
         print("{:>12} {:>7} {:>8} {:>7} {:>9} {:>9} {:>15} {:>15}".format(*row))
     best = [f"{data.genes[g]} ({name}, R {r:.2f})" for name, g, r in best_genes(results)]
-    print(f"\nbest: {', '.join(best)}")
+    if best:
+        print(f"\nbest: {', '.join(best)}")
     print(f"report: {folder / 'report.md'}   ({clock(time.time() - start)})")
