@@ -9,9 +9,10 @@ from collections import Counter
 from pathlib import Path
 
 import he2rna
+from lab.cohort.expression import read_expression
 from lab.cohort.features import content_of, features_made_by, features_of
 from lab.cohort.names import alike_groups, person, would_match
-from lab.cohort.samples import select
+from lab.cohort.samples import join, select
 from lab.cohort.slides import find_slides, known_mpp
 from lab.cohort.tiles import table_mpp
 from lab.exchange.clam import FOREIGN, foreign
@@ -38,6 +39,17 @@ def check_cohort(found, cohort, samples, o, table=None):
         check_join(found, cohort, samples, *table[:2])
     if o:
         check_files(found, cohort, samples, o)
+
+
+def read_checked(found, cohort, samples, o):
+    """(genes, a (n, genes), the join of samples with its rows) of the expression table of a cohort,
+    when all that is found of both is told; InputError where something of it can't be meant.
+    """
+    table = found.of(read_expression, cohort, o.scale, found.warn)
+    joined = table and found.of(join, samples, *table[:2], Path(cohort) / "expression")
+    check_cohort(found, cohort, samples, o, table)
+    found.tell(cohort)
+    return *table[2:], joined
 
 
 # ----- Names --------------------------------------------------------------------------------------
@@ -109,7 +121,8 @@ def check_files(found, cohort, samples, o):
     if getattr(o, "project", None):
         chosen, _ = select(samples, "all", o.project)
     patient_of = {s["slide"]: s["patient"] for s in chosen}
-    there = names_of_files(cohort, o)
+    files = {} if o.features else find_slides(cohort)
+    there = names_of_features(features_of(o)) if o.features else set(files)
     alone = [name for name in patient_of if name not in there]
     hint = would_match(alone, there - {s["slide"] for s in samples}) if alone else ""
     if hint:
@@ -118,7 +131,7 @@ def check_files(found, cohort, samples, o):
     sizes = {}
     for name, (size, _) in seen.items():
         sizes.setdefault(size, []).append(name)
-    same, files = {}, {} if o.features else find_slides(cohort)
+    same = {}
     for names in sizes.values():
         for name in names if len({patient_of[name] for name in names}) > 1 else ():
             if files:
@@ -137,11 +150,8 @@ def check_files(found, cohort, samples, o):
         check_kinds(found, o.features, {name: kind for name, (_, kind) in seen.items()})
 
 
-def names_of_files(cohort, o):
-    """The names of the slides that have a file, or features made elsewhere."""
-    if not o.features:
-        return set(find_slides(cohort))
-    source = features_of(o)
+def names_of_features(source):
+    """The names of the slides that have features made elsewhere."""
     folders = [source, *(source / inner for inner in FOREIGN.values())]
     paths = [path for folder in folders if folder.is_dir() for path in folder.iterdir()]
     return {tidy(path.stem) for path in paths if path.suffix in FOREIGN}

@@ -6,10 +6,10 @@ import numpy as np
 
 import he2rna
 from lab.audit.ledger import encoder_saw, saw
-from lab.cohort.check import check_cohort
-from lab.cohort.expression import as_symbols, read_expression, read_gene_table
+from lab.cohort.check import read_checked
+from lab.cohort.expression import as_symbols, read_gene_table
 from lab.cohort.features import features_of, source_name
-from lab.cohort.samples import join, read_samples, select
+from lab.cohort.samples import read_samples, select
 from lab.cohort.supertiles import make_supertiles
 from lab.files import InputError
 from lab.findings import Findings
@@ -69,14 +69,8 @@ def read_cohort(cohort, o):
     -> (CohortData, x (S, T, D), mask (S, T)). Folds are of all projects, then one is selected, so
     that those of one organ agree with those of all. [HE2RNA Methods, Training and evaluation]
     """
-    found = Findings()
     samples, wrong_type = select(read_samples(cohort), o.types, None)
-    table = found.of(read_expression, cohort, o.scale, found.warn)
-    joined = table and found.of(join, samples, *table[:2], cohort / "expression")
-    check_cohort(found, cohort, samples, o, table)
-    found.tell(cohort)
-    _, _, genes, a = table
-    samples, rows, unmatched = joined
+    genes, a, (samples, rows, unmatched) = read_checked(Findings(), cohort, samples, o)
     left_out = say_left_out({**wrong_type, **unmatched})
     fold = folds_of(samples, o)
     chooses = {}

@@ -8,12 +8,11 @@ from pathlib import Path
 import numpy as np
 
 import he2rna
-from lab.cohort.check import check_cohort, check_patients
+from lab.cohort.check import check_patients, read_checked
 from lab.cohort.encoding import make_features
-from lab.cohort.expression import read_expression
 from lab.cohort.features import features_of, load_features, provenance
 from lab.cohort.labels import counted_words
-from lab.cohort.samples import join, read_samples, refuse_barcodes, select
+from lab.cohort.samples import read_samples, refuse_barcodes, select
 from lab.cohort.scale import looks_logged, to_linear
 from lab.files import InputError, few, load_arrays
 from lab.findings import Findings
@@ -155,12 +154,7 @@ def study_of_cohort(o):
     column = {name: np.array([s[name] for s in samples]) for name in samples[0]}
     found = Findings()
     labels = found.of(msi_labels, column["msi"].tolist(), cohort / "samples.csv")
-    table = found.of(read_expression, cohort, o.scale, found.warn)
-    both = table and found.of(join, samples, *table[:2], cohort / "expression")
-    check_cohort(found, cohort, samples, o, table)
-    found.tell(cohort)
-    _, _, genes, a = table
-    joined, rows, unmatched = both
+    genes, a, (joined, rows, unmatched) = read_checked(found, cohort, samples, o)
     say_left_out({**wrong_type, **unmatched})
     y = np.full((len(samples), len(genes)), np.nan, np.float32)
     at = {slide: i for i, slide in enumerate(column["slide"])}
