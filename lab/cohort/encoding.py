@@ -30,6 +30,7 @@ from lab.fast.encoder import encode
 from lab.files import few, save_file, save_json
 from lab.locks import release
 from lab.progress import counted, ordered_map, progress
+from lab.provenance import KEY, of_weights
 from lab.weights import weights_identity
 
 
@@ -48,7 +49,8 @@ def make_features(cohort, slides, o, into=None):
     jobs, anew = missing_features(place, slides, found, made_by(o, settings), failed)
     if not jobs:
         return failed
-    begin(folder, o.share, dict(settings, encoder_saw=patients_seen(o.encoder)), anew)
+    about = {"encoder_saw": patients_seen(o.encoder), KEY: of_weights(settings["weights"])}
+    begin(folder, o.share, settings | about, anew)
     network = prepare_encoder(network or load_encoder(*encoder), device, settings["precision"])
     encode_slides(network, folder, jobs, found, o, failed)
     release(folder)

@@ -10,16 +10,18 @@ from lab.he2rna.folds import save_folds, split_folds
 from lab.he2rna.training import VERSION, cross_validate, fold_path, model_of_choices
 from lab.processes import by_first
 from lab.progress import report_failures
+from lab.provenance import of_run
 from lab.runs import claim_folder, load_checkpoint, read_config, read_folds
 
 OPTIONS = ("lr", "batch", "epochs", "patience", "folds", "folds_by", "seed", "code")  # as settings
 SAVED = ("model", "decoys", "genes", "test_patients", "hidden", "ks", "n_features", "dropout")
 
 
-def open_run(cohort, o, settings, data, device, *seen):
+def open_run(cohort, o, settings, data, device, words, *seen):
     """Make or reopen COHORT/runs/NAME -> (folder, its settings); other settings are refused.
 
-    seen: what tells the slides' features from others, for the digest of the data.
+    words: of lab.provenance; seen: what tells the slides' features from others, for the digest of
+    the data.
     """
     columns = [names.tolist() for names in (data.slides, data.patients, data.projects)]
     config = {
@@ -44,6 +46,7 @@ def open_run(cohort, o, settings, data, device, *seen):
         features_folder=o.features and str(Path(o.features).resolve()),
         scale=o.scale or "linear",
         unit=o.unit,
+        provenance=words,
     )
     print(
         f"{len(data.y)} slides of {len(set(data.patients))} patients, {len(data.genes):,} genes, "
@@ -98,6 +101,7 @@ def load_run(path):
         "rows": read_folds(folder, fold_of),
         "fold_of": fold_of,
         "cohort": cohort,
+        "provenance": of_run(folder, config),
     }
 
 

@@ -13,6 +13,7 @@ from lab.fast.bank import bank_gradient
 from lab.files import InputError, few, save_file
 from lab.histcode.processes import Whole, shared_bank_gradient
 from lab.progress import clock, seldom
+from lab.provenance import KEY
 from lab.runs import load_checkpoint, read_log, write_log
 
 COLLAPSED = 0.05  # spread of the embeddings below which it is said [ours]
@@ -70,6 +71,7 @@ def save_encoder(path, model, o, epoch):
         "colour": o.colour,
         "settings": {**o.settings, "epochs_done": epoch},
         "patients": o.patients,
+        KEY: o.words,
     }
     save_file(path, lambda f: torch.save(content, f))
 

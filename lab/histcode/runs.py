@@ -4,9 +4,11 @@ from pathlib import Path
 
 import numpy as np
 
+from lab.cohort.features import features_of
 from lab.files import InputError, digest, few
 from lab.histcode.networks import POOLINGS
 from lab.histcode.splits import tested_parts
+from lab.provenance import of_data, of_run
 from lab.runs import claim_folder, load_checkpoint, read_config, read_folds
 
 VERSION = 1  # of a run's files; another is refused  [ours]
@@ -35,6 +37,7 @@ def claim_run(folder, o, data, more, *seen):
         processes=o.share[1],
         cohort=o.cohort and str(Path(o.cohort).resolve()),
         features_folder=o.features and str(Path(o.features).resolve()),
+        provenance=of_data(o.cohort, features_of(o), data["names"][0]) if o.cohort else [],
         **({"scale": o.scale or "linear", "unit": o.unit} if hasattr(o, "unit") else {}),
     )
 
@@ -82,6 +85,7 @@ def load_run(path, pooling=None):
         "rows": read_folds(folder, fold_of),
         "cohort": cohort,
         "fold_of": fold_of,
+        "provenance": of_run(folder, config),
     }
 
 

@@ -9,9 +9,11 @@ import numpy as np
 import histcode
 from lab.files import InputError
 from lab.histcode.choices import TURNED, settle_choices
+from lab.histcode.epochs import whole_part
 from lab.histcode.options import check_ranges
 from lab.histcode.runs import VERSION
 from lab.histcode.tiles import EDGES, TILES_PER_SLIDE
+from lab.provenance import taught_by
 from lab.runs import claim_folder
 from lab.weights import weights_identity
 
@@ -21,6 +23,7 @@ USUAL = {
     "final_lr": 0.0,
     "cosine": False,
     "batch": histcode.BATCH,
+    "batch_from": "all",
     "epochs": histcode.EPOCHS,
     "tiles_per_slide": TILES_PER_SLIDE,
     "tau": histcode.TAU,
@@ -94,6 +97,12 @@ def settle_options(o, processes):
             f"--batch {o.batch}, --bank-size {o.bank_size}: {processes} processes want parts of a "
             "batch that are equal, and a negative each"
         )
+    part = whole_part(o.batch)
+    if o.batch_from == "slide" and part % processes:
+        raise InputError(
+            f"--batch-from slide: {processes} processes can't share batches of --batch {o.batch} "
+            f"or less, multiples of {part}: take {part} processes, or fewer that divide it"
+        )
 
 
 def refuse_bank_options(o):
@@ -111,7 +120,7 @@ def refuse_bank_options(o):
 def open_run(o, data, counts, device):
     """Make or reopen COHORT/runs/NAME -> (folder, config); one of other settings is refused.
 
-    Puts the settings into o.settings.
+    Puts the settings into o.settings, and lab.provenance's words on the encoder into o.words.
     """
     digest = hashlib.sha256(json.dumps([data["slides"], data["tiles"]]).encode())
     for coords in data["coords"]:
@@ -125,6 +134,7 @@ def open_run(o, data, counts, device):
         "weights": weights_identity(o.weights, o.seed),
         **{option: getattr(o, option) for option in SETTINGS if option not in left_out},
     }
+    o.words = taught_by(o.cohort, o.weights)
     folder = Path(o.cohort) / "runs" / o.within / o.name
     config = claim_folder(
         folder,
@@ -135,5 +145,6 @@ def open_run(o, data, counts, device):
         device=str(device),
         processes=o.share[1],
         code=o.code,
+        provenance=o.words,
     )
     return folder, config

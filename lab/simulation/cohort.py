@@ -8,6 +8,7 @@ import numpy as np
 
 from lab.files import InputError, read_rows, save_csv, save_file, save_text
 from lab.progress import ordered_map, progress
+from lab.provenance import SIMULATED
 from lab.simulation.drawing import (
     COARSE,
     NUCLEI,
@@ -21,7 +22,9 @@ from lab.simulation.genes import DENSITY_FLOOR, simulate_expression
 
 MSI_HIGH, MSI_LOW = 0.2, 0.1  # shares of the patients  [ours]
 SAMPLES_COLUMNS = ("slide", "patient", "project", "sample", "sample_type", "tumor", "msi")
-README = """# A SIMULATED cohort: drawn, no patients
+README = (
+    f"# A {SIMULATED}: drawn, no patients"
+    + """
 
 Redraw it: `python tiling.py simulate FOLDER --patients {patients} --seed {seed}{more}`
 
@@ -43,6 +46,7 @@ with a tumour.
 - truth/genes.csv: programme, effect and noise (log10), base, true_r (expected R with content; 0
   where none is followed).
 """
+)
 
 
 def simulate_cohort(folder, patients=64, seed=0, edge_px=1800, normal_in=4, workers=None):

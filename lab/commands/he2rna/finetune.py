@@ -30,6 +30,7 @@ from lab.he2rna.evaluation import decoys_of
 from lab.he2rna.folds import check_folds
 from lab.he2rna.runs import load_run, model_of, open_run, train_folds
 from lab.progress import say_left_out
+from lab.provenance import merged, of_cohort
 from lab.show.plots import need_matplotlib
 from tiling import MAX_TILES
 
@@ -73,7 +74,8 @@ def run(o):
     learn_beside(data, decoys_of(run, data.slides, o.decoys))
     made_by = [features_made_by(into, source, name) for name in data.slides]
     settings = settings_of(run, o, precision)
-    folder, config = open_run(cohort, o, settings, data, device, made_by)
+    words = merged(run["provenance"], of_cohort(cohort))
+    folder, config = open_run(cohort, o, settings, data, device, words, made_by)
     bags = from_disk(into, source, data.slides)
     first = partial(first_model, run, o, chosen, device, precision)
     return train_folds(folder, config, o, data, bags, first, start)

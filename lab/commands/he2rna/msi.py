@@ -17,6 +17,7 @@ import numpy as np
 
 import he2rna
 from lab.audit.choices import add_choices, chosen_of, flipped
+from lab.cohort.features import features_of
 from lab.commands.expression_options import expression_options
 from lab.commands.he2rna.options import TYPES, count, fractions, listed
 from lab.commands.slide_options import add_options, refuse_slide_options
@@ -28,6 +29,7 @@ from lab.he2rna.msi_report import as_share, write_msi_report
 from lab.he2rna.msi_study import MSI_SHARES, read_study, shares_of
 from lab.processes import of_all
 from lab.progress import clock, report_failures, seldom
+from lab.provenance import of_data
 from lab.runs import claim_folder
 from lab.show.plots import need_matplotlib
 
@@ -148,7 +150,8 @@ def claim(o, study, device):
         ),
     }
     more = {"study": str(path.resolve()), "device": str(device), "processes": o.share[1]}
-    more |= {"scale": study.scale, "unit": o.unit}
+    words = of_data(path, features_of(o)) if path.is_dir() else []
+    more |= {"scale": study.scale, "unit": o.unit, "provenance": words}
     return folder, claim_folder(folder, settings, "results.csv", o.share, **more)
 
 

@@ -17,7 +17,7 @@ import he2rna
 import tiling
 from lab.audit.choices import add_choices
 from lab.audit.ledger import saw
-from lab.cohort.features import provenance
+from lab.cohort.features import features_of, provenance
 from lab.commands.he2rna.options import DEMO_VALID, check_decoys, check_name, cohort_options
 from lab.devices import pick_device
 from lab.files import InputError, save_file
@@ -28,6 +28,7 @@ from lab.he2rna.runs import open_run, train_folds
 from lab.he2rna.training import fold_path, model_of_choices
 from lab.processes import by_first
 from lab.progress import report_failures
+from lab.provenance import of_data
 from lab.runs import load_checkpoint, mark_of
 from lab.show.plots import need_matplotlib
 from lab.simulation.cohort import simulate_cohort
@@ -56,7 +57,8 @@ def run(o):
         mark_coding(data, *coding)
     learn_beside(data, decoys_of(o, data))
     settings = settings_of(cohort, o, data, x)
-    folder, config = open_run(cohort, o, settings, data, device, x.numpy(), mask.numpy())
+    words = of_data(cohort, features_of(o), data.slides[0])
+    folder, config = open_run(cohort, o, settings, data, device, words, x.numpy(), mask.numpy())
     if o.within and (folder / "report.md").is_file():  # of audit: done, with these very settings
         return report_failures(data.failed, len(data.slides) + len(data.failed))
     if o.models:  # of audit, which judges the same models otherwise
