@@ -140,7 +140,7 @@ def said(words):
     return "; ".join(words)
 
 
-def opening(words):
+def warning(words):
     """The first paragraph of a report, and the line below it; nothing for no words."""
     if not words:
         return []

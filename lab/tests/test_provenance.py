@@ -65,7 +65,7 @@ def test_of_what_was_made_elsewhere_nothing_is_said(tmp_path):
     assert of_data(tmp_path, tmp_path, "s0") == of_data(tmp_path, "resnet50") == []
     (tmp_path / "scripted.pt").write_bytes(b"no encoder")
     assert provenance.of_weights(str(tmp_path / "scripted.pt")) == []
-    assert provenance.of_weights("imagenet") == provenance.opening([]) == []
+    assert provenance.of_weights("imagenet") == provenance.warning([]) == []
 
 
 @pytest.mark.parametrize("words", [[], [SIMULATED, UNTRAINED]])
@@ -75,7 +75,7 @@ def test_words_stand_in_a_report_a_title_and_a_table(words):
     assert header == ("gene", "R", *["provenance"] * bool(words))
     assert list(rows) == [("A", 1, *[said] * bool(words)), ("B,1", 2, *[said] * bool(words))]
     assert provenance.titled("CD3D", words) == ("CD3D\n" + said if words else "CD3D")
-    assert provenance.opening(words)[:1] == (
+    assert provenance.warning(words)[:1] == (
         []
         if not words
         else [f"**{said}.** " + " ".join(provenance.MEANINGS[word] for word in words)]
