@@ -18,6 +18,7 @@ TURNED = {
         "colour": {"colour": "macenko"},
         "tiles": {"tiles_per_slide": 10**9},
         "batch": {"batch": 250},
+        "batch-from": {"batch_from": "slide"},
         "lr": {"lr": 0.001},
         "cosine": {"cosine": True, "final_lr": 0.0006},
         "momentum-encoder": {"momentum_encoder": 0.0},

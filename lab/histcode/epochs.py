@@ -1,9 +1,10 @@
-"""The tiles of an epoch of pretraining: read slide by slide, used shuffled over slides.
+"""The tiles of an epoch of pretraining: read slide by slide, used shuffled over slides or by slide.
 
 data, of all functions: a dict of paths, coords [(n, 2)], tiles [edge in level-0 px] and stains (or
 None) of each slide, and px, the edge of a tile as it is read (lab/histcode/tiles.py makes it).
 """
 
+import math
 from functools import partial
 
 import numpy as np
@@ -17,6 +18,7 @@ from lab.progress import counted, ordered_map
 
 READ_TILES = 64  # of one slide, read in one go [ours]
 POOL_BYTES = 2**31  # of tiles held to be shuffled over slides, over all processes [ours]
+FEWEST = 8  # tiles of a batch of one slide, which holds a multiple of it [ours]
 
 
 def choose_tiles(counts, per_slide, seed, epoch):
@@ -51,6 +53,49 @@ def mixed_order(n, pool, rng):
     return order
 
 
+def mixed_batches(chosen, batch, pool, rng):
+    """Rows of chosen (N, 2) as batches of tiles of all slides; what does not fill one is left."""
+    order = mixed_order(len(chosen), pool, rng)
+    return [*order[: len(order) // batch * batch].reshape(-1, batch)]
+
+
+def whole_part(batch):
+    """What the size of a batch of one slide is a multiple of, whoever shares it."""
+    return math.gcd(FEWEST, batch)
+
+
+def even_cut(n, batch):
+    """(number, size) of batches of one size, at most `batch`, that hold most of n tiles.
+
+    (0, 0) for fewer tiles than FEWEST.
+    """
+    part = whole_part(batch)
+    cuts = [(0, 0, 0)]
+    for steps in (n // batch, n // batch + 1):
+        size = min(batch, n // max(1, steps)) // part * part
+        if size >= min(FEWEST, batch):
+            cuts.append((steps * size, size, steps))
+    _, size, steps = max(cuts)  # of equal ones the larger batches
+    return steps, size
+
+
+def batches_by_slide(chosen, batch, pool, rng):
+    """The same, each batch of one slide, slide after slide as in the authors' code.
+
+    A slide of few tiles is a smaller batch; what its even cut leaves is left out. [ours]
+    """
+    batches = []
+    ends = np.flatnonzero(np.diff(chosen[:, 0])) + 1
+    for rows in np.split(np.arange(len(chosen)), ends):
+        steps, size = even_cut(len(rows), batch)
+        order = rows[mixed_order(len(rows), pool, rng)]
+        batches += [*order[: steps * size].reshape(steps, size)]
+    return batches
+
+
+BATCHES_FROM = {"all": mixed_batches, "slide": batches_by_slide}  # --batch-from
+
+
 def pieces_of(chosen, rows):
     """Rows of chosen (N, 2) in the order of reading, cut into pieces of one slide each."""
     rows = np.sort(rows)
@@ -83,17 +128,15 @@ def read_pieces(data, chosen, pieces, workers):
         yield piece, tiles
 
 
-def read_batches(data, chosen, order, batch, share=(0, 1), workers=1):
+def read_batches(data, chosen, batches, share=(0, 1), workers=1):
     """Yield this process's part of each batch, (B / processes, px, px, 3) uint8.
 
-    order: rows of chosen (N, 2), as they are used; what does not fill a batch is left out. share:
-    rank and number of processes. The pixels depend on neither share nor workers.
+    batches: of each the rows of chosen (N, 2), in the order of use. share: rank and number of
+    processes. The pixels depend on neither share nor workers.
     """
     rank, processes = share
-    steps = len(order) // batch
-    parts = order[: steps * batch].reshape(steps, processes, -1)
-    mine = parts[:, rank]  # (steps, B / processes)
-    wanted = pieces_of(chosen, mine.ravel())
+    mine = [rows.reshape(processes, -1)[rank] for rows in batches]
+    wanted = pieces_of(chosen, np.concatenate(mine))
     pieces = read_pieces(data, chosen, wanted, workers)
     held = {}
 
@@ -113,7 +156,7 @@ class Reader:
     """views(epoch) of a cohort's tiles, as histcode.pretrain_epochs takes them.
 
     o, the command's options: tiles_per_slide (drawn anew each epoch), batch (over all processes),
-    tile_px, view_px, seed, share (rank, processes), workers.
+    batch_from, tile_px, view_px, seed, share (rank, processes), workers.
     """
 
     def __init__(self, data, o, device):
@@ -122,39 +165,63 @@ class Reader:
         self.device = device
         self.counts = np.array([len(coords) for coords in data["coords"]])
         self.per_slide = np.minimum(self.counts, o.tiles_per_slide)
-        self.tiles_of_epoch = int(self.per_slide.sum()) // o.batch * o.batch
+        self.sizes = self.sizes_of_epoch()
+        self.tiles_of_epoch = sum(self.sizes)
         self.pool = max(2, POOL_BYTES // (3 * o.tile_px**2))
         self.slides_at = []  # names of the slides of the last batch
+
+    def sizes_of_epoch(self):
+        """Tiles of each batch of an epoch."""
+        if self.o.batch_from == "all":
+            return [self.o.batch] * (int(self.per_slide.sum()) // self.o.batch)
+        sizes = []
+        for n in self.per_slide:
+            steps, size = even_cut(n, self.o.batch)
+            sizes += [size] * steps
+        return sizes
+
+    def said(self):
+        """The batches of an epoch in words."""
+        if self.o.batch_from == "all":
+            return f"batch {self.o.batch}"
+        text = (
+            f"{len(self.sizes)} batches an epoch, each of one slide, of {min(self.sizes)} to "
+            f"{max(self.sizes)} tiles"
+        )
+        few = int((self.per_slide < min(FEWEST, self.o.batch)).sum())
+        return text + (f" ({few} slides have too few tiles for one)" if few else "")
 
     def views(self, epoch):
         """Yield both views of each batch."""
         part, parts = self.o.share
-        for step, tiles in self.batches(epoch, self.per_slide, self.o.batch):
+        cut = BATCHES_FROM[self.o.batch_from]
+        for step, tiles in self.batches(epoch, self.per_slide, self.o.batch, cut):
             key = self.o.seed, epoch, step
             yield histcode.two_views(tiles, self.o.view_px, *key, part=part, parts=parts)
 
     def bank_views(self):
-        """Yield one view of each batch of --bank-percent of each slide's tiles."""
+        """Yield one view of each batch of --bank-percent of each slide's tiles, mixed."""
         part, parts = self.o.share
         share = min(self.o.bank_percent / 100, self.o.bank_size / self.counts.sum())
         per_slide = np.ceil(share * self.counts).astype(int)
         most = min(self.o.bank_size, per_slide.sum())
         batch = min(self.o.batch, most // parts * parts)
-        for step, tiles in self.batches(0, per_slide, batch, most):
+        for step, tiles in self.batches(0, per_slide, batch, mixed_batches, most):
             key = self.o.seed, 0, step, 0
             yield histcode.view_of(tiles, self.o.view_px, *key, part=part, parts=parts)
 
-    def batches(self, epoch, per_slide, batch, most=None):
-        """Yield (step, tiles); every draw comes from (seed, epoch)."""
+    def batches(self, epoch, per_slide, batch, cut, most=None):
+        """Yield (step, tiles); every draw comes from (seed, epoch). most: tiles of all batches."""
         chosen = choose_tiles(self.counts, per_slide, self.o.seed, epoch)
         rng = np.random.default_rng([self.o.seed, epoch, 1])
-        order = mixed_order(len(chosen), self.pool, rng)[:most]
-        read = read_batches(self.data, chosen, order, batch, self.o.share, self.o.workers)
+        batches = cut(chosen, batch, self.pool, rng)
+        if most is not None:
+            batches = batches[: most // batch]
+        read = read_batches(self.data, chosen, batches, self.o.share, self.o.workers)
         if self.o.share[0] == 0:
             name = f"epoch {epoch}" if epoch else "bank"
-            read = counted(name, read, "batches", len(order) // batch)
+            read = counted(name, read, "batches", len(batches))
         for step, tiles in enumerate(read):
-            rows = order[step * batch : (step + 1) * batch]
-            slides = np.unique(chosen[rows, 0])
+            slides = np.unique(chosen[batches[step], 0])
             self.slides_at = [self.data["slides"][s] for s in slides]
             yield step, torch.from_numpy(tiles).to(self.device)

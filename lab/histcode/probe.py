@@ -92,8 +92,7 @@ def untrained(data, stages, seed, device, workers, n=64):
     counts = np.array([len(coords) for coords in data["coords"]])
     per_slide = np.full(len(counts), math.ceil(n / len(counts)))
     chosen = choose_tiles(counts, per_slide, seed, 0)[:n]
-    n = len(chosen)
-    (tiles,) = read_batches(data, chosen, np.arange(n), n, workers=workers)
+    (tiles,) = read_batches(data, chosen, [np.arange(len(chosen))], workers=workers)
     for module in net.modules():
         if isinstance(module, nn.BatchNorm2d):
             module.reset_running_stats()  # load_weights left momentum None: one batch

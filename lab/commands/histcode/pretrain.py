@@ -37,7 +37,14 @@ from lab.commands.slide_options import add_options
 from lab.devices import pick_device, pick_precision
 from lab.files import InputError, save_file
 from lab.histcode.choices import CHOICES
-from lab.histcode.epochs import POOL_BYTES, Reader, choose_tiles, read_batches
+from lab.histcode.epochs import (
+    BATCHES_FROM,
+    FEWEST,
+    POOL_BYTES,
+    Reader,
+    choose_tiles,
+    read_batches,
+)
 from lab.histcode.pretraining import train
 from lab.histcode.processes import share_batchnorm
 from lab.histcode.settings import BANK_PERCENT, open_run, settle_options
@@ -76,6 +83,14 @@ def options(parser):
         "--batch",
         type=int,
         help=f"tiles of a step, over all processes (default {BATCH}, AdCo's)",
+    )
+    training(
+        "--batch-from",
+        choices=tuple(BATCHES_FROM),
+        help="all (default): a batch mixes tiles of all slides, which their stains may tell apart; "
+        "slide: each is of one slide, as the authors' are. A slide of few tiles is then a smaller "
+        f"batch, of {FEWEST} at least; what is left over, of fewer, waits for an epoch that draws "
+        "it",
     )
     training(
         "--tiles-per-slide",
@@ -184,7 +199,7 @@ def draw_views(path, data, o, slides=8, pairs=2):
     counts = np.array([len(coords) for coords in data["coords"]])
     chosen = choose_tiles(counts, np.full(len(counts), 1), o.seed, 1)[:slides]
     n = len(chosen)
-    (tiles,) = read_batches(data, chosen, np.arange(n), n, workers=o.workers)
+    (tiles,) = read_batches(data, chosen, [np.arange(n)], workers=o.workers)
     x = torch.from_numpy(tiles).permute(0, 3, 1, 2)
     columns = [F.interpolate(x / 255, o.view_px, mode="area")]
     for i in range(2 * pairs):
@@ -240,7 +255,7 @@ def run(o):
     model = model.to(device, memory_format=torch.channels_last)
     print(
         f"{o.method}: {drawn:,} of {reader.counts.sum():,} tiles of {len(reader.counts)} slides an "
-        f"epoch ({o.tile_um:g} µm, {o.tile_px} px), views of {o.view_px} px, batch {o.batch}, "
+        f"epoch ({o.tile_um:g} µm, {o.tile_px} px), views of {o.view_px} px, {reader.said()}, "
         f"{o.epochs} epochs, {config['weights']}, {o.precision} on {device}, processes: "
         f"{o.share[1]}, turned: {', '.join(o.code) or 'nothing'}",
         flush=True,
