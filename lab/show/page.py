@@ -1,0 +1,179 @@
+"""report.html: a report of Markdown as one file to look at, pictures inside, all genes in a table.
+
+It needs no network: style, program and pictures stand in it, and its Content-Security-Policy lets
+the browser load nothing else and run no other program. Names that come from data are escaped.
+"""
+
+import base64
+import hashlib
+import html
+import re
+from pathlib import Path
+
+from lab.files import save_text
+from lab.show.packed import pack
+
+HERE = Path(__file__).parent
+PICTURE = re.compile(r"!\[([^\]]*)\]\(([\w.-]+\.(?:png|svg))\)")
+NUMBER = re.compile(r"[+−-]?[\d.,]+(e[+-]?\d+)?( ± [\d.]+)?")
+PAGE = """<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta http-equiv="Content-Security-Policy" content="default-src 'none'; img-src data:;
+ style-src {may_style}; script-src {may_run}">
+<title>{title}</title>
+<style>{style}</style>
+</head>
+<body>
+<main>
+{heading}
+{contents}
+{body}
+</main>
+<script>{program}</script>
+</body>
+</html>
+"""
+KINDS = {".png": "image/png", ".svg": "image/svg+xml"}
+
+
+def write_page(path, lines, columns=(), group=None):
+    """A report's page beside its report.md.
+
+    lines: those of report.md, whose pictures lie in the page's folder. columns: of lab.show.packed,
+    a row each for all genes, the first their names; group: the name of the column of cancers, say.
+    The table stands before the report's first section. To call it from a report, beside save_text:
+
+        write_page(folder / "report.html", lines, [
+            Column("gene", "word", np.arange(len(genes)), words=tuple(genes)),
+            Column("R", "r", found["r"], "what the reader is told of it"),
+            Column("p BH", "p", found["bh"]),
+        ])
+    """
+    path = Path(path)
+    blocks = re.split(r"\n\s*\n", "\n".join(lines).strip())
+    titles = [block[3:] for block in blocks if block.startswith("## ")]
+    body = [block_of(block, path.parent) for block in blocks]
+    if columns:
+        before = next((i for i, b in enumerate(blocks) if b.startswith("## ")), len(blocks))
+        body.insert(before, browser(columns, group))
+        titles.insert(0, "All genes")
+    program = (HERE / "page.js").read_text() if columns else ""
+    style = (HERE / "page.css").read_text()
+    text = PAGE.format(
+        title=plain(blocks[0].removeprefix("# ")),
+        style=style,
+        may_style=hashed(style),
+        program=program,
+        may_run=hashed(program),
+        heading=body[0],
+        contents=contents(titles),
+        body="\n".join(body[1:]),
+    )
+    save_text(path, [text])
+
+
+def hashed(text):
+    """How a Content-Security-Policy names what may stand in the page."""
+    digest = base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
+    return f"'sha256-{digest}'"
+
+
+# ----- Markdown, as our reports have it -----------------------------------------------------------
+
+
+def plain(text):
+    return html.escape(text.strip())
+
+
+def inline(text):
+    """A line with **strong** words and `code`."""
+    text = re.sub(r"\*\*(.+?)\*\*", r"<strong>\1</strong>", plain(text))
+    return re.sub(r"`(.+?)`", r"<code>\1</code>", text)
+
+
+def anchor(title):
+    return re.sub(r"\W+", "-", title.lower()).strip("-")
+
+
+def contents(titles):
+    """Links to the sections."""
+    links = [f'<li><a href="#{anchor(title)}">{plain(title)}</a></li>' for title in titles]
+    return f'<nav aria-label="Sections"><ul>{"".join(links)}</ul></nav>'
+
+
+def block_of(block, folder):
+    """HTML of a heading, table, list, pictures or paragraph."""
+    if block.startswith("# "):
+        return f"<h1>{inline(block[2:])}</h1>"
+    if block.startswith("## "):
+        return f'<h2 id="{anchor(block[3:])}">{inline(block[3:])}</h2>'
+    if block.startswith("| "):
+        return table_of(block.splitlines())
+    if block.startswith("- "):
+        items = "".join(f"<li>{inline(line[2:])}</li>" for line in block.splitlines())
+        kind = ' class="opening"' if block.startswith("- **Asked.**") else ""
+        return f"<ul{kind}>{items}</ul>"
+    if PICTURE.match(block):
+        return "".join(figure_of(*found, folder) for found in PICTURE.findall(block))
+    kind = ' class="warning"' if block.startswith("**") else ""
+    return f"<p{kind}>{inline(block)}</p>"
+
+
+def table_of(lines):
+    head, _, *rows = [re.split(r"(?<!\\)\|", line.strip()[1:-1]) for line in lines]
+    said = ["<tr>", *(f'<th scope="col">{cell_of(cell)}</th>' for cell in head), "</tr>"]
+    body = []
+    for row in rows:
+        cells = []
+        for cell in row:
+            kind = ' class="number"' if NUMBER.fullmatch(cell.strip()) else ""
+            cells.append(f"<td{kind}>{cell_of(cell)}</td>")
+        body.append(f"<tr>{''.join(cells)}</tr>")
+    table = f"<table><thead>{''.join(said)}</thead><tbody>{''.join(body)}</tbody></table>"
+    return f'<div class="scroll" tabindex="0">{table}</div>'
+
+
+def cell_of(cell):
+    return inline(cell.replace("\\|", "|"))
+
+
+def figure_of(name, file, folder):
+    """A picture inside the page; its words alone where it was not drawn."""
+    path = folder / file
+    if not path.is_file():
+        return f"<p>{plain(name)}: not drawn.</p>"
+    data = base64.b64encode(path.read_bytes()).decode()
+    image = f'<img src="data:{KINDS[path.suffix]};base64,{data}" alt="{plain(name)}">'
+    return f"<figure>{image}<figcaption>{plain(name)}</figcaption></figure>"
+
+
+# ----- The table of all genes ---------------------------------------------------------------------
+
+
+def browser(columns, group):
+    """The section that page.js fills; its ids are those that page.js knows."""
+    return "\n".join(
+        [
+            '<section class="browse">',
+            '<h2 id="all-genes">All genes</h2>',
+            '<p class="controls">',
+            f"<label>{plain(columns[0].name)} contains, such as CD3 or MKI67, TP53"
+            '<input id="filter" type="search" autocomplete="off" spellcheck="false"></label>',
+            f'<select id="group" aria-label="{plain(group or "group")}"></select>',
+            '<select id="below" aria-label="significant"></select>',
+            "</p>",
+            '<p id="said" role="status">The table needs JavaScript; genes.csv holds it, too.</p>',
+            '<div class="scroll" tabindex="0"><table>',
+            '<thead><tr id="heads"></tr></thead><tbody id="rows"></tbody>',
+            "</table></div>",
+            '<p class="pager"><button id="before">previous</button>',
+            '<button id="after">next</button></p>',
+            "<p>The address keeps what is shown, to send to somebody. Numbers have three digits, "
+            "genes.csv has all.</p>",
+            f'<script id="packed" type="text/plain">{pack(columns, group)}</script>',
+            "</section>",
+        ]
+    )
