@@ -20,6 +20,7 @@ from lab.exchange.clam import FOREIGN
 from lab.files import TISSUE, InputError, few, fingerprint, load_json, read_rows
 from lab.processes import by_first, share_out
 from lab.progress import counted
+from lab.provenance import meant, of_prediction, said
 from lab.weights import weights_identity
 from lab.words import nearest, tidy
 
@@ -68,7 +69,12 @@ def each_slide(run, o, failed):
                 )
             labels[label] = slide.home
         groups.setdefault((slide.home, features_for(slide, o)), {})[slide.name] = slide
+    told = set()
     for (home, features), slides in groups.items():
+        words = of_prediction(run, home)
+        if set(words) - told:
+            print(f"{said(words)}. {meant(words)}", flush=True)
+            told.update(words)
         options = argparse.Namespace(**{**vars(o), "features": features})
         names = []
         for name, slide in slides.items():

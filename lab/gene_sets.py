@@ -11,6 +11,7 @@ import numpy as np
 import stats
 from lab.files import InputError, save_csv, unpacked
 from lab.progress import table
+from lab.provenance import marked
 from lab.show.plots import BLUE, ORANGE, figure
 from lab.words import tidy
 
@@ -64,17 +65,17 @@ def lines_of(path):
         yield f"{path}, line {i + 1}", line
 
 
-def enrich(folder, name, what, hits, sets, universe, shown=SHOWN):
+def enrich(folder, name, what, hits, sets, universe, words=(), shown=SHOWN):
     """Test every set for the hits among the tested genes -> lines of a report; the first is
     printed.
 
     Writes FOLDER/NAME.csv with all sets and NAME.png with the best. what: hits and universe in
-    words; hits, universe: names of genes; sets: {name: genes}.
+    words; hits, universe: names of genes; sets: {name: genes}; words: of lab.provenance.
     """
     found = stats.enrichment(hits, sets, universe)
     names = list(sets)
     order = np.lexsort((-np.nan_to_num(found["fold"]), found["p"]))  # without p: last
-    write_table(folder / f"{name}.csv", sets, set(hits), found, order)
+    write_table(folder / f"{name}.csv", sets, set(hits), found, order, words)
     best = [i for i in order[:shown] if found["overlap"][i]]
     tested = (found["size"] > 0).sum()
     significant = (found["bh"] < ALPHA).sum()
@@ -89,7 +90,7 @@ def enrich(folder, name, what, hits, sets, universe, shown=SHOWN):
     return [f"{line}.", "", short_table(names, found, best), "", f"![Gene sets]({name}.png)", ""]
 
 
-def write_table(path, sets, hits, found, order):
+def write_table(path, sets, hits, found, order, words):
     """A row a set, the smallest p first; a set without a tested gene has no p."""
     rows = []
     names = list(sets)
@@ -105,7 +106,7 @@ def write_table(path, sets, hits, found, order):
                 " ".join(gene for gene in sets[names[i]] if gene in hits),
             )
         )
-    save_csv(path, COLUMNS, rows)
+    save_csv(path, *marked(COLUMNS, rows, words))
 
 
 def short_table(names, found, best):

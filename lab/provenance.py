@@ -23,8 +23,8 @@ FROM_RANDOM = f"{TAUGHT} from random weights"
 KEY = "provenance"  # under which files keep the words, and the column of tables
 MEANINGS = {
     SIMULATED: "Slides are drawn and expression is planted: no number here tells of a patient.",
-    MODEL: "It has learned from drawn slides and planted expression: what it says of a patient "
-    "means nothing.",
+    MODEL: "The model has learned from drawn slides and planted expression: what it says of a "
+    "patient means nothing.",
     SLIDE: "The slide is drawn, and shows no patient.",
     UNTRAINED: "The encoder has learned from no picture: nothing here tells how well the method "
     "does with a trained one.",
@@ -126,8 +126,13 @@ def of_run(folder, config):
     return merged(of_cohort(cohort), words)
 
 
+def of_folder(folder):
+    """Words on a finished run, by its folder."""
+    return of_run(folder, load_json(Path(folder) / "config.json") or {})
+
+
 def of_prediction(run, home):
-    """Words on what a run's models say of a slide of the folder `home`."""
+    """Words on what a run's models say of the slides in a folder `home`."""
     words = [MODEL if word == SIMULATED else word for word in run[KEY]]
     return merged(words, [SLIDE] if is_simulated(home) else [])
 
@@ -140,17 +145,24 @@ def said(words):
     return "; ".join(words)
 
 
+def meant(words):
+    """A sentence on each."""
+    return " ".join(dict.fromkeys(MEANINGS[word] for word in words if word in MEANINGS))
+
+
 def warning(words):
     """The first paragraph of a report, and the line below it; nothing for no words."""
-    if not words:
-        return []
-    meant = [MEANINGS[word] for word in words if word in MEANINGS]
-    return [" ".join([f"**{said(words)}.**", *dict.fromkeys(meant)]), ""]
+    return [f"**{said(words)}.** {meant(words)}", ""] if words else []
 
 
 def titled(title, words):
     """A picture's title, with the words below it."""
     return f"{title}\n{said(words)}" if words else title
+
+
+def entry(words):
+    """{"provenance": the words} for JSON and HDF5, {} for none."""
+    return {KEY: said(words)} if words else {}
 
 
 def marked(header, rows, words):

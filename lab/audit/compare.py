@@ -10,6 +10,7 @@ from scipy import special
 from lab.audit.choices import chosen_of
 from lab.files import InputError, read_rows, save_csv, save_text
 from lab.progress import clock, table
+from lab.provenance import marked, merged, of_folder, warning
 from lab.runs import claim_folder
 
 HEADER = ("command", "choice", "seed", "measure", "value", "change", "seconds")
@@ -127,7 +128,7 @@ def read_audit(path, texts):
     done, whole = {}, True
     try:
         for row in read_rows(path)[1] if path.is_file() else []:
-            command, name, seed, measure, value, _, seconds = row
+            command, name, seed, measure, value, _, seconds = row[: len(HEADER)]
             values, _ = done.setdefault((command, name, int(seed)), ({}, float(seconds)))
             values[measure] = float(value)
         for (command, name, seed), (values, _) in done.items():
@@ -153,8 +154,9 @@ def write_audit(folder, done, texts, what):
         for measure, value in values.items():
             change = value - default_of(done, key)[measure]
             rows.append((*key, measure, f"{value:.9g}", f"{change:.9g}", f"{seconds:.6g}"))
-    save_csv(folder / "audit.csv", HEADER, rows)
-    lines = ["# What each choice is worth", "", what, ""]
+    words = merged(*(of_folder(path.parent) for path in sorted(folder.glob("*/config.json"))))
+    save_csv(folder / "audit.csv", *marked(HEADER, rows, words))
+    lines = ["# What each choice is worth", "", *warning(words), what, ""]
     for command in dict.fromkeys(key[0] for key in keys):
         own = [key for key in keys if key[0] == command]
         header = ("choice", "turned to", *done[own[0]][0], "seeds", "time of one")

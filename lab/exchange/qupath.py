@@ -5,6 +5,7 @@ import numpy as np
 import tiling
 from lab.cohort.slides import MPP_RANGE
 from lab.files import number
+from lab.provenance import entry
 
 
 def qupath_frame(slide, mpp):
@@ -27,11 +28,12 @@ def tile_corners(coords, tile):
     return np.asarray(coords, np.float64)[:, None] + tile * unit
 
 
-def tiles_geojson(coords, tile, measurements, names):
+def tiles_geojson(coords, tile, measurements, names, words=()):
     """Tiles as a FeatureCollection for QuPath 0.4 and later: detections with measurements.
 
     coords (n, 2), tile in QuPath's frame; measurements (n, c), names (c,) -> a dict for json. What
-    is no number is left out, since JSON has no NaN. Six digits. [ours]
+    is no number is left out, since JSON has no NaN. Six digits. words: of lab.provenance, as a
+    member of the collection, which other readers pass over. [ours; RFC 7946, section 6.1]
     """
     features = []
     for corners, row in zip(tile_corners(coords, tile).tolist(), measurements, strict=True):
@@ -47,4 +49,4 @@ def tiles_geojson(coords, tile, measurements, names):
                 "properties": {"objectType": "detection", "measurements": said},
             }
         )
-    return {"type": "FeatureCollection", "features": features}
+    return {"type": "FeatureCollection", **entry(words), "features": features}

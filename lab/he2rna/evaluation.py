@@ -13,6 +13,7 @@ import numpy as np
 import he2rna
 from lab.files import InputError, few, load_arrays, load_json, save_file, whole_arrays
 from lab.he2rna.bags import read_ahead
+from lab.provenance import marked, said
 
 MIN_NULL = 2000  # R behind the untrained null, at least: few genes get more outputs     [ours]
 
@@ -135,23 +136,25 @@ def save_predictions(folder, data, prediction):
     save_file(folder / "predictions.npz", lambda f: np.savez_compressed(f, **arrays))
 
 
-def write_genes(path, genes, results):
+def write_genes(path, genes, results, words=()):
     """genes.csv: a row for each cancer and gene, best first, with p under each null.
 
     n: patients behind R, beside their slides. hs and bh correct the null that decides. An empty
-    cell has no value: the gene, or its prediction, is constant.
+    cell has no value: the gene, or its prediction, is constant. words: of lab.provenance.
     """
     one = next(iter(results.values()))
     nulls = sorted(one["all_p"])
     header = ["gene", "project", "n", "slides", "R", *(f"p_{null}" for null in nulls)]
     header += ["p_holm_sidak", "p_bh", "significant_hs", "significant_bh"]
     header += [f"R_fold{f}" for f in range(len(one["folds"]))]
+    header, _ = marked(header, (), words)
+    end = f",{quoted([said(words)])}" if words else ""
     names = [quoted([gene]) for gene in genes]
 
     def write(file):
         file.write(f"{quoted(header)}\n".encode())
         for name, e in results.items():
-            rows = rows_of_cancer(quoted([name]), names, e, nulls)
+            rows = rows_of_cancer(quoted([name]), names, e, nulls, end)
             file.write("".join(rows).encode())
 
     save_file(path, write)
@@ -164,8 +167,11 @@ def quoted(cells):
     return text.getvalue()
 
 
-def rows_of_cancer(project, names, e, nulls):
-    """The lines of one cancer, each by one formatting: there are 30,839 for each of 28 cancers."""
+def rows_of_cancer(project, names, e, nulls, end):
+    """The lines of one cancer, each by one formatting: there are 30,839 for each of 28 cancers.
+
+    end: of each line.
+    """
     order = np.lexsort((-np.nan_to_num(e["r"], nan=-2), e["p"]))
     p = [e["all_p"][null] for null in nulls]
     significant = [e["hs"] < he2rna.ALPHA, e["bh"] < he2rna.ALPHA]
@@ -174,4 +180,4 @@ def rows_of_cancer(project, names, e, nulls):
     cells = zip(*(column[order].tolist() for column in columns), strict=True)
     for gene, values in zip(order.tolist(), cells, strict=True):
         numbers = (form % values).replace("nan", "")
-        yield f"{names[gene]},{project},{numbers}\n"
+        yield f"{names[gene]},{project},{numbers}{end}\n"

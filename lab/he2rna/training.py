@@ -307,7 +307,7 @@ def judge(folder, config, o, data, bags, prediction, saved, device, start):
         decoys=decoys,
     )
     save_predictions(folder, data, prediction)
-    write_genes(folder / "genes.csv", data.genes, results)
+    write_genes(folder / "genes.csv", data.genes, results, config["provenance"])
     draw_null(folder / "null.png", results, {"decoys": decoys, "untrained": untrained})
     write_report(
         folder,

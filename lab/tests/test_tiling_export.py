@@ -12,6 +12,7 @@ from lab.cohort.features import load_features, tile_edge
 from lab.cohort.tiles import tiles_of
 from lab.commands.tiling import main
 from lab.files import InputError
+from lab.provenance import of_data
 
 STAGE3 = ("--encoder", "resnet50-stage3", "--device", "cpu")
 
@@ -38,6 +39,8 @@ def test_h5_is_read_as_clam_and_trident_do_and_as_features_made_elsewhere(export
         said = dict(h["coords"].attrs)
     assert (said["name"], said["overlap"], said["patch_size"]) == ("a", 0, 224)
     assert said["patch_size_level0"] == tile
+    assert said["provenance"] == "encoder with random weights"
+    assert of_data(cohort, folder, "a") == [said["provenance"]]  # of --features, read back
     assert said["patch_size"] * said["downsample"][0] == pytest.approx(tile)
     assert said["level0_magnification"] == pytest.approx(20)
     assert said["target_magnification"] == pytest.approx(20)
@@ -71,7 +74,8 @@ def test_csv_is_as_anndata_takes_it(exported):
         float(ids[1])
     numbers = np.array([row[1:] for row in table[1:]], float)
     assert np.allclose(numbers, features, rtol=1e-5)
-    assert places[0] == ["tile", "slide", "x", "y", "edge"]
+    assert places[0] == ["tile", "slide", "x", "y", "edge", "provenance"]
+    assert places[1][-1] == "encoder with random weights"
     assert np.array_equal(np.array([row[2:4] for row in places[1:]], int), coords)
 
 

@@ -19,6 +19,7 @@ from lab.files import InputError, save_text
 from lab.gene_sets import enrich, read_sets
 from lab.he2rna.evaluation import code_of
 from lab.he2rna.gene_sets import read_results
+from lab.provenance import of_folder, warning
 from lab.show.plots import need_matplotlib
 
 
@@ -55,7 +56,8 @@ def run(o):
     folder = Path(o.run) / "enrichment"
     test = f"Fisher's exact test, one-sided, of {len(sets):,} sets over the tested genes"
     about = f"Hits: genes {what}. {test}; BH over the sets. {note}"
-    lines = [f"# Enrichment in {o.run}", "", about, ""]
+    words = of_folder(o.run)
+    lines = [f"# Enrichment in {o.run}", "", *warning(words), about, ""]
     for group, (hit, tested) in groups.items():
         universe = [name for name, has_r in zip(names, tested) if has_r and name]
         hits = [name for name, found in zip(names, hit & tested) if found and name]
@@ -63,7 +65,7 @@ def run(o):
         if coding is not None:
             said += f", {sum(hit in coding for hit in hits):,} of them protein-coding"
         file = re.sub(r"[^\w.-]", "_", group)
-        lines += [f"## {group}", "", *enrich(folder, file, said, hits, sets, universe)]
+        lines += [f"## {group}", "", *enrich(folder, file, said, hits, sets, universe, words)]
     save_text(folder / "report.md", lines)
     if note:
         print(note)

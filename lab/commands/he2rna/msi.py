@@ -29,7 +29,7 @@ from lab.he2rna.msi_report import as_share, write_msi_report
 from lab.he2rna.msi_study import MSI_SHARES, read_study, shares_of
 from lab.processes import of_all
 from lab.progress import clock, report_failures, seldom
-from lab.provenance import of_data
+from lab.provenance import marked, of_data
 from lab.runs import claim_folder
 from lab.show.plots import need_matplotlib
 
@@ -120,7 +120,7 @@ def run(o):
             continue  # the first process writes for all
         for arm, auc in aucs.items():
             results[split, ratio, arm] = rows_of(split, ratio, arm, auc, note)
-        save_results(folder, results, split, ratio, aucs, note)
+        save_results(folder, results, config["provenance"], split, ratio, aucs, note)
         if due(i == len(jobs) - 1):
             left = (time.time() - start) / (i + 1) * (len(jobs) - 1 - i)
             means = "  ".join(f"{arm} {auc.mean():.3f}" for arm, auc in aucs.items())
@@ -161,7 +161,7 @@ def read_results(path):
     for row in read_rows(path)[1] if path.is_file() else []:
         try:
             split, ratio, arm, *_ = row
-            results.setdefault((int(split), ratio, arm), []).append(row)
+            results.setdefault((int(split), ratio, arm), []).append(row[: len(HEADER)])
         except ValueError:
             raise InputError(
                 f"{path}: {','.join(row)} is no row of ours: delete the file to begin again"
@@ -226,11 +226,12 @@ def rows_of(split, ratio, arm, auc, note):
     return [[split, ratio, arm, *place, f"{auc[place]:.6f}", *ends] for place in places]
 
 
-def save_results(folder, results, split, ratio, aucs, note):
+def save_results(folder, results, words, split, ratio, aucs, note):
     """results.csv anew, in order, and a line of log.jsonl."""
     arms = list(he2rna.MSI_ARMS)
     order = sorted(results, key=lambda key: (key[0], as_share(key[1]), arms.index(key[2])))
-    save_csv(folder / "results.csv", HEADER, (row for key in order for row in results[key]))
+    rows = [row for key in order for row in results[key]]
+    save_csv(folder / "results.csv", *marked(HEADER, rows, words))
     means = {arm: round(float(auc.mean()), 4) for arm, auc in aucs.items()}
     with open(folder / "log.jsonl", "a") as f:
         f.write(json.dumps({"split": split, "ratio": ratio, **note, **means}) + "\n")

@@ -3,7 +3,8 @@
 The mean of the run's models; of a slide of the run's patients, of those that did not learn from the
 patient. Features are made where they are missing, as the run's were: minutes a slide on a CPU; the
 prediction itself takes a second. Writes RUN/predict/SLIDE.csv: gene, log10(1 + FPKM-UQ), FPKM-UQ
-(or the unit that the run learned).
+(or the unit that the run learned), and of a SIMULATED cohort or an untrained encoder a column that
+says so.
 """
 
 from functools import partial
@@ -22,6 +23,7 @@ from lab.files import InputError, save_csv, save_file
 from lab.he2rna.bags import in_memory
 from lab.he2rna.runs import bag_of, load_run, model_of
 from lab.progress import report_failures
+from lab.provenance import marked, of_prediction
 
 LARGEST = 300  # log10 of what is still a number [ours]
 
@@ -54,10 +56,12 @@ def run(o):
         except InputError as e:
             failed[name] = str(e)
             continue
-        save_prediction(folder / f"{name}.csv", run["genes"], p, unit_of_run(run["config"]))
+        words = of_prediction(run, slide.home)
+        save_prediction(folder / f"{name}.csv", run["genes"], p, unit_of_run(run["config"]), words)
         if o.representation:
             each = he2rna.representations(asked, features)
-            save = partial(np.savez, each=each, mean=each.mean(0), folds=use)
+            more = {"folds": use, "provenance": words}
+            save = partial(np.savez, each=each, mean=each.mean(0), **more)
             save_file(folder / f"{name}.representation.npz", save)
         others = "" if len(use) == len(models) else " (the others learned from its patient)"
         who = f"models of folds {', '.join(map(str, use))}{others}"
@@ -80,8 +84,9 @@ def predict_slide(models, bag):
     return p
 
 
-def save_prediction(path, genes, p, unit):
+def save_prediction(path, genes, p, unit, words):
     """SLIDE.csv. Expression is not negative; its logarithm, as predicted, may be."""
     linear = np.maximum(0, 10.0**p - 1)
     rows = [(gene, f"{v:.6g}", f"{a:.6g}") for gene, v, a in zip(genes, p, linear)]
-    save_csv(path, ("gene", f"log10_1p_{column_of(unit)}", column_of(unit)), rows)
+    header = ("gene", f"log10_1p_{column_of(unit)}", column_of(unit))
+    save_csv(path, *marked(header, rows, words))

@@ -21,6 +21,7 @@ from lab.gene_sets import read_sets
 from lab.he2rna.evaluation import code_of
 from lab.he2rna.gene_sets import pick_signatures, read_results
 from lab.progress import table
+from lab.provenance import marked, of_folder, warning
 from lab.show.plots import figure, need_matplotlib
 
 MEASURES = {"r": "mean R", "share": "share of significant genes"}
@@ -74,13 +75,14 @@ def run(o):
     remarks += [f"- {said}" for said in (note, remark) if said]
 
     folder = Path(o.run) / "signatures"
-    save_csv(folder / "signatures.csv", header, rows)
+    words = of_folder(o.run)
+    save_csv(folder / "signatures.csv", *marked(header, rows, words))
     for measure, label in MEASURES.items():
         pair = any_genes[measure], any_genes[f"{measure}_random"]
         draw(folder / f"{measure}.png", signatures, *pair, label)
     about = f"{len(genes):,} genes, {len(cancers)} cancers; {o.lists:,} random lists. {ABOUT}"
     tested = table(header, rows)
-    lines = [f"# Signatures in {o.run}", "", about, "", *remarks, "", tested, ""]
+    lines = [f"# Signatures in {o.run}", "", *warning(words), about, "", *remarks, "", tested, ""]
     save_text(folder / "report.md", [*lines, "![R](r.png) ![Share](share.png)", ""])
     print("\n".join([tested, *remarks, f"report: {folder / 'report.md'}"]))
     return 1 if lost and (o.signature or len(lost) == len(signatures)) else 0

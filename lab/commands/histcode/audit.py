@@ -156,7 +156,7 @@ def measure_diagnose(run, out):
     header, rows = read_rows(out / "predictions.csv")
     rows = [dict(zip(header, row, strict=True)) for row in rows]
     rows = [row for row in rows if (row["repeat"], row["pooling"]) == ("0", run.pooling)]
-    column = header[-2]  # p_<the positive label>
+    column = next(name for name in header if name.startswith("p_"))  # of the positive label
     positive = np.array([f"p_{row['label']}" == column for row in rows])
     p = np.array([float(row[column]) for row in rows])
     hits = [row["label"] == row["predicted"] for row in rows]

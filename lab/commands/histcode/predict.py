@@ -2,7 +2,8 @@
 
     python histcode.py predict RUN SLIDE...
 
-The mean of the models that did not learn from the slide's patient. Writes RUN/predict/SLIDE.csv.
+The mean of the models that did not learn from the slide's patient. Writes RUN/predict/SLIDE.csv, in
+which a column tells of a SIMULATED cohort or an untrained encoder.
 """
 
 import numpy as np
@@ -17,6 +18,7 @@ from lab.histcode.heads import apply_heads
 from lab.histcode.predictions import mean_prediction
 from lab.histcode.runs import load_run, off_scale
 from lab.progress import report_failures
+from lab.provenance import marked, of_prediction
 
 options = slides_of_run
 
@@ -37,7 +39,7 @@ def run(o):
             failed[name] = str(e)
             continue
         path = run["folder"] / "predict" / f"{name}.csv"
-        save_csv(path, header, rows)
+        save_csv(path, *marked(header, rows, of_prediction(run, slide.home)))
         print(f"{name}: {len(h):,} tiles, {len(use)} of {len(models)} models, {said} -> {path}")
         done += 1
     return report_failures(failed, done + len(failed), run["folder"] / "predict")

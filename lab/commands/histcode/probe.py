@@ -24,6 +24,7 @@ from lab.histcode.options import check_ranges
 from lab.histcode.probe import cell_content, linear_probe, untrained
 from lab.histcode.tiles import EDGES, TILES_PER_SLIDE, find_data
 from lab.progress import counted, report_failures, say_left_out
+from lab.provenance import marked, of_cohort
 
 
 def options(parser):
@@ -150,10 +151,10 @@ def run(o):
     contents, bad, lacks = contents_of(data, o)
     status = report_failures(bad, len(contents), lacks=lacks)
     classes, chosen, y, groups = known_tiles(data, o, patients, contents)
-    n_groups = len(set(groups))
+    n_groups, drawn = len(set(groups)), of_cohort(o.cohort)
     print(
         f"{len(y):,} tiles ({o.tile_um:g} µm, {o.tile_px} px) of {n_groups} {o.hold_out}s; R2 on "
-        f"held-out {o.hold_out}s"
+        f"held-out {o.hold_out}s{''.join(f' of a {word}' for word in drawn)}"
     )
     width = max(len(name) for name in [*o.files, "encoder"])
     titles = [f"{kind[:12]:>12s}" for kind in ["mean", *classes]]
@@ -167,5 +168,6 @@ def run(o):
         words = [f"{value:12.3f}" for value in figures]
         print("  ".join([f"{name:{width}s}", *words]), flush=True)
     if o.csv:
-        save_csv(o.csv, ("encoder", "tiles", f"{o.hold_out}s", "mean", *classes), rows)
+        header = ("encoder", "tiles", f"{o.hold_out}s", "mean", *classes)
+        save_csv(o.csv, *marked(header, rows, drawn))
     return 1 if failed else status

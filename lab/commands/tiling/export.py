@@ -32,6 +32,7 @@ from lab.encoders import encoder_wants
 from lab.exchange.clam import foreign, need_h5py
 from lab.exchange.qupath import qupath_frame, tiles_geojson
 from lab.files import InputError, save_csv, save_file, save_json
+from lab.provenance import entry, marked, of_cohort, of_data
 
 
 def options(parser):
@@ -61,6 +62,7 @@ def export(cohort, slides, o):
     make = make_features if o.h5 or o.csv else make_tiles
     failed = {} if o.features else make(cohort, slides, o)
     found, given = find_slides(cohort), table_mpp(cohort)
+    words = of_data(cohort, source, next(iter(slides), None))
 
     def write(name):
         slide = open_slide(found[name]) if name in found else None
@@ -71,16 +73,18 @@ def export(cohort, slides, o):
         tiles = read(cohort, source, name, slide, mpp, o)
         if o.h5:
             said = attributes(cohort, source, tiles, encoder_wants(o)["tile_px"])
+            said.update(entry(words))
             made_by = json.dumps(features_made_by(cohort, source, name))
             path = folder / "h5_files" / f"{name}.h5"
             save_file(path, lambda f: write_h5(f, tiles, said, made_by))
         if o.geojson:
             _, origin = qupath_frame(slide, None)
             numbers = np.arange(len(tiles.coords))[:, None]
-            shapes = tiles_geojson(tiles.coords - origin, tiles.edge, numbers, ["tile"])
+            place = tiles.coords - origin, tiles.edge
+            shapes = tiles_geojson(*place, numbers, ["tile"], of_cohort(cohort))
             save_json(folder / f"{name}.geojson", shapes)
         if o.csv:
-            write_csv(folder, tiles)
+            write_csv(folder, tiles, words)
 
     names = [name for name in slides if name not in failed]
     for _ in work_through("export", write, names, o.workers, failed):
@@ -143,8 +147,8 @@ def write_h5(f, tiles, said, made_by):
     f.write(buffer.getvalue())
 
 
-def write_csv(folder, tiles):
-    """Ids are words, so that no reader takes them for numbers."""
+def write_csv(folder, tiles, words):
+    """Ids are words, so that no reader takes them for numbers; words: of lab.provenance."""
     name, features, coords, edge = tiles
     ids = [f"{name}:{i}" for i in range(len(coords))]
     numbers = ([f"{value:.6g}" for value in row.tolist()] for row in features)
@@ -154,4 +158,5 @@ def write_csv(folder, tiles):
     places = (
         [i, name, x, y, f"{edge:.9g}"] for i, (x, y) in zip(ids, coords.tolist(), strict=True)
     )
-    save_csv(folder / f"{name}.obs.csv", ["tile", "slide", "x", "y", "edge"], places)
+    header = ("tile", "slide", "x", "y", "edge")
+    save_csv(folder / f"{name}.obs.csv", *marked(header, places, words))
