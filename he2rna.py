@@ -724,6 +724,8 @@ def evaluate(
 
     slides, patients            their numbers
     folds (F, G), r (G,)        R in each fold, and the mean of the folds [HE2RNA Results]
+    pooled (G,)                 R over all test slides at once: it falls where a fold's model is
+                                right on its own slides and off by a level of its own       [ours]
     n, n_slides (G,)            patients and slides behind r
     p, hs, bh (G,)              of the null that decides: p; by Holm-Šidák; by Benjamini-Hochberg
     null                        its name
@@ -749,6 +751,7 @@ def evaluate(
             "patients": int(count_patients(patients, group)),
             "folds": folds,
             "r": r,
+            "pooled": stats.pearson(prediction[group], y[group]),
             "n": n.sum(0),
             "n_slides": counts_behind(folds, fold, group, None).sum(0),
             **judge(np.where((n >= stats.MIN_R).any(0), r, np.nan), nulls, null),

@@ -9,9 +9,11 @@ from typing import Any
 import numpy as np
 
 import tiling
+from lab.cohort.places import EVERY
 from lab.exchange.qupath import tiles_geojson
 from lab.files import save_csv, save_json, save_text
 from lab.progress import table
+from lab.provenance import marked
 from lab.show.gallery import draw_gallery
 from lab.show.maps import draw_heatmap, whole_folder
 from lab.show.plots import draw_scatter
@@ -37,10 +39,15 @@ class SlideMap:
     tables: dict = field(default_factory=dict)  # other tables {file: (header, rows)}
     about: dict = field(default_factory=dict)  # words of the summary's row {column: word}
     figures: dict = field(default_factory=dict)  # and its figures {column: value}
-    points: np.ndarray | None = None  # (m, 2) drawn on the slide
-    counted: str = ""  # what they are; the column "cells: ..." counts them on each tile
-    outlines: list | None = None  # drawn on the slide
+    cells: dict | None = None  # {class: (m, 2)} drawn on the slide, the first in front
+    counted: str = ""  # the class that is compared; the column "cells: ..." has it on each tile
+    outlines: list | None = None  # drawn on slide and map
+    outline: str = "outline"  # what they are
+    dots: tuple | None = None  # name, places (m, 2) and values (m,) of spots drawn on the map
     spots: tuple | None = None  # what was measured on spots, for the summary of several slides
+    span: Any = None  # lab.show.maps.Span of the colours
+    without: str = ""  # why there are places without a tile
+    words: list = field(default_factory=list)  # of lab.provenance
     said: str = ""  # in short, for the terminal
     lacks: list = field(default_factory=list)  # what was asked for and is not there
 
@@ -50,17 +57,59 @@ def write_map(folder, done, origin):
     shown = ~np.isnan(done.scores)
     place = done.coords[shown], done.tile, done.scores[shown]
     with whole_folder(folder) as work:
-        rgb, _ = tiling.thumbnail(done.slide, done.mpp, max(done.size) * done.mpp / PICTURE_PX)
-        ground = rgb, done.size, done.mpp
-        words = done.title, done.unit
-        draw_heatmap(work / "map.png", *ground, *place, *words, done.points, done.outlines)
-        counts = done.columns.get(f"cells: {done.counted}")
+        draw_map(work / "map.png", done, place)
         ends = f"{done.title}: highest and lowest tiles"
-        draw_gallery(work / "gallery.png", done.slide, *place, ends, counts, done.counted)
+        cells = cells_in(done)
+        shown_cells = {kind: counts[shown] for kind, counts in cells.items()}
+        about = ends, done.unit, done.mpp, shown_cells
+        draw_gallery(work / "gallery.png", done.slide, *place, *about, words=done.words)
+        counts = cells.get(done.counted)
         if counts is not None:
-            axes = "score", f"{done.counted} in a tile"
-            draw_scatter(work / "cells.png", done.scores, counts, *axes, done.title)
+            axes = done.unit, f"{done.counted} in a tile"
+            points = done.scores[shown], counts[shown]
+            draw_scatter(work / "cells.png", *points, *axes, done.title, done.words)
         write_tables(work, done, origin)
+
+
+def draw_map(path, done, place):
+    """The map of the tiles that have a score; the others are counted in its legend."""
+    rgb, _ = tiling.thumbnail(done.slide, done.mpp, max(done.size) * done.mpp / PICTURE_PX)
+    missing = len(done.scores) - len(place[2])
+    without = f"{done.without}; {missing:,} tiles have no score" if missing else done.without
+    draw_heatmap(
+        path,
+        rgb,
+        done.size,
+        done.mpp,
+        *place,
+        done.title,
+        done.unit,
+        done.cells,
+        done.outlines,
+        span=done.span,
+        spots=done.dots,
+        outline=done.outline,
+        without=without,
+        words=done.words,
+    )
+
+
+def drawn_cells(cells, first):
+    """{class: places} as they are drawn: one class in front; all cells only where none has one."""
+    kinds = [kind for kind in cells if kind != EVERY] or [EVERY]
+    kinds.sort(key=lambda kind: kind != first)
+    return {kind: cells[kind] for kind in kinds}
+
+
+def cells_in(done):
+    """{class: counts (T,)} of the cells on each tile; what is drawn comes first, all cells never
+    beside their classes.
+    """
+    kinds = [name.removeprefix("cells: ") for name in done.columns if name.startswith("cells: ")]
+    kinds.sort(key=lambda kind: kind != done.counted)
+    if len(kinds) > 1:
+        kinds = [kind for kind in kinds if kind in (done.counted,) or kind != EVERY]
+    return {kind: done.columns[f"cells: {kind}"] for kind in kinds}
 
 
 def write_tables(work, done, origin):
@@ -71,8 +120,9 @@ def write_tables(work, done, origin):
         rows.append([*xy, *("" if np.isnan(v) else f"{v:.6g}" for v in row)])
     done.tables["tiles.csv"] = ("x", "y", *done.columns), rows
     for file, (header, rows) in done.tables.items():
-        save_csv(work / file, header, rows)
-    shapes = tiles_geojson(done.coords - origin, done.tile, values, list(done.columns))
+        save_csv(work / file, *marked(header, rows, done.words))
+    places = done.coords - origin, done.tile
+    shapes = tiles_geojson(*places, values, list(done.columns), done.words)
     save_json(work / "tiles.geojson", shapes)
     save_text(work / "report.md", done.lines)
 

@@ -181,6 +181,27 @@ def write_pyramid(path, rgb, mpp=0.5, levels=3):
             )
 
 
+class Flat:
+    """Stands for a slide: each level-0 pixel's red is x // 100, its green y // 100.
+
+    Not scanned beyond 1000 x 500.
+    """
+
+    dimensions, level_downsamples, level_dimensions = (1000, 500), (1.0,), ((1000, 500),)
+
+    def read_region(self, corner, level, size):
+        y, x = np.mgrid[corner[1] : corner[1] + size[1], corner[0] : corner[0] + size[0]]
+        return Image.fromarray(
+            np.stack([x // 100 * 20, y // 100 * 20, 0 * x, 255 + 0 * x], 2).astype(np.uint8), "RGBA"
+        )
+
+
+def where(image, color):
+    """First and one past the last row and column of the pixels of one colour."""
+    y, x = np.nonzero((np.asarray(image)[:, :, :3] == color).all(2))
+    return np.array([x.min(), y.min(), x.max() + 1, y.max() + 1])
+
+
 def unit(rows):
     return np.array(rows) / np.linalg.norm(rows, axis=1, keepdims=True)
 

@@ -1,6 +1,5 @@
 """lab.tests.test_maps"""
 
-import io
 import os
 import platform
 import shutil
@@ -10,11 +9,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-import tiling
 from lab.files import digest, save_text
-from lab.show.gallery import draw_gallery
 from lab.show.maps import color_range, draw_heatmap, scale_bar_um, whole_folder
-from lab.tests.helpers import swap
+from lab.show.plots import PICTURE_DPI
+from lab.tests.helpers import where
 
 
 def test_a_killed_map_leaves_nothing_and_loses_nothing(tmp_path):
@@ -68,27 +66,6 @@ def test_a_killed_map_leaves_nothing_and_loses_nothing(tmp_path):
 GREY = np.full((50, 100, 3), 230, np.uint8)
 
 
-class Flat:
-    """Stands for a slide: each level-0 pixel's red is x // 100, its green y // 100.
-
-    Not scanned beyond 1000 x 500.
-    """
-
-    dimensions, level_downsamples, level_dimensions = (1000, 500), (1.0,), ((1000, 500),)
-
-    def read_region(self, corner, level, size):
-        y, x = np.mgrid[corner[1] : corner[1] + size[1], corner[0] : corner[0] + size[0]]
-        return Image.fromarray(
-            np.stack([x // 100 * 20, y // 100 * 20, 0 * x, 255 + 0 * x], 2).astype(np.uint8), "RGBA"
-        )
-
-
-def where(image, color):
-    """First and one past the last row and column of the pixels of one colour."""
-    y, x = np.nonzero((np.asarray(image)[:, :, :3] == color).all(2))
-    return np.array([x.min(), y.min(), x.max() + 1, y.max() + 1])
-
-
 @pytest.mark.parametrize("size", [(1000, 800), (2000, 500), (700, 1400), (1000, 60), (60, 1000)])
 def test_heatmap_draws_each_tile_where_it_lies(tmp_path, size):
     """Lowest and highest colour of the map.
@@ -102,12 +79,14 @@ def test_heatmap_draws_each_tile_where_it_lies(tmp_path, size):
         np.array([[8, 8], [size[0] - 25, size[1] - 26], [28, 8], [8, 28]]),
     )  # off the frame
     draw_heatmap(tmp_path / "a.png", GREY, size, 0.5, coords, tile, [0, 9, 4, 5], "title", "score")
-    image = np.asarray(Image.open(tmp_path / "a.png"))[:-130]  # less the colour bar
+    image = np.asarray(Image.open(tmp_path / "a.png"))[
+        : -int(0.65 * PICTURE_DPI)
+    ]  # less the colour bar
     low, high = (
         where(image, np.round(np.multiply(matplotlib.colormaps["viridis"](v)[:3], 255)))
         for v in (0.0, 1.0)
     )
-    scale = 200 * 5 * (1.5 if size[0] > 1.6 * size[1] else 1) / max(size)
+    scale = PICTURE_DPI * 5 * (1.5 if size[0] > 1.6 * size[1] else 1) / max(size)
     assert abs(high[:2] - low[:2] - (coords[1] - coords[0]) * scale).max() <= 1.5
     assert abs(high[2:] - high[:2] - tile * scale).max() <= 1.5
     x, y = (low[:2] + 0.4 * tile * scale).astype(int)
@@ -135,12 +114,12 @@ def test_outlines_are_drawn_on_slide_and_map(tmp_path):
     red = (image[:, :, 0] > 200) & (image[:, :, 1:].max(2) < 60)
     for half in np.split(
         red, [red.shape[1] // 2], axis=1
-    ):  # 1,000 pixels of the picture for 1,000 of the slide
+    ):  # five inches of the picture for 1,000 pixels of the slide
         y, x = np.nonzero(half)
         assert (
-            abs(np.ptp(x) - 500) < 6
-            and abs(np.ptp(y) - 500) < 6
-            and not half[y.min() + 10 : y.max() - 10, x.min() + 10 : x.max() - 10].any()
+            abs(np.ptp(x) - 2.5 * PICTURE_DPI) < 9
+            and abs(np.ptp(y) - 2.5 * PICTURE_DPI) < 9
+            and not half[y.min() + 15 : y.max() - 15, x.min() + 15 : x.max() - 15].any()
         )
 
 
@@ -152,11 +131,11 @@ def test_heatmap_of_neighbours_of_real_pitch_has_no_seams(tmp_path):
         tmp_path / "a.png", GREY, (900, 900), 0.5, coords, 22.43, np.full(1600, 3.0), "", "score"
     )
     image = np.asarray(Image.open(tmp_path / "a.png"))[:, :, :3]
-    color = image[500, 1600]  # amid the map
-    x0, y0, x1, y1 = where(image[:-130], color)
+    color = image[int(2.5 * PICTURE_DPI), 8 * PICTURE_DPI]  # amid the map
+    x0, y0, x1, y1 = where(image[: -int(0.65 * PICTURE_DPI)], color)
     assert (image[y0:y1, x0:x1] == color).all() and min(
         x1 - x0, y1 - y0
-    ) >= 40 * 22.43 / 900 * 1000 - 3
+    ) >= 40 * 22.43 / 900 * 5 * PICTURE_DPI - 3
 
 
 @pytest.mark.parametrize("scores", [[2.5], [2.5, 2.5], [1e9, -1e9, 0]])
@@ -192,53 +171,3 @@ def test_color_range_passes_over_single_outliers_only():
     assert color_range(np.full(5, 7.0)) == (6.5, 7.5, "neither")
     assert color_range(np.r_[np.zeros(999), 3]) == (0, 3, "neither")
     assert color_range(np.r_[np.linspace(0, 1, 1001), 50]) == (0.01, 0.991, "both")
-
-
-def shown(monkeypatch, count, **options):
-    """What draw_gallery reads and writes: tiles read, in order, and the labels."""
-    import matplotlib.pyplot as plt
-
-    read, labels = [], []
-    tiles = tiling.read_tiles
-    swap(
-        monkeypatch,
-        "tiling",
-        "read_tiles",
-        lambda slide, coords, *a: read.append(coords[0].tolist()) or tiles(slide, coords, *a),
-    )
-    swap(
-        monkeypatch,
-        "lab.files",
-        "save_file",
-        lambda path, write: (
-            write(io.BytesIO()),
-            labels.extend(t.get_text() for ax in plt.gcf().axes for t in ax.texts),
-        ),
-    )
-    coords = np.array([[100 * i, 100 * (i % 3)] for i in range(count)])
-    scores = [(7 * i) % count - 1.0 for i in range(count)]
-    draw_gallery("a.png", Flat(), coords, 100.0, scores, "title", px=32, **options)
-    return [x // 100 for x, _ in read], labels
-
-
-def test_gallery_shows_the_highest_and_lowest_tiles(monkeypatch):
-    order, labels = shown(monkeypatch, 10, n=3, counts=np.arange(10), counts_name="T")
-    score = [(7 * i) % 10 - 1 for i in order]
-    assert score == [8, 7, 6, -1, 0, 1]
-    assert labels[0] == f"S = 8.00\n#T = {order[0]}" and labels[3] == f"S = −1.00\n#T = {order[3]}"
-
-
-@pytest.mark.parametrize("n", [1, 2, 3, 5, 8])
-def test_gallery_of_few_tiles_shows_each_once(monkeypatch, n):
-    order, _ = shown(monkeypatch, n)
-    assert sorted(order) == list(range(n))
-
-
-def test_gallery_shows_the_pixels_of_the_slide(tmp_path):
-    """At px = 200 a tile is one inch: 200 x 200 pixels of the tile's own colour."""
-    coords = np.array([[0, 0], [300, 100], [800, 400]])
-    draw_gallery(tmp_path / "a.png", Flat(), coords, 100.0, [1, 2, 3], "t", px=200)
-    image = Image.open(tmp_path / "a.png")
-    places = [where(image, color) for color in ((160, 80, 0), (60, 20, 0), (0, 0, 0))]
-    assert all(abs(p[2:] - p[:2] - 200).max() <= 3 for p in places)
-    assert places[0][0] < places[1][0] and places[0][1] == places[1][1] < places[2][1]
