@@ -8,7 +8,8 @@ import numpy as np
 import he2rna
 import stats
 from lab import space
-from lab.files import InputError, whole_arrays
+from lab.cohort.markers import marked_class
+from lab.files import InputError, few, whole_arrays
 from lab.he2rna.evaluation import judged_in, nulls_of
 from lab.progress import progress
 
@@ -50,10 +51,30 @@ def spot_rows(spots):
     return list(zip(names, *space.spatial_p(*pairs, places, tick)))
 
 
-def spot_summary(rows, genes):
-    """'G genes, mean R ...; column R (p)' of spot_rows; genes: those of the run."""
+def asked_first(genes, pairs):
+    """(The column that answers for the asked genes, or None; the pairs with it before the others).
+
+    Their own, or of several the mean of those that were measured; else that of the cells that the
+    genes mark. pairs: {column: (scores (m,), measured (m,))}.
+    """
+    there = [gene for gene in genes if gene in pairs]
+    if len(genes) > 1 and there:
+        name = f"mean of {few(there, 6)}"
+        columns = zip(*(pairs[gene] for gene in there))
+        pairs = {name: tuple(np.mean(each, 0) for each in columns), **pairs}
+        return name, pairs
+    name = there[0] if there else marked_class(genes, pairs)
+    if name is None:
+        return None, pairs
+    return name, {name: pairs[name], **pairs}
+
+
+def spot_summary(rows, genes, asked=None):
+    """'column R (p); G genes, mean R ...' of spot_rows: the asked column first, then those of the
+    genes of the run together, then the others.
+    """
     own = [(r, p) for name, r, p in rows if name in genes and not np.isnan(r)]
-    said = []
+    said = [f"{name} R {r:.3f} (p {p:.3f})" for name, r, p in rows if name == asked]
     if own:
         r, p = np.array(own).T
         found, tested = (p < he2rna.ALPHA).sum(), (~np.isnan(p)).sum()
@@ -63,17 +84,13 @@ def spot_summary(rows, genes):
             f"with p < {he2rna.ALPHA} ({chance})"
         )
     for name, r, p in rows:
-        if name not in genes and not np.isnan(r):
+        if name not in genes and name != asked and not np.isnan(r):
             said.append(f"{name} R {r:.3f} (p {p:.3f})")
     return "; ".join(said)
 
 
-def group_rows(run, genes):
-    """Mean prediction of some genes against their mean expression, over the slides of the run.
-
-    -> rows (cancer, slides, R, its 95 % interval over patients, p under the
-    run's null, as of one gene). [HE2RNA Results: .43 for CD3 in LIHC]
-    """
+def predictions_of(run):
+    """The arrays of a run's predictions.npz."""
     path = run["folder"] / "predictions.npz"
     kinds = {"genes": "UG", "prediction": "fSG", "truth": "fSG"}
     z = whole_arrays(path, **kinds, fold="iS", project="US", patient="US")
@@ -81,6 +98,15 @@ def group_rows(run, genes):
         raise InputError(
             f"{path} has other genes than fold0.pt: run the command that made both again"
         )
+    return z
+
+
+def group_rows(run, z, genes):
+    """Mean prediction of some genes against their mean expression, over the slides of the run.
+
+    z: its predictions_of -> rows (cancer, slides, R, its 95 % interval over patients, p under the
+    run's null, as of one gene). [HE2RNA Results: .43 for CD3 in LIHC]
+    """
     prediction, y = he2rna.mean_of_genes(z["prediction"], z["truth"], genes)
     fold, n_folds = judged_in(z["fold"], run["config"])
     more = {"patients": z["patient"], "n_genes": len(run["genes"]), **nulls_of(run)}

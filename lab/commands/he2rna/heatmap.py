@@ -4,7 +4,7 @@ The score of every tissue tile for one gene, or the mean of several, laid over t
 whether the truth agrees, where the cohort has it in points/, spots/ or regions/. Only models that
 did not learn from the slide's patient speak of it. [HE2RNA Fig. 4; Methods, Visual spatialization]
 A slide takes seconds, or the time of describing its tiles where training saw a sample of them.
-Writes RUN/heatmaps/GENES/SLIDE/: map.png, gallery.png, cells.png, tiles.csv, tiles.geojson,
+Writes RUN/heatmaps/GENES/SLIDE/: map, gallery and cells as .png and .svg, tiles.csv, tiles.geojson,
 provenance.csv, spots.csv, report.md; summary.md of several slides beside.
 """
 
@@ -18,6 +18,7 @@ import stats
 from lab import space
 from lab.application import each_slide, every_tile, held_out, pick_genes
 from lab.cohort.features import load_features
+from lab.cohort.markers import marked_class
 from lab.cohort.places import EVERY
 from lab.cohort.scale import unit_of_run
 from lab.cohort.truth import truth_of
@@ -25,19 +26,23 @@ from lab.commands.he2rna.options import check_name, slide_options
 from lab.commands.slide_options import add_options
 from lab.devices import pick_device
 from lab.files import InputError, digest, few, save_text
+from lab.he2rna.effects import apart_said, who_stands_apart
 from lab.he2rna.report import section
 from lab.he2rna.runs import bag_of, load_run, model_of
 from lab.he2rna.spatial import (
     against_cells,
     as_log,
+    asked_first,
     group_rows,
+    predictions_of,
     spot_rows,
     spot_summary,
 )
 from lab.progress import report_failures, table
-from lab.show.maps import map_ground
+from lab.provenance import of_prediction, warning
+from lab.show.maps import map_ground, span_of, why_no_tile
 from lab.show.plots import need_matplotlib
-from lab.show.slide_map import SlideMap, lacks_of, table_of_maps, write_map
+from lab.show.slide_map import SlideMap, drawn_cells, lacks_of, table_of_maps, write_map
 from lab.words import find_word
 
 CELL_FIGURES = ("R", "p", "Spearman", "median in the best tiles", "in all")
@@ -51,8 +56,9 @@ def options(parser):
     a(
         "--cells",
         metavar="CLASS",
-        help="class of points/ to draw and to count in the best tiles (default: all cells; the "
-        "report has a row for each); a slide without any of it ends in status 1",
+        help="class of points/ to compare with and to draw in front (default: the cells that the "
+        "genes are known to mark, as CD3 lymphocytes, else all; the report has a row for each); a "
+        "slide without any of it ends in status 1",
     )
     a(
         "--regions",
@@ -70,7 +76,11 @@ class Asked:
     models: list  # of each fold, with the outputs of the genes
     genes: list
     label: str
+    name: str  # of what is drawn, in words
     cells: str | None
+    predicted: np.ndarray  # (S, 1) of the run's slides
+    measured: np.ndarray  # (S, 1)
+    projects: np.ndarray  # (S,)
     group: list  # lines on the slides of the run
 
 
@@ -108,14 +118,24 @@ def what_is_asked(o):
     check_name(label)
     device = pick_device(o.device)
     models = [model_of(saved, device, chosen) for saved in run["folds"]]
-    rows = group_rows(run, chosen)
+    z = predictions_of(run)
+    rows = group_rows(run, z, chosen)
     for cancer, slides, r, interval, _ in rows:
         print(f"over the slides of the run: {cancer} R {r} ({interval}; n {slides})")
-    title = genes[0] if len(genes) == 1 else "Mean of the genes"
+    apart = list(apart_said(who_stands_apart(z["truth"], z["patient"], z["project"])))
+    for remark in apart:
+        print(remark)
+    name = name_of(genes)
     header = ("cancer", "slides", "R of mean prediction and mean expression", "95 %")
     header += (f"p, {run['config']['null']} null",)
-    group = section(f"{title} over the slides of the run", table(header, rows))
-    return Asked(run, models, genes, label, o.cells, group)
+    title = f"{name[0].upper()}{name[1:]} over the slides of the run"
+    group = section(title, table(header, rows), *apart)
+    means = he2rna.mean_of_genes(z["prediction"], z["truth"], chosen)
+    return Asked(run, models, genes, label, name, o.cells, *means, z["project"], group)
+
+
+def name_of(genes):
+    return genes[0] if len(genes) == 1 else f"mean of {few(genes, 6)}"
 
 
 def map_slide(asked, o, folder, slide, into, source):
@@ -131,24 +151,38 @@ def map_slide(asked, o, folder, slide, into, source):
     if len(asked.genes) > 1:
         columns.update(zip(asked.genes, each.T))
     unit = f"score, log₁₀(1 + {unit_of_run(asked.run['config'])})"
-    done = SlideMap(slide.label, f"{asked.label} on {slide.label}", *ground, scores, unit, columns)
+    done = SlideMap(slide.label, f"{asked.name} on {slide.label}", *ground, scores, unit, columns)
     projects = {row["slide"]: row["project"] for row in asked.run["rows"]}
     project = projects[name] if slide.own else "new"
     done.about = {"project": project, "models": ", ".join(map(str, use))}
+    done.span = span_in_run(asked, scores, project)
+    done.without = why_no_tile(into, source, name)
+    done.words = of_prediction(asked.run, home)
     done.lines = first_lines(asked, done, o.all_models)
     where = done.slide, done.mpp, done.coords, done.tile
     truth = truth_of(home, name, *where, asked.cells, o.regions)
     done.outlines, done.lacks = truth.outlines, truth.lacks
-    if truth.cells:
-        add_cells(done, truth.cells, asked.cells or EVERY)
+    done.outline = f"outline of {o.regions}" if o.regions else "outline in regions/"
     if truth.spots:
-        add_spots(done, truth, asked.run, use, features)
+        add_spots(done, truth, asked, use, features)
+    if truth.cells:
+        add_cells(done, truth.cells, asked)
     if done.outlines:
         add_outline(done)
     done.lines += truth.lines() + asked.group
     add_provenance(done, asked, use, models, features, into)
     write_map(folder / slide.label, done, truth.origin)
     return done
+
+
+def span_in_run(asked, scores, project):
+    """The colours go over the slides of the run, of the same cancer where it has the slide's."""
+    of = asked.projects == project
+    which = f"slides of {project}" if of.any() else "slides"
+    if not of.any():
+        of[:] = True
+    whose = f"the run's {of.sum():,} {which}"
+    return span_of(scores, asked.predicted[of], asked.measured[of], whose)
 
 
 def first_lines(asked, done, everyone):
@@ -158,9 +192,10 @@ def first_lines(asked, done, everyone):
     return [
         f"# {done.title}",
         "",
-        f"{len(done.coords):,} tiles of {done.tile * done.mpp:.0f} µm; score: mean of "
-        f"{few(asked.genes)} in log10(1 + {unit}), of the models of fold {done.about['models']}, "
-        f"{who} from its patient. Run {asked.run['folder']}.",
+        *warning(done.words),
+        f"{len(done.coords):,} tiles of {done.tile * done.mpp:.0f} µm; score: {asked.name} "
+        f"in log10(1 + {unit}), of the models of fold {done.about['models']}, {who} from its "
+        f"patient. Run {asked.run['folder']}. {done.span.said}",
         "",
         "![Map](map.png)",
         "",
@@ -169,30 +204,31 @@ def first_lines(asked, done, everyone):
     ]
 
 
-def add_cells(done, cells, drawn):
-    """Compare the scores with the cells on each tile; those of one class are drawn."""
+def add_cells(done, cells, asked):
+    """Compare the scores with the cells on each tile; those that the genes mark come first."""
     counts, figures = against_cells(done.scores, cells, done.coords, done.tile)
     rows = []
     for kind, n in counts.items():
         done.columns[f"cells: {kind}"] = n
         rows.append((kind, f"{n.sum():,}", *(f"{v:.3f}" for v in figures[kind])))
-    picture = []
-    drawn = find_word(drawn, cells)
-    if drawn:
-        done.points, done.counted = cells[drawn], drawn
-        done.figures = dict(zip(CELL_FIGURES, figures[drawn]))
-        done.said += "; {}: R {:.3f} (p {:.3f})".format(drawn, *figures[drawn])
+    marked = marked_class(asked.genes, cells)
+    first = find_word(asked.cells, cells) if asked.cells else marked or EVERY
+    done.cells = drawn_cells(cells, first)
+    why, picture = "", []
+    if first:
+        done.counted, done.about["cells"] = first, first
+        done.figures.update(zip(CELL_FIGURES, figures[first]))
+        done.said += "; {}: R {:.3f} (p {:.3f})".format(first, *figures[first])
+        rows.sort(key=lambda row: row[0] != first)
         picture = ["![Scores and cells](cells.png)"]
-    done.lines += section(
-        "Cells in each tile",
-        space.P_MEANS,
-        table(("cells", "on tiles", *CELL_FIGURES), rows),
-        *picture,
-    )
+        if first == marked:
+            why = f"First the cells that {few(asked.genes)} mark: {marked}. "
+    figures = table(("cells", "on tiles", *CELL_FIGURES), rows)
+    done.lines += section("Cells in each tile", why + space.P_MEANS, figures, *picture)
 
 
-def add_spots(done, truth, run, use, features):
-    """Compare what was measured on spots with the scores of their tiles."""
+def add_spots(done, truth, asked, use, features):
+    """Compare what was measured on spots with the scores of their tiles, the asked genes first."""
     places, measured = truth.spots
     on_tile = space.holder(places, done.coords, done.tile)  # (m,) -1: on none
     held = on_tile >= 0
@@ -200,6 +236,7 @@ def add_spots(done, truth, run, use, features):
         truth.lack(f"{held.sum()} of {len(held):,} spots lie on a tile: nothing to compare")
         return
     tiles = on_tile[held]
+    run = asked.run
     own = [gene for gene in measured if gene in run["genes"]]
     pairs = {}
     if own:
@@ -209,12 +246,25 @@ def add_spots(done, truth, run, use, features):
         pairs = {g: (s, as_log(measured[g][held])) for g, s in zip(own, each.T)}
     for name in measured:
         pairs.setdefault(name, (done.scores[tiles], measured[name][held]))
+    first, pairs = asked_first(asked.genes, pairs)
     done.spots = places[held], pairs
     rows = spot_rows([done.spots])
-    found = f"{len(tiles)} of {len(held)} spots lie on a tile: {spot_summary(rows, own)}."
+    found = f"{len(tiles)} of {len(held)} spots lie on a tile: {spot_summary(rows, own, first)}."
     done.lines += section("Spots", f"{found} Each column: spots.csv. {space.P_MEANS}")
     shown = [(name, f"{r:.4f}", f"{p:.4f}") for name, r, p in rows]
     done.tables["spots.csv"] = ("column", "R", "p"), shown
+    if first:
+        _, r, p = rows[0]
+        done.figures.update({"R of spots": r, "p of spots": p})
+        done.said += f"; spots: {first} R {r:.3f} (p {p:.3f}; {len(tiles)} of {len(held)} on tiles)"
+    there = [gene for gene in asked.genes if gene in measured]
+    if there:
+        values = np.mean([as_log(measured[gene]) for gene in there], 0)
+        known = np.isfinite(values)
+        low, high = np.quantile(values[known], (0, 1))
+        name = f"spots: {name_of(there)} as measured ({low:.2f} to {high:.2f}), R {r:.2f} on "
+        name += f"{len(tiles)} of {len(held)}"
+        done.dots = name.replace("-", "−"), places[known], values[known]
 
 
 def add_outline(done):
@@ -269,8 +319,8 @@ def write_summary(path, asked, maps):
     """summary.md: the figures of each slide, and the spots of slides with the same models."""
     said = f"Run {asked.run['folder']}. Each slide has its own folder and report beside this file."
     figures = table_of_maps(maps)
-    lines = [f"# {asked.label}: {len(maps)} slides", "", said, "", *asked.group]
-    lines += section(f"Scores and {asked.cells or EVERY}", figures)
+    lines = [f"# {asked.name}: {len(maps)} slides", "", *warning(maps[0].words)]
+    lines += [said, "", *asked.group, *section("Each slide", figures)]
     together = {}
     for done in maps:
         if done.spots:
@@ -278,7 +328,8 @@ def write_summary(path, asked, maps):
     rows = []
     for models, spots in sorted(together.items()):
         n = sum(len(places) for places, _ in spots)
-        found = spot_summary(spot_rows(spots), asked.run["genes"])
+        first, _ = asked_first(asked.genes, spots[0][1])
+        found = spot_summary(spot_rows(spots), asked.run["genes"], first)
         rows.append((models, len(spots), n, found))
     if rows:
         about = f"Spots of all slides that the same models speak of. {space.P_MEANS}"
