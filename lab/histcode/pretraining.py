@@ -2,6 +2,7 @@
 
 import json
 import time
+from functools import partial
 
 import torch
 from torch.nn import functional as F
@@ -11,17 +12,20 @@ import tiling
 from lab.encoders import ENCODER_VERSION
 from lab.fast.bank import bank_gradient
 from lab.files import InputError, few, save_file
+from lab.histcode.pretraining_plots import draw
 from lab.histcode.processes import Whole, shared_bank_gradient
-from lab.progress import clock, seldom
+from lab.histcode.watching import COLLAPSED, Watch, advice, refuse_collapse
+from lab.processes import by_first
+from lab.progress import MINUTE, clock, seldom
 from lab.provenance import KEY
 from lab.runs import load_checkpoint, read_log, write_log
+from lab.show.plots import need_matplotlib
 
-COLLAPSED = 0.05  # spread of the embeddings below which it is said [ours]
 SOURCE = (
     "HistCode (Huang et al. 2022, arXiv:2204.11994), contrastive pretraining of the tile encoder"
 )
 FIGURES = "epoch", "loss", "positive", "hardest", "spread", "lr"  # of an epoch, in the log
-SHOWN = "loss", "positive", "hardest", "spread", "bank_norm"  # of them, on the terminal
+SHOWN = "loss", "positive", "hardest", "spread", "bank_spread", "near"  # on the terminal
 
 
 def first_bank(model, reader, o):
@@ -76,11 +80,9 @@ def save_encoder(path, model, o, epoch):
     save_file(path, lambda f: torch.save(content, f))
 
 
-def log_entry(state, seconds, tiles):
-    """One line of log.jsonl, as a dict."""
-    entry = {name: state[name] for name in FIGURES}
-    if "w" in state["negatives"]:
-        entry["bank_norm"] = state["negatives"]["w"].norm(dim=1).mean().item()
+def log_entry(state, seen, seconds, tiles):
+    """One line of log.jsonl, as a dict; seen: Watch.figures."""
+    entry = {**{name: state[name] for name in FIGURES}, **seen}
     entry["tiles_per_s"] = round(tiles / seconds, 1)
     entry["collapsed"] = entry["spread"] < COLLAPSED
     return entry
@@ -96,18 +98,18 @@ def say_epoch(entry, o, left):
     )
     if entry["collapsed"]:
         print(
-            "COLLAPSE: all embeddings are nearly equal (spread 1 is all over the sphere). A lower "
-            "--lr may help; with a bank also --momentum-encoder or --in-batch",
+            "COLLAPSE: all embeddings are nearly equal (spread 1 is all over the sphere). Where it "
+            f"stays so, begin again with {advice(o)}",
             flush=True,
         )
 
 
-def states_of(model, reader, o, state):
+def states_of(model, reader, negatives, o, state):
     """The loop with what the command's options say: a generator of the states still to come."""
     return histcode.pretrain_epochs(
         model,
         reader.views,
-        negatives_of(model, reader, o, state),
+        negatives,
         epochs=o.epochs,
         lr=o.lr,
         final_lr=o.final_lr if o.cosine else None,
@@ -141,26 +143,42 @@ def train(model, reader, o, folder):
 
     The state is saved after each, and every draw comes from (seed, epoch, step): a run that was
     interrupted ends as one that was not, on a GPU to rounding, where cuDNN's sums have no order.
+    InputError where it has collapsed, also of a run that was stopped for it before.
     """
     first = o.share[0] == 0
     state_file = folder / "state.pt"
     saved = saved_state(state_file, model, reader, o)
     before = done = saved["epoch"] if saved else 0
+    log = []
     if first:
-        write_log(folder, read_log(folder)[:done])  # what was not saved is run again
+        log = read_log(folder)[:done]  # what was not saved is run again
+        write_log(folder, log)
         if done:  # the encoder's file may be gone
             save_encoder(folder / f"{o.name}.pt", model, o, done)
+    check = partial(refuse_collapse, folder, log, len(reader.sizes), o)
+    by_first(check)
+    if done == o.epochs:
+        return 0
+    if first:
+        need_matplotlib()  # before hours of work
+    negatives = negatives_of(model, reader, o, saved)
+    watch = Watch(model, negatives, reader) if first else None
     due = seldom()
-    start = began = time.time()
+    start = began = drawn = time.time()
     try:
-        for state in states_of(model, reader, o, saved):
+        for state in states_of(model, reader, negatives, o, saved):
             done = state["epoch"]
             now = time.time()
-            entry = log_entry(state, now - began, reader.tiles_of_epoch)
             if first:
+                entry = log_entry(state, watch.figures(), now - began, reader.tiles_of_epoch)
+                log.append(entry)
+                if done == o.epochs or entry["collapsed"] or now - drawn > MINUTE:
+                    drawn = now
+                    draw(folder, log, watch, reader, o)
                 save_epoch(folder, model, o, state, entry)
-            if due(done == o.epochs):
-                say_epoch(entry, o, (now - start) / (done - before) * (o.epochs - done))
+                if due(done == o.epochs):
+                    say_epoch(entry, o, (now - start) / (done - before) * (o.epochs - done))
+            by_first(check)
             began = time.time()
     except FloatingPointError as e:
         kept = f"; {state_file} keeps epoch {done}" if done else ""

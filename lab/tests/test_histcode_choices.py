@@ -24,7 +24,7 @@ def test_histcodes_choices_are_one_table(capsys):
     said = capsys.readouterr().out
     assert "python histcode.py pretrain" in said and max(map(len, said.splitlines())) <= 120
     names = [choice[:2] for choice in CHOICES]
-    assert len(names) == len(set(names)) == 23
+    assert len(names) == len(set(names)) == 24
     assert all(re.fullmatch(r"\[(HistCode|AdCo|ours).*\]", choice.tag) for choice in CHOICES)
     turned = {(command, name) for command in TURNED for name in TURNED[command]}
     assert turned | SHOWN_ONLY == set(names)
@@ -63,7 +63,7 @@ def test_follow_sets_a_whole_side_but_not_what_is_asked_for(settled, capsys):
     code = settled("pretrain", "--follow", "code", "--lr", ".1", "--no-in-batch")
     theirs = {"lr": 0.1, "in_batch": False, "momentum_encoder": 0.999, "bank_tau": 0.02}
     theirs |= {"cosine": True, "tau": 0.12, "bank_lr": 0.3, "batch": 250, "final_lr": 0.0006}
-    theirs |= {"bank_size": 318193, "code": ["batch", "cosine", "bank-tau", "bank-size"]}
+    theirs |= {"bank_size": 318193, "code": ["batch", "batch-from", "cosine", "bank-tau", "bank-size"]}
     assert {name: code[name] for name in theirs} == theirs
     assert "--follow code: without lr, for --lr 0.1 is asked for" in capsys.readouterr().out
     for verb, side, names in (

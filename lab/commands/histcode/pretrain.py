@@ -2,7 +2,8 @@
 
 Two random views of a tile must lie nearer to each other than to a bank of negatives, which move to
 make that hard. Writes COHORT/runs/NAME/: NAME.pt, the file that --encoder of the other commands
-takes, log.jsonl and config.json; an interrupted run goes on. The paper's scale wants GPUs, which
+takes, log.jsonl, config.json and pretrain.png, by which to see whether it learns, collapses, or
+tells slides apart; an interrupted run goes on. The paper's scale wants GPUs, which
 share each batch under torchrun; with --tile-px 72 --view-px 64 a small cohort takes a CPU minutes.
 """
 
@@ -33,6 +34,7 @@ from histcode import (
 from lab.audit.choices import add_choices
 from lab.cohort.identity import told_by_table
 from lab.cohort.names import person
+from lab.commands.options import natural
 from lab.commands.slide_options import add_options
 from lab.devices import pick_device, pick_precision
 from lab.files import InputError, save_file
@@ -49,6 +51,7 @@ from lab.histcode.pretraining import train
 from lab.histcode.processes import share_batchnorm
 from lab.histcode.settings import BANK_PERCENT, open_run, settle_options
 from lab.histcode.tiles import TILES_PER_SLIDE, find_data, slides_of
+from lab.histcode.watching import COLLAPSED, PATIENCE
 from lab.progress import clock
 from lab.weights import load_weights
 
@@ -128,6 +131,15 @@ def options(parser):
         type=float,
         help=f"temperature of the loss (default {TAU}, the authors'; simclr {SIMCLR_TAU}); a low "
         "one sees the hardest negatives only",
+    )
+    training(
+        "--patience",
+        type=natural,
+        default=PATIENCE,
+        metavar="STEPS",
+        help="end the run where the embeddings have collapsed (spread below "
+        f"{COLLAPSED}) for so many steps, two epochs at least, and come no farther apart (default "
+        f"{PATIENCE}); 0: never",
     )
     training(
         "--precision",
