@@ -132,7 +132,7 @@ function text(column, code) {
   if (number === 0) return "0";
   const power = Math.floor((number - 1) / PER_DECADE) - SMALLEST;
   const mantissa = ((number - 1) % PER_DECADE) + 100;
-  if (power >= -3 && power < 6) return String(Number(`${mantissa}e${power - 2}`));
+  if (power >= -3 && power < 3) return Number(`${mantissa}e${power - 2}`).toPrecision(3);
   return `${(mantissa / 100).toFixed(2)}e${power}`.replace("-", "−");
 }
 

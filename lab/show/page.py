@@ -7,14 +7,19 @@ the browser load nothing else and run no other program. Names that come from dat
 import base64
 import hashlib
 import html
+import io
 import re
 from pathlib import Path
+
+from PIL import Image
 
 from lab.files import save_text
 from lab.show.packed import pack
 
 HERE = Path(__file__).parent
-PICTURE = re.compile(r"!\[([^\]]*)\]\(([\w.-]+\.(?:png|svg))\)")
+PICTURE = re.compile(r"!\[([^\]]*)\]\(([\w.-]+\.png)\)")
+PIXELS, COLOURS = 3e6, 256  # of a plot in the page; the file beside it has all [ours]
+WIDE = 3  # times as wide as high: such a picture is not made smaller, it scrolls [ours]
 NUMBER = re.compile(r"[+−-]?[\d.,]+(e[+-]?\d+)?( ± [\d.]+)?")
 PAGE = """<!doctype html>
 <html lang="en">
@@ -36,7 +41,6 @@ PAGE = """<!doctype html>
 </body>
 </html>
 """
-KINDS = {".png": "image/png", ".svg": "image/svg+xml"}
 
 
 def write_page(path, lines, columns=(), group=None):
@@ -145,8 +149,17 @@ def figure_of(name, file, folder):
     path = folder / file
     if not path.is_file():
         return f"<p>{plain(name)}: not drawn.</p>"
-    data = base64.b64encode(path.read_bytes()).decode()
-    image = f'<img src="data:{KINDS[path.suffix]};base64,{data}" alt="{plain(name)}">'
+    with Image.open(path) as picture:
+        width, height = picture.size
+        picture = picture.convert("RGB")
+    less = min(1, (PIXELS / (width * height)) ** 0.5)
+    picture.thumbnail((int(width * less), int(height * less)), Image.Resampling.LANCZOS)
+    png = io.BytesIO()
+    picture.quantize(COLOURS, dither=Image.Dither.NONE).save(png, "PNG", optimize=True)
+    data = base64.b64encode(png.getvalue()).decode()
+    image = f'<img src="data:image/png;base64,{data}" alt="{plain(name)}">'
+    if width > WIDE * height:
+        image = f'<div class="wide scroll" tabindex="0">{image}</div>'
     return f"<figure>{image}<figcaption>{plain(name)}</figcaption></figure>"
 
 

@@ -1,13 +1,14 @@
-"""What all reports share: the five sentences that they open with, and the table of settings."""
+"""What all reports share: the five sentences that they open with, sections, the settings."""
 
 from lab.progress import table
+from lab.provenance import said
 
 
 def opening(asked, patients, found, null, never):
     """Lines of the five sentences that a report opens with.
 
     What was asked, of how many patients, what was found, under which null, and what must not be
-    concluded: a sentence each, or two where one would be long.
+    concluded.
     """
     said = {
         "Asked": asked,
@@ -19,10 +20,29 @@ def opening(asked, patients, found, null, never):
     return [*(f"- **{name}.** {text}" for name, text in said.items()), ""]
 
 
+def clauses(words, *that):
+    """A sentence of what must not be concluded, first of patients where words say why.
+
+    words: of lab.provenance; that: clauses that begin with this word.
+    """
+    if words:
+        that = (f"that this tells of patients ({said(words)})", *that)
+    sentence = "; ".join(that)
+    return f"{sentence[0].upper()}{sentence[1:]}."
+
+
+def section(title, *parts):
+    """Lines of a section: its title, and its parts with room between them."""
+    lines = [f"## {title}", ""]
+    for part in parts:
+        lines += [part, ""]
+    return lines
+
+
 def settings_section(config, **more):
     """Lines of the section "Settings": all that a run is known by, a row each."""
     rows = [*settings_rows(config), *more.items()]
-    return ["## Settings", "", table(("setting", "value"), rows), ""]
+    return section("Settings", table(("setting", "value"), rows))
 
 
 def settings_rows(config, above=""):

@@ -39,9 +39,9 @@ def test_training_finds_what_was_planted_and_only_that(tmp_path):
     assert {entry["fold"] for entry in log} == {0, 1, 2}
     assert log[-1]["loss"] < log[0]["loss"]
     report = (run / "report.md").read_text()
-    assert "seed: 0" in report
+    assert "| seed | 0 |" in report
     for package, version in versions().items():
-        assert f"{package}: {version}" in report
+        assert f"| {package} | {version} |" in report
     assert (run / "scatter.png").stat().st_size > 10000
 
 
