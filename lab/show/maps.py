@@ -378,13 +378,14 @@ def draw_spots(axes, spots, tile, norm, colors):
 
 def draw_color_bar(fig, corner, norm, colors, values):
     """The colours as they look on the map; arrows where values lie beyond its ends."""
-    need_matplotlib()
+    plt = need_matplotlib()
     from matplotlib.cm import ScalarMappable
 
     beyond = (np.min(values) < norm.vmin, np.max(values) > norm.vmax)
     ends = {(0, 0): "neither", (1, 0): "min", (0, 1): "max", (1, 1): "both"}
     below = place(fig, corner[0], corner[1] - 0.2, 2.6, 0.1)
-    style = {"orientation": "horizontal", "extend": ends[beyond]}
+    ticks = plt.MaxNLocator(5)
+    style = {"orientation": "horizontal", "extend": ends[beyond], "ticks": ticks}
     bar = fig.colorbar(ScalarMappable(norm, colors), cax=below, **style)
     bar.ax.tick_params(labelsize=7, length=2, pad=2, color=RULE, labelcolor=INK)
     bar.outline.set(color=RULE, linewidth=0.5)

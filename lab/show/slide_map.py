@@ -16,7 +16,7 @@ from lab.progress import table
 from lab.provenance import marked
 from lab.show.gallery import draw_gallery
 from lab.show.maps import draw_heatmap, whole_folder
-from lab.show.plots import draw_scatter
+from lab.show.plots import counted, draw_scatter
 
 PICTURE_PX = 1500  # long edge of the slide in a map, before it is drawn [ours]
 
@@ -75,7 +75,9 @@ def draw_map(path, done, place):
     """The map of the tiles that have a score; the others are counted in its legend."""
     rgb, _ = tiling.thumbnail(done.slide, done.mpp, max(done.size) * done.mpp / PICTURE_PX)
     missing = len(done.scores) - len(place[2])
-    without = f"{done.without}; {missing:,} tiles have no score" if missing else done.without
+    without = done.without
+    if missing:
+        without += f"; {counted(missing, 'tile')} without a score"
     draw_heatmap(
         path,
         rgb,

@@ -4,8 +4,8 @@
     python histcode.py heatmap RUN SLIDE... --genes CD3D,CD19    of fold changes [HistCode Fig. 11]
 
 Compared with cells in points/ and outlines in regions/, where the cohort has them. Writes
-RUN/heatmaps/LABEL/SLIDE/: map.png, gallery.png, tiles.csv, tiles.geojson, report.md; summary.md
-of several slides beside.
+RUN/heatmaps/LABEL/SLIDE/: map and gallery as .png and .svg, tiles.csv, tiles.geojson, report.md;
+summary.md of several slides beside.
 """
 
 from dataclasses import dataclass
@@ -20,6 +20,7 @@ import tiling
 from lab import space
 from lab.application import each_slide, every_tile, held_out, pick_genes
 from lab.cohort.features import load_features
+from lab.cohort.markers import marked_class
 from lab.cohort.truth import truth_of
 from lab.commands.histcode.options import slides_of_run
 from lab.devices import pick_device
@@ -28,9 +29,11 @@ from lab.histcode.heads import apply_heads
 from lab.histcode.predictions import SUMS, contributions
 from lab.histcode.runs import load_run, off_scale
 from lab.progress import report_failures, table
-from lab.show.maps import map_ground
+from lab.provenance import of_prediction, warning
+from lab.show.maps import SIGNED_COLORS, Span, map_ground, middle_of, why_no_tile
 from lab.show.plots import need_matplotlib
-from lab.show.slide_map import SlideMap, lacks_of, table_of_maps, write_map
+from lab.show.slide_map import SlideMap, drawn_cells, lacks_of, table_of_maps, write_map
+from lab.words import find_word
 
 MEANING = {
     "attention": "attention between 0 (lowest) and 1 (highest tile)",
@@ -122,23 +125,58 @@ def what_is_asked(run, o):
 
 
 def map_scores(asked, use, h):
-    """(T,) mean of the chosen models: attention from 0 to 1, or contributions.
+    """Scores (T,), mean of the chosen models: attention from 0 to 1, or contributions; and their
+    mean attention (T,) as it is, times the number of tiles.
 
-    nan where no model has one. A tile at neither end adds 0 to a model's output, so that the sum
-    and the mean bias are the mean prediction.
+    nan where no model has a score. A tile at neither end adds 0 to a model's output, so that the
+    sum and the mean bias are the mean prediction.
     """
-    each = []
+    each, shares = [], []
     for m in use:
         a = asked.appliers[m](h)[1].double().numpy()  # (M, T)
-        own = asked.output if len(a) > 1 else 0
-        scores = histcode.scale_to_one(a[own])
+        own = a[asked.output if len(a) > 1 else 0]
+        scores = histcode.scale_to_one(own)
         if asked.score == "contribution":
             scores = contributions(asked.run["folds"][m], h, a, asked.output)
         if not np.isfinite(a).all() or np.isinf(scores).any():
             raise InputError(off_scale(h))
         each.append(scores)
+        shares.append(own * len(h))
     mean = np.nan_to_num(each).mean(0)
-    return np.where(np.isnan(each).all(0), np.nan, mean)
+    return np.where(np.isnan(each).all(0), np.nan, mean), np.mean(shares, 0)
+
+
+def span_of_map(score, scores, shares):
+    """The Span of the colours: of attention from 0 to 1, of contributions as far below as above 0.
+
+    Attention is scaled to 0 and 1 whatever it is: beside it stands how uneven it was before.
+    """
+    if score == "attention":
+        said = (
+            "Colours go from 0, each model's lowest tile, to 1, its highest. Before this scaling "
+            f"tiles weigh {shares.min():.2g} to {shares.max():.2g} times an even share."
+        )
+        return Span(0, 1, said)
+    most = np.abs(middle_of(scores[~np.isnan(scores)])).max()
+    end = f"{most:.2g}"
+    said = f"Colours go from −{end} to {end}, white in their middle: what adds nothing."
+    return Span(-most, most, said, SIGNED_COLORS)
+
+
+def gene_of(asked):
+    return asked.run["folds"][0]["genes"][asked.output]
+
+
+def what_is_drawn(asked):
+    """(What the models tell, in words; the tiles' scores and their unit)."""
+    if asked.run["config"]["command"] == "diagnose":
+        negative, positive = asked.run["config"]["classes"]
+        told, unit = f"{positive} against {negative}", f"log odds of {positive}"
+    else:
+        told = unit = f"log₂ fold change of {gene_of(asked)}"
+    if asked.score == "attention":
+        return told, "attention"
+    return told, f"contribution to the {unit}"
 
 
 def what_is_known(run, o, slide, into, source):
@@ -152,20 +190,25 @@ def what_is_known(run, o, slide, into, source):
         home = run["cohort"]
     picture, _, mpp, tile, coords = ground
     truth = truth_of(home, slide.name, picture, mpp, coords, tile, None, o.regions)
-    return h, ground, truth, held_out(run, slide, o.all_models)
+    use = held_out(run, slide, o.all_models)
+    return h, ground, truth, use, why_no_tile(into, source, slide.name)
 
 
-def map_slide(asked, o, slide, h, ground, truth, use):
+def map_slide(asked, o, slide, h, ground, truth, use, without):
     """Score a slide's tiles, compare them with the truth, write its folder at once."""
-    scores = map_scores(asked, use, h)
-    title, columns = f"{asked.label} on {slide.label}", {asked.score: scores}
-    done = SlideMap(slide.label, title, *ground, scores, asked.score, columns)
+    scores, shares = map_scores(asked, use, h)
+    told, unit = what_is_drawn(asked)
+    title = f"{told}: {asked.score} on {slide.label}"
+    done = SlideMap(slide.label, title, *ground, scores, unit, {asked.score: scores})
+    done.span = span_of_map(asked.score, scores, shares)
+    done.without, done.words = without, of_prediction(asked.run, slide.home)
     done.lines = first_lines(asked, done, use, o.all_models)
     done.outlines, done.lacks = truth.outlines, truth.lacks
+    done.outline = f"outline of {o.regions}" if o.regions else "outline in regions/"
     if truth.outlines:
         add_outline(done, o.regions)
     if truth.cells:
-        add_cells(done, truth.cells)
+        add_cells(done, truth.cells, asked)
     done.lines += truth.lines()
     folder = asked.run["folder"] / "heatmaps" / asked.label / slide.label
     write_map(folder, done, truth.origin)
@@ -184,8 +227,10 @@ def first_lines(asked, done, use, everyone):
     return [
         f"# {done.title}",
         "",
+        *warning(done.words),
         f"{n:,} tiles of {done.tile * done.mpp:.0f} µm; {MEANING[asked.score]}{less}; mean of "
-        f"{len(use)} of {len(asked.appliers)} models, {who}. Run {asked.run['folder']}.",
+        f"{len(use)} of {len(asked.appliers)} models, {who}. Run {asked.run['folder']}. "
+        f"{done.span.said}",
         "",
         "![Map](map.png)",
         "",
@@ -222,8 +267,17 @@ def add_outline(done, kind):
     ]
 
 
-def add_cells(done, cells):
-    """Compare the scores with the cells on each tile."""
+def add_cells(done, cells, asked):
+    """Compare the scores with the cells on each tile.
+
+    First come those that the asked gene marks, or those of the diagnosed class.
+    """
+    if asked.run["config"]["command"] == "expression":
+        first = marked_class([gene_of(asked)], cells)
+    else:
+        first = find_word(asked.run["config"]["classes"][1], cells)
+    done.counted = first or ""
+    done.cells = drawn_cells(cells, done.counted)
     counts = {kind: space.count_points(xy, done.coords, done.tile) for kind, xy in cells.items()}
     shown = ~np.isnan(done.scores)
     together = np.stack([n[shown] for n in counts.values()], 1)
@@ -235,6 +289,7 @@ def add_cells(done, cells):
         rows.append((kind, f"{n.sum():,}", f"{r:.3f}", f"{p:.3f}"))
         if kind != "all cells":
             done.said += f"; {kind} R {r:.3f}"
+    rows.sort(key=lambda row: row[0] != done.counted)
     done.lines += [
         "## Cells in each tile",
         "",
@@ -248,5 +303,6 @@ def add_cells(done, cells):
 def write_summary(path, label, maps):
     """summary.md of a label: the figures of each slide, their means and medians."""
     figures = table_of_maps(maps)
-    save_text(path, [f"# {label}: {len(maps)} slides", "", figures, ""])
+    title = f"# {label}: {len(maps)} slides"
+    save_text(path, [title, "", *warning(maps[0].words), figures, ""])
     print(f"{figures}\nreport: {path}")
