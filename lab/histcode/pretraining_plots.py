@@ -2,11 +2,11 @@
 
 import numpy as np
 
-from lab.histcode.watching import COLLAPSED
+from lab.histcode.watching import COLLAPSED, chance_between
 from lab.show.plots import COLORS, INK, MARKS, RULE, drawable, figure
 
 METHODS = {"adco": "AdCo", "simclr": "SimCLR"}
-NAME = 18  # signs of a slide's name in the legend [ours]
+NAME = 24  # signs of a slide's name in the legend [ours]
 ALL = -0.03, 1.03  # range of what lies from 0 to 1
 
 
@@ -14,7 +14,7 @@ def draw(folder, log, watch, reader, o):
     """Draw a run so far: log, its epochs' lines; watch, what was seen after the last one."""
     title = f"Pretraining {o.name}: {METHODS[o.method]}, epoch {len(log)} of {o.epochs}"
     path = folder / "pretrain.png"
-    with figure(path, 2, 3, title=title, words=o.words, figsize=(13, 7.2)) as axes:
+    with figure(path, 2, 3, title=title, words=o.words, figsize=(12, 6.6)) as axes:
         (loss, near, spread), (rate, between, places) = axes
         draw_lines(loss, log, {"loss": "loss"})
         draw_lines(near, log, {"positive": "its other view", "hardest": "its nearest negative"})
@@ -30,9 +30,8 @@ def draw(folder, log, watch, reader, o):
         draw_lines(rate, log, {"lr": "learning rate"})
         rate.set_ylim(0, 1.1 * max(entry["lr"] for entry in log))
         draw_lines(between, log, {"between_slides": "share of variance between slides (η²)"})
-        n, slides = len(watch.slides), len(np.unique(watch.slides))
-        chance = (slides - 1) / max(1, n - 1)
-        draw_level(between, chance, f"by chance, of {n} tiles of {slides} slides: {chance:.2f}")
+        chance = chance_between(watch.slides)
+        draw_level(between, chance, f"by chance, of {len(watch.slides)} tiles: {chance:.2f}")
         between.set_ylim(ALL)
         for ax in (loss, near, spread, rate, between):
             finish(ax, f"epoch ({len(reader.sizes):,} steps each)")
@@ -90,5 +89,8 @@ def draw_slides(ax, watch, between):
         style = {"color": COLORS[i % len(COLORS)], "marker": MARKS[i % len(MARKS)]}
         ax.scatter(*own.T, s=14, alpha=0.7, lw=0, label=drawable(name, NAME), **style)
     ax.legend(title="slide", loc="center left", bbox_to_anchor=(1, 0.5))
-    ax.set(xlabel=f"component 1, {shares[0]:.0%} of the variance", ylabel=f"2, {shares[1]:.0%}")
-    ax.set_title(f"frozen features of {len(places)} tiles: {between:.0%} lie between slides")
+    ax.set_xlabel(f"component 1: {shares[0]:.0%} of the variance")
+    ax.set_ylabel(f"component 2: {shares[1]:.0%}")
+    ax.set_title(
+        f"frozen features of {len(places)} tiles:\n{between:.0%} of the variance between slides"
+    )

@@ -41,17 +41,22 @@ def near_others(q, k, tau):
 def between_slides(x, slide):
     """Share of the variance of features x (n, D) that lies between slides (n,): eta squared.
 
-    By chance it is (slides - 1) / (n - 1). None where nothing varies.
+    nan where nothing varies.
     """
     x = np.asarray(x, np.float64)
     total = ((x - x.mean(0)) ** 2).sum() if len(x) else 0.0
     if total <= 1e-12 * (x**2).sum():
-        return None
+        return math.nan
     within = 0.0
     for s in np.unique(slide):
         own = x[slide == s]
         within += ((own - own.mean(0)) ** 2).sum()
     return float(1 - within / total)
+
+
+def chance_between(slide):
+    """What between_slides is on average where slides (n,) have no part in the features."""
+    return (len(np.unique(slide)) - 1) / max(1, len(slide) - 1)
 
 
 def sample_of(counts, o):
@@ -105,7 +110,8 @@ class Watch:
         if len(self.tiles):
             self.features = tiling.encode(self.model.encoder, self.tiles)
             self.model.train()
-        return {**found, "between_slides": between_slides(self.features, self.slides)}
+        between = between_slides(self.features, self.slides)
+        return {**found, "between_slides": None if math.isnan(between) else between}
 
 
 def advice(o):

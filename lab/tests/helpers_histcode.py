@@ -1,6 +1,7 @@
 """What the tests of HistCode share: bags, cohorts of tumour and normal slides, and runs on them."""
 
 import argparse
+from unittest import mock
 
 import h5py
 import numpy as np
@@ -90,6 +91,12 @@ def small_embedder():
 
 
 def pretrain(cohort, *argv):
+    """Without its picture, which takes longer than such a run."""
+    with mock.patch("lab.histcode.pretraining.draw"):
+        return drawn_pretrain(cohort, *argv)
+
+
+def drawn_pretrain(cohort, *argv):
     return main("pretrain", cohort, "--weights", cohort / "start.pth", *TINY, *argv)
 
 

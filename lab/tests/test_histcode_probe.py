@@ -83,6 +83,7 @@ def test_probe_prints_a_row_for_each_encoder(unlabelled, probed, tmp_path, monke
     rows = read_csv(tmp_path / "t.csv")
     assert [row["encoder"] for row in rows] == ["random", str(probed)]
     assert {"lymphocyte", "stroma", "tumour"} < set(rows[0])
+    assert all(0 < float(row["between"]) < 1 for row in rows)
 
 
 @pytest.mark.parametrize(

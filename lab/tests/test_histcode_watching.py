@@ -12,9 +12,15 @@ import histcode
 from lab.files import InputError
 from lab.histcode import pretraining, watching
 from lab.histcode.pretraining_plots import components, draw
-from lab.histcode.watching import between_slides, near_others, near_share, refuse_collapse
+from lab.histcode.watching import (
+    between_slides,
+    chance_between,
+    near_others,
+    near_share,
+    refuse_collapse,
+)
 from lab.tests.helpers import saved, swap
-from lab.tests.helpers_histcode import pretrain, unit_rows
+from lab.tests.helpers_histcode import drawn_pretrain, unit_rows
 
 
 def terms(q, others, tau):
@@ -49,9 +55,9 @@ def test_the_share_between_slides_is_that_of_an_analysis_of_variance():
     f = scipy_stats.f_oneway(*[x[slide == s] for s in "abc"]).statistic
     assert f == pytest.approx((eta / 2) / ((1 - eta) / 17))
     noise = between_slides(rng.normal(size=(400, 2000)), np.repeat(np.arange(20), 20))
-    assert noise == pytest.approx(19 / 399, rel=0.05)
-    assert between_slides(np.full((4, 3), 0.7), np.arange(4)) is None
-    assert between_slides(np.zeros((0, 1)), np.zeros(0)) is None
+    assert noise == pytest.approx(chance_between(np.repeat(np.arange(20), 20)), rel=0.05)
+    assert np.isnan(between_slides(np.full((4, 3), 0.7), np.arange(4)))
+    assert np.isnan(between_slides(np.zeros((0, 1)), np.zeros(0)))
     assert between_slides(slide[:, None] == "b", slide) == pytest.approx(1)
 
 
@@ -106,9 +112,9 @@ def test_a_run_that_collapses_stops_is_drawn_and_goes_on_when_told(unlabelled, m
     run = unlabelled / "runs" / "fallen"
     for _ in range(2):  # again: at once
         with pytest.raises(InputError, match=words):
-            pretrain(unlabelled, *argv)
+            drawn_pretrain(unlabelled, *argv)
         assert saved(run / "state.pt")["epoch"] == 2 and (run / "pretrain.png").is_file()
-    assert pretrain(unlabelled, *argv[:-1], "0") == 0
+    assert drawn_pretrain(unlabelled, *argv[:-1], "0") == 0
     lines = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
     assert [line["epoch"] for line in lines] == [number for number, *_ in shown] == [1, 2, 3]
     for line in lines:
@@ -145,13 +151,11 @@ def test_the_picture_says_what_it_shows(tmp_path, monkeypatch):
     assert seen["title"] == "Pretraining x: SimCLR, epoch 2 of 9"
     assert seen["words"].startswith("SIMULATED")
     assert len(seen["0: all are one, 1: all over the sphere"]) == 3  # a bank's spread is not there
-    assert seen["share of variance between slides (η²)"] == [
-        "by chance, of 4 tiles of 1 slides: 0.00"
-    ]
+    assert seen["share of variance between slides (η²)"] == ["by chance, of 4 tiles: 0.00"]
     assert seen[""] == ["all features are equal"]
     watch.features = np.random.default_rng(0).normal(size=(30, 3))
-    watch.slides = np.array([f"slide{i} of a long name" for i in range(15)] * 2)
+    watch.slides = np.array([f"slide{i} of a very long name" for i in range(15)] * 2)
     log[-1]["between_slides"] = 0.4
     draw(tmp_path, log, watch, reader, o)
-    (names,) = [texts for label, texts in seen.items() if label.startswith("2, ")]
-    assert len(set(names)) == 15 and names[0] == "slide0 of…ong name"
+    (names,) = [texts for label, texts in seen.items() if label.startswith("component 2: ")]
+    assert len(set(names)) == 15 and names[0] == "slide0 of a ver…ong name"

@@ -4,6 +4,8 @@ R2 of each kind of cell (points/, or the fractions in spots/) by ridge regressio
 each encoder; `random` is where a run with --weights random starts. Patients, or slides with
 --hold-out, are never divided between fit and test, and the penalty is chosen inside the fit. It
 costs a pass of each encoder over --tiles-per-slide tiles of each slide; --csv keeps the table.
+`between` is the share of the features' variance that lies between slides: more of it without a
+better R2 means that the encoder has learned stains.
 """
 
 from pathlib import Path
@@ -23,6 +25,7 @@ from lab.histcode.epochs import pieces_of, read_pieces
 from lab.histcode.options import check_ranges
 from lab.histcode.probe import cell_content, linear_probe, untrained
 from lab.histcode.tiles import EDGES, TILES_PER_SLIDE, find_data
+from lab.histcode.watching import between_slides, chance_between
 from lab.progress import counted, report_failures, say_left_out
 from lab.provenance import marked, of_cohort
 
@@ -154,20 +157,22 @@ def run(o):
     n_groups, drawn = len(set(groups)), of_cohort(o.cohort)
     print(
         f"{len(y):,} tiles ({o.tile_um:g} µm, {o.tile_px} px) of {n_groups} {o.hold_out}s; R2 on "
-        f"held-out {o.hold_out}s{''.join(f' of a {word}' for word in drawn)}"
+        f"held-out {o.hold_out}s{''.join(f' of a {word}' for word in drawn)}; between: "
+        "share of the features' variance between slides (by chance "
+        f"{chance_between(chosen[:, 0]):.3f})"
     )
     width = max(len(name) for name in [*o.files, "encoder"])
-    titles = [f"{kind[:12]:>12s}" for kind in ["mean", *classes]]
+    titles = [f"{kind[:12]:>12s}" for kind in ["mean", *classes, "between"]]
     print("  ".join([f"{'encoder':{width}s}", *titles]), flush=True)
     rows = []
     for name in o.files:
         x = features_of(name, wants[name], data, chosen, o, device)
         r2 = linear_probe(x, y, groups, seed=o.seed)
-        figures = [np.nanmean(r2), *r2]
+        figures = [np.nanmean(r2), *r2, between_slides(x, chosen[:, 0])]
         rows.append((name, len(y), n_groups, *figures))
         words = [f"{value:12.3f}" for value in figures]
         print("  ".join([f"{name:{width}s}", *words]), flush=True)
     if o.csv:
-        header = ("encoder", "tiles", f"{o.hold_out}s", "mean", *classes)
+        header = ("encoder", "tiles", f"{o.hold_out}s", "mean", *classes, "between")
         save_csv(o.csv, *marked(header, rows, drawn))
     return 1 if failed else status
