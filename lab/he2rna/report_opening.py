@@ -74,6 +74,8 @@ def spread(numbers):
     if len(numbers) <= NAMED:
         return ", ".join(f"{name} {n:,}" for name, n in numbers.items())
     low, high = (choose(numbers, key=numbers.get) for choose in (min, max))
+    if numbers[low] == numbers[high]:
+        return f"{numbers[low]:,} in each"
     return f"from {low} {numbers[low]:,} to {high} {numbers[high]:,}"
 
 
