@@ -5,6 +5,7 @@ another program has made (lab/exchange/clam.py).
 """
 
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -31,6 +32,29 @@ def features_of(o):
     if o.tile_um is not None:
         check_setting("tile_um", o.tile_um, "--tile-um")
     return Path(o.features).resolve()
+
+
+class There(NamedTuple):
+    """A folder of our features: the options that name it, and of how many slides it has some."""
+
+    encoder: str
+    colour: str | None
+    slides: int
+
+
+def features_there(cohort):
+    """{name of a folder under features/: There}, but for those whose encoder is gone."""
+    there = {}
+    for path in sorted((Path(cohort) / "features").glob("*/settings.json")):
+        made, name = load_json(path) or {}, path.parent.name
+        colour = "stretch" if made.get("colour") == "stretch" else None
+        encoder = name.removesuffix("-stretch") if colour else name
+        if encoder not in ENCODERS:
+            encoder = str(made.get("weights"))
+        slides = len(list(path.parent.glob("*.npy")))
+        if slides and (encoder in ENCODERS or Path(encoder).is_file()):
+            there[name] = There(encoder, colour, slides)
+    return there
 
 
 def source_name(o):

@@ -26,10 +26,11 @@ OF_SLIDES = (  # what says which tiles and features; without slides they have no
 )
 
 
-def add_options(parser, of_run=False, encoder="resnet50", seed="seed"):
+def add_options(parser, of_run=False, encoder="resnet50", seed="seed", there=False):
     """of_run: for slides that a trained run is applied to, whose features must be as the run's.
 
     encoder: the default, which decides the tile size; None for a verb that takes tiles alone.
+    there: not named, the encoder is None, for a verb that takes the features that are there.
     seed: under which name the seed is kept.
     """
     kept = "" if of_run else " (default: as the folder's tiles were cut, else as said here)"
@@ -53,7 +54,7 @@ def add_options(parser, of_run=False, encoder="resnet50", seed="seed"):
         tile_options(a, encoder)
         colour_options(a, encoder)
     if encoder and not of_run:
-        encoder_options(a, encoder)
+        encoder_options(a, encoder, there)
     if encoder:
         a(
             "--features",
@@ -88,7 +89,7 @@ def refuse_slide_options(o, instead, *more):
     given = []
     for name in (*more, *OF_SLIDES):
         usual = o.usual_encoder if name == "encoder" else None
-        if getattr(o, name) != usual:
+        if getattr(o, name) not in (None, usual):
             given.append("--" + name.replace("_", "-"))
     if given:
         raise InputError(
@@ -191,17 +192,18 @@ def colour_options(a, encoder):
     )
 
 
-def encoder_options(a, encoder):
+def encoder_options(a, encoder, there):
     px = tiling.TILE_PX
+    usual = f"that of the features that are there, else {encoder}" if there else encoder
     a(
         "--encoder",
         metavar="NAME|FILE",
-        default=encoder,
+        default=None if there else encoder,
         help="resnet50: 2,048 features (HE2RNA's); resnet50-stage3: 1,024 (HistCode's, not yet "
         "trained); a checkpoint of histcode.py pretrain; or a TorchScript file from "
         f"(B, 3, {px}, {px}), normalised as for ImageNet, to (B, D), or as FILE.json beside it "
         "says (docs/manual.md); it is code: run it only from whom you trust. Features go to "
-        f"features/<its name> (default {encoder})",
+        f"features/<its name> (default {usual})",
     )
     a(
         "--weights",

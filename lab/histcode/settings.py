@@ -60,12 +60,15 @@ SETTINGS = (  # that tell one run from another
 )
 
 
-def settle_options(o, processes):
-    """Fill in what was not asked for: what --follow and --code turn, else USUAL; check it all."""
-    usual = USUAL
+def settle_options(o, processes, more=None):
+    """Fill in what was not asked for: what --follow and --code turn, else USUAL; check it all.
+
+    more: {option: value} that are usual here.
+    """
+    usual = USUAL | (more or {})
     if o.method == "simclr":
         refuse_bank_options(o)
-        usual = {**USUAL, "tau": histcode.SIMCLR_TAU, "momentum_encoder": 0.0}
+        usual = {**usual, "tau": histcode.SIMCLR_TAU, "momentum_encoder": 0.0}
     settle_choices(o)
     for option, value in usual.items():
         if getattr(o, option) is None:

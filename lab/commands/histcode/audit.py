@@ -17,12 +17,12 @@ import stats
 from lab.audit.choices import switches
 from lab.audit.compare import NOTE, UNTURNED, audit_options, choices_asked, run_audit
 from lab.cohort.samples import read_samples
+from lab.commands.histcode.demo import PAIRS, draw_pairs
 from lab.commands.options import natural
 from lab.files import InputError, digest, fingerprint, load_json, number, read_rows, save_json
 from lab.histcode.choices import CHOICES, TURNED
 from lab.histcode.expression_report import ALPHA
 from lab.runs import read_log
-from lab.simulation.cohort import simulate_cohort
 
 AUDIT = {  # options of the runs without a cohort: small budgets [ours]
     "pretrain": "--weights random --tile-px 64 --view-px 48 --batch 32 --epochs 4 "
@@ -32,11 +32,11 @@ AUDIT = {  # options of the runs without a cohort: small budgets [ours]
     "expression": "--weights random --precision float32 --epochs 10 --folds 5 --hidden 64 --genes "
     "CD3D,CD3E,CD3G,CD247,CD19,MKI67,TOP2A,CCNB1,COL1A1,COL3A1,FAP,ACTA2,ZG16,KRT20,ACTB,GAPDH",
 }
-PATIENTS = 40  # of that cohort [ours]
 UNSEEN = {  # what that cohort cannot show [ours]
     "pretrain": {
         "tiles": "it takes too long",
         "batch": "batches are smaller",
+        "batch-from": "an epoch has too few tiles of a slide",
         "bank-size": "the bank is smaller",
     },
     "expression": {"epochs": "it takes too long"},
@@ -67,10 +67,9 @@ def options(parser):
 
 
 def run(o):
-    demo, cohort = o.cohort is None, Path(o.cohort or "demo-pairs")
-    if demo and not (cohort / "samples.csv").is_file():
-        print(f"no cohort given: drawing a SIMULATED one into {cohort}/")
-        simulate_cohort(cohort, PATIENTS, normal_in=1)
+    demo, cohort = o.cohort is None, Path(o.cohort or PAIRS)
+    if demo:
+        draw_pairs()
     samples = read_samples(cohort)
     words = {command: words_of(o, command, demo) for command in AUDIT}
     texts = {command: switches(CHOICES, command) for command in TURNED}
@@ -84,6 +83,8 @@ def run(o):
         run = o.parse([command, str(home), "--device", o.device, *words[command], *own])
         for option in TURNED[command].get(name, ()):  # what a choice decides is not the default's
             setattr(run, option, None)
+        if command == "pretrain":
+            run.patience = 0  # what collapses is measured too
         run.within = folder.name
         status = run.function(run)
         out = home / "runs" / run.within / run.name

@@ -1,13 +1,17 @@
 """Options that several of HistCode's verbs share."""
 
 import argparse
+from functools import partial
 
 import he2rna
+from lab.cohort.features import features_there
 from lab.commands.expression_options import FEWEST_DECOYS, expression_options
 from lab.commands.options import natural
 from lab.commands.slide_options import add_options
+from lab.encoders import ENCODERS
 from lab.histcode.networks import POOLINGS
 from lab.histcode.options import DIAGNOSIS, DRIVERS, WIDEST
+from lab.processes import by_first
 
 
 def layers(text):
@@ -23,11 +27,32 @@ def layers(text):
 
 
 def penalty_of(text):
-    """'auto' -> None, or a number, for argparse."""
+    """'auto', or a number, for argparse."""
     try:
-        return None if text == "auto" else float(text)
+        return text if text == "auto" else float(text)
     except ValueError:
         raise argparse.ArgumentTypeError(f"{text!r} is neither a number nor auto") from None
+
+
+def settle_encoder(o, demo):
+    """Where no encoder is named, the one that has described most slides of the cohort. [ours]
+
+    Nothing is then encoded anew. Where none has, the usual one; without a cohort (demo) with random
+    weights.
+    """
+    usual = o.usual_encoder
+    there = {} if o.features or not o.cohort else by_first(partial(features_there, o.cohort))
+    if there and not (o.encoder or o.weights):
+        name = max(there, key=lambda name: (there[name].slides, name == usual))
+        o.encoder, colour, slides = there[name]
+        o.colour = o.colour or colour
+        print(
+            f"features: those in {o.cohort}/features/{name}, of {slides} slides; --encoder names "
+            "another"
+        )
+    o.encoder = o.encoder or usual
+    if demo and o.encoder in ENCODERS and o.encoder not in there:
+        o.weights = o.weights or "random"
 
 
 def pooling_options(parser, usual, bags=None):
@@ -114,7 +139,7 @@ def pair_options(parser, encoder):
     expression_options(a)
     a("--name", help="of the run (default: command and model); an interrupted run goes on")
     pooling_options(parser, DIAGNOSIS)
-    add_options(parser, encoder=encoder)
+    add_options(parser, encoder=encoder, there=True)
 
 
 def slides_of_run(parser):

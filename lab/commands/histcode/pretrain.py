@@ -1,10 +1,11 @@
-"""python histcode.py pretrain COHORT: train the tile encoder without labels.
+"""python histcode.py pretrain [COHORT]: train the tile encoder without labels.
 
 Two random views of a tile must lie nearer to each other than to a bank of negatives, which move to
 make that hard. Writes COHORT/runs/NAME/: NAME.pt, the file that --encoder of the other commands
 takes, log.jsonl, config.json and pretrain.png, by which to see whether it learns, collapses, or
 tells slides apart; an interrupted run goes on. The paper's scale wants GPUs, which
-share each batch under torchrun; with --tile-px 72 --view-px 64 a small cohort takes a CPU minutes.
+share each batch under torchrun; with --tile-px 72 --view-px 64 a small cohort takes a CPU minutes:
+so without a cohort, on a simulated one, demo-pairs/, from random weights.
 """
 
 import argparse
@@ -34,6 +35,7 @@ from histcode import (
 from lab.audit.choices import add_choices
 from lab.cohort.identity import told_by_table
 from lab.cohort.names import person
+from lab.commands.histcode.demo import demo_of, draw_pairs
 from lab.commands.options import natural
 from lab.commands.slide_options import add_options
 from lab.devices import pick_device, pick_precision
@@ -52,16 +54,19 @@ from lab.histcode.processes import share_batchnorm
 from lab.histcode.settings import BANK_PERCENT, open_run, settle_options
 from lab.histcode.tiles import TILES_PER_SLIDE, find_data, slides_of
 from lab.histcode.watching import COLLAPSED, PATIENCE
+from lab.processes import by_first
 from lab.progress import clock
 from lab.weights import load_weights
 
 STAGES = 3  # of the ResNet50: "the first four main layers (... 1024)" [HistCode Methods]
 TILE_PX = 256  # edge of a tile as it is read [HistCode Methods, Image processing]
+START = {"weights": "imagenet", "tile_px": TILE_PX, "view_px": VIEW_PX}
 
 
 def options(parser):
     parser.set_defaults(within="")
-    parser.add_argument("cohort", help="a cohort folder: slides/ and samples.csv")
+    a = parser.add_argument
+    a("cohort", nargs="?", help="a folder: slides/ and samples.csv (default: demo-pairs)")
     training = parser.add_argument_group("training").add_argument
     bank = parser.add_argument_group("the bank of negatives (adco)").add_argument
     add_options(parser, encoder=None)
@@ -76,7 +81,6 @@ def options(parser):
     training("--name", help="COHORT/runs/NAME (default: the method)")
     training(
         "--weights",
-        default="imagenet",
         metavar="W|FILE",
         help="the encoder's start: imagenet (default, the paper's), a torchvision state_dict file, "
         "or random (seeded)",
@@ -104,14 +108,12 @@ def options(parser):
     training(
         "--tile-px",
         type=int,
-        default=TILE_PX,
         help=f"edge of a tile as it is read, px (default {TILE_PX}, the paper's); at most "
         f"{POOL_BYTES / 2**30:g} GiB of tiles are held to be shuffled over slides",
     )
     training(
         "--view-px",
         type=int,
-        default=VIEW_PX,
         help=f"edge of a view, px (default {VIEW_PX}, the authors')",
     )
     training(
@@ -240,10 +242,13 @@ def patients_of(cohort, slides):
 
 def run(o):
     """Train the tile encoder without labels; writes COHORT/runs/NAME/NAME.pt."""
+    demo = demo_of(o)
     device, cohort = pick_device(o.device), Path(o.cohort)
     if device.index is not None:
         torch.cuda.set_device(device)  # the one that NCCL takes
-    settle_options(o, o.share[1])
+    settle_options(o, o.share[1], START | demo)
+    if demo:
+        by_first(draw_pairs)
     o.precision = pick_precision(o.precision, device)
     model = embedder(o)  # wrong weights are told before hours of tiling
     data, failed = find_data(cohort, slides_of(cohort), o)
