@@ -15,10 +15,13 @@ from lab.gene_sets import ALPHA, enrich
 from lab.histcode.bags import left_out_lines
 from lab.histcode.expression_plots import draw
 from lab.progress import table
+from lab.provenance import marked, titled, warning
+from lab.show.report import opening, settings_section
 from lab.simulation.cohort import planted_programmes
 
 BEST_GENES = 50  # whose gene sets are asked for [HistCode Fig. 9]
 LISTED = 20  # genes in the report [ours]
+TASK = "Differential expression, tumour against normal"
 COLUMNS = {  # of genes.csv, and their names in `found`
     "n": "n",
     "R": "r",
@@ -68,19 +71,48 @@ def gene_rows(genes, found, columns, order):
 # ---- The main figures in words -------------------------------------------------------------------
 
 
+def five_sentences(config, genes, found, n_pairs, knew):
+    """How the report opens; knew: what a model that predicts a pair knew of it."""
+    r, bh, known = found["r"], found["bh"], ~np.isnan(found["r"])
+    hits = np.flatnonzero(bh < ALPHA)
+    best = [j for j in best_first(r) if j in hits][:3]
+    first = ", ".join(f"{genes[j]} (R {r[j]:.2f})" for j in best)
+    right, common = found["accuracy"], found["majority"]
+    slides = "tumour slides" if config["slides"] == "tumour" else "slides of both tissues"
+    return opening(
+        f"Which of {len(genes):,} genes change in a patient's tumour against her or his normal "
+        f"tissue, as {slides} tell it ({config['features']['source']}, model {config['model']})?",
+        f"{n_pairs} patients with expression of both tissues, each predicted by the model that "
+        f"{knew}.",
+        f"{len(hits):,} of {known.sum():,} genes are predicted better than chance (BH < {ALPHA})"
+        f"{': first ' * bool(best)}{first}; R has mean {mean(r):.3f} and is above .4 in "
+        f"{(r > 0.4).sum():,}. Whether |log2 fc| is above {LOG2_FC} is told better than by always "
+        f"the commoner label in {(right > common).sum():,} genes, worse in "
+        f"{(right < common).sum():,}.",
+        f"p, one-sided: {how_p(found)}.",
+        "That the first genes do as well in other patients: they were chosen for their R. That a "
+        "high accuracy is skill: see the commoner label. That the slides show the gene itself: "
+        "R holds for all that goes with it, such as the share of tumour.",
+    )
+
+
+def how_p(found):
+    """Under which null p of the genes was computed."""
+    if "p_of_all" in found:
+        return "patients shuffled, all folds fitted anew"
+    if "decoys" in found:
+        return f"R of {len(found['decoys'][0])} decoys, genes whose patients changed places"
+    return "that of a t, which is too small"
+
+
 def sentences(found, n_pairs):
     """The run's main figures."""
     r, baseline, bh = found["r"], found["baseline"], found["bh"]
-    how = "that of a t, which is too small"
-    if "p_of_all" in found:
-        how = "patients shuffled, all folds fitted anew"
-    elif "decoys" in found:
-        how = "R of decoys"
     yield (
         f"Pearson R over {n_pairs} held-out pairs: mean {mean(r):.3f}, Spearman "
         f"{mean(found['rho']):.3f}; R > .2 in {(r > 0.2).sum()}, > .4 in {(r > 0.4).sum()} of "
         f"{(~np.isnan(r)).sum()} genes; p below {ALPHA} by Benjamini-Hochberg in "
-        f"{(bh < ALPHA).sum()} (p, one-sided: {how})."
+        f"{(bh < ALPHA).sum()} (p, one-sided: {how_p(found)})."
     )
     yield said_of_nulls(found)
     yield said_of_baseline(r, baseline, found.get("p_of_all"))
@@ -148,13 +180,13 @@ def said_of_fold_change(r, fc):
 # ---- Parts of the report -------------------------------------------------------------------------
 
 
-def enriched_lines(folder, genes, r, sets):
+def enriched_lines(folder, genes, r, sets, words):
     """Gene sets among the best of the genes that have an R. [HistCode Fig. 9]"""
     names, _ = as_in_sets(genes, sets)
     ranked = [names[j] for j in best_first(r) if not np.isnan(r[j])]
     best = ranked[:BEST_GENES]
     said = f"{len(best)} best of {len(ranked):,} tested genes"
-    lines = enrich(folder, "enrichment", said, best, sets, ranked)
+    lines = enrich(folder, "enrichment", said, best, sets, ranked, words)
     return [f"## Gene sets of the {len(best)} best genes", *lines]
 
 
@@ -204,19 +236,24 @@ def write_report(folder, config, study, folds, found, prediction, encoder, turne
     turned: lines on the choices that are turned; sets: {name: genes}, none without --gmt.
     """
     genes, r, order = study.pairs.genes, found["r"], best_first(found["r"])
-    save_csv(folder / "genes.csv", ("gene", *COLUMNS), gene_rows(genes, found, COLUMNS, order))
+    words = config["provenance"]
+    rows = gene_rows(genes, found, COLUMNS, order)
+    save_csv(folder / "genes.csv", *marked(("gene", *COLUMNS), rows, words))
     said = list(sentences(found, len(prediction)))
     print("\n".join(said))
     title = f"model {config['model']}"
     if config["model"] == "attention":
         title += f", {config['pooling']} pooling"
-    draw(folder, title, study.pairs, found, prediction)
+    shown = titled(f"Tumour against normal, {title}", words)
+    draw(folder, shown, study.pairs, found, prediction)
     knew = "did not know its patient, neither in its attention nor in its regression"
     if "stop" in config["code"]:
         knew = "chose its epoch by it"
     leaks, seen = who_saw_whom(folds, encoder)
     paragraphs = [
-        f"# Differential expression: {folder.name}",
+        f"# {TASK}: {folder.name}",
+        *warning(words),
+        "\n".join(five_sentences(config, genes, found, len(prediction), knew)).strip(),
         *leaks,
         *turned,
         f"{len(prediction)} pairs of tumour and matched normal tissue, {len(genes):,} genes, y = "
@@ -231,13 +268,12 @@ def write_report(folder, config, study, folds, found, prediction, encoder, turne
         "![Predicted against true](scatter.png)",
         "## R and fold change",
         "![Fold change](fold_change.png)",
-        *(enriched_lines(folder, genes, r, sets) if sets else ()),
+        *(enriched_lines(folder, genes, r, sets, words) if sets else ()),
         *planted_lines(config["cohort"], genes, found),
         "## Folds",
         table(("fold", "train", "validation", "test", "epoch", "penalty"), fold_rows(folds)),
         *seen,
         *left_out_lines(study.slides),
-        "## Settings",
-        "\n".join(f"- {name}: {value}" for name, value in config.items()),
+        *settings_section(config),
     ]
     save_text(folder / "report.md", ["\n\n".join(filter(None, paragraphs)), ""])

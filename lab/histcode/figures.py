@@ -13,6 +13,11 @@ def probabilities(saved):
     return saved["tests"].double().softmax(2)[:, :, 1].numpy()
 
 
+def kept(saved):
+    """(n,) probabilities of the positive class of a fold's test bags, by the epoch kept."""
+    return probabilities(saved)[saved["epoch"] - 1]
+
+
 def best_cut(y, p):
     """The highest accuracy that any threshold on p gives: choosing it on test samples claims it."""
     if y.min() == y.max():
@@ -23,8 +28,7 @@ def best_cut(y, p):
 
 def figures_of(y, saved):
     """Figures of one test fold, y (n,): those of the epoch kept, and the optimistic ones."""
-    every = probabilities(saved)
-    p = every[saved["epoch"] - 1]
+    every, p = probabilities(saved), kept(saved)
     return {
         "accuracy": ((p > 0.5) == y).mean(),
         "auc": stats.roc_auc(y, p),

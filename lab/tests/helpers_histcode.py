@@ -1,6 +1,7 @@
 """What the tests of HistCode share: bags, cohorts of tumour and normal slides, and runs on them."""
 
 import argparse
+import re
 from unittest import mock
 
 import h5py
@@ -242,6 +243,13 @@ def section(run):
     top = text.split("\n## ")[0].split("\n| ")[0]
     ledger = text.split("## What saw whom")[1].split("\n## ")[0]
     return top, ledger
+
+
+def opening_of(report):
+    """The five sentences that a report opens with."""
+    said = dict(re.findall(r"^- \*\*(.*)\.\*\* (.*)$", report, re.M))
+    assert list(said) == ["Asked", "Patients", "Found", "Null", "Not to be concluded"]
+    return said
 
 
 # ----- Differential expression --------------------------------------------------------------------

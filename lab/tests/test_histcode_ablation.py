@@ -6,7 +6,7 @@ import scipy.stats
 
 from lab.files import InputError
 from lab.tests.helpers import read_csv
-from lab.tests.helpers_histcode import GENES, drawn_run
+from lab.tests.helpers_histcode import GENES, drawn_run, opening_of
 
 CELLS = [(encoder, pooling) for encoder in ("one", "two") for pooling in ("attention", "mean")]
 DIFFER_IN_ONE_THING = [(0, 1), (0, 2), (1, 3), (2, 3)]
@@ -48,6 +48,11 @@ def test_ablation_compares_encoders_and_poolings_on_the_same_folds(looked_at, ca
                 compared += 1
                 assert float(got[2 * k + 1]) == pytest.approx(scipy.stats.wilcoxon(d)[1], rel=0.06)
     assert compared > 3 and "takes genes for independent" in said
+    mean = {", ".join(cell): v[:, 0].mean() for cell, v in values.items()}
+    opening, best = opening_of(report), max(mean, key=mean.get)
+    assert f"highest in {best} ({mean[best]:.3f})" in opening["Found"]
+    assert "no two cells" in opening["Found"] and "**SIMULATED cohort.**" in report
+    assert {row["provenance"] for row in table} == {"SIMULATED cohort"}
     assert {len(line) for line in lines} == {6}  # parts of two pairs have no R: nothing is said
 
 

@@ -108,8 +108,10 @@ def test_a_table_of_bags_is_diagnosed_and_what_is_there_is_kept(tmp_path, monkey
     assert float(table["accuracy"]) == pytest.approx(accuracy, abs=1e-4)
     assert float(table["best_epoch"]) >= float(table["accuracy"]) <= float(table["best_threshold"])
     report = (run / "report.md").read_text()
-    for words in ("Optimism", "best threshold on test", "Always the commoner", "no comparison"):
+    for words in ("Optimism", "best threshold on test", "Always the commoner", "| lr | 0.0"):
         assert words in report
+    assert report.startswith("# Diagnosis of 1 against 0: toy-diagnosis\n\n- **Asked.** Can bags")
+    assert "paper's" not in report and "SIMULATED" not in report
     (run / "HistCode-r1-f3.pt").unlink()
     assert "repeat 0" in capsys.readouterr().out and main(argv) == 0
     said = capsys.readouterr().out

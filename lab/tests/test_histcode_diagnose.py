@@ -9,15 +9,24 @@ import numpy as np
 import pytest
 import torch
 
+import stats
 from lab.cohort.features import load_features
 from lab.commands.histcode import main
 from lab.files import InputError
+from lab.histcode.diagnose_report import against_chance, honest_table, is_of_table_1
 from lab.histcode.heads import apply_heads
 from lab.histcode.networks import POOLINGS
 from lab.histcode.splits import roles
 from lab.runs import load_checkpoint
 from lab.tests.helpers import read_csv, saved, swap, write_pyramid
-from lab.tests.helpers_histcode import diagnose, pretrain, section, write_pairs, write_slides
+from lab.tests.helpers_histcode import (
+    diagnose,
+    opening_of,
+    pretrain,
+    section,
+    write_pairs,
+    write_slides,
+)
 
 SMALL = ["--epochs", "2", "--lr", "0.01", "--hidden", "4", "--device", "cpu", "--folds", "3"]
 
@@ -51,7 +60,52 @@ def test_diagnose_slides_all_poolings_and_an_external_cohort(tmp_path, capsys):
     p = np.mean([apply_heads(model, "cpu")(bag)[0][0].softmax(0)[1].item() for model in models])
     (row,) = [r for r in external if r["slide"] == "q00_0" and r["pooling"] == "max"]
     assert float(row["p_tumour"]) == pytest.approx(p, abs=1e-5)
-    assert (run / "curves.png").is_file() and "External" in (run / "report.md").read_text()
+    report = (run / "report.md").read_text()
+    assert (run / "curves.png").is_file() and "## External" in report
+    assert report.startswith("# Diagnosis of tumour against normal: diagnosis\n")
+    opening = opening_of(report)
+    assert opening["Patients"].startswith("24 patients, 32 slides: ")
+    assert f"ROC-AUC {auc_of(rows, 'HistCode'):.3f} (" in opening["Found"]
+    assert f"max {auc_of(rows, 'max'):.3f}" in opening["Found"]
+    assert "see the external cohort" in opening["Not to be concluded"]
+    assert "paper's" not in report  # the task is not that of Table 1
+
+
+def auc_of(rows, pooling):
+    own = [row for row in rows if row["pooling"] == pooling]
+    labels = [row["label"] == "tumour" for row in own]
+    return stats.roc_auc(np.array(labels), np.array([float(row["p_tumour"]) for row in own]))
+
+
+@pytest.mark.parametrize(
+    "classes, what, words, beside",
+    [
+        (("TCGA-LUAD", "TCGA-LUSC"), "slides", [], True),
+        (("LUSC", "luad"), "slides", [], True),
+        (("LUAD", "not LUAD"), "slides", [], False),
+        (("normal", "tumour"), "slides", [], False),
+        (("LUAD", "LUSC"), "bags", [], False),
+        (("LUAD", "LUSC"), "slides", ["SIMULATED cohort"], False),
+    ],
+)
+def test_the_papers_figures_stand_beside_its_own_task_alone(classes, what, words, beside):
+    assert is_of_table_1({"classes": classes, "what": what}, words) is beside
+    figures = dict.fromkeys(("accuracy", "auc", "pr_auc"), (0.5, 0.1))
+    shown = honest_table({"HistCode": figures}, np.array([0, 1]), beside)
+    assert ("0.9630, 0.9765" in shown) is ("no comparison" in shown) is beside
+
+
+@pytest.mark.parametrize(
+    "bounds, said",
+    [
+        ((0.9, 0.6, 1.0), "lies above it"),
+        ((0.6, 0.4, 0.8), "holds it"),
+        ((0.2, 0.1, 0.4), "lies below it"),
+        ((0.9, np.nan, np.nan), "there is no interval"),
+    ],
+)
+def test_a_diagnosis_says_whether_its_interval_holds_chance(bounds, said):
+    assert said in against_chance(*bounds)
 
 
 def test_without_rotation_half_of_the_patients_are_tested(tmp_path):

@@ -29,6 +29,7 @@ from lab.tests.helpers_histcode import (
     change_table,
     express,
     folds_in,
+    opening_of,
     section,
     spoken_by_hand,
     tiles_in,
@@ -149,7 +150,7 @@ def test_gene_sets_of_the_best_genes_are_fishers(tmp_path, monkeypatch, capsys):
         "none": ("Y", "G12"),
         "first": ("G0", "G1", "G2", "X"),
     }
-    text = enriched_lines(tmp_path, genes, r, sets)
+    text = enriched_lines(tmp_path, genes, r, sets, ["SIMULATED cohort"])
     rows = {row["set"]: row for row in read_csv(tmp_path / "enrichment.csv")}
     assert list(rows) == ["first", "mixed", "last", "none"] and rows["none"]["p"] == ""
     for name, hits, size in (("first", 3, 3), ("mixed", 1, 3), ("last", 0, 2)):
@@ -391,7 +392,13 @@ def test_what_a_run_of_expression_writes(changed):
         assert Image.open(run / f"{name}.png").size > (300, 300) and f"({name}.png)" in report
     assert "9 pairs of tumour and matched normal tissue, 6 genes" in report
     assert "always the commoner label" in report and "OFF, SAME" in report
-    assert "- model: linear" in report and "planted" not in report
+    assert "| model | linear |" in report and "planted" not in report
+    assert "SIMULATED" not in report and "provenance" not in read_csv(run / "genes.csv")[0]
+    opening = opening_of(report)
+    hits = sum(float(row["bh"] or 1) < 0.05 for row in rows)
+    n = sum(row["R"] != "" for row in rows)
+    assert opening["Found"].startswith(f"{hits} of {n} genes are predicted better than chance")
+    assert "patients shuffled" in opening["Null"] and "9 patients" in opening["Patients"]
 
 
 @pytest.mark.parametrize("per_gene", [False, True])

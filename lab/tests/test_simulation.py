@@ -255,4 +255,7 @@ def test_the_report_of_a_simulated_cohort_says_what_was_planted(looked_at):
         and "| lymphocyte | 2 |" in report
     )
     assert "## Gene sets of the 6 best genes" in report
-    assert len(read_csv(looked_at / "runs" / "expression" / "enrichment.csv")) == 2
+    enriched = read_csv(looked_at / "runs" / "expression" / "enrichment.csv")
+    genes = read_csv(looked_at / "runs" / "expression" / "genes.csv")
+    assert len(enriched) == 2
+    assert {row["provenance"] for row in (*enriched, *genes)} == {"SIMULATED cohort"}

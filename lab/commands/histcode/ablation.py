@@ -18,12 +18,15 @@ from lab.commands.histcode.options import pair_options
 from lab.encoders import ENCODERS, encoder_name, encoder_wants
 from lab.files import InputError, load_arrays, number, read_rows, save_csv, save_text
 from lab.histcode.expression import POOLED, compared_over_parts, r_of_parts
+from lab.histcode.expression_report import ALPHA
 from lab.histcode.options import check_ranges
 from lab.histcode.pairs import pairs_of
 from lab.histcode.runs import VERSION
 from lab.progress import table
+from lab.provenance import marked, merged, of_folder, titled, warning
 from lab.runs import claim_folder
 from lab.show.plots import figure
+from lab.show.report import opening, settings_section
 
 TABLE = ("encoder", "pooling", "genes", "mean R ± SD", "median R", "mean Spearman ± SD")
 PAIRED = (
@@ -43,7 +46,7 @@ def run(o):
     folder = Path(o.cohort) / "runs" / (o.name or "ablation")
     settings = {"command": "ablation", "version": VERSION, "encoders": names}
     settings["poolings"] = list(o.poolings)  # the rest is in the settings of each cell
-    claim_folder(folder, settings, "report.md", o.share)
+    config = claim_folder(folder, settings, "report.md", o.share)
     status = 0
     runs = {}
     for encoder, name in zip(o.encoders, names, strict=True):
@@ -54,7 +57,9 @@ def run(o):
             runs[name, pooling] = folder.with_name(cell.name)
     if o.share[0]:  # the first process compares
         return 0
-    write(folder, figures_of(runs), parts_of(runs))
+    patients, parts = parts_of(runs)
+    words = merged(*map(of_folder, runs.values()))
+    write(folder, figures_of(runs), parts, patients, config, words)
     print(f"report: {folder / 'report.md'}")
     return status
 
@@ -113,12 +118,12 @@ def figures_of(runs):
 
 
 def parts_of(runs):
-    """{cell: R within each test part (parts, genes)}"""
+    """Number of pairs, and {cell: R within each test part (parts, genes)}."""
     parts = {}
     for cell, run in runs.items():
         z = load_arrays(run / "predictions.npz")
         parts[cell] = r_of_parts(z["prediction"], z["truth"], z["part"])
-    return parts
+    return len(z["part"]), parts
 
 
 def rows_of_cells(values):
@@ -146,15 +151,17 @@ def over_parts(one, other):
     return [f"{mean:+.3f}", f"{low:+.3f} to {high:+.3f}", f"{p:.2g}"]
 
 
-def write(folder, values, parts):
+def write(folder, values, parts, patients, config, words):
     """table.csv, ablation.png and report.md; the tables are printed, too."""
-    rows = list(rows_of_cells(values))
-    save_csv(folder / "table.csv", TABLE, rows)
-    draw(folder / "ablation.png", values)
-    cells, tests = table(TABLE, rows), table(PAIRED, paired_tests(values, parts))
+    rows, compared = list(rows_of_cells(values)), list(paired_tests(values, parts))
+    save_csv(folder / "table.csv", *marked(TABLE, rows, words))
+    draw(folder / "ablation.png", values, titled("Tumour against normal", words))
+    cells, tests = table(TABLE, rows), table(PAIRED, compared)
     print(cells, tests, NOTE, sep="\n\n")
     paragraphs = [
-        f"# Ablation: {folder.name}",
+        f"# Ablation, tumour against normal: {folder.name}",
+        *warning(words),
+        "\n".join(five_sentences(values, compared, patients)).strip(),
         "The same pairs, folds, genes and seeds in every cell; networks of all genes at once, "
         "stopped on validation patients [HistCode Fig. 6]. Whom each step saw, the encoder's "
         "training among them, is in the reports of the runs.",
@@ -162,11 +169,33 @@ def write(folder, values, parts):
         "![R and Spearman](ablation.png)",
         tests,
         NOTE,
+        *settings_section(config),
     ]
-    save_text(folder / "report.md", ["\n\n".join(paragraphs), ""])
+    save_text(folder / "report.md", ["\n\n".join(filter(None, paragraphs)), ""])
 
 
-def draw(path, values):
+def five_sentences(values, compared, patients):
+    """How the report opens; compared: the rows of the paired tests."""
+    mean = {", ".join(cell): value[:, 0].mean() for cell, value in values.items()}
+    best, last = max(mean, key=mean.get), min(mean, key=mean.get)
+    n_genes = len(next(iter(values.values())))
+    told = [row for row in compared if row[-1] and float(row[-1]) < ALPHA]
+    apart = ", ".join(f"{one} against {other} ({d})" for one, other, *_, d, _, _ in told)
+    return opening(
+        f"Which of {len(mean)} cells, of an encoder and a pooling each, predicts fold changes "
+        "best?",
+        f"{patients} pairs of one patient each, and {n_genes:,} genes that have an R in every "
+        "cell; the same folds in all.",
+        f"Mean R is highest in {best} ({mean[best]:.3f}), lowest in {last} ({mean[last]:.3f}). "
+        f"Told apart for other patients: {apart or 'no two cells'}.",
+        f"p of a difference of mean R within test parts, corrected t, below {ALPHA}; not "
+        "corrected for the number of comparisons.",
+        "That the highest cell is the best where it is not told apart from others, whatever p "
+        "over genes says: genes are not independent. That this holds for other tissues.",
+    )
+
+
+def draw(path, values, title):
     """Over the genes, a box for each cell. [HistCode Fig. 6]"""
     labels = ["\n".join(cell) for cell in values]
     with figure(path, 1, 2, figsize=(4 + 1.3 * len(values), 4)) as axes:
@@ -174,6 +203,7 @@ def draw(path, values):
             axes[k].boxplot([v[:, k] for v in values.values()], tick_labels=labels)
             axes[k].axhline(0, color="0.8", lw=1, zorder=0)
             axes[k].set_ylabel(f"{what} of a gene")
+        axes[0].figure.suptitle(title)
 
 
 def options(parser):

@@ -3,29 +3,30 @@
     python histcode.py diagnose COHORT --encoder FILE --rotate
     python histcode.py diagnose COHORT --encoder FILE --table  the six rows of the paper's Table 1
     python histcode.py diagnose --bags musk1.csv               of a multiple-instance table
+    python histcode.py diagnose                                on SIMULATED pairs, demo-pairs/
 
 The patients are dealt out into parts; one tests, one chooses the epoch, the others train. Writes
 COHORT/runs/diagnosis/: report.md, table.csv, predictions.csv, curves.png, a checkpoint a fold.
+Without a cohort a simulated one is drawn, and maps, in three minutes on two quiet cores.
 """
 
 import argparse
-import math
 import time
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 
-import stats
 from lab.audit.choices import add_choices
-from lab.audit.ledger import encoder_saw, ledger_lines, saw
+from lab.audit.ledger import encoder_saw, saw
 from lab.cohort.features import content_of, features_of
 from lab.cohort.labels import words_line
 from lab.cohort.names import person, who
-from lab.commands.histcode.options import pooling_options
+from lab.commands.histcode.demo import demo_of, draw_maps, draw_pairs
+from lab.commands.histcode.options import pooling_options, settle_encoder
 from lab.commands.slide_options import add_options, refuse_slide_options
 from lab.devices import pick_device
-from lab.files import InputError, few, save_csv, save_text
+from lab.files import InputError, few, save_csv
 from lab.histcode.bags import (
     bags_of_cohort,
     bags_of_table,
@@ -33,17 +34,27 @@ from lab.histcode.bags import (
     left_out_lines,
     table_of,
 )
-from lab.histcode.choices import CHOICES, settle_choices, turned_lines
-from lab.histcode.figures import figures_of, mean_sd, probabilities, with_interval
+from lab.histcode.choices import CHOICES, settle_choices
+from lab.histcode.diagnose_report import (
+    FIGURES,
+    draw_curves,
+    in_words,
+    task_of,
+    with_ends,
+    write_report,
+)
+from lab.histcode.figures import kept, with_interval
 from lab.histcode.heads import apply_heads
 from lab.histcode.networks import POOLINGS
 from lab.histcode.options import DIAGNOSIS, settle_training
 from lab.histcode.runs import claim_run
-from lab.histcode.splits import MAY_SEE, folds_of
+from lab.histcode.splits import folds_of
 from lab.histcode.training import train_pooling
+from lab.processes import by_first
 from lab.progress import clock, counted, report_failures, say_left_out, table
+from lab.provenance import marked, merged, of_cohort, titled, warning
 from lab.runs import read_log, write_log
-from lab.show.plots import figure, need_matplotlib
+from lab.show.plots import need_matplotlib
 from lab.words import same, tidy
 
 # Of a table of bags: rate, decay and epochs of Ilse et al. 2018 for MUSK1; one layer, Adam  [ours]
@@ -56,24 +67,12 @@ BAGS = {
     "hidden": 64,
     "embed": (64,),
 }
-TABLE_1 = {  # accuracy and AUC, LUAD against LUSC  [HistCode Table 1]
-    "MIL-RNN": (0.8619, 0.9107),
-    "ABMIL": (0.9000, 0.9551),
-    "DSMIL": (0.9268, 0.9633),
-    "max": (0.8930, 0.8846),
-    "mean": (0.9114, 0.9073),
-    "HistCode": (0.9630, 0.9765),
-}
-NOT_OURS = (
-    "The paper's figures are from LUAD against LUSC, those of MIL-RNN, ABMIL and DSMIL copied from "
-    "other works and splits: no comparison."
-)
 
 
 def options(parser):
     a = parser.add_argument
     parser.set_defaults(within="")
-    a("cohort", help="a cohort folder: slides/ and samples.csv", nargs="?")
+    a("cohort", help="a folder: slides/ and samples.csv (default: demo-pairs)", nargs="?")
     a(
         "--bags",
         metavar="FILE",
@@ -127,18 +126,22 @@ def options(parser):
     a("--name", help="of the run (default diagnosis); an interrupted run goes on")
     add_choices(a, CHOICES, "diagnose")
     pooling_options(parser, DIAGNOSIS, BAGS)
-    add_options(parser, encoder="resnet50-stage3")
+    add_options(parser, encoder="resnet50-stage3", there=True)
 
 
 def run(o):
     start = time.time()
     check_source(o)
     settle_choices(o)
-    settle_training(o, BAGS if o.bags else DIAGNOSIS)
+    demo = {} if o.bags else demo_of(o)
+    settle_training(o, BAGS if o.bags else DIAGNOSIS | demo)
     if o.rotate is None:
         o.rotate = bool(o.bags)
     need_matplotlib()  # better now than after a day
     device = pick_device(o.device)
+    if demo:
+        by_first(draw_pairs)
+    settle_encoder(o, demo)
     check = partial(look_first, o=o)
     data = bags_of_table(o) if o.bags else bags_of_cohort(o.cohort, o, check=check)
     say_left_out(data["left_out"])
@@ -159,20 +162,21 @@ def run(o):
     if o.share[0]:  # the first process judges
         return 0
     write_log(folder, read_log(folder))
-    write_predictions(folder, data, folds, trained)
+    write_predictions(folder, data, folds, trained, config["provenance"])
     data["encoder"] = [] if o.bags else encoder_saw(o.cohort, features_of(o))
-    external = judge_external(folder, other, trained, data["encoder"], o, device)
+    external = judge_external(folder, other, trained, data["encoder"], config, o, device)
     write_report(
         folder, config, data, folds, trained, ledgers(data, folds, trained, other), external, o
     )
     print(f"report: {folder / 'report.md'}   ({clock(time.time() - start)})")
     failed = data["failed"] | (other["failed"] if other else {})
-    return report_failures(failed, len(data["y"]) + len(data["failed"]), folder)
+    status = report_failures(failed, len(data["y"]) + len(data["failed"]), folder)
+    return draw_maps(o, folder) | status if demo else status
 
 
 def check_source(o):
     """Slides or a table, and of a table none of the options of slides."""
-    if (o.cohort is None) == (o.bags is None):
+    if o.cohort and o.bags:
         raise InputError("give either a cohort folder or --bags FILE")
     if o.bags:
         refuse_slide_options(o, o.bags, "external", "label")
@@ -207,19 +211,7 @@ def claim(folder, data, parts, o):
     return config
 
 
-def in_words(data):
-    """'92 bags of 92 patients, 47 1'"""
-    patients = len(set(data["patients"].tolist()))
-    y = data["y"]
-    return f"{len(y)} {data['what']} of {patients} patients, {y.sum()} {data['classes'][1]}"
-
-
-def kept(saved):
-    """(n,) probabilities of the positive class of a fold's test bags, by the epoch kept."""
-    return probabilities(saved)[saved["epoch"] - 1]
-
-
-def write_predictions(folder, data, folds, trained):
+def write_predictions(folder, data, folds, trained, words):
     """predictions.csv: each test bag of each fold."""
     classes = data["classes"]
     rows = []
@@ -230,7 +222,8 @@ def write_predictions(folder, data, folds, trained):
                 where = [pooling, fold.repeat, fold.number]
                 rows.append([*who, *where, f"{p:.6f}", classes[int(p > 0.5)]])
     header = [data["what"][:-1], "patient", "label", "pooling", "repeat", "fold"]
-    save_csv(folder / "predictions.csv", [*header, f"p_{classes[1]}", "predicted"], rows)
+    header += [f"p_{classes[1]}", "predicted"]
+    save_csv(folder / "predictions.csv", *marked(header, rows, words))
 
 
 def ledgers(data, folds, trained, other):
@@ -246,157 +239,6 @@ def ledgers(data, folds, trained, other):
             saw(ledger, "external cohort", other["patients"])
         every.append(ledger)
     return every
-
-
-# The report
-
-
-def draw_curves(path, curves):
-    """ROC and precision-recall side by side; curves: {name: (y, p)}. [HistCode Figs. 2, 3]"""
-    with figure(path, 1, 2, figsize=(10, 4.6)) as (left, right):
-        for name, (y, p) in curves.items():
-            if 0 < y.mean() < 1:
-                roc = f"{name}, AUC {stats.roc_auc(y, p):.3f}"
-                left.plot(*stats.roc_curve(y, p), label=roc)
-                pr = f"{name}, area {stats.pr_auc(y, p):.3f}"
-                right.step(*stats.pr_curve(y, p), where="pre", label=pr)
-                right.axhline(y.mean(), color="0.8", lw=1, zorder=0)
-        left.plot((0, 1), (0, 1), color="0.8", lw=1, zorder=0)
-        left.set(xlabel="false positive rate", ylabel="true positive rate", title="ROC")
-        right.set(xlabel="recall", ylabel="precision", title="Precision-recall", ylim=(0, 1.02))
-        left.legend(fontsize=8)
-        right.legend(fontsize=8)
-
-
-def with_bounds(pooling, y, p, patients):
-    """A row of a table: accuracy, ROC-AUC and PR-AUC with their intervals."""
-    row = [pooling]
-    for value, low, high in with_interval(y, p, patients):
-        row.append(f"{value:.3f} ({low:.3f} to {high:.3f})")
-    return row
-
-
-def write_report(folder, config, data, folds, trained, ledger, external, o):
-    """table.csv, curves.png, report.md; the table also to the terminal."""
-    y = data["y"]
-    figures = {}  # of each pooling, of each fold
-    for pooling, models in trained.items():
-        figures[pooling] = [figures_of(y[f.test], s) for f, s in zip(folds, models, strict=True)]
-    columns = list(figures[o.pooling][0])
-    summary = {}
-    for pooling, each in figures.items():
-        summary[pooling] = {c: mean_sd([fold[c] for fold in each]) for c in columns}
-    write_table(folder, columns, summary, len(folds))
-    tested, pooled = first_repeat(y, folds, trained)
-    draw_curves(folder / "curves.png", pooled)
-    bounds = []
-    for pooling, pair in pooled.items():
-        bounds.append(with_bounds(pooling, *pair, data["patients"][tested]))
-    honest = honest_table(summary, y[tested])
-    print(honest, optimism_table(summary), sep="\n\n")
-    test_patients = [set(data["patients"][fold.test].tolist()) for fold in folds]
-    leaks, seen = ledger_lines(ledger, test_patients, MAY_SEE, data["encoder"])
-    save_text(
-        folder / "report.md",
-        [
-            f"# Diagnosis: {folder.name}",
-            "",
-            *leaks,
-            *turned_lines(o),
-            how_it_was_done(data, folds, figures[o.pooling], o),
-            "",
-            honest,
-            "",
-            f"## {'First repeat' if o.repeats > 1 else 'All folds'} pooled",
-            "",
-            "Each tested sample once, by the model that "
-            + ("chose its epoch by it" if "stop" in o.code else "did not know its patient")
-            + "; 95 % intervals over patients.",
-            "",
-            table(("pooling", "accuracy", "ROC-AUC", "PR-AUC"), bounds),
-            "",
-            "![Curves](curves.png)",
-            "",
-            "## Optimism",
-            "",
-            "What the same models seem to reach when the test part chooses the epoch, or the "
-            "threshold. Shown since published figures often are such; nothing here uses them"
-            + (", but for the epoch (--code stop)." if "stop" in o.code else "."),
-            "",
-            optimism_table(summary),
-            "",
-            *external,
-            *seen,
-            *left_out_lines(data),
-            "## Settings",
-            "",
-            *(f"- {name}: {value}" for name, value in config.items()),
-            "",
-        ],
-    )
-
-
-def first_repeat(y, folds, trained):
-    """Rows tested in the first repeat, and {pooling: (their y, probabilities)}."""
-    first = [i for i, fold in enumerate(folds) if fold.repeat == 0]
-    tested = np.concatenate([folds[i].test for i in first])
-    pooled = {}
-    for pooling, models in trained.items():
-        pooled[pooling] = y[tested], np.concatenate([kept(models[i]) for i in first])
-    return tested, pooled
-
-
-def write_table(folder, columns, summary, n):
-    """table.csv: mean and SD of each figure over the test folds, a row a pooling."""
-    header = ["pooling", "folds"]
-    for column in columns:
-        header += [column, f"{column}_sd"]
-    rows = []
-    for pooling, figures in summary.items():
-        numbers = [f"{number:.4f}" for pair in figures.values() for number in pair]
-        rows.append([pooling, n, *numbers])
-    save_csv(folder / "table.csv", header, rows)
-
-
-def honest_table(summary, y):
-    """Table 1: mean ± SD over the test folds, and what always the commoner class reaches."""
-    rows = []
-    for pooling, figures in summary.items():
-        cells = ["{:.3f} ± {:.3f}".format(*figures[c]) for c in ("accuracy", "auc", "pr_auc")]
-        rows.append([pooling, *cells, "{:.4f}, {:.4f}".format(*TABLE_1[pooling])])
-    header = ("pooling", "accuracy", "ROC-AUC", "PR-AUC", "paper's accuracy, AUC")
-    majority = max(y.mean(), 1 - y.mean())
-    return (
-        f"{table(header, rows)}\n\nAlways the commoner class: accuracy {majority:.3f}; chance: "
-        f"ROC-AUC .5, PR-AUC {y.mean():.3f}. {NOT_OURS}"
-    )
-
-
-def optimism_table(summary):
-    columns = {
-        "accuracy": "accuracy, honest",
-        "best_epoch": "best epoch on test",
-        "best_threshold": "best threshold on test",
-        "auc": "AUC, honest",
-        "best_epoch_auc": "AUC, best epoch on test",
-    }
-    rows = []
-    for pooling, figures in summary.items():
-        rows.append([pooling, *(f"{figures[c][0]:.3f}" for c in columns)])
-    return table(("pooling", *columns.values()), rows)
-
-
-def how_it_was_done(data, folds, figures, o):
-    chooses = "one tests and" if "stop" in o.code else "one tests, the next one"
-    without = sum(math.isnan(fold["auc"]) for fold in figures)
-    said = f" {without} test folds have one class only and no AUC." if without else ""
-    tested = len(folds) // o.repeats
-    return (
-        f"{in_words(data)}. {o.folds} parts by patient, stratified; {chooses} chooses the epoch "
-        f"(the last one with the fewest mistakes), {o.folds - 2} train. {tested} of them test in "
-        f"turn, in {o.repeats} repeats. Mean ± SD over the {len(folds)} test folds, positive class "
-        f"{data['classes'][1]}.{said} Labels: {words_line(data)}."
-    )
 
 
 # Another cohort
@@ -450,7 +292,7 @@ def look_first(bags, o):
         )
 
 
-def judge_external(folder, other, trained, encoder, o, device):
+def judge_external(folder, other, trained, encoder, config, o, device):
     """external.csv, its curves, and the section of the report. [HistCode Results, CPTAC-BRCA]
 
     A slide's probability is the mean over the fold models. [ours]
@@ -469,12 +311,14 @@ def judge_external(folder, other, trained, encoder, o, device):
             p[i] = np.mean([model(h)[0][0].double().softmax(0)[1].item() for model in models])
             about = [other["names"][i], patients[i], classes[y[i]]]
             rows.append([*about, pooling, f"{p[i]:.6f}"])
-        text.append(with_bounds(pooling, y, p, patients))
+        text.append([pooling, *map(with_ends, with_interval(y, p, patients))])
         curves[pooling] = y, p
     header = ("slide", "patient", "label", "pooling", f"p_{classes[1]}")
-    save_csv(folder / "external.csv", header, rows)
-    draw_curves(folder / "external.png", curves)
-    figures = table(("pooling", "accuracy", "ROC-AUC", "PR-AUC"), text)
+    words = merged(config["provenance"], of_cohort(o.external))
+    save_csv(folder / "external.csv", *marked(header, rows, words))
+    title = f"{task_of(other)}, {Path(o.external).name}"
+    draw_curves(folder / "external.png", curves, titled(title, words))
+    figures = table(("pooling", *FIGURES), text)
     print(f"{o.external}\n\n{figures}\n")
     said = f"{len(y)} slides, none of whose patients a model has seen; mean over the fold models."
     seen = {*map(who, encoder or ())} & {*map(who, patients.tolist())}
@@ -483,5 +327,5 @@ def judge_external(folder, other, trained, encoder, o, device):
             f" **The encoder learned from tiles of {len(seen)} of these patients, without labels.**"
         )
     said += f" Labels: {words_line(other)}."
-    lines = [f"## External: {o.external}", "", said, "", figures, "", "![Curves](external.png)", ""]
-    return lines + left_out_lines(other)
+    lines = [f"## External: {o.external}", "", *warning(of_cohort(o.external)), said, ""]
+    return [*lines, figures, "", "![Curves](external.png)", "", *left_out_lines(other)]
