@@ -8,6 +8,7 @@ import numpy as np
 import he2rna
 from lab.cohort.names import person
 from lab.cohort.scale import unit_of_run
+from lab.files import few
 from lab.progress import table
 from lab.show.report import clauses, opening, section
 
@@ -22,6 +23,7 @@ NULLS = {  # what a gene that follows nothing is held to be like
     "permutation": "R where patients change places within their fold, which takes the folds for "
     "independent and makes p too small where patients have one slide",
 }
+NO_P = "a p needs a fold with 3 test patients of a cancer"  # stats.MIN_R
 GOOD = 0.4  # "greater than 0.4" [HE2RNA Methods, Statistics and reproducibility]
 OF_PAPER = {  # of cancers of TCGA [HE2RNA Results; Methods, Statistics and reproducibility]
     "DLBC": ("significant HS", 7),
@@ -54,23 +56,32 @@ def opening_of(config, data, results):
     if "from_run" in config:
         how = f"by the models of the run {config['from_run']['name']}, fine-tuned on all tiles"
     where = " and ".join(counted) if len(counted) <= NAMED else f"{len(counted)} cancers"
+    each = f" ({spread(patients)})" if len(counted) > 1 else ""
+    tested = {name: e for name, e in results.items() if not np.isnan(e["p"]).all()}
+    null = f"None: {NO_P}."
+    if tested:
+        null = (
+            f"{NULLS[one(tested)['null']].format(**config)}; p is one-sided, corrected over all "
+            f"genes of a cancer, and significant below {he2rna.ALPHA}."
+        )
     return opening(
         f"Can the expression of {genes} be read from H&E slides of {where}, {how}?",
-        f"{len(set(data.patients)):,} patients with {len(data.y):,} slides ({spread(patients)}), "
-        f"each predicted by the one of {config['folds']} models that did not learn from them.",
-        what_was_found(results, genes),
-        f"{NULLS[one(results)['null']].format(**config)}; p is one-sided, corrected over all "
-        f"genes of a cancer, and significant below {he2rna.ALPHA}.",
-        not_to_be_concluded(config, results),
+        f"{len(set(data.patients)):,} patients with {len(data.y):,} slides{each}, each predicted "
+        f"by the one of {config['folds']} models that did not learn from them.",
+        what_was_found(results, tested, genes),
+        null,
+        not_to_be_concluded(config, tested),
     )
 
 
-def one(results):
-    return next(iter(results.values()))
+def one(of):
+    return next(iter(of.values()))
 
 
 def spread(numbers):
     """Of {cancer: number}: each where they are few, else the least and the most."""
+    if len(numbers) == 1:
+        return f"{one(numbers):,}"
     if len(numbers) <= NAMED:
         return ", ".join(f"{name} {n:,}" for name, n in numbers.items())
     low, high = (choose(numbers, key=numbers.get) for choose in (min, max))
@@ -79,30 +90,33 @@ def spread(numbers):
     return f"from {low} {numbers[low]:,} to {high} {numbers[high]:,}"
 
 
-def what_was_found(results, genes):
-    """How many genes are significant in each cancer, and the mean R."""
+def what_was_found(results, tested, genes):
+    """How many genes are significant in each cancer that has a p, and the mean R of all."""
     r = he2rna.mean_of_values(np.concatenate([e["r"] for e in results.values()]))
     mean = "no gene has an R" if np.isnan(r) else f"the mean R of all genes is {r:.3f}"
-    if all(np.isnan(e["p"]).all() for e in results.values()):
-        return f"No p: no gene has an R of a fold with 3 test patients; {mean}."
-    hs = {name: found(e, "significant HS") for name, e in results.items()}
-    bh = {name: found(e, "significant BH") for name, e in results.items()}
-    if not any(bh.values()):
-        return f"Not one of {genes} is significant after correction; {mean}."
-    return (
-        f"Of {genes}, significant by Holm–Šidák: {spread(hs)}; by Benjamini–Hochberg: "
-        f"{spread(bh)}; {mean}."
-    )
+    hs = {name: found(e, "significant HS") for name, e in tested.items()}
+    bh = {name: found(e, "significant BH") for name, e in tested.items()}
+    if not tested:
+        said = f"Nothing is tested; {mean}"
+    elif any(bh.values()):
+        said = f"Of {genes}, significant by Holm–Šidák: {spread(hs)}; by Benjamini–Hochberg: "
+        said += f"{spread(bh)}; {mean}"
+    else:
+        said = f"Not one of {genes} is significant after correction; {mean}"
+    silent = [name for name in results if name not in tested]
+    if silent and tested:
+        said += f"; no p in {few(silent)}: {NO_P}"
+    return f"{said}."
 
 
-def not_to_be_concluded(config, results):
-    needed = {name: e["r_sign"][e["null"]] for name, e in results.items()}
+def not_to_be_concluded(config, tested):
+    needed = {name: e["r_sign"][e["null"]] for name, e in tested.items()}
     needed = {name: r for name, r in needed.items() if not np.isnan(r)}
     shows = ""
     if needed:
         least = min(needed, key=needed.get)
         shows = (
-            f" ({results[least]['patients']:,} patients of {least} show what has an R from "
+            f" ({tested[least]['patients']:,} patients of {least} show what has an R from "
             f"{needed[least]:.2f} on)"
         )
     return clauses(

@@ -45,9 +45,9 @@ def sentences(lines):
     [
         (
             ["LIHC"],
-            "Of 12 genes, significant by Holm–Šidák: LIHC 4; by Benjamini–Hochberg: LIHC 4;",
+            "Of 12 genes, significant by Holm–Šidák: 4; by Benjamini–Hochberg: 4;",
         ),
-        (["LUAD", "LUSC"], "Holm–Šidák: LUNG 4;"),
+        (["LUAD", "LUSC"], "Holm–Šidák: 4;"),
         (
             ["ACC", "BLCA", "CESC", "CHOL", "COAD"],
             "by Holm–Šidák: 4 in each; by Benjamini–Hochberg: 4 in each",
@@ -68,11 +68,15 @@ def test_a_report_opens_with_what_was_asked_found_and_not_to_be_concluded(projec
 def test_nothing_found_and_no_p_are_said_as_such():
     said = sentences(opening_of(*run_of(["LIHC"])))
     assert said["Found"].startswith("Not one of 12 genes is significant after correction; the mean")
-    config, data, results = run_of(["LIHC"], per_fold=2)
+    config, data, results = run_of(["LIHC"])
     results["LIHC"]["p"][:] = np.nan
     results["LIHC"]["r_sign"]["t"] = np.nan
     said = sentences(opening_of(config, data, results))
-    assert said["Found"].startswith("No p: ") and "show what has an R" not in "".join(said.values())
+    assert said["Found"].startswith("Nothing is tested; the mean R")
+    assert said["Null"].startswith("None: ") and "show what" not in said["Not to be concluded"]
+    results["ACC"] = run_of(["ACC"], planted=4)[2]["ACC"]
+    said = sentences(opening_of(config, data, results))
+    assert "no p in LIHC: a p needs a fold with 3" in said["Found"] and "4;" in said["Found"]
 
 
 def test_a_simulated_cohort_and_a_random_encoder_stand_in_what_must_not_be_concluded():
