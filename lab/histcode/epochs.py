@@ -64,32 +64,30 @@ def whole_part(batch):
     return math.gcd(FEWEST, batch)
 
 
-def even_cut(n, batch):
-    """(number, size) of batches of one size, at most `batch`, that hold most of n tiles.
+def sizes_by_slide(n, batch):
+    """Sizes of the batches of a slide's n tiles: as few and as equal as whole parts can be.
 
-    (0, 0) for fewer tiles than FEWEST.
+    None for fewer tiles than FEWEST.
     """
+    if n < min(FEWEST, batch):
+        return []
     part = whole_part(batch)
-    cuts = [(0, 0, 0)]
-    for steps in (n // batch, n // batch + 1):
-        size = min(batch, n // max(1, steps)) // part * part
-        if size >= min(FEWEST, batch):
-            cuts.append((steps * size, size, steps))
-    _, size, steps = max(cuts)  # of equal ones the larger batches
-    return steps, size
+    parts = np.arange(n // part)
+    steps = math.ceil(len(parts) * part / batch)
+    return [part * len(own) for own in np.array_split(parts, steps)]
 
 
 def batches_by_slide(chosen, batch, pool, rng):
     """The same, each batch of one slide, slide after slide as in the authors' code.
 
-    A slide of few tiles is a smaller batch; what its even cut leaves is left out. [ours]
+    A slide of few tiles is a smaller batch; a last part that is not whole is left out. [ours]
     """
     batches = []
     ends = np.flatnonzero(np.diff(chosen[:, 0])) + 1
     for rows in np.split(np.arange(len(chosen)), ends):
-        steps, size = even_cut(len(rows), batch)
+        ends_of = np.cumsum(sizes_by_slide(len(rows), batch), dtype=int)
         order = rows[mixed_order(len(rows), pool, rng)]
-        batches += [*order[: steps * size].reshape(steps, size)]
+        batches += np.split(order, ends_of)[:-1]
     return batches
 
 
@@ -176,18 +174,15 @@ class Reader:
             return [self.o.batch] * (int(self.per_slide.sum()) // self.o.batch)
         sizes = []
         for n in self.per_slide:
-            steps, size = even_cut(n, self.o.batch)
-            sizes += [size] * steps
+            sizes += sizes_by_slide(n, self.o.batch)
         return sizes
 
     def said(self):
         """The batches of an epoch in words."""
         if self.o.batch_from == "all":
             return f"batch {self.o.batch}"
-        text = (
-            f"{len(self.sizes)} batches an epoch, each of one slide, of {min(self.sizes)} to "
-            f"{max(self.sizes)} tiles"
-        )
+        sizes = "–".join(str(size) for size in sorted({min(self.sizes), max(self.sizes)}))
+        text = f"{len(self.sizes)} batches an epoch, each of {sizes} tiles of one slide"
         few = int((self.per_slide < min(FEWEST, self.o.batch)).sum())
         return text + (f" ({few} slides have too few tiles for one)" if few else "")
 

@@ -138,6 +138,6 @@ def refuse_collapse(folder, entries, steps, o):
     raise InputError(
         f"{folder}: COLLAPSE: for {n} epochs the spread of the embeddings (1: all over the sphere) "
         f"was below {COLLAPSED} and did not rise, at last {spreads[-1]:.3f}. Stopped after epoch "
-        f"{entries[-1]['epoch']} of {o.epochs}, which is kept. Begin again under another --name "
-        f"with {advice(o)}; --patience 0 goes on with this one as it is"
+        f"{entries[-1]['epoch']} of {o.epochs}, which is kept, and drawn in pretrain.png. Begin "
+        f"again under another --name with {advice(o)}; --patience 0 goes on with this one as it is"
     )

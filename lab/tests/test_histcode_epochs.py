@@ -15,10 +15,10 @@ from lab.histcode.epochs import (
     Reader,
     batches_by_slide,
     choose_tiles,
-    even_cut,
     mixed_batches,
     mixed_order,
     read_batches,
+    sizes_by_slide,
 )
 from lab.tests.helpers_histcode import data_of
 
@@ -47,12 +47,13 @@ def test_an_epochs_tiles_are_drawn_from_every_slide_by_seed_and_epoch():
 
 
 @pytest.mark.parametrize(
-    "n, batch", [(7, 256), (8, 256), (30, 32), (300, 256), (264, 256), (512, 256)]
+    "n, batch", [(7, 256), (8, 256), (30, 32), (30, 16), (300, 256), (264, 256), (512, 256)]
 )
 def test_a_slide_is_cut_into_equal_batches_of_eights(n, batch):
-    steps, size = even_cut(n, batch)
-    assert (steps == 0) == (n < 8) and size <= batch and size % 8 == 0
-    assert 0 <= n - steps * size < 8 * (n // batch + 1) and steps <= n // batch + 1
+    sizes = sizes_by_slide(n, batch)
+    assert sum(sizes) == (n // 8 * 8) and len(sizes) == -(-sum(sizes) // batch)
+    assert all(size % 8 == 0 for size in sizes) and max([0, *sizes]) <= batch
+    assert not sizes or max(sizes) - min(sizes) in (0, 8)
 
 
 @pytest.mark.parametrize("batch, counts", [(8, [3, 9, 40, 8]), (16, [0, 30, 16]), (6, [5, 13])])

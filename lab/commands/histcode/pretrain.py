@@ -280,5 +280,5 @@ def run(o):
     start = time.time()
     trained = train(model, reader, o, folder)
     done = f"trained in {clock(time.time() - start)}" if trained else "was ready"
-    print(f"{folder / o.name}.pt: {done}")
+    print(f"{folder / o.name}.pt: {done}; how it went: {folder / 'pretrain.png'}")
     return 1 if failed and o.share[0] == 0 else 0
