@@ -144,7 +144,7 @@ def write_genes(path, genes, results, words=()):
     """
     one = next(iter(results.values()))
     nulls = sorted(one["all_p"])
-    header = ["gene", "project", "n", "slides", "R", *(f"p_{null}" for null in nulls)]
+    header = ["gene", "project", "n", "slides", "R", "R_pooled", *(f"p_{null}" for null in nulls)]
     header += ["p_holm_sidak", "p_bh", "significant_hs", "significant_bh"]
     header += [f"R_fold{f}" for f in range(len(one["folds"]))]
     header, _ = marked(header, (), words)
@@ -175,8 +175,9 @@ def rows_of_cancer(project, names, e, nulls, end):
     order = np.lexsort((-np.nan_to_num(e["r"], nan=-2), e["p"]))
     p = [e["all_p"][null] for null in nulls]
     significant = [e["hs"] < he2rna.ALPHA, e["bh"] < he2rna.ALPHA]
-    columns = [e["n"], e["n_slides"], e["r"], *p, e["hs"], e["bh"], *significant, *e["folds"]]
-    form = "%d,%d,%.6g" + ",%.6g" * len(nulls) + ",%.6g,%.6g,%d,%d" + ",%.6g" * len(e["folds"])
+    behind = [e[key] for key in ("n", "n_slides", "r", "pooled")]
+    columns = [*behind, *p, e["hs"], e["bh"], *significant, *e["folds"]]
+    form = "%d,%d,%.6g,%.6g" + ",%.6g" * len(nulls) + ",%.6g,%.6g,%d,%d" + ",%.6g" * len(e["folds"])
     cells = zip(*(column[order].tolist() for column in columns), strict=True)
     for gene, values in zip(order.tolist(), cells, strict=True):
         numbers = (form % values).replace("nan", "")

@@ -11,11 +11,18 @@ from lab.audit.choices import switches
 from lab.audit.ledger import ledger_lines
 from lab.cohort.scale import said_of_expression, unit_of_run
 from lab.files import save_csv, save_text
+from lab.he2rna.best import best_genes, best_section
 from lab.he2rna.choices import CHOICES
+from lab.he2rna.effects import apart_said, losses_said, who_stands_apart
 from lab.he2rna.evaluation import judged_in
 from lab.he2rna.folds import certificate
+from lab.he2rna.report_opening import beside_the_paper, opening_of
 from lab.he2rna.report_plots import draw_r, draw_scatter, with_value
 from lab.progress import clock, table
+from lab.provenance import warning
+from lab.show.packed import Column
+from lab.show.page import write_page
+from lab.show.report import section, settings_section
 from lab.simulation.cohort import planted_programmes
 
 SMALL_FOLD = 8  # test patients of a cancer in a fold; with fewer the report warns [ours]
@@ -37,20 +44,18 @@ SUMMARY_HEADER = (
 
 
 def write_report(folder, cohort, config, data, results, prediction, notes, ledgers, seconds):
-    """report.md, its pictures and recurrent.csv.
+    """report.md, report.html, their pictures and recurrent.csv.
 
     prediction (S, G): each slide by the model that did not learn from its patient; notes, ledgers:
     of each fold, how its training went and {step: patients that it saw}.
     """
-    best = best_genes(results, 20)
     leaks, seen = ledger_lines(ledgers, data.tested, MAY_SEE, data.encoder)
     programmes = planted_programmes(cohort, data.genes)
-    lines = [f"# HE2RNA: {folder.name}", ""]
-    if programmes:
-        lines += ["**SIMULATED cohort: drawn slides and planted expression, no patient.**", ""]
-    lines += [*leaks, *what_was_done(config, data, results), *cancers(results)]
+    lines = [f"# HE2RNA: {folder.name}", "", *warning(config["provenance"])]
+    lines += [*opening_of(config, data, results), *leaks, *what_was_done(config, data, results)]
+    lines += [*cancers(results), *beside_the_paper(config, data, results)]
     lines += nulls(results, config, data)
-    lines += best_table(best, results, data.genes)
+    lines += best_section(results, data.genes)
     if programmes:
         lines += planted(programmes, results)
     merged = "merged" not in config["code"]
@@ -58,38 +63,36 @@ def write_report(folder, cohort, config, data, results, prediction, notes, ledge
     if data.coding is not None:
         coding = table(SUMMARY_HEADER, summary(results, data.coding))
         lines += section("Protein-coding genes", coding, data.coding_note)
-    lines += [*folds(data, notes), *seen, *left_out(data)]
-    settings = [f"- {name}: {value}" for name, value in config.items()]
-    lines += ["## Settings", "", *settings, f"- run time of this call: {clock(seconds)}", ""]
-    draw_r(folder / "r_distribution.png", results, merged)
-    draw_scatter(folder / "scatter.png", best[:6], data, prediction, unit_of_run(config))
+    lines += [*folds(folder, data, notes, ledgers), *seen, *left_out(data)]
+    lines += settings_section(config, **{"run time of this call": clock(seconds)})
+    words = config["provenance"]
+    draw_r(folder / "r_distribution.png", results, merged, words)
+    about = results, unit_of_run(config), words
+    draw_scatter(folder / "scatter.png", best_genes(results), data, prediction, *about)
     save_text(folder / "report.md", lines)
+    write_page(folder / "report.html", lines, gene_columns(data.genes, results), "cancer")
 
 
-def section(title, *parts):
-    """Lines of a section: its title, and its parts with room between them."""
-    lines = [f"## {title}", ""]
-    for part in parts:
-        lines += [part, ""]
-    return lines
+def gene_columns(genes, results):
+    """All genes of all cancers, for the page."""
+    gene, cancer = np.arange(len(genes)), np.arange(len(results))
+    every = {
+        name: np.concatenate([e[name] for e in results.values()]) for name in ("n", "r", "hs", "bh")
+    }
+    corrected = "one-sided p under the null that decides, by {} over all genes of the cancer"
+    return [
+        Column("gene", "word", np.tile(gene, len(cancer)), words=tuple(genes)),
+        Column("cancer", "word", np.repeat(cancer, len(gene)), words=tuple(results)),
+        Column("patients", "whole", every["n"], "patients behind R"),
+        Column("R", "r", every["r"], "Pearson's R over slides, mean of the folds"),
+        Column("p HS", "p", every["hs"], corrected.format("Holm–Šidák")),
+        Column("p BH", "p", every["bh"], corrected.format("Benjamini–Hochberg")),
+    ]
 
 
 def count(p):
     """Genes that are significant by corrected p (G,)."""
     return int((p < he2rna.ALPHA).sum())
-
-
-def best_genes(results, n=6):
-    """(cancer, number of the gene, R) of the n smallest p, each gene once."""
-    rows = []
-    for name, e in results.items():
-        for gene in np.argsort(e["p"])[:n]:
-            if e["p"][gene] <= 1:  # not nan
-                rows.append((e["p"][gene], -e["r"][gene], name, int(gene)))
-    best = {}
-    for _, r, name, gene in sorted(rows):
-        best.setdefault(gene, (name, gene, -r))
-    return list(best.values())[:n]
 
 
 def what_was_done(config, data, results):
@@ -154,7 +157,7 @@ def nulls(results, config, data):
         "and permutation count patients alone, and their p may be too large."
     )
     parts = [text, table(("cancer", "null", "n", "R_sign", "HS", "BH"), rows)]
-    parts += small_folds(results, config, data)
+    parts += ["![R of the genes beside the null](null.png)", *small_folds(results, config, data)]
     return section("The nulls", *parts)
 
 
@@ -177,16 +180,6 @@ def small_folds(results, config, data):
                 f"be significant by Holm–Šidák in {chance:.2f} of studies under permutation, "
                 f"where {he2rna.ALPHA} is meant."
             )
-
-
-def best_table(best, results, genes):
-    """The genes of smallest p. They were chosen for it: another cohort will have lower R."""
-    rows = []
-    for name, gene, r in best:
-        n, p = results[name]["n"][gene], results[name]["hs"][gene]
-        rows.append((genes[gene], name, n, f"{r:.3f}", f"{p:.2g}"))
-    found = table(("gene", "cancer", "n", "R", "p (HS)"), rows)
-    return section("Best genes", found, "![Predicted against true](scatter.png)")
 
 
 def planted(programmes, results):
@@ -227,14 +220,16 @@ def several_cancers(path, data, results, merged):
     return section("Genes significant in several cancers", *parts)
 
 
-def folds(data, notes):
-    """How the training of each fold went, and how even the folds are."""
+def folds(folder, data, notes, ledgers):
+    """How the training of each fold went, how even the folds are, and who stands apart in them."""
+    apart = who_stands_apart(data.y, data.patients, data.projects)
+    remarks = [*losses_said(folder, ledgers, apart), *apart_said(apart)]
     rows = []
     for f, note in enumerate(notes):
         epochs = note["best_epoch"], note["epochs"], note["by"]
         rows.append((f, (data.fold == f).sum(), *epochs, clock(note["seconds"])))
     header = ("fold", "test slides", "best epoch", "epochs run", "chosen by", "training time")
-    return section("Folds", table(header, rows), *certificate(data, len(notes)))
+    return section("Folds", table(header, rows), *remarks, *certificate(data, len(notes)))
 
 
 def left_out(data):

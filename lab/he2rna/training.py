@@ -18,6 +18,7 @@ from lab.audit.ledger import saw
 from lab.fast.topk import top_k_head
 from lab.files import InputError, few, save_file
 from lab.he2rna.bags import read_ahead
+from lab.he2rna.best import said_of_best
 from lab.he2rna.evaluation import (
     decoy_null,
     judged_in,
@@ -27,7 +28,6 @@ from lab.he2rna.evaluation import (
 )
 from lab.he2rna.report import (
     SUMMARY_HEADER,
-    best_genes,
     summary,
     write_report,
 )
@@ -308,7 +308,8 @@ def judge(folder, config, o, data, bags, prediction, saved, device, start):
     )
     save_predictions(folder, data, prediction)
     write_genes(folder / "genes.csv", data.genes, results, config["provenance"])
-    draw_null(folder / "null.png", results, {"decoys": decoys, "untrained": untrained})
+    nulls = {"decoys": decoys, "untrained": untrained}
+    draw_null(folder / "null.png", results, nulls, config["provenance"])
     write_report(
         folder,
         Path(config["cohort"]),
@@ -323,7 +324,7 @@ def judge(folder, config, o, data, bags, prediction, saved, device, start):
     print()
     for row in [SUMMARY_HEADER, *summary(results)]:
         print("{:>12} {:>7} {:>8} {:>7} {:>9} {:>9} {:>15} {:>15}".format(*row))
-    best = [f"{data.genes[g]} ({name}, R {r:.2f})" for name, g, r in best_genes(results)]
+    best = said_of_best(results, data.genes)
     if best:
-        print(f"\nbest: {', '.join(best)}")
+        print(f"\nbest: {best}")
     print(f"report: {folder / 'report.md'}   ({clock(time.time() - start)})")

@@ -14,8 +14,7 @@ from lab.audit.choices import flipped, switches
 from lab.commands.he2rna import main
 from lab.he2rna.choices import CHOICES
 from lab.he2rna.evaluation import judged_in, write_genes
-from lab.he2rna.report import best_genes, small_folds
-from lab.he2rna.report_plots import draw_null
+from lab.he2rna.report import small_folds
 
 TRAIN = ["colour", "genes", "padding", "relu", "k", "folds", "epochs", "subtypes"]
 TRAIN += ["bias", "merged", "pooled"]
@@ -91,18 +90,6 @@ def test_a_gene_without_r_is_an_empty_cell_of_genes_csv(tmp_path):
     assert all(r["significant_hs"] == "0" for r in rows if r["R"] == "")
 
 
-@pytest.mark.filterwarnings("error")  # a warning would reach the user's terminal
-def test_a_cancer_too_small_for_any_r_has_a_picture_of_its_null_without_one(tmp_path):
-    rng = np.random.default_rng(0)
-    y = rng.normal(size=(60, 4))
-    fold, projects = np.arange(60) % 3, np.repeat(["X", "Z"], [58, 2])
-    untrained = {"X": rng.normal(0, 0.2, (50, 4)), "Z": np.full((50, 4), np.nan)}
-    results = he2rna.evaluate(y + rng.normal(size=y.shape), y, fold, projects, 3, untrained)
-    assert np.isnan(results["Z"]["r"]).all()
-    draw_null(tmp_path / "null.png", results, {"decoys": None, "untrained": untrained})
-    assert (tmp_path / "null.png").stat().st_size > 10_000
-
-
 def test_each_fold_is_asked_whether_it_is_small():
     """Cancers of 40 patients: one fold of 4 is warned of, though the folds' mean size is 8."""
     rng = np.random.default_rng(0)
@@ -116,11 +103,3 @@ def test_each_fold_is_asked_whether_it_is_small():
     assert "X has folds of 4, 9, 9, 9, 9 test patients" in said
     chance = stats.chance_of_false(300, (4, 9, 9, 9, 9), results["X"]["r_sign"]["permutation"])
     assert f"in {chance:.2f} of studies" in said and 0.03 < chance < 0.12
-
-
-def test_the_best_genes_stand_once_each():
-    results = {
-        "A": {"p": np.array([0.1, 0.01, np.nan]), "r": np.array([0.2, 0.5, np.nan])},
-        "B": {"p": np.array([0.02, 0.01, np.nan]), "r": np.array([0.4, 0.6, np.nan])},
-    }
-    assert best_genes(results) == [("B", 1, 0.6), ("B", 0, 0.4)]
