@@ -65,7 +65,7 @@ def pack(columns, group=None):
         bodies.append(planes(codes))
     header = json.dumps({"rows": len(rows), "order": order, "columns": heads}).encode()
     raw = b"".join([len(header).to_bytes(4, "little"), header, *bodies])
-    return base64.b64encode(zlib.compress(raw, 9)).decode()
+    return base64.b64encode(zlib.compress(raw, 6)).decode()
 
 
 def sorted_words(column):

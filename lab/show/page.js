@@ -2,7 +2,7 @@
 // The table of a report's page: unpacked, sorted and filtered here, without network or library.
 // packed.py says how it was packed. The address keeps what is shown: #sort=R&filter=CD3.
 
-const PAGE = 50; // rows shown at once
+const PAGE = 25; // rows shown at once
 const ALPHA = 0.05; // below which p is significant
 const PER_DECADE = 900, SMALLEST = 400; // as packed.py
 const FIRST_DOWN = { r: true, whole: true }; // kinds whose high values are wanted first
@@ -224,7 +224,7 @@ async function begin() {
   if (group) {
     choices(at("group"), `every ${group.name}`, group.words.map((word) => [word, word]));
   }
-  at("group").hidden = !group;
+  at("group").hidden = !group || group.words.length < 2;
   const p = table.columns.filter((column) => column.kind === "p");
   choices(at("below"), "any p", p.map(({ name }) => [name, `${name} < .05`]));
   at("filter").oninput = (event) => change({ filter: event.target.value });

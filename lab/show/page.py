@@ -57,7 +57,8 @@ def write_page(path, lines, columns=(), group=None):
         ])
     """
     path = Path(path)
-    blocks = re.split(r"\n\s*\n", "\n".join(lines).strip())
+    text = re.sub(r"^(#+ .*)$", r"\n\1\n", "\n".join(lines), flags=re.M)  # a heading stands alone
+    blocks = re.split(r"\n\s*\n", text.strip())
     titles = [block[3:] for block in blocks if block.startswith("## ")]
     body = [block_of(block, path.parent) for block in blocks]
     if columns:
@@ -151,13 +152,15 @@ def figure_of(name, file, folder):
         return f"<p>{plain(name)}: not drawn.</p>"
     with Image.open(path) as picture:
         width, height = picture.size
+        inches = width / picture.info.get("dpi", (96, 96))[0]
         picture = picture.convert("RGB")
     less = min(1, (PIXELS / (width * height)) ** 0.5)
     picture.thumbnail((int(width * less), int(height * less)), Image.Resampling.LANCZOS)
     png = io.BytesIO()
     picture.quantize(COLOURS, dither=Image.Dither.NONE).save(png, "PNG", optimize=True)
     data = base64.b64encode(png.getvalue()).decode()
-    image = f'<img src="data:image/png;base64,{data}" alt="{plain(name)}">'
+    shown = f'width="{96 * inches:.0f}" alt="{plain(name)}"'
+    image = f'<img {shown} src="data:image/png;base64,{data}">'
     if width > WIDE * height:
         image = f'<div class="wide scroll" tabindex="0">{image}</div>'
     return f"<figure>{image}<figcaption>{plain(name)}</figcaption></figure>"
