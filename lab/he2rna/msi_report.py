@@ -13,7 +13,7 @@ from lab.files import save_csv, save_text
 from lab.he2rna.choices import CHOICES
 from lab.he2rna.report_opening import of_tcga
 from lab.progress import table
-from lab.provenance import warning
+from lab.provenance import marked, warning
 from lab.runs import read_log
 from lab.show.page import write_page
 from lab.show.plots import BLUE, ORANGE, figure
@@ -89,7 +89,7 @@ def write_msi_report(folder, config, study, results):
     """report.md, table.csv, shares.png and arms.png."""
     aucs = Aucs(results, len(set(study.patients)))
     rows = list(summary(aucs))
-    save_csv(folder / "table.csv", HEADER, rows)
+    save_csv(folder / "table.csv", *marked(HEADER, rows, config["provenance"]))
     log = read_log(folder)
     print("\n\n".join([table(HEADER, rows), *verdicts(aucs)]))
     pictures, words = ["![AUC of each arm](arms.png)"], config["provenance"]
@@ -114,9 +114,9 @@ def write_msi_report(folder, config, study, results):
         *section("What saw whom", WHO, whom_steps_saw(log)),
         *settings_section(config),
     ]
-    save_text(folder / "report.md", lines)
     write_page(folder / "report.html", lines)
-    print(f"report: {folder / 'report.md'}")
+    save_text(folder / "report.md", lines)
+    print(f"report: {folder / 'report.md'}, and report.html to look at")
 
 
 # ----- Words --------------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ from lab.audit.choices import switches
 from lab.audit.ledger import ledger_lines
 from lab.cohort.scale import said_of_expression, unit_of_run
 from lab.files import save_csv, save_text
-from lab.he2rna.best import best_genes, best_section
+from lab.he2rna.best import best_genes, best_section, holds
 from lab.he2rna.choices import CHOICES
 from lab.he2rna.effects import apart_said, losses_said, who_stands_apart
 from lab.he2rna.evaluation import judged_in
@@ -19,7 +19,7 @@ from lab.he2rna.folds import certificate
 from lab.he2rna.report_opening import beside_the_paper, opening_of
 from lab.he2rna.report_plots import draw_r, draw_scatter, with_value
 from lab.progress import clock, table
-from lab.provenance import warning
+from lab.provenance import marked, warning
 from lab.show.packed import Column
 from lab.show.page import write_page
 from lab.show.report import section, settings_section
@@ -51,7 +51,8 @@ def write_report(folder, cohort, config, data, results, prediction, notes, ledge
     """
     leaks, seen = ledger_lines(ledgers, data.tested, MAY_SEE, data.encoder)
     programmes = planted_programmes(cohort, data.genes)
-    lines = [f"# HE2RNA: {folder.name}", "", *warning(config["provenance"])]
+    words = config["provenance"]
+    lines = [f"# HE2RNA: {folder.name}", "", *warning(words)]
     lines += [*opening_of(config, data, results), *leaks, *what_was_done(config, data, results)]
     lines += [*cancers(results), *beside_the_paper(config, data, results)]
     lines += nulls(results, config, data)
@@ -59,26 +60,26 @@ def write_report(folder, cohort, config, data, results, prediction, notes, ledge
     if programmes:
         lines += planted(programmes, results)
     merged = "merged" not in config["code"]
-    lines += several_cancers(folder / "recurrent.csv", data, results, merged)
+    lines += several_cancers(folder / "recurrent.csv", data, results, merged, words)
     if data.coding is not None:
         coding = table(SUMMARY_HEADER, summary(results, data.coding))
         lines += section("Protein-coding genes", coding, data.coding_note)
     lines += [*folds(folder, data, notes, ledgers), *seen, *left_out(data)]
     lines += settings_section(config, **{"run time of this call": clock(seconds)})
-    words = config["provenance"]
     draw_r(folder / "r_distribution.png", results, merged, words)
     about = results, unit_of_run(config), words
     draw_scatter(folder / "scatter.png", best_genes(results), data, prediction, *about)
-    save_text(folder / "report.md", lines)
     write_page(folder / "report.html", lines, gene_columns(data.genes, results), "cancer")
+    save_text(folder / "report.md", lines)
 
 
 def gene_columns(genes, results):
     """All genes of all cancers, for the page."""
     gene, cancer = np.arange(len(genes)), np.arange(len(results))
-    every = {
-        name: np.concatenate([e[name] for e in results.values()]) for name in ("n", "r", "hs", "bh")
-    }
+    every = {}
+    for name in ("n", "r", "hs", "bh"):
+        every[name] = np.concatenate([e[name] for e in results.values()])
+    both = np.concatenate([holds(e) for e in results.values()])
     corrected = "one-sided p under the null that decides, by {} over all genes of the cancer"
     return [
         Column("gene", "word", np.tile(gene, len(cancer)), words=tuple(genes)),
@@ -87,6 +88,7 @@ def gene_columns(genes, results):
         Column("R", "r", every["r"], "Pearson's R over slides, mean of the folds"),
         Column("p HS", "p", every["hs"], corrected.format("Holm–Šidák")),
         Column("p BH", "p", every["bh"], corrected.format("Benjamini–Hochberg")),
+        Column("holds", "word", both.astype(int), "see Best genes", ("no", "yes")),
     ]
 
 
@@ -195,7 +197,7 @@ def planted(programmes, results):
     return section("Against what was planted", text, table(header, rows))
 
 
-def several_cancers(path, data, results, merged):
+def several_cancers(path, data, results, merged, words):
     """recurrent.csv, and how many genes are significant in at least 1, 2, ... cancers. [Fig. 2b]"""
     significant = he2rna.significant_genes(results, "hs", merged)  # (P, G)
     hs, at_least = stats.recurrent(significant)
@@ -206,7 +208,8 @@ def several_cancers(path, data, results, merged):
     rows = []
     for j in order:
         rows.append((data.genes[j], hs[j], bh[j], "" if np.isnan(mean[j]) else f"{mean[j]:.4g}"))
-    save_csv(path, ("gene", "cancers_hs", "cancers_bh", "mean_R"), rows)
+    header = ("gene", "cancers_hs", "cancers_bh", "mean_R")
+    save_csv(path, *marked(header, rows, words))
 
     header, columns = ("at least", "genes"), [range(1, len(counted) + 1), at_least]
     if data.coding is not None:

@@ -327,4 +327,5 @@ def judge(folder, config, o, data, bags, prediction, saved, device, start):
     best = said_of_best(results, data.genes)
     if best:
         print(f"\nbest: {best}")
-    print(f"report: {folder / 'report.md'}   ({clock(time.time() - start)})")
+    took = clock(time.time() - start)
+    print(f"report: {folder / 'report.md'}, and report.html to look at   ({took})")

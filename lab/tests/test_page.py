@@ -217,7 +217,7 @@ def test_a_picture_is_small_and_keeps_its_colours(tmp_path):
     (image,) = Parts((tmp_path / "a.html").read_text()).all("img")
     (tmp_path / "b.png").write_bytes(base64.b64decode(image["src"].partition(",")[2]))
     with Image.open(tmp_path / "b.png") as small:
-        assert small.width * small.height <= 3e6 and small.width > 4000
+        assert small.width * small.height <= 2e6 and small.width > 3500
         colours = small.convert("RGB")
         assert colours.getpixel((9, 9)) == (255, 255, 255)
         assert colours.getpixel((small.width - 9, 9)) == (0, 114, 178)
