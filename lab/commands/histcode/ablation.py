@@ -23,7 +23,7 @@ from lab.histcode.options import check_ranges
 from lab.histcode.pairs import pairs_of
 from lab.histcode.runs import VERSION
 from lab.progress import table
-from lab.provenance import marked, merged, of_folder, titled, warning
+from lab.provenance import marked, merged, of_folder, warning
 from lab.runs import claim_folder
 from lab.show.plots import figure
 from lab.show.report import opening, settings_section
@@ -155,7 +155,7 @@ def write(folder, values, parts, patients, config, words):
     """table.csv, ablation.png and report.md; the tables are printed, too."""
     rows, compared = list(rows_of_cells(values)), list(paired_tests(values, parts))
     save_csv(folder / "table.csv", *marked(TABLE, rows, words))
-    draw(folder / "ablation.png", values, titled("Tumour against normal", words))
+    draw(folder / "ablation.png", values, words)
     cells, tests = table(TABLE, rows), table(PAIRED, compared)
     print(cells, tests, NOTE, sep="\n\n")
     paragraphs = [
@@ -195,15 +195,17 @@ def five_sentences(values, compared, patients):
     )
 
 
-def draw(path, values, title):
+def draw(path, values, words):
     """Over the genes, a box for each cell. [HistCode Fig. 6]"""
     labels = ["\n".join(cell) for cell in values]
-    with figure(path, 1, 2, figsize=(4 + 1.3 * len(values), 4)) as axes:
+    genes = len(next(iter(values.values())))
+    title = f"Fold changes, tumour against normal: {genes:,} genes"
+    size = (4 + 1.3 * len(values), 4)
+    with figure(path, 1, 2, figsize=size, title=title, words=words) as axes:
         for k, what in enumerate(("Pearson R", "Spearman")):
             axes[k].boxplot([v[:, k] for v in values.values()], tick_labels=labels)
             axes[k].axhline(0, color="0.8", lw=1, zorder=0)
             axes[k].set_ylabel(f"{what} of a gene")
-        axes[0].figure.suptitle(title)
 
 
 def options(parser):
