@@ -26,7 +26,7 @@ A map of the house. Rooms may use those above them, and the method; never those 
     simulation/  a cohort drawn from known cells: tissue, drawing, genes, cohort
     application  a run's models on slides, described as those they learned from
     he2rna/      HE2RNA's studies: data, folds, training, judging, report; MSI transfer
-    histcode/    HistCode's: pretraining, probe; diagnosis; differential expression
+    histcode/    HistCode's: pretraining, watching, probe; diagnosis; differential expression
     calibration/ what p and intervals promise and keep, in simulations: a study a file, table
     commands/    a file a verb, its options beside it: he2rna/ histcode/ tiling/
     bench.py     this implementation and the direct way, side by side

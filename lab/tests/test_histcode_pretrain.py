@@ -1,5 +1,6 @@
 """histcode.py pretrain: a run that goes on, that several processes share, and what it leaves."""
 
+import argparse
 import json
 import os
 import subprocess
@@ -13,6 +14,7 @@ import histcode
 import tiling
 from lab.files import InputError
 from lab.histcode import pretraining
+from lab.histcode.settings import settle_options
 from lab.tests.helpers import read_csv, relative, saved
 from lab.tests.helpers_histcode import TINY, pretrain
 from lab.weights import load_weights
@@ -151,6 +153,7 @@ def test_the_bank_starts_from_each_slides_tiles_or_at_random(unlabelled, argv, s
     "argv, words",
     [
         (["--batch", "9999"], "don't fill a batch of 9999"),
+        (["--batch-from", "slide"], "no slide gives the 8 tiles of its smallest batch"),
         (["--lr", "-1"], "--lr -1"),
         (["--lr", "nan"], "--lr nan"),
         (["--name", "a/b"], "not a path"),
@@ -165,6 +168,14 @@ def test_pretrain_says_one_line(unlabelled, argv, words):
     with pytest.raises(InputError, match=words):
         pretrain(unlabelled, "--epochs", "1", "--name", "wrong", *argv)
     assert not (unlabelled / "runs" / "wrong").exists()
+
+
+def test_processes_that_cannot_share_the_batches_of_one_slide_are_told(settled):
+    o = argparse.Namespace(**settled("pretrain", "--batch-from", "slide"))
+    o.follow, o.code = None, []
+    settle_options(o, 4)
+    with pytest.raises(InputError, match=r"16 processes can't share .* take 8 processes, or fewer"):
+        settle_options(o, 16)
 
 
 def test_a_run_of_other_settings_is_refused(unlabelled):

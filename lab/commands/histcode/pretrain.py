@@ -261,7 +261,12 @@ def run(o):
     o.patients = patients_of(cohort, data["slides"])
     reader = Reader(data, o, device)
     drawn = reader.per_slide.sum()
-    if not reader.tiles_of_epoch:
+    if not reader.sizes and o.batch_from == "slide":
+        raise InputError(
+            f"--batch-from slide: no slide gives the {min(FEWEST, o.batch)} tiles of its smallest "
+            "batch: raise --tiles-per-slide, or leave it out"
+        )
+    if not reader.sizes:
         raise InputError(
             f"{drawn} tiles an epoch don't fill a batch of {o.batch}: lower --batch or raise "
             "--tiles-per-slide"
