@@ -18,6 +18,7 @@ from lab.cohort.features import load_features
 from lab.commands.he2rna import main
 from lab.files import InputError, load_json
 from lab.he2rna.runs import load_run, model_of
+from lab.provenance import SIMULATED, UNTRAINED
 from lab.tests.helpers import folder_bytes, options, read_csv, tile_cloud, tiny_encoder
 from lab.tests.helpers_he2rna import mixed_up, train, tune, write_cohort
 
@@ -332,7 +333,7 @@ def fine_tune(cohort):
     return main(["finetune", str(cohort), "he2rna", *EPOCH, *chosen, "--device", "cpu"])
 
 
-def test_what_is_ready_is_used_and_a_moved_cohort_is_found(moved_cohort, new_slide):
+def test_what_is_ready_is_used_and_a_moved_cohort_is_found(moved_cohort, new_slide, capsys):
     run = moved_cohort / "runs" / "he2rna"
 
     def made():
@@ -350,6 +351,16 @@ def test_what_is_ready_is_used_and_a_moved_cohort_is_found(moved_cohort, new_sli
     assert made() == before
     side = load_json(new.parents[1] / "features" / "resnet50-stage3" / "x.json")
     assert side["weights"] == "random, seed 3"
+    tuned = load_json(moved_cohort / "runs" / "he2rna-SIM-COLO-finetuned" / "config.json")
+    assert tuned["provenance"] == [SIMULATED, UNTRAINED]
+    said = "model of a SIMULATED cohort; encoder with random weights"
+    for name, words in ((slide, f"{said}; SIMULATED slide"), ("x", said)):
+        (columns,) = {tuple(row) for row in read_csv(run / "predict" / f"{name}.csv")}
+        assert columns == ("gene", "log10_1p_fpkm_uq", "fpkm_uq", "provenance")
+        rows = read_csv(run / "predict" / f"{name}.csv")
+        assert {row["provenance"] for row in rows} == {words}
+    told = f"{said}; SIMULATED slide. The model has learned from drawn slides"
+    assert capsys.readouterr().out.count(told) == 2  # once a command
 
 
 def test_a_fine_tuned_run_knows_whom_the_run_before_has_seen(moved_cohort, capsys):
