@@ -127,7 +127,7 @@ def looked_at(tmp_path_factory):
     genes = ["--genes", GENES]
     per_gene = ["--model", "attention", "--per-gene", "--name", "per-gene"]
     with pytest.MonkeyPatch.context() as patch:
-        swap(patch, "lab.commands.histcode.diagnose", "draw_curves", lambda *_: None)
+        swap(patch, "lab.histcode.diagnose_report", "draw_curves", lambda *_: None)
         assert drawn_run("diagnose", cohort, "--rotate", *encoder) == 0
         gmt = ["--gmt", str(gmt_of(cohort))]
         assert drawn_run("expression", cohort, *encoder, *genes, *gmt) == 0
@@ -198,6 +198,17 @@ def changed(tmp_path_factory):
                 swap(patch, "lab.histcode.expression_report", "write_report", only_text)
             assert express(cohort, "--name", name, *argv) == 0
     return cohort
+
+
+# ----- Pictures -----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def figures(monkeypatch):
+    """The figures that are drawn, in the place of their files."""
+    seen = []
+    swap(monkeypatch, "lab.show.plots", "save_picture", lambda path, fig: seen.append(fig))
+    return seen
 
 
 # ----- Options ------------------------------------------------------------------------------------

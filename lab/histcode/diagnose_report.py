@@ -16,8 +16,8 @@ from lab.histcode.choices import turned_lines
 from lab.histcode.figures import figures_of, kept, mean_sd, with_interval
 from lab.histcode.splits import MAY_SEE
 from lab.progress import table
-from lab.provenance import marked, titled, warning
-from lab.show.plots import figure
+from lab.provenance import marked, warning
+from lab.show.plots import RULE, drawable, figure
 from lab.show.report import opening, settings_section
 from lab.words import same
 
@@ -52,7 +52,7 @@ def write_report(folder, config, data, folds, trained, ledger, external, o):
         summary[pooling] = {c: mean_sd([fold[c] for fold in each]) for c in columns}
     write_table(folder, columns, summary, len(folds), words)
     tested, pooled = first_repeat(y, folds, trained)
-    draw_curves(folder / "curves.png", pooled, titled(task_of(data), words))
+    draw_curves(folder / "curves.png", pooled, data, task_of(data), words)
     bounds = {}
     for pooling, pair in pooled.items():
         bounds[pooling] = with_interval(*pair, data["patients"][tested])
@@ -253,19 +253,29 @@ def optimism_table(summary):
 # ----- Picture ------------------------------------------------------------------------------------
 
 
-def draw_curves(path, curves, title):
-    """ROC and precision-recall side by side; curves: {name: (y, p)}. [HistCode Figs. 2, 3]"""
-    with figure(path, 1, 2, figsize=(10, 4.6)) as (left, right):
-        for name, (y, p) in curves.items():
+def draw_curves(path, curves, data, title, words):
+    """ROC and precision-recall side by side; curves: {name: (y, p)}. [HistCode Figs. 2, 3]
+
+    data: the bags whose y it is, for the names of what they are; title: of the picture.
+    """
+    y = next(iter(curves.values()))[0]
+    negative, positive = (drawable(name, 24) for name in data["classes"])
+    title = f"{title}\n{y.sum()} {data['what']} {positive}, {len(y) - y.sum()} {negative}"
+    with figure(path, 1, 2, figsize=(10, 5.4), title=title, words=words) as (left, right):
+        for i, (name, (y, p)) in enumerate(curves.items()):
             if 0 < y.mean() < 1:
+                line = {"ls": ("-", "--", "-.", ":")[i % 4], "lw": 1.5}
                 roc = f"{name}, AUC {stats.roc_auc(y, p):.3f}"
-                left.plot(*stats.roc_curve(y, p), label=roc)
+                left.plot(*stats.roc_curve(y, p), label=roc, **line)
                 pr = f"{name}, area {stats.pr_auc(y, p):.3f}"
-                right.step(*stats.pr_curve(y, p), where="pre", label=pr)
-                right.axhline(y.mean(), color="0.8", lw=1, zorder=0)
-        left.plot((0, 1), (0, 1), color="0.8", lw=1, zorder=0)
-        left.set(xlabel="false positive rate", ylabel="true positive rate", title="ROC")
-        right.set(xlabel="recall", ylabel="precision", title="Precision-recall", ylim=(0, 1.02))
-        left.legend(fontsize=8)
-        right.legend(fontsize=8)
-        left.figure.suptitle(title)
+                right.step(*stats.pr_curve(y, p), where="pre", label=pr, **line)
+        thin = {"color": RULE, "lw": 1, "zorder": 0}
+        left.plot((0, 1), (0, 1), label="chance, AUC 0.500", **thin)
+        right.axhline(y.mean(), label=f"chance, area {y.mean():.3f}", **thin)
+        left.set(title="ROC", ylabel=f"true positive rate: {positive} found")
+        left.set(xlabel=f"false positive rate: {negative} taken for {positive}")
+        right.set(title="Precision-recall", xlabel=f"recall: {positive} found")
+        right.set(ylabel=f"precision: {positive} among those found")
+        for axes in (left, right):
+            axes.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02))
+            axes.legend(loc="lower right" if axes is left else "lower left")

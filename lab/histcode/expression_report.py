@@ -15,7 +15,7 @@ from lab.gene_sets import ALPHA, enrich
 from lab.histcode.bags import left_out_lines
 from lab.histcode.expression_plots import draw
 from lab.progress import table
-from lab.provenance import marked, titled, warning
+from lab.provenance import marked, warning
 from lab.show.report import opening, settings_section
 from lab.simulation.cohort import planted_programmes
 
@@ -244,8 +244,7 @@ def write_report(folder, config, study, folds, found, prediction, encoder, turne
     title = f"model {config['model']}"
     if config["model"] == "attention":
         title += f", {config['pooling']} pooling"
-    shown = titled(f"Tumour against normal, {title}", words)
-    draw(folder, shown, study.pairs, found, prediction)
+    draw(folder, title, study, found, prediction, words)
     knew = "did not know its patient, neither in its attention nor in its regression"
     if "stop" in config["code"]:
         knew = "chose its epoch by it"

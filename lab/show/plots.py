@@ -111,7 +111,7 @@ def wrapped(text, width, fontsize=10):
     """A text in lines for so many inches."""
     lines = []
     for line in text.split("\n"):
-        most = int(width * 115 / fontsize)
+        most = int(width * 128 / fontsize)
         lines += textwrap.wrap(drawable(line, 1000), most, break_on_hyphens=False)
     return "\n".join(lines)
 

@@ -58,6 +58,11 @@ def swap(monkeypatch, module, name, value):
                 monkeypatch.setattr(there, key, value)
 
 
+def texts(figure):
+    """All that stands in a figure, or in its axes."""
+    return [text.get_text() for text in figure.findobj(lambda part: hasattr(part, "get_text"))]
+
+
 # ----- Patients -----------------------------------------------------------------------------------
 
 

@@ -9,22 +9,9 @@ import scipy.stats
 import he2rna
 from lab.he2rna.best import best_genes, best_section, holds, said_of_best
 from lab.he2rna.report_plots import draw_null, draw_r, draw_scatter
-from lab.tests.helpers import swap
+from lab.tests.helpers import texts
 
 WORDS = ["SIMULATED cohort"]
-
-
-@pytest.fixture
-def drawn(monkeypatch):
-    """The figures that are drawn, in the place of their files."""
-    figures = []
-    swap(monkeypatch, "lab.show.plots", "save_picture", lambda path, fig: figures.append(fig))
-    return figures
-
-
-def texts(fig):
-    """All that stands in a figure."""
-    return [text.get_text() for text in fig.findobj(lambda part: hasattr(part, "get_text"))]
 
 
 def judged(prediction, y, fold, projects, genes, **more):
@@ -77,12 +64,12 @@ def test_the_best_genes_stand_once_each():
     assert best_genes(results, 1) == [("B", 1)]
 
 
-def test_no_picture_of_a_gene_is_contradicted_by_its_title(drawn):
+def test_no_picture_of_a_gene_is_contradicted_by_its_title(figures):
     """Each fold with its R in the legend; both R in the title, and that the gene does not hold."""
     prediction, data, results = drifting()
     about = data, prediction, results, "FPKM-UQ", WORDS
     draw_scatter("a.png", best_genes(results), *about)
-    (fig,) = drawn
+    (fig,) = figures
     steady, offset, noise = fig.axes
     assert steady.get_title("left").startswith("steady in A\nR = ")
     assert "does not hold" not in steady.get_title("left")
@@ -100,7 +87,7 @@ def test_no_picture_of_a_gene_is_contradicted_by_its_title(drawn):
 
 
 @pytest.mark.filterwarnings("error")  # a warning would reach the user's terminal
-def test_pictures_of_cancers_with_many_genes_few_and_none(drawn):
+def test_pictures_of_cancers_with_many_genes_few_and_none(figures):
     """A violin or dots; numbers, names and R_sign spelled out; axes of counts begin at 0."""
     rng = np.random.default_rng(0)
     y = rng.normal(size=(100, 40))
@@ -113,18 +100,18 @@ def test_pictures_of_cancers_with_many_genes_few_and_none(drawn):
     draw_null("null.png", results, {"decoys": None, "untrained": untrained}, WORDS)
     few = {"MANY_$": {**results["MANY_$"], "r": results["MANY_$"]["r"][:4]}}
     draw_r("r.png", few, True)
-    cancers, recurrent = drawn[0].axes
+    cancers, recurrent = figures[0].axes
     found = (results["MANY_$"]["hs"] < 0.05).sum()
     assert found >= 5 and {f"{found}", "no p"} <= {text.get_text() for text in cancers.texts}
     assert "Holm–Šidák" in cancers.get_title("left")
     ticks = [tick.get_text() for tick in cancers.get_xticklabels()]
     assert ticks[0] == "MANY_$\n98 patients\n98 slides\n40 genes" and "0 genes" in ticks[1]
     assert recurrent.get_ylim()[0] == 0 and recurrent.texts[0].get_text() == f"{found}"
-    many, none = drawn[1].axes
+    many, none = figures[1].axes
     r_sign = results["MANY_$"]["r_sign"]["untrained"]
     assert f" R_sign\n {r_sign:.2f}" in texts(many) and "no R" in texts(none)
     assert any(line.get_xdata()[0] == r_sign for line in many.lines)
-    assert many.get_ylabel() and "untrained models" in drawn[1].get_suptitle()
-    assert "R of untrained" in texts(drawn[1]) and WORDS[0] in texts(drawn[1])
-    dots = drawn[2].axes[0].collections[0]
+    assert many.get_ylabel() and "untrained models" in figures[1].get_suptitle()
+    assert "R of untrained" in texts(figures[1]) and WORDS[0] in texts(figures[1])
+    dots = figures[2].axes[0].collections[0]
     assert len(dots.get_offsets()) == 4 and dots.get_label() == "a dot: a gene"

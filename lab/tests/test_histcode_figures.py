@@ -1,4 +1,6 @@
-"""Figures of a diagnosis worked by hand, and the best threshold by trying all."""
+"""Figures of a diagnosis worked by hand, the best threshold by trying all, what pictures say."""
+
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -8,8 +10,11 @@ from matplotlib.figure import Figure
 from scipy import special
 
 import stats
-from lab.histcode.expression_plots import draw_bins
+from lab.histcode.diagnose_report import draw_curves
+from lab.histcode.expression_plots import draw, draw_bins
 from lab.histcode.figures import best_cut, figures_of, mean_sd, pr_interval, share_interval
+from lab.show.plots import ORANGE
+from lab.tests.helpers import texts
 
 P = torch.tensor(
     [[0.9, 0.1, 0.8, 0.2, 0.7], [0.4, 0.3, 0.2, 0.6, 0.45], [0.6, 0.55, 0.9, 0.1, 0.8]]
@@ -69,12 +74,63 @@ def test_genes_fall_into_bins_of_r_a_tenth_wide():
     r = np.array([0.31, 0.39, -0.05, 0.3, np.nan, 0.35])
     fc = np.array([1.0, 2.0, 9.0, 6.0, 5.0, np.nan])
     draw_bins(ax, r, fc)
-    medians = [line.get_xydata().mean(0) for line in ax.lines if "C1" in line.get_color()]
+    medians = [line.get_xydata().mean(0) for line in ax.lines if line.get_color() == ORANGE]
     assert np.allclose(medians, [(-0.05, 9), (0.35, 2)])
+    assert [text.get_text() for text in ax.texts] == ["1", "3"]  # genes in each
 
 
 @pytest.mark.filterwarnings("error")
 def test_no_gene_with_r_leaves_the_picture_of_bins_empty():
     ax = Figure().subplots()
     draw_bins(ax, np.full(3, np.nan), np.ones(3))
-    assert not ax.lines and ax.get_xlabel() == "Pearson R, bins of .1"
+    assert not ax.texts and ax.get_xlabel() == "Pearson R, bins of .1"
+
+
+# ----- What pictures say --------------------------------------------------------------------------
+
+
+@pytest.mark.filterwarnings("error")
+def test_curves_name_the_classes_their_numbers_and_chance(figures):
+    y = np.repeat([0, 1], [30, 10])
+    p = y + np.random.default_rng(0).normal(size=40)
+    data = {"classes": ("MSS_$^{", "MSI-H"), "what": "slides"}
+    for curves in ({"_max": (y, p), "mean": (y, -p)}, {"mean": (y * 0, p)}):
+        draw_curves("a.png", curves, data, "Diagnosis of MSI-H against MSS_$^{", ["SIMULATED"])
+    roc, pr = figures[0].axes
+    won = (p[y == 1][:, None] > p[y == 0]).mean()  # pairs, one by one
+    assert f"mean, AUC {1 - won:.3f}" in texts(roc) and "chance, AUC 0.500" in texts(roc)
+    assert "chance, area 0.250" in texts(pr) and "MSI-H" in pr.get_xlabel()
+    assert roc.get_xlabel() == "false positive rate: MSS_$^{ taken for MSI-H"
+    title = figures[0].get_suptitle()
+    assert title == "Diagnosis of MSI-H against MSS_$^{\n10 slides MSI-H, 30 MSS_$^{"
+    assert "SIMULATED" in texts(figures[0])
+    assert len(figures[1].axes[0].lines) == 1  # one class alone: no curve
+
+
+@pytest.mark.filterwarnings("error")
+def test_pictures_of_fold_changes_say_model_numbers_and_parts(figures, tmp_path):
+    """Unknown pairs are left out; both R of a gene in its title, each part's in the legend."""
+    rng = np.random.default_rng(0)
+    y = rng.random((30, 2))
+    y[:4, 1] = np.nan
+    prediction, part = y + rng.normal(0, 0.1, y.shape), np.arange(30) % 3
+    prediction[:4, 1] = 0.5
+    pairs = SimpleNamespace(genes=["_A$", "B"], y=y)
+    study = SimpleNamespace(pairs=pairs, bags={"part": part})
+    found = {"r": [0.91, 0.5], "baseline": [-0.1, np.nan], "r_folds": [0.9, 0.4], "fc": [1.0, 2.0]}
+    found |= {"accuracy": [0.7, 0.8], "majority": [0.6, 0.6]}
+    found = {name: np.array(values) for name, values in found.items()}
+    draw(tmp_path, "model linear", study, found, prediction, ["SIMULATED cohort"])
+    for fig in figures:
+        assert "tumour against matched normal tissue, model linear" in fig.get_suptitle()
+        assert "30 pairs, 2 genes" in fig.get_suptitle().replace("\n", " ")
+        assert "SIMULATED cohort" in texts(fig)
+    assert "predicted (mean 0.71, 2 genes)" in texts(figures[0])
+    assert any("(mean −0.10, 1 gene)" in text for text in texts(figures[0]))
+    first, second = figures[3].axes[:2]
+    assert first.get_title("left") == " _A$\nR = 0.91, in parts 0.90, n = 30 pairs"
+    assert second.get_title("left").endswith("n = 26 pairs")
+    rows = (part == 0) & ~np.isnan(y[:, 1])
+    r = scipy.stats.pearsonr(y[rows, 1], prediction[rows, 1])[0]
+    assert f"fold 0: R = {r:.2f} (n {rows.sum()})" in texts(second)
+    assert "predicted = true" in texts(second)

@@ -96,7 +96,7 @@ def test_features_of_another_scale_fail_and_are_told(changed, tmp_path, capsys):
 def diagnosed(tmp_path, monkeypatch, capsys):
     """A diagnosis of 12 patients in 6 parts, of which 3 to 5 are never tested."""
     cohort = write_slides(tmp_path / "c", 12, labels=("normal", "tumor"))
-    swap(monkeypatch, "lab.commands.histcode.diagnose", "draw_curves", lambda *_: None)
+    swap(monkeypatch, "lab.histcode.diagnose_report", "draw_curves", lambda *_: None)
     assert diagnose(cohort) == 0
     capsys.readouterr()
     run = cohort / "runs" / "diagnosis"

@@ -1,4 +1,4 @@
-"""Plots of numbers: what is written on them, and what is said where they can't be drawn."""
+"""Plots of numbers: what is written on them, and what is said where they can't be figures."""
 
 import sys
 
@@ -17,23 +17,14 @@ from lab.show.plots import (
     need_matplotlib,
     r_said,
 )
-from lab.tests.helpers import swap
-
-
-@pytest.fixture
-def drawn(monkeypatch):
-    """The figures that are drawn, in the place of their files."""
-    figures = []
-    swap(monkeypatch, "lab.show.plots", "save_picture", lambda path, fig: figures.append(fig))
-    return figures
 
 
 @pytest.mark.parametrize("n", [1, 2, 60, 3000])
-def test_scatter_writes_r_and_medians(drawn, n):
+def test_scatter_writes_r_and_medians(figures, n):
     rng = np.random.default_rng(0)
     scores, values = rng.normal(size=n), rng.poisson(9, n)
     draw_scatter("a.png", scores, values, "x", "y", "t", ["SIMULATED cohort"])
-    (fig,) = drawn
+    (fig,) = figures
     best = values[np.argsort(-scores)[: max(1, min(100, n // 2))]]
     title, words = (text.get_text() for text in fig.texts)
     r = f"R = {np.corrcoef(scores, values)[0, 1]:.2f}" if n > 2 else "no R, too few"
@@ -43,7 +34,7 @@ def test_scatter_writes_r_and_medians(drawn, n):
     assert medians == [f"{np.median(best):.4g}", f"{np.median(values):.4g}"]
 
 
-def test_folds_stand_in_the_legend_with_their_own_r_beside_equal_values(drawn):
+def test_folds_stand_in_the_legend_with_their_own_r_beside_equal_values(figures):
     """Each fold off by its own level: R 1 in each, little over all; unknown truth is left out."""
     truth = np.arange(48.0) % 4
     fold = np.arange(48) // 4
@@ -63,7 +54,7 @@ def test_folds_stand_in_the_legend_with_their_own_r_beside_equal_values(drawn):
     low, high = ax.get_ylim()
     assert low < 1 < high  # the line of equal values is in sight
     assert r_said(truth[4:], predicted[4:]) != "R = 1.00"
-    assert drawn[0].get_suptitle() == "$x_1$ of 12 folds"
+    assert figures[0].get_suptitle() == "$x_1$ of 12 folds"
 
 
 NAMES = [

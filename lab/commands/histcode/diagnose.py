@@ -52,7 +52,7 @@ from lab.histcode.splits import folds_of
 from lab.histcode.training import train_pooling
 from lab.processes import by_first
 from lab.progress import clock, counted, report_failures, say_left_out, table
-from lab.provenance import marked, merged, of_cohort, titled, warning
+from lab.provenance import marked, merged, of_cohort, warning
 from lab.runs import read_log, write_log
 from lab.show.plots import need_matplotlib
 from lab.words import same, tidy
@@ -317,7 +317,7 @@ def judge_external(folder, other, trained, encoder, config, o, device):
     words = merged(config["provenance"], of_cohort(o.external))
     save_csv(folder / "external.csv", *marked(header, rows, words))
     title = f"{task_of(other)}, {Path(o.external).name}"
-    draw_curves(folder / "external.png", curves, titled(title, words))
+    draw_curves(folder / "external.png", curves, other, title, words)
     figures = table(("pooling", *FIGURES), text)
     print(f"{o.external}\n\n{figures}\n")
     said = f"{len(y)} slides, none of whose patients a model has seen; mean over the fold models."
