@@ -119,8 +119,12 @@ def not_to_be_concluded(config, tested):
             f" ({tested[least]['patients']:,} patients of {least} show what has an R from "
             f"{needed[least]:.2f} on)"
         )
+    chosen = []
+    if "from_run" in config:
+        chosen = ["that p, corrected over these genes alone, holds where the run's R chose them"]
     return clauses(
         config["provenance"],
+        *chosen,
         f"that a gene which is not significant leaves no trace on slides{shows}",
         "that the best genes, which were chosen by these patients, keep their R in others, or on "
         "slides of another hospital",

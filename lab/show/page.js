@@ -25,8 +25,8 @@ async function unpack(text) {
   }
   let along = Uint32Array.from({ length: made.rows }, (_, i) => i);
   for (const i of made.order) along = arrange(along, made.columns[i].codes);
-  for (const column of made.columns) {
-    if (column.kind === "p") column.codes = summedUp(column.codes, along);
+  for (const column of made.columns.slice(made.plain)) {
+    column.codes = summedUp(column.codes, along);
   }
   return made;
 }

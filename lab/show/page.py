@@ -18,7 +18,7 @@ from lab.show.packed import pack
 
 HERE = Path(__file__).parent
 PICTURE = re.compile(r"!\[([^\]]*)\]\(([\w.-]+\.png)\)")
-PIXELS, COLOURS = 2e6, 256  # of a plot in the page; the file beside it has all [ours]
+PIXELS, COLOURS = 2e6, 64  # of a plot in the page; the file beside it has all [ours]
 WIDE = 3  # times as wide as high: such a picture is not made smaller, it scrolls [ours]
 NUMBER = re.compile(r"[+−-]?[\d.,]+(e[+-]?\d+)?( ± [\d.]+)?")
 PAGE = """<!doctype html>

@@ -62,8 +62,8 @@ def unpack(packed):
     for i in header["order"]:
         along = along[np.argsort(codes[i][along], kind="stable")]
     table = {}
-    for column, code in zip(header["columns"], codes):
-        if column["kind"] == "p":
+    for i, (column, code) in enumerate(zip(header["columns"], codes)):
+        if i >= header["plain"]:
             step = np.where(code % 2, -(code + 1) // 2, code // 2)
             code = np.empty(n, np.int64)
             code[along] = np.cumsum(step)

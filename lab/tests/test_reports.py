@@ -86,6 +86,13 @@ def test_a_simulated_cohort_and_a_random_encoder_stand_in_what_must_not_be_concl
     assert never.startswith(f"That this tells of patients ({SIMULATED}; {UNTRAINED}); that a gene")
 
 
+def test_fine_tuning_is_of_genes_that_may_have_been_chosen_by_the_same_patients():
+    config, data, results = run_of(["LIHC"], planted=4)
+    said = sentences(opening_of({**config, "from_run": {"name": "first"}}, data, results))
+    assert "models of the run first, fine-tuned on all tiles" in said["Asked"]
+    assert said["Not to be concluded"].startswith("That p, corrected over these genes alone")
+
+
 def test_the_papers_figures_stand_only_beside_tcgas_patients_on_real_slides():
     config, data, results = run_of(["TCGA-DLBC", "LUAD", "LUSC", "LIHC"], planted=4)
     lines = "\n".join(beside_the_paper(config, data, results))
