@@ -9,15 +9,15 @@ import numpy as np
 from lab.runs import read_log
 
 APART = 0.2  # share of the variance of all genes between a patient's slides and the others  [ours]
-TIMES = 5  # and so many times what it is of slides that are alike  [ours]
+TIMES = 5  # and so many times the other patients' median  [ours]
 UNEVEN = 3  # times that the largest loss of the folds is the smallest  [ours]
 
 
 def who_stands_apart(y, patients, projects):
-    """[(cancer, patient, slides, of how many, share)] of patients whose expression y (S, G) is
-    apart: the share of the variance of all genes that lies between their slides and the others.
+    """[(cancer, patient, slides, of how many, share, that of others)] of patients who stand apart.
 
-    Of slides that are alike it is 1 / (S - 1).
+    The share of the variance of the expression y (S, G), over all genes, that lies between their
+    slides and the others of the cancer; and the median of the other patients' shares.
     """
     found = []
     for cancer in np.unique(projects):
@@ -27,23 +27,23 @@ def who_stands_apart(y, patients, projects):
         if len(names) < 3:
             continue
         off = y[rows] - y[rows].mean(0)
-        total = float(np.vdot(off, off))
-        for i, name in enumerate(names):
-            mean = off[which == i].mean(0)
-            between = np.square(mean).sum() * n[i] * n_all / (n_all - n[i])
-            if between > max(APART, TIMES / (n_all - 1)) * total:
-                found.append((str(cancer), str(name), int(n[i]), n_all, between / total))
+        between = [np.square(off[which == i].mean(0)).sum() for i in range(len(names))]
+        share = between * n * n_all / (n_all - n) / max(np.vdot(off, off), np.finfo(float).tiny)
+        for i in np.flatnonzero(share > APART):
+            others = np.median(np.delete(share, i))
+            if share[i] > TIMES * others:
+                found.append((str(cancer), str(names[i]), int(n[i]), n_all, share[i], others))
     return found
 
 
 def apart_said(apart):
     """A sentence for each patient who stands apart."""
-    for cancer, patient, n, n_all, share in apart:
+    for cancer, patient, n, n_all, share, others in apart:
         yield (
             f"{cancer}: the expression of {patient} ({n} of {n_all} slides) is apart from the "
-            f"others': {share:.0%} of the variance of all genes lies between them, where slides "
-            f"that are alike have {1 / (n_all - 1):.0%}. That is as a section, donor or batch "
-            "would differ; R within folds keeps it out, R over all slides together does not."
+            f"others': {share:.0%} of the variance of all genes lies between them, of the other "
+            f"patients {others:.0%} at the median. A section, donor or batch would differ so; R "
+            "within folds keeps it out, R over all slides together does not."
         )
 
 

@@ -73,7 +73,8 @@ def figure(path, *grid, title="", words=(), **options):
 
 def save_picture(path, fig):
     """Write a figure as PNG and, beside it, as SVG, and forget it."""
-    kinds = {".png": {}, ".svg": {"metadata": {"Date": None}}}
+    quick = {"compress_level": 3}  # half the time of the usual 6, a tenth more on disk
+    kinds = {".png": {"pil_kwargs": quick}, ".svg": {"metadata": {"Date": None}}}
     for ending, more in kinds.items():
         write = partial(fig.savefig, format=ending[1:], dpi=PICTURE_DPI, **more)
         save_file(Path(path).with_suffix(ending), write)

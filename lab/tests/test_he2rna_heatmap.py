@@ -15,14 +15,16 @@ from lab.cohort.tiles import tiles_of
 from lab.commands.he2rna import main
 from lab.files import InputError
 from lab.he2rna.runs import model_of
-from lab.tests.helpers import read_csv, swap, write_pyramid
+from lab.tests.helpers import coarse_pictures, read_csv, swap, write_pyramid
 from lab.tests.helpers_he2rna import train, write_cohort
 
-FILES = "map.png gallery.png cells.png tiles.csv tiles.geojson provenance.csv report.md"
+FILES = "map.png map.svg gallery.png gallery.svg cells.png cells.svg"
+FILES += " tiles.csv tiles.geojson provenance.csv report.md"
 
 
 def heatmap(run, *argv):
-    return main(["heatmap", str(run), *map(str, argv), "--device", "cpu"])
+    with coarse_pictures():
+        return main(["heatmap", str(run), *map(str, argv), "--device", "cpu"])
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +33,7 @@ def drawn_map(mapped):
     run = mapped / "runs" / "he2rna"
     row = min(read_csv(run / "folds.csv"), key=lambda row: row["slide"])
     slide = row["slide"]
-    assert heatmap(run, slide, "--genes", "CD3D,CD3E", "--cells", "lymphocyte") == 0
+    assert heatmap(run, slide, "--genes", "CD3D,CD3E") == 0
     return mapped, run, slide, run / "heatmaps" / "CD3D-CD3E" / slide, row["test_fold"]
 
 
@@ -49,7 +51,7 @@ def test_scores_are_those_of_the_model_that_did_not_learn_from_the_patient(drawn
     assert np.allclose([float(r["score"]) for r in rows], want.mean(1), atol=1e-4)
     report = (folder / "report.md").read_text()
     assert f"fold {fold}, which did not learn from its patient" in report
-    assert "Mean of the genes over the slides" in report
+    assert "Mean of CD3D, CD3E over the slides" in report
     assert {path.name for path in folder.iterdir()} == set(FILES.split())
     shapes = json.loads((folder / "tiles.geojson").read_text())
     assert len(shapes["features"]) == len(rows)
@@ -79,6 +81,26 @@ def test_cells_are_counted_on_each_tile_and_compared(drawn_map):
     _, kind, n, said, *_ = [cell.strip() for cell in line.split("|")]
     assert (kind, n) == ("lymphocyte", f"{counts.sum():,}")
     assert float(said) == pytest.approx(r, abs=2e-3)  # tiles.csv has six digits
+
+
+def test_the_map_says_what_it_shows(drawn_map):
+    """Genes, where results come from, the cells that the genes mark, colours, strips, scale."""
+    _, _, slide, folder, _ = drawn_map
+    picture = (folder / "map.svg").read_text()
+    for words in (
+        f"mean of CD3D, CD3E on {slide}",
+        "model of a SIMULATED cohort",
+        "lymphocyte (",
+        "outline in regions/",
+        "no tile: less than 50% tissue",
+        "score, log₁₀(1 + FPKM-UQ). Colours go",
+        "µm",
+    ):
+        assert words in picture
+    report = (folder / "report.md").read_text()
+    assert "First the cells that CD3D, CD3E mark: lymphocyte." in report
+    assert report.index("| lymphocyte") < report.index("| all cells")
+    assert "**model of a SIMULATED cohort" in report and "Colours go from" in report
 
 
 def test_the_weights_of_the_tiles_sum_to_the_runs_prediction(drawn_map):
@@ -166,10 +188,14 @@ def test_spots_and_outlines_as_truth(painted_run, capsys):
     assert float(rows["T-cells"]["R"]) > 0.8
     assert float(rows["G5"]["p"]) > 0.01
     report = (folder / "report.md").read_text()
-    assert "64 of 65 spots lie on a tile: 2 genes" in report
+    assert "64 of 65 spots lie on a tile: G0 R 1.000 (p 0.000); 2 genes" in report
+    assert next(iter(rows)) == "G0"
+    picture = (folder / "map.svg").read_text()
+    assert "spots: G0 as measured (" in picture
     assert "AUC of the scores 1.000" in report
     said = capsys.readouterr().out
-    assert "outline AUC 1.000" in said
+    assert "; spots: G0 R 1.000 (p 0.000; 64 of 65 on tiles); outline AUC 1.000" in said
+    assert "| R of spots |" in said
     assert "| models | slides | spots | found |" in said
 
 

@@ -5,7 +5,14 @@ import pytest
 import scipy.stats
 
 from lab.files import InputError
-from lab.he2rna.spatial import against_cells, group_rows, spot_rows, spot_summary
+from lab.he2rna.spatial import (
+    against_cells,
+    asked_first,
+    group_rows,
+    predictions_of,
+    spot_rows,
+    spot_summary,
+)
 
 
 def grid(n, tile=100):
@@ -42,9 +49,24 @@ def test_spots_of_several_slides_share_their_columns():
     assert all(p <= 0.01 for *_, p in rows)
     together = [np.concatenate([pairs["A"][i] for _, pairs in spots]) for i in (0, 1)]
     assert rows[0][1] == pytest.approx(scipy.stats.pearsonr(*together)[0])
-    said = spot_summary(rows, {"A"})
+    said = spot_summary(rows, {"A"}, "A")
+    asked, said = said.split("; ", 1)
+    assert asked == f"A R {rows[0][1]:.3f} (p {rows[0][2]:.3f})"
     assert said.startswith(f"1 genes, mean R {rows[0][1]:.3f}, 1 above .2, 1 with p < 0.05")
     assert said.endswith(f"T-cells R {rows[1][1]:.3f} (p {rows[1][2]:.3f})")
+
+
+def test_the_spots_of_the_asked_genes_come_first():
+    rng = np.random.default_rng(1)
+    pairs = {c: tuple(rng.normal(size=(2, 9))) for c in ("A", "CD3D", "B", "CD3E", "T-cells")}
+    name, found = asked_first(["B"], pairs)
+    assert (name, list(found)) == ("B", ["B", "A", "CD3D", "CD3E", "T-cells"])
+    name, found = asked_first(["CD3D", "CD3E", "CD3G"], pairs)  # CD3G was not measured
+    assert name == "mean of CD3D, CD3E" == next(iter(found))
+    for i in (0, 1):
+        assert found[name][i] == pytest.approx((pairs["CD3D"][i] + pairs["CD3E"][i]) / 2)
+    assert asked_first(["CD247"], pairs)[0] == "T-cells"  # which it marks
+    assert asked_first(["TP53"], pairs) == (None, pairs)
 
 
 def run_of(folder, genes=300):
@@ -55,7 +77,8 @@ def run_of(folder, genes=300):
 def test_the_groups_r_is_of_the_runs_slides(judged):
     folder, results = judged
     want = [(cancer, 30, f"{results[cancer]['r'][7]:.3f}") for cancer in "AB"]
-    assert [row[:3] for row in group_rows(run_of(folder), [7])] == want
+    run = run_of(folder)
+    assert [row[:3] for row in group_rows(run, predictions_of(run), [7])] == want
 
 
 @pytest.mark.parametrize(
@@ -73,4 +96,4 @@ def test_predictions_that_are_damaged_are_refused(judged, name, change, words):
     z = dict(np.load(path))
     np.savez(path, **{**z, name: change(z[name])})
     with pytest.raises(InputError, match=words):
-        group_rows(run_of(folder), [7])
+        predictions_of(run_of(folder))

@@ -44,12 +44,14 @@ def test_attention_on_the_slide_against_its_outline(looked_at, capsys):
         shapes = json.loads((folder / "tiles.geojson").read_text())["features"]
         assert len(shapes) == len(rows)
         assert {p.name for p in folder.iterdir()} == {
-            "map.png",
-            "gallery.png",
+            *("map.png", "map.svg", "gallery.png", "gallery.svg"),
+            *(() if slide.split("-")[1] == "11A" else ("cells.png", "cells.svg")),
             "tiles.csv",
             "tiles.geojson",
             "report.md",
         }
+        picture = (folder / "map.svg").read_text()
+        assert f"tumour against normal: attention on {slide}" in picture
         (line,) = [x for x in said.splitlines() if x.startswith(f"{slide}, diagnose:")]
         report = (folder / "report.md").read_text()
         assert (

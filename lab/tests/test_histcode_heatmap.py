@@ -8,11 +8,12 @@ import torch
 
 import histcode
 from lab.commands.histcode import main
-from lab.commands.histcode.heatmap import Asked, map_scores
+from lab.commands.histcode.heatmap import Asked, map_scores, span_of_map
 from lab.files import InputError
 from lab.histcode.heads import apply_heads
 from lab.histcode.runs import load_run
 from lab.runs import load_checkpoint
+from lab.show.maps import SCORE_COLORS
 from lab.tests.helpers import read_csv, swap
 from lab.tests.helpers_histcode import maps_of, spoken_by_hand, tiles_in
 
@@ -22,14 +23,15 @@ def test_maps_are_means_over_models_and_keep_their_sum(changed):
     assert len(h) == 11  # odd: each model leaves one tile out
     appliers = [apply_heads(s, "cpu") for s in run["folds"]]
     attention = [spoken_by_hand(s, h)[1][0] for s in run["folds"]]
-    got = map_scores(Asked(run, appliers, 0, "attention", "x"), [0, 2], h)
+    got, shares = map_scores(Asked(run, appliers, 0, "attention", "x"), [0, 2], h)
+    assert np.allclose(shares, 11 * (attention[0] + attention[2]) / 2, atol=1e-5)
     assert np.allclose(
         got,
         sum((a - a.min()) / (a.max() - a.min()) for a in (attention[0], attention[2])) / 2,
         atol=1e-5,
     )
     for use in ([1], [0, 1, 2]):
-        got = map_scores(Asked(run, appliers, 3, "contribution", "x"), use, h)
+        got, _ = map_scores(Asked(run, appliers, 3, "contribution", "x"), use, h)
         want = np.mean([spoken_by_hand(run["folds"][m], h)[0][3] for m in use])
         assert np.nansum(got) + np.mean([run["folds"][m]["bias"][3] for m in use]) == pytest.approx(
             want, abs=2e-5
@@ -39,6 +41,15 @@ def test_maps_are_means_over_models_and_keep_their_sum(changed):
             for a in (attention[m] for m in use)
         ]
         assert set(np.flatnonzero(np.isnan(got))) == set.intersection(*undefined)
+
+
+def test_colours_say_how_uneven_attention_is_and_where_nothing_is_added():
+    span = span_of_map("attention", np.array([0.0, 0.5, 1]), np.array([0.97, 1, 1.03]))
+    assert (span.low, span.high) == (0, 1)
+    assert "tiles weigh 0.97 to 1 times an even share" in span.said
+    span = span_of_map("contribution", np.array([0.06, np.nan, 0.1]), np.ones(3))
+    assert (span.low, span.high) == (-0.1, 0.1) and span.colors != SCORE_COLORS
+    assert "from −0.1 to 0.1, white in their middle" in span.said
 
 
 def test_a_gene_whose_name_is_a_path_is_drawn_nowhere(changed, tmp_path):
@@ -66,6 +77,9 @@ def test_gene_maps_of_a_linear_and_of_per_gene_networks(looked_at, monkeypatch, 
         "8 tiles have one"
         in (run["folder"] / "heatmaps" / "CD3E" / slide / "report.md").read_text()
     )
+    picture = (run["folder"] / "heatmaps" / "CD3E" / slide / "map.svg").read_text()
+    assert f"log₂ fold change of CD3E: contribution on {slide}" in picture
+    assert "lymphocyte (" in picture and "without a score" in picture
     swap(monkeypatch, "histcode", "ENDS", 4)
     want = spoken_by_hand(run["folds"][m], h)[0][1]
     assert sum(score) + run["folds"][m]["bias"][1].item() == pytest.approx(want, abs=1e-3)

@@ -5,14 +5,14 @@ import platform
 import shutil
 import signal
 
+import matplotlib
 import numpy as np
 import pytest
 from PIL import Image
 
 from lab.files import digest, save_text
-from lab.show.maps import color_range, draw_heatmap, scale_bar_um, whole_folder
-from lab.show.plots import PICTURE_DPI
-from lab.tests.helpers import where
+from lab.show.maps import PALE, SHEER, Span, draw_heatmap, scale_bar_um, span_of, whole_folder
+from lab.tests.helpers import swap
 
 
 def test_a_killed_map_leaves_nothing_and_loses_nothing(tmp_path):
@@ -66,94 +66,97 @@ def test_a_killed_map_leaves_nothing_and_loses_nothing(tmp_path):
 GREY = np.full((50, 100, 3), 230, np.uint8)
 
 
+@pytest.fixture
+def drawn(monkeypatch):
+    """Draw a map -> its figure: axes of the slide, of the map and of the colour bar."""
+    figures = []
+    swap(monkeypatch, "lab.show.plots", "save_picture", lambda path, fig: figures.append(fig))
+
+    def draw(size, coords, tile, scores, *more, **options):
+        draw_heatmap("a", GREY, size, 0.5, coords, tile, scores, "title", "score", *more, **options)
+        return figures.pop()
+
+    return draw
+
+
+def looks(score, span):
+    """The colour of a tile of that score over GREY: SHEER of viridis, the rest of the tissue."""
+    share = np.clip((score - span[0]) / (span[1] - span[0]), 0, 1)
+    ground = 230 * PALE + 255 * (1 - PALE)
+    color = np.array(matplotlib.colormaps["viridis"](share)[:3])
+    return SHEER * 255 * color + (1 - SHEER) * ground
+
+
 @pytest.mark.parametrize("size", [(1000, 800), (2000, 500), (700, 1400), (1000, 60), (60, 1000)])
-def test_heatmap_draws_each_tile_where_it_lies(tmp_path, size):
-    """Lowest and highest colour of the map.
-
-    Places and sizes in the picture are those on the slide, to a pixel.
+def test_heatmap_draws_each_tile_where_it_lies(drawn, size):
+    """Half transparent, so that the tissue is seen: the first, last and middle pixel of each tile,
+    and the pixels around it.
     """
-    import matplotlib
-
-    tile, coords = (
-        20.0,
-        np.array([[8, 8], [size[0] - 25, size[1] - 26], [28, 8], [8, 28]]),
-    )  # off the frame
-    draw_heatmap(tmp_path / "a.png", GREY, size, 0.5, coords, tile, [0, 9, 4, 5], "title", "score")
-    image = np.asarray(Image.open(tmp_path / "a.png"))[
-        : -int(0.65 * PICTURE_DPI)
-    ]  # less the colour bar
-    low, high = (
-        where(image, np.round(np.multiply(matplotlib.colormaps["viridis"](v)[:3], 255)))
-        for v in (0.0, 1.0)
-    )
-    scale = PICTURE_DPI * 5 * (1.5 if size[0] > 1.6 * size[1] else 1) / max(size)
-    assert abs(high[:2] - low[:2] - (coords[1] - coords[0]) * scale).max() <= 1.5
-    assert abs(high[2:] - high[:2] - tile * scale).max() <= 1.5
-    x, y = (low[:2] + 0.4 * tile * scale).astype(int)
-    step = round(tile * scale)
-    around = {tuple(image[y + b * step, x + a * step]) for a, b in ((0, 0), (1, 0), (0, 1), (1, 1))}
-    assert len(around) == 4  # three tiles and the slide
+    tile = 20.0
+    coords = np.array([[8, 8], [size[0] - 25, size[1] - 26], [28, 8], [8, 28]])
+    picture = drawn(size, coords, tile, [0, 9, 4, 5]).axes[1].images[0].get_array()
+    scale = np.array(picture.shape[1::-1]) / size
+    assert max(picture.shape) >= 1200
+    for xy, score in zip(coords, [0, 9, 4, 5]):
+        for part in (1 / scale / tile, 0.5, 1 - 1 / scale / tile):
+            x, y = ((xy + part * tile) * scale).astype(int)
+            assert np.allclose(picture[y, x], looks(score, (0, 9)), atol=2)
+    x, y = ((coords[3] + [tile * 1.5, tile / 2]) * scale).astype(int)
+    assert np.allclose(picture[y, x], 230 * PALE + 255 * (1 - PALE), atol=1)  # no tile
 
 
-def test_outlines_are_drawn_on_slide_and_map(tmp_path):
+def test_heatmap_of_neighbours_of_real_pitch_has_no_seams(drawn):
+    coords = (np.indices((40, 40)).reshape(2, -1).T * 22.43).astype(np.int32)
+    picture = drawn((900, 900), coords, 22.43, np.full(1600, 3.0)).axes[1].images[0].get_array()
+    last = int(40 * 22.43 * len(picture) / 900) - 1
+    assert np.ptp(picture[:last, :last].reshape(-1, 3), axis=0).max() == 0
+
+
+def test_the_legend_names_what_is_drawn(drawn):
+    """Outlines on both, classes in their colours, the first in front, and why tiles are missing."""
     ring = np.array([[200, 100], [700, 100], [700, 600], [200, 600]], float)
-    draw_heatmap(
-        tmp_path / "a.png",
-        GREY,
-        (1000, 800),
-        0.5,
-        np.array([[8, 8], [900, 700]]),
-        20.0,
-        [0, 9],
-        "",
-        "score",
-        None,
-        [[ring]],
-    )
-    image = np.asarray(Image.open(tmp_path / "a.png"))[:, :, :3].astype(int)
-    red = (image[:, :, 0] > 200) & (image[:, :, 1:].max(2) < 60)
-    for half in np.split(
-        red, [red.shape[1] // 2], axis=1
-    ):  # five inches of the picture for 1,000 pixels of the slide
-        y, x = np.nonzero(half)
-        assert (
-            abs(np.ptp(x) - 2.5 * PICTURE_DPI) < 9
-            and abs(np.ptp(y) - 2.5 * PICTURE_DPI) < 9
-            and not half[y.min() + 15 : y.max() - 15, x.min() + 15 : x.max() - 15].any()
-        )
+    cells = {kind: np.full((n, 2), 10 * n) for n, kind in enumerate("ABCDEFG", 3)}
+    more = {"outline": "outline of Tumor", "without": "less than 50% tissue"}
+    coords = np.array([[8, 8], [900, 700]])
+    fig = drawn((1000, 800), coords, 20.0, [0, 9], cells, [[ring]], **more)
+    slide, tiles, _ = fig.axes
+    for axes in (slide, tiles):
+        (line,) = [line for line in axes.lines if len(line.get_xdata()) == 5]
+        assert (np.transpose(line.get_data()) == [*ring, ring[0]]).all()
+    names = [text.get_text() for text in slide.get_legend().texts]
+    classes = ["A (3)", "B (4)", "C (5)", "D (6)", "E (7)", "2 other classes (17)"]
+    assert names == [*classes, "outline of Tumor", "no tile: less than 50% tissue"]
+    handles = slide.get_legend().legend_handles
+    for dots, handle in zip(reversed(slide.collections), handles):
+        assert matplotlib.colors.same_color(dots.get_facecolor()[0], handle.get_color())
+    areas = [dots.get_sizes()[0] for dots in slide.collections]
+    assert areas[-1] > max(areas[:-1]) and slide.collections[-1].get_offsets()[0, 0] == 30
 
 
-def test_heatmap_of_neighbours_of_real_pitch_has_no_seams(tmp_path):
-    coords = (
-        np.stack(np.meshgrid(np.arange(40), np.arange(40)), -1).reshape(-1, 2) * 22.43
-    ).astype(np.int32)
-    draw_heatmap(
-        tmp_path / "a.png", GREY, (900, 900), 0.5, coords, 22.43, np.full(1600, 3.0), "", "score"
-    )
-    image = np.asarray(Image.open(tmp_path / "a.png"))[:, :, :3]
-    color = image[int(2.5 * PICTURE_DPI), 8 * PICTURE_DPI]  # amid the map
-    x0, y0, x1, y1 = where(image[: -int(0.65 * PICTURE_DPI)], color)
-    assert (image[y0:y1, x0:x1] == color).all() and min(
-        x1 - x0, y1 - y0
-    ) >= 40 * 22.43 / 900 * 5 * PICTURE_DPI - 3
+def test_spots_have_the_colours_that_their_tiles_would_have(drawn):
+    """As the colour bar shows them; what lies beyond its ends has the end's colour."""
+    coords, places = np.array([[0, 0], [40, 0], [80, 40]]), np.array([[10, 5], [50, 5], [90, 5]])
+    more = {"spots": ("CD3D", places, [3, 4.5, 5]), "span": Span(4.0, 5.0, "Colours go from 4.")}
+    fig = drawn((120, 80), coords, 40.0, [4.2, 4.4, 4.6], **more)
+    (dots,) = fig.axes[1].collections
+    assert (dots.get_offsets() == places).all()
+    ground = fig.axes[0].images[0].get_array().mean()  # of the tissue
+    assert 225 < ground < 235
+    for color, value in zip(dots.get_facecolor(), (4, 4.5, 5)):
+        assert 255 * color[:3] == pytest.approx(looks(value, (4, 5)), abs=8)
+    assert fig.axes[2].get_xlim() == (4, 5)
+    assert any("score. Colours go from 4." in text.get_text() for text in fig.texts)
 
 
 @pytest.mark.parametrize("scores", [[2.5], [2.5, 2.5], [1e9, -1e9, 0]])
 def test_heatmap_of_few_and_equal_scores(tmp_path, scores):
     coords = np.array([[0, 0], [40, 0], [80, 40]])[: len(scores)]
-    draw_heatmap(
-        tmp_path / "a.png",
-        GREY,
-        (120, 80),
-        0.25,
-        coords,
-        40.0,
-        scores,
-        "word " * 60,
-        "label " * 20,
-        points=np.array([[3, 4]]) if len(scores) > 1 else np.zeros((0, 2)),
-    )
-    assert (np.asarray(Image.open(tmp_path / "a.png"))[[0, -1]] == 255).all()  # nothing is cut off
+    points = np.array([[3, 4]]) if len(scores) > 1 else np.zeros((0, 2))
+    words = "word " * 60, "label " * 20, points
+    draw_heatmap(tmp_path / "a.png", GREY, (120, 80), 0.25, coords, 40.0, scores, *words)
+    image = np.asarray(Image.open(tmp_path / "a.png"))
+    assert (image[[0, -1]] == 255).all()  # nothing is cut off
+    assert image.shape[1] >= 1200 and "label label" in (tmp_path / "a.svg").read_text()
 
 
 def test_scale_bar_is_round_and_a_tenth_to_a_third():
@@ -166,8 +169,24 @@ def test_scale_bar_is_round_and_a_tenth_to_a_third():
         )
 
 
-def test_color_range_passes_over_single_outliers_only():
-    assert color_range(np.array([0.0, 1, 2])) == (0, 2, "neither")
-    assert color_range(np.full(5, 7.0)) == (6.5, 7.5, "neither")
-    assert color_range(np.r_[np.zeros(999), 3]) == (0, 3, "neither")
-    assert color_range(np.r_[np.linspace(0, 1, 1001), 50]) == (0.01, 0.991, "both")
+def test_colours_span_the_runs_slides_and_say_so():
+    """4.81 to 4.86 are no full scale where predictions of other slides go from 4.7 to 5.1."""
+    tiles = np.array([4.81, 4.83, 4.86])
+    span = span_of(tiles, [4.72, 5.10, 4.9], [4.4, 5.5, 5], "the run's 3 slides")
+    assert (span.low, span.high) == (4.72, 5.10)
+    assert span.said == (
+        "Colours go from 4.72 to 5.10: these tiles (4.81 to 4.86, 13% of that) and the predictions "
+        "of the run's 3 slides (4.72 to 5.10; measured there: 4.40 to 5.50)."
+    )
+    beyond = span_of(tiles + 1, [4.72, 5.10], [4, 5], "")
+    assert (beyond.low, beyond.high) == (4.72, 5.86)
+    alone = span_of(tiles)
+    assert (alone.low, alone.high) == (4.81, 4.86)
+    assert alone.said == "Colours go from 4.810 to 4.860: these tiles, whatever others have."
+
+
+def test_one_outlier_takes_no_colours_from_the_others():
+    assert span_of(np.r_[np.linspace(0, 1, 1001), 50])[:2] == (0.01, 0.991)
+    assert span_of(np.r_[np.zeros(999), 3])[:2] == (0, 3)
+    assert span_of(np.full(5, 7.0))[:2] == (7, 7)
+    assert "from −2 to 20" in span_of(np.array([-2.0, 20])).said

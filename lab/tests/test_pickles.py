@@ -18,7 +18,7 @@ from lab.commands.histcode import main as histcode_main
 from lab.encoders import load_encoder, read_encoder
 from lab.exchange.clam import read_foreign
 from lab.files import InputError, load_arrays, save_text
-from lab.he2rna.spatial import group_rows
+from lab.he2rna.spatial import predictions_of
 from lab.locks import HELD
 from lab.runs import load_checkpoint
 from lab.tests.helpers import options, swap
@@ -166,7 +166,7 @@ def test_no_file_that_is_read_runs_its_pickle(
     for call in (
         lambda: read_expression(cohort),
         lambda: he2rna_main(["msi", str(tmp_path / "study.npz")]),
-        lambda: group_rows({"folder": run, "config": {}}, [0]),
+        lambda: predictions_of({"folder": run}),
     ):
         with pytest.raises(InputError):
             call()
