@@ -17,6 +17,7 @@ from lab.histcode.figures import figures_of, kept, mean_sd, with_interval
 from lab.histcode.splits import MAY_SEE
 from lab.progress import table
 from lab.provenance import marked, warning
+from lab.show.page import write_page
 from lab.show.plots import RULE, drawable, figure
 from lab.show.report import opening, settings_section
 from lab.words import same
@@ -38,7 +39,7 @@ FIGURES = ("accuracy", "ROC-AUC", "PR-AUC")
 
 
 def write_report(folder, config, data, folds, trained, ledger, external, o):
-    """table.csv, curves.png, report.md; the table also to the terminal.
+    """table.csv, curves.png, report.md, report.html; the table also to the terminal.
 
     ledger: of each fold, whom each step learned from; external: lines on another cohort.
     """
@@ -65,6 +66,7 @@ def write_report(folder, config, data, folds, trained, ledger, external, o):
     lines += [*leaks, *turned_lines(o), how_it_was_done(data, folds, figures[o.pooling], o), ""]
     lines += [honest, "", *pooled_section(bounds, o), *optimism_section(summary, o)]
     lines += [*external, *seen, *left_out_lines(data), *settings_section(config)]
+    write_page(folder / "report.html", lines)
     save_text(folder / "report.md", lines)
 
 

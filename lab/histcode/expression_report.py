@@ -16,6 +16,8 @@ from lab.histcode.bags import left_out_lines
 from lab.histcode.expression_plots import draw
 from lab.progress import table
 from lab.provenance import marked, warning
+from lab.show.packed import Column
+from lab.show.page import write_page
 from lab.show.report import opening, settings_section
 from lab.simulation.cohort import planted_programmes
 
@@ -41,6 +43,7 @@ COLUMNS = {  # of genes.csv, and their names in `found`
     "accuracy": "accuracy",
     "majority": "majority",
 }
+KINDS = {"n": "whole", "p": "p", "bh": "p"}  # in the page; of the others r
 LISTED_COLUMNS = ("n", "R", "bh", "R_within_folds", "spearman", "mean_fc", "accuracy", "majority")
 MAY_SEE = {  # steps that see test patients, and why they may; None: they judge [ours]
     "gene filter": "availability only: a gene needs fold changes that vary, in half of all pairs",
@@ -227,11 +230,19 @@ def fold_rows(folds):
         yield f, *pairs, few(saved["epochs"].tolist(), 3), saved.get("penalty", "")
 
 
+def gene_columns(genes, found):
+    """All genes, for the page."""
+    columns = [Column("gene", "word", np.arange(len(genes)), words=tuple(genes))]
+    for name in ("n", "R", "p", *LISTED_COLUMNS[2:]):
+        columns.append(Column(name, KINDS.get(name, "r"), found[COLUMNS[name]]))
+    return columns
+
+
 # ---- All of it -----------------------------------------------------------------------------------
 
 
 def write_report(folder, config, study, folds, found, prediction, encoder, turned, sets):
-    """genes.csv, the pictures and report.md; the main figures are printed, too.
+    """genes.csv, pictures, report.md and report.html; the main figures are printed, too.
 
     turned: lines on the choices that are turned; sets: {name: genes}, none without --gmt.
     """
@@ -275,4 +286,6 @@ def write_report(folder, config, study, folds, found, prediction, encoder, turne
         *left_out_lines(study.slides),
         *settings_section(config),
     ]
-    save_text(folder / "report.md", ["\n\n".join(filter(None, paragraphs)), ""])
+    lines = ["\n\n".join(filter(None, paragraphs)), ""]
+    write_page(folder / "report.html", lines, gene_columns(genes, found))
+    save_text(folder / "report.md", lines)

@@ -165,7 +165,7 @@ function rowOf(row) {
     if (first) cell.scope = "row";
     cell.textContent = text(column, column.codes[row]);
     if (column.kind !== "word") cell.className = column.kind;
-    if (column.kind === "r" && column.codes[row]) {
+    if (column === table.columns.find((c) => c.kind === "r") && column.codes[row]) {
       const r = (column.codes[row] - 1 + column.least) / 1000;
       cell.style.setProperty("--r", Math.max(0, Math.min(1, r)));
     }
