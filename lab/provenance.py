@@ -155,11 +155,6 @@ def warning(words):
     return [f"**{said(words)}.** {meant(words)}", ""] if words else []
 
 
-def titled(title, words):
-    """A picture's title, with the words below it."""
-    return f"{title}\n{said(words)}" if words else title
-
-
 def entry(words):
     """{"provenance": the words} for JSON and HDF5, {} for none."""
     return {KEY: said(words)} if words else {}

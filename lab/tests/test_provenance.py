@@ -74,7 +74,6 @@ def test_words_stand_in_a_report_a_title_and_a_table(words):
     said = "SIMULATED cohort; encoder with random weights"
     assert header == ("gene", "R", *["provenance"] * bool(words))
     assert list(rows) == [("A", 1, *[said] * bool(words)), ("B,1", 2, *[said] * bool(words))]
-    assert provenance.titled("CD3D", words) == ("CD3D\n" + said if words else "CD3D")
     assert provenance.warning(words)[:1] == (
         []
         if not words
