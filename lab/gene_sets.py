@@ -12,7 +12,7 @@ import stats
 from lab.files import InputError, save_csv, unpacked
 from lab.progress import table
 from lab.provenance import marked
-from lab.show.plots import BLUE, ORANGE, figure
+from lab.show.plots import BLUE, ORANGE, drawable, figure
 from lab.words import tidy
 
 ALPHA = 0.05  # after Benjamini-Hochberg over the sets [HE2RNA Methods; HistCode Results]
@@ -86,7 +86,7 @@ def enrich(folder, name, what, hits, sets, universe, words=(), shown=SHOWN):
     print(line)
     if not best:
         return [f"{line}.", ""]
-    draw(folder / f"{name}.png", names, found, best)
+    draw(folder / f"{name}.png", line, names, found, best, words)
     return [f"{line}.", "", short_table(names, found, best), "", f"![Gene sets]({name}.png)", ""]
 
 
@@ -119,12 +119,18 @@ def short_table(names, found, best):
     return table(("set", "hits", "tested", "expected", "p", "p (BH)"), rows)
 
 
-def draw(path, names, found, best):
+def draw(path, title, names, found, best, words):
     """Bars of -log10 p of the best sets, with the line that a significant one crosses."""
-    labels = [f"{names[i][:60]} ({found['overlap'][i]}/{found['size'][i]})" for i in best]
-    with figure(path, figsize=(8, 0.7 + 0.28 * len(best))) as ax:
+    labels = []
+    for i in best:
+        hits, size = found["overlap"][i], found["size"][i]
+        labels.append(f"{drawable(names[i], 60)} ({hits:,} of {size:,})")
+    with figure(path, figsize=(8, 1.5 + 0.28 * len(best)), title=title, words=words) as ax:
         ax.barh(range(len(best)), -np.log10(np.maximum(found["bh"][best], 1e-300)), color=BLUE)
-        ax.axvline(-np.log10(ALPHA), color=ORANGE, lw=1)
-        ax.set_yticks(range(len(best)), labels, fontsize=7)
+        ax.axvline(-np.log10(ALPHA), color=ORANGE, lw=1.2, label=f"p = {ALPHA}")
+        ax.set_yticks(range(len(best)), labels, fontsize=8)
         ax.invert_yaxis()
-        ax.set_xlabel("−log$_{10}$ p, Benjamini–Hochberg; line: .05")
+        ax.set(
+            xlabel="−log₁₀ p, by Benjamini–Hochberg over the sets", ylabel="set (hits of tested)"
+        )
+        ax.legend(loc="lower right")

@@ -16,18 +16,18 @@ from lab.progress import table
 from lab.provenance import marked, warning
 from lab.runs import read_log
 from lab.show.page import write_page
-from lab.show.plots import BLUE, ORANGE, figure
+from lab.show.plots import BLUE, COLORS, INK, ORANGE, RULE, counted, figure
 from lab.show.report import clauses, opening, section, settings_section
 
 INTERVAL = (0.16, 0.84)  # 68 % of the splits [HE2RNA Fig. 5b]
-VIOLINS_AT = 0.75  # of the patients in A, or the share nearest to it [ours]
+ARMS_AT = 0.75  # of the patients in A, or the share nearest to it [ours]
 QUARTILES = (0.25, 0.75)
-LINES = {  # name, colour and line of each arm
-    "transcriptome": ("transcriptome of A", BLUE, "-"),  # [HE2RNA Fig. 5b]
-    "direct": ("direct, one network", ORANGE, "-"),  # [HE2RNA Fig. 5b]
-    "ensemble": ("direct, ensemble", ORANGE, "--"),
-    "autoencoder-a": ("autoencoder of A", "tab:grey", "-"),
-    "autoencoder-b": ("autoencoder of B", "tab:grey", "--"),
+LINES = {  # name, colour, line and mark of each arm
+    "transcriptome": ("transcriptome of A", BLUE, "-", "o"),  # [HE2RNA Fig. 5b]
+    "direct": ("direct, one network", ORANGE, "-", "^"),  # [HE2RNA Fig. 5b]
+    "ensemble": ("direct, ensemble", COLORS[2], "--", "s"),
+    "autoencoder-a": ("autoencoder of A", COLORS[3], "-.", "D"),
+    "autoencoder-b": ("autoencoder of B", COLORS[4], ":", "v"),
 }
 WHO = (
     "Patients that each step learned from, in the test folds of hospital B (of the last split that "
@@ -272,47 +272,70 @@ def patients_in(aucs):
 
 
 def draw_shares(path, aucs, words):
-    """AUC by the fraction of patients in B, mean and 68 % range over splits. [HE2RNA Fig. 5b]"""
-    with figure(path, title=patients_in(aucs), words=words, figsize=(6.4, 4.4)) as ax:
+    """AUC by the share of patients in B, mean and 68 % range over splits. [HE2RNA Fig. 5b]"""
+    with figure(path, title=patients_in(aucs), words=words, figsize=(7.2, 5.2)) as ax:
         for arm in aucs.arms:
             ratios = [ratio for ratio in aucs.ratios if aucs.of[ratio, arm]]
             x = [float(1 - as_share(ratio)) for ratio in ratios]
             each = [aucs.each(ratio, arm) for ratio in ratios]
-            name, color, style = LINES[arm]
+            name, color, style, mark = LINES[arm]
             means = [auc.mean() for auc in each]
-            ax.plot(x, means, style, color=color, marker="o", ms=3, label=name)
+            label = f"{name}, mean of {splits_in(each)}"
+            ax.plot(x, means, style, color=color, marker=mark, ms=4, label=label)
             if arm in ("transcriptome", "direct"):
                 low, high = np.array([np.quantile(auc, INTERVAL) for auc in each]).T
-                ax.fill_between(x, low, high, color=color, alpha=0.2, lw=0)
-        ax.set_xlabel("fraction of the patients in hospital B")
-        ax.set_ylabel("AUC for MSI-H in hospital B")
+                range_of = {"label": f"{name}, 68 % of the splits", "alpha": 0.2, "lw": 0}
+                ax.fill_between(x, low, high, color=color, **range_of)
+        ax.axhline(0.5, color=RULE, lw=1, zorder=0, label="chance")
         in_b = [1 - as_share(ratio) for ratio in aucs.ratios]
-        ax.set_xticks([float(share) for share in in_b], [str(share) for share in in_b])
-        ax.legend(fontsize=8)
+        ticks = []
+        for share, ratio in zip(in_b, aucs.ratios, strict=True):
+            patients, high = aucs.in_b[ratio]
+            ticks.append(f"{share}\n{patients}\n({high})")
+        ax.set_xticks([float(share) for share in in_b], ticks)
+        ax.set(xlabel="share of the patients in hospital B; their number (and of MSI-H)")
+        ax.set(ylabel="ROC-AUC for MSI-H in hospital B", ylim=(None, 1.02))
+        ax.legend(loc="upper left", bbox_to_anchor=(0, -0.22), frameon=False, ncols=2)
+
+
+def splits_in(each):
+    """'20 splits', '18 to 20 splits'"""
+    least, most = min(map(len, each)), max(map(len, each))
+    return counted(most, "split") if least == most else f"{least} to {most} splits"
 
 
 def draw_arms(path, aucs, words):
-    """Each arm's AUC over the splits of one ratio, and p of both tests. [HE2RNA Fig. 5c]"""
-    ratio = min(aucs.ratios, key=lambda ratio: abs(as_share(ratio) - VIOLINS_AT))
+    """Each arm's AUC in the splits of one ratio, a dot each, and p of both tests. [HE2RNA Fig. 5c]
+
+    An axis from 0 to 1.
+    """
+    ratio = min(aucs.ratios, key=lambda ratio: abs(as_share(ratio) - ARMS_AT))
     arms = [arm for arm in aucs.arms if aucs.of[ratio, arm]]
-    each = [aucs.each(ratio, arm) for arm in arms]
-    title = patients_in(aucs)
-    with figure(path, title=title, words=words, figsize=(1.5 + 1.5 * len(arms), 4.4)) as ax:
-        places = range(len(arms))
-        ax.violinplot(
-            each, places, widths=0.8, showextrema=False, quantiles=[QUARTILES] * len(arms)
-        )
-        ax.plot(places, [np.median(auc) for auc in each], "ko", label="median")
-        ax.plot(places, [auc.mean() for auc in each], "r^", label="mean")
+    title = f"{patients_in(aucs)}; {ratio} of the patients in A"
+    size = (3 + 1.6 * len(arms), 5)
+    with figure(path, title=title, words=words, figsize=size) as ax:
+        names = []
         for i, arm in enumerate(arms):
+            auc, (name, color, _, mark) = np.sort(aucs.each(ratio, arm)), LINES[arm]
+            across = i + np.linspace(-0.25, 0.25, len(auc) + 2)[1:-1]
+            dots = "a split, in order of AUC" if i == 0 else None
+            ax.scatter(across, auc, s=12, color=color, marker=mark, alpha=0.7, lw=0, label=dots)
+            low, middle, high = np.quantile(auc, (QUARTILES[0], 0.5, QUARTILES[1]))
+            box = "median and quartiles" if i == 0 else None
+            spread = {"yerr": [[middle - low], [high - middle]], "color": INK, "capsize": 4}
+            ax.errorbar(i, middle, fmt="_", ms=18, lw=1.2, label=box, **spread)
+            names.append(f"{name.replace(' ', chr(10), 1)}\n{counted(len(auc), 'split')}")
             own, other = aucs.against(ratio, arm)
             if own.size:
-                text = f"over splits p = {he2rna.arms_p(other, own):.2g}"
                 p = said(aucs.advantage(ratio, arm)[3], ".2g")
-                text = f"p = {p or 'no value'}\n{text}"
-                at = ("data", "axes fraction")
-                ax.annotate(text, (i, 1.01), xycoords=at, ha="center", fontsize=7)
-        names = [LINES[arm][0].replace(" ", "\n", 1) for arm in arms]
-        ax.set_xticks(places, names, fontsize=8)
-        ax.set_ylabel(f"AUC for MSI-H in hospital B, {ratio} of the patients in A")
-        ax.legend(fontsize=8, loc="lower left")
+                text = f"p = {p or 'no value'}\np over splits = {he2rna.arms_p(other, own):.2g}"
+                ax.text(i, 1.03, text, ha="center", va="bottom", fontsize=7.5)
+        ax.axhline(0.5, color=RULE, lw=1, zorder=0, label="chance")
+        ax.set_xticks(range(len(arms)), names, fontsize=8)
+        ax.set(
+            ylabel="ROC-AUC for MSI-H in hospital B", ylim=(0, 1.02), xlim=(-0.6, len(arms) - 0.4)
+        )
+        ax.set_title(
+            "p: the transcriptome against it, for other patients\n\n", fontsize=8, loc="left"
+        )
+        ax.legend(loc="lower left")

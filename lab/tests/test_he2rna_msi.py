@@ -15,9 +15,9 @@ from lab.commands.he2rna import msi as verb
 from lab.fast.networks import train_networks
 from lab.files import InputError
 from lab.he2rna.msi import compare_arms
-from lab.he2rna.msi_report import HEADER, Aucs, summary, verdicts
+from lab.he2rna.msi_report import HEADER, Aucs, draw_arms, draw_shares, summary, verdicts
 from lab.he2rna.msi_study import Study, study_of_file
-from lab.tests.helpers import read_csv, real
+from lab.tests.helpers import read_csv, real, texts
 from lab.tests.helpers_he2rna import run_study, study, write_cohort
 
 ARMS = tuple(he2rna.MSI_ARMS)
@@ -426,3 +426,28 @@ def test_the_representation_helps_on_real_expression_and_labels(tmp_path):
     main([*words, "--arms", "transcriptome,direct"])
     auc = {r["arm"]: float(r["auc"]) for r in read_csv(tmp_path / "run" / "table.csv")}
     assert auc["transcriptome"] > auc["direct"] > 0.6
+
+
+def test_pictures_say_how_many_splits_and_patients_and_which_p(figures):
+    rng = np.random.default_rng(0)
+    results = {}
+    for ratio, in_b in (("1/2", "30"), ("3/4", "15")):
+        for split in range(6):
+            for arm in ("transcriptome", "direct"):
+                auc = str(rng.uniform(0.6, 0.9))
+                results[split, ratio, arm] = [["", "", "", "", "", auc, in_b, "4"]]
+    aucs = Aucs(results, 60)
+    draw_shares("shares.png", aucs, ["SIMULATED cohort"])
+    draw_arms("arms.png", aucs, ["SIMULATED cohort"])
+    shares, arms = (fig.axes[0] for fig in figures)
+    assert "transcriptome of A, mean of 6 splits" in texts(shares) and "chance" in texts(shares)
+    assert "transcriptome of A, 68 % of the splits" in texts(shares)
+    ticks = [tick.get_text() for tick in shares.get_xticklabels()]
+    assert ticks == ["1/2\n30\n(4)", "1/4\n15\n(4)"]
+    assert arms.get_ylim() == (0, 1.02)
+    assert figures[1].get_suptitle().replace("\n", " ").endswith("3/4 of the patients in A")
+    own, other = aucs.against("3/4", "direct")
+    p = f"p over splits = {he2rna.arms_p(other, own):.2g}"
+    assert [text.get_text().split("\n")[1] for text in arms.texts] == [p]
+    assert all("60 patients" in fig.get_suptitle() for fig in figures)
+    assert all("SIMULATED cohort" in texts(fig) for fig in figures)

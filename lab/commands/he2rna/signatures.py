@@ -22,8 +22,9 @@ from lab.he2rna.evaluation import code_of
 from lab.he2rna.gene_sets import pick_signatures, read_results
 from lab.progress import table
 from lab.provenance import marked, of_folder, warning
-from lab.show.plots import figure, need_matplotlib
+from lab.show.plots import COLORS, INK, MARKS, counted, drawable, figure, need_matplotlib
 
+NAMED = 20  # signatures in the legend of a picture  [ours]
 MEASURES = {"r": "mean R", "share": "share of significant genes"}
 LISTS = {"R_o": "r_random", "p": "p_r", "f_o": "share_random", "p (share)": "p_share"}
 ABOUT = (
@@ -79,7 +80,7 @@ def run(o):
     save_csv(folder / "signatures.csv", *marked(header, rows, words))
     for measure, label in MEASURES.items():
         pair = any_genes[measure], any_genes[f"{measure}_random"]
-        draw(folder / f"{measure}.png", signatures, *pair, label)
+        draw(folder / f"{measure}.png", signatures, *pair, label, words)
     about = f"{len(genes):,} genes, {len(cancers)} cancers; {o.lists:,} random lists. {ABOUT}"
     tested = table(header, rows)
     lines = [f"# Signatures in {o.run}", "", *warning(words), about, "", *remarks, "", tested, ""]
@@ -125,15 +126,20 @@ def tested_table(signatures, cancers, any_genes, alike):
     return ("signature", "cancer", "genes in it", "with R", *columns), rows
 
 
-def draw(path, signatures, observed, chance, label):
+def draw(path, signatures, observed, chance, label, words):
     """Each signature in each cancer against random lists; the line: equal ones. [HE2RNA Fig. 3]"""
     if not np.isfinite(observed).any():
         return
-    ends = [np.nanmin([observed, chance]), np.nanmax([observed, chance])]
-    with figure(path, figsize=(6.4, 5)) as ax:
+    title = f"{label} of signatures and of random lists of as many genes: a point a cancer"
+    with figure(path, figsize=(8, 5), title=title, words=words) as ax:
         for i, name in enumerate(signatures):
-            ax.scatter(chance[i], observed[i], s=16, label=name, color=f"C{i % 10}")
-        ax.plot(ends, ends, "k:", lw=0.8)
+            style = {"color": COLORS[i % len(COLORS)], "marker": MARKS[i % len(MARKS)]}
+            n = np.isfinite(observed[i]).sum()
+            label_of = f"{drawable(name)} ({counted(n, 'cancer')})" if i < NAMED else None
+            ax.scatter(chance[i], observed[i], s=22, label=label_of, **style)
+        if len(signatures) > NAMED:
+            ax.plot([], [], " ", label=f"and {len(signatures) - NAMED} more")
+        ends = np.nanmin([observed, chance]), np.nanmax([observed, chance])
+        ax.plot(ends, ends, color=INK, ls=":", lw=0.8, label="equal to random lists")
         ax.set(xlabel=f"{label} of random lists", ylabel=f"{label} of the signature")
-        ax.set_title("A point for each cancer", fontsize=9)
-        ax.legend(fontsize=7)
+        ax.legend(loc="upper left", bbox_to_anchor=(1, 1), frameon=False)

@@ -25,7 +25,7 @@ from lab.histcode.runs import VERSION
 from lab.progress import table
 from lab.provenance import marked, merged, of_folder, warning
 from lab.runs import claim_folder
-from lab.show.plots import figure
+from lab.show.plots import BLUE, ORANGE, RULE, counted, drawable, figure
 from lab.show.report import opening, settings_section
 
 TABLE = ("encoder", "pooling", "genes", "mean R ± SD", "median R", "mean Spearman ± SD")
@@ -197,15 +197,20 @@ def five_sentences(values, compared, patients):
 
 def draw(path, values, words):
     """Over the genes, a box for each cell. [HistCode Fig. 6]"""
-    labels = ["\n".join(cell) for cell in values]
-    genes = len(next(iter(values.values())))
-    title = f"Fold changes, tumour against normal: {genes:,} genes"
-    size = (4 + 1.3 * len(values), 4)
+    labels = ["\n".join(drawable(name, 18) for name in cell) for cell in values]
+    genes = counted(len(next(iter(values.values()))), "gene")
+    title = (
+        f"Fold changes, tumour against normal: {genes} in each box of an encoder and a pooling. "
+        "Box: quartiles; line: median; triangle: mean"
+    )
+    size = (4 + 1.6 * len(values), 4.6)
+    style = {"tick_labels": labels, "showmeans": True}
+    style |= {"medianprops": {"color": ORANGE, "lw": 1.5}, "meanprops": {"mfc": BLUE, "mec": BLUE}}
     with figure(path, 1, 2, figsize=size, title=title, words=words) as axes:
-        for k, what in enumerate(("Pearson R", "Spearman")):
-            axes[k].boxplot([v[:, k] for v in values.values()], tick_labels=labels)
-            axes[k].axhline(0, color="0.8", lw=1, zorder=0)
-            axes[k].set_ylabel(f"{what} of a gene")
+        for k, what in enumerate(("Pearson R", "Spearman's rho")):
+            axes[k].boxplot([v[:, k] for v in values.values()], **style)
+            axes[k].axhline(0, color=RULE, lw=1, zorder=0)
+            axes[k].set_ylabel(f"{what} of a gene over all pairs")
 
 
 def options(parser):
