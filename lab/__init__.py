@@ -12,7 +12,7 @@ A map of the house. Rooms may use those above them, and the method; never those 
     ridge space gene_sets                   numbers that both programs want: closed-form ridge,
                                             points and outlines on tiles, .gmt files
     cohort/      a cohort folder, read and checked, and what is made in it
-                 scale genes markers                       of expression; names of genes, cells they mark
+                 scale genes markers                       of expression; genes, and what they mark
                  names samples expression slides           names that may be one, tables, slides,
                  places truth sites identity               cells and outlines, and beside the slide;
                  labels check                              whose a slide is, two classes of words,
