@@ -22,7 +22,7 @@ How to use it, from tiles of tiling.py, here of one slide, as a uint8 tensor (T,
     def views(epoch):
         for step, some in enumerate(tiles.split(256)):
             yield histcode.two_views(some, seed=0, epoch=epoch, step=step)
-    negatives = histcode.Bank(histcode.first_bank(model, (x1 for x1, _ in views(0))))
+    negatives = histcode.Bank(histcode.random_bank(len(tiles) // 5))
     for state in histcode.pretrain_epochs(model, views, negatives):
         print(state["epoch"], state["loss"], state["spread"])
     h = tiling.encode(model.encoder, tiles.numpy())         # (T, D) all that follows starts from it
@@ -297,7 +297,7 @@ class Embedder(nn.Module):
 
 TAU = 0.12  # the paper is silent [HistCode code]
 BANK_SIZE = 65_536  # K at most [AdCo code]
-BANK_RATE = 0.3  # lambda of eq. 4 [HistCode code]; AdCo's own code has 3
+BANK_RATE = 3.0  # lambda of eq. 4 for so many negatives [AdCo code]; HistCode's code has .3
 MOMENTUM = 0.9  # of the encoder [HistCode Methods] and of the bank [HistCode code]
 WEIGHT_DECAY = 1e-4  # of the encoder [HistCode Methods] and of the bank [HistCode code]
 SIMCLR_TAU = 0.1  # [Chen et al. 2020]
@@ -307,7 +307,7 @@ def logits_of(q, k, bank, tau, in_batch=False):
     """Similarities of each query to its key and to the negatives, over tau: (B, 1 + K).
 
     in_batch: the keys of the batch's other tiles are negatives too, (B, B + K). [AdCo code;
-    HistCode code]
+    HistCode code] Without them all embeddings flee the bank together, to one place. [ours]
     """
     to_keys = q @ k.T if in_batch else (q * k).sum(1, keepdim=True)
     to_bank = q @ F.normalize(bank, dim=1).T  # (B, K)
@@ -343,7 +343,7 @@ def bank_gradient(q, k, bank, tau, in_batch=False):
 
 
 @torch.no_grad()
-def bank_step(bank, velocity, gradient, rate=BANK_RATE, momentum=0.0, weight_decay=0.0):
+def bank_step(bank, velocity, gradient, rate, momentum=MOMENTUM, weight_decay=WEIGHT_DECAY):
     """One step up the loss, in place: v <- momentum v + gradient - weight_decay w, w <- w + rate v.
 
     Eq. 4 is printed with a minus, but the text says "ascending direction", as AdCo does.
@@ -351,6 +351,15 @@ def bank_step(bank, velocity, gradient, rate=BANK_RATE, momentum=0.0, weight_dec
     """
     velocity.mul_(momentum).add_(gradient).sub_(bank, alpha=weight_decay)
     bank.add_(velocity, alpha=rate)
+
+
+def random_bank(size, d=EMBEDDING, seed=0):
+    """Bank at the start (K, d): unit vectors in all directions. [ours]
+
+    The paper's first_bank is of one direction, as an untrained network hardly tells tiles apart.
+    """
+    w = torch.randn(size, d, generator=generator_of(seed))
+    return F.normalize(w)
 
 
 @torch.no_grad()
@@ -361,17 +370,19 @@ def first_bank(model, views, size=BANK_SIZE):
     All are embedded, the first `size` stay. Batches are normalised by themselves, as in training.
     """
     model.train()
-    rows = [model(x) for x in views]
-    return torch.cat(rows)[:size]
+    return torch.cat([model(x) for x in views])[:size]
 
 
 class Bank(nn.Module):
     """The adversarial negatives w (K, d), which climb after each step of the encoder.
 
     Called, it gives the loss. step_tau: the temperature of the bank's step, where it is not that of
-    the loss. [HistCode code] in_batch: as in logits_of. gradient: bank_gradient, or its twin for
-    large banks, lab/fast/bank.py.
-    Needs: TAU, BANK_RATE, MOMENTUM, WEIGHT_DECAY, logits_of, info_nce, bank_gradient, bank_step.
+    the loss. [HistCode code] in_batch: as in logits_of. fill: the keys of the first steps, which
+    learn by eq. 1 alone, take the place of w. [AdCo code] gradient: bank_gradient, or its twin for
+    large banks, lab/fast/bank.py. step: momentum, weight_decay, and rate, by default as K: a
+    negative's gradient is its share of the softmax, some 1 / K. [ours]
+    Needs: TAU, BANK_RATE, BANK_SIZE, MOMENTUM, WEIGHT_DECAY, logits_of, info_nce, bank_gradient,
+    bank_step.
     """
 
     def __init__(
@@ -379,44 +390,42 @@ class Bank(nn.Module):
         w,
         tau=TAU,
         *,
-        rate=BANK_RATE,
-        momentum=MOMENTUM,
-        weight_decay=WEIGHT_DECAY,
         step_tau=None,
-        in_batch=False,
+        in_batch=True,
+        fill=False,
         gradient=bank_gradient,
+        **step,
     ):
         super().__init__()
         self.register_buffer("w", w)
         self.register_buffer("velocity", torch.zeros_like(w))
+        self.register_buffer("filled", torch.tensor(0 if fill else len(w)))
         self.tau = tau
         self.step_tau = step_tau or tau
         self.in_batch = in_batch
-        self.step = {
-            "rate": rate,
-            "momentum": momentum,
-            "weight_decay": weight_decay,
-        }
         self.gradient = gradient
+        rate = BANK_RATE * len(w) / BANK_SIZE
+        self.step = {"rate": rate, **step}
 
     def forward(self, q, k):
-        return info_nce(q, k, self.w, self.tau, self.in_batch)
+        others = self.in_batch and self.filled == len(self.w)
+        return info_nce(q, k, self.w, self.tau, others)
 
     def climb(self, pairs):
-        """One step of eq. 4, by the mean gradient over pairs of q, k (B, d).
+        """One step of eq. 4, by the mean gradient over pairs of q, k (B, d); or a step of filling.
 
-        They are from before the encoder's step: one pass serves both steps.
+        They are from before the encoder's step: one pass serves both steps. True: now it is full.
         """
-        gradient = torch.zeros_like(self.w)
+        todo = self.w[self.filled :]
+        if len(todo):
+            k = pairs[0][1][: len(todo)]
+            todo[: len(k)] = k.detach()
+            self.filled += len(k)
+            return len(k) == len(todo)
+        total = 0
         for q, k in pairs:
-            one = self.gradient(q, k, self.w, self.step_tau, self.in_batch)
-            gradient += one / len(pairs)
-        bank_step(self.w, self.velocity, gradient, **self.step)
-
-    def hardest(self, q, k):
-        """Of each query the similarity of its nearest negative (B,)."""
-        u = F.normalize(self.w, dim=1)
-        return (u @ q.T).amax(0)
+            total += self.gradient(q, k, self.w, self.step_tau, self.in_batch)
+        bank_step(self.w, self.velocity, total / len(pairs), **self.step)
 
 
 def nt_xent(z1, z2, tau):
@@ -443,9 +452,6 @@ class OtherTiles(nn.Module):
     def climb(self, pairs):
         """Nothing: these negatives are the encoder's own."""
 
-    def hardest(self, q, k):
-        return (q @ k.T).fill_diagonal_(-1).amax(1)
-
 
 def spread(z):
     """How far unit embeddings (B, d) lie apart: 1 all over the sphere, 0 all equal, a collapse.
@@ -461,9 +467,6 @@ def spread(z):
 LEARNING_RATE = 0.03  # lambda of eq. 3 [HistCode Methods]
 BATCH = 256  # B [AdCo code]
 EPOCHS = 50  # [HistCode code]
-# Keys come from a slow copy of the encoder; eq. 1 does not say which network makes them. With one
-# for both, the shortest way down is to move all embeddings away from the bank: it collapses.
-MOMENTUM_ENCODER = 0.999  # [HistCode code]
 
 
 def learning_rate(epoch, epochs, lr=LEARNING_RATE, final_lr=None):
@@ -486,10 +489,10 @@ def follow(keys, model, momentum):
         slow.lerp_(fast, 1 - momentum)
 
 
-def embed(x1, x2, query, key=None, symmetric=False):
+def embed(x1, x2, query, key, symmetric):
     """Views -> [(q, k)], queries and keys (B, d); symmetric: each view is the query once.
 
-    Without a key network one network makes both, and learns through both.
+    Without a key network (None) one network makes both, and learns through both.
     """
     if key is None:
         q = query(x1)
@@ -502,26 +505,12 @@ def embed(x1, x2, query, key=None, symmetric=False):
 
 
 @torch.no_grad()
-def figures_of_step(loss, q, k, negatives):
-    """How a step went: the loss, similarity to the positive and the hardest negative, spread."""
-    return {
-        "loss": loss.item(),
-        "positive": (q * k).sum(1).mean().item(),
-        "hardest": negatives.hardest(q, k).mean().item(),
-        "spread": spread(q),
-    }
+def figures_of_step(loss, q, k):
+    """How a step went: the loss, how near a query is to its key, how far apart queries are."""
+    return loss.item(), (q * k).sum(1).mean().item(), spread(q)
 
 
-def means_of(steps):
-    means = {}
-    for name in steps[0]:
-        means[name] = sum(step[name] for step in steps) / len(steps)
-    return means
-
-
-def alone(network):
-    """`whole` of pretrain_epochs where one process embeds the whole batch by itself."""
-    return network
+alone = nn.Identity()  # alone(network): `whole` where one process embeds the whole batch by itself
 
 
 def pretrain_epochs(
@@ -532,7 +521,7 @@ def pretrain_epochs(
     epochs=EPOCHS,
     lr=LEARNING_RATE,
     final_lr=None,
-    momentum_encoder=MOMENTUM_ENCODER,
+    momentum_encoder=0.0,
     symmetric=False,
     whole=alone,
     state=None,
@@ -540,12 +529,13 @@ def pretrain_epochs(
     """min over theta, max over the bank [HistCode eq. 2]: yields its state after each epoch.
 
     model: an Embedder; views(epoch): pairs (x1, x2) of batches (B, 3, px, px); negatives: a Bank,
-    or OtherTiles for SimCLR. momentum_encoder 0: one network for both views.
+    or OtherTiles for SimCLR. momentum_encoder 0: one network for both views, as eq. 1 does not say
+    which one makes the keys; else a slow copy makes them. [HistCode code]
     whole(network): what embeds a whole batch of which this process has a part (lab/histcode).
     SGD, its rate, momentum and weight decay: [HistCode Methods].
-    Yields a dict: epoch, lr, the epoch's means of figures_of_step, and the state_dicts model,
-    negatives, optimizer and, of a slow encoder, keys. Handed back as `state`, training goes on from
-    there. Its tensors are those in use: copy what you keep.
+    Yields a dict: epoch, lr, the epoch's means of loss, positive and spread (see figures_of_step),
+    and the state_dicts model, negatives, optimizer and, of a slow encoder, keys. Handed back as
+    `state`, training goes on from there. Its tensors are those in use: copy what you keep.
     """
     optimizer = torch.optim.SGD(model.parameters(), lr, MOMENTUM, weight_decay=WEIGHT_DECAY)
     parts = {"model": model, "negatives": negatives, "optimizer": optimizer}
@@ -555,12 +545,12 @@ def pretrain_epochs(
         parts["keys"] = slow
         key = whole(slow)
     query = whole(model)
-    first = 1
-    if state is not None:
-        first = state["epoch"] + 1
+    done = 0
+    if state:
+        done = state["epoch"]
         for name, part in parts.items():
             part.load_state_dict(state[name])
-    for epoch in range(first, epochs + 1):
+    for epoch in range(done + 1, epochs + 1):
         rate = learning_rate(epoch, epochs, lr, final_lr)
         optimizer.param_groups[0]["lr"] = rate
         model.train()
@@ -574,11 +564,21 @@ def pretrain_epochs(
             loss.backward()
             optimizer.step()  # theta descends [eq. 3]
             check_finite(epoch, loss)
-            steps.append(figures_of_step(loss, *pairs[0], negatives))
-            negatives.climb(pairs)  # the bank ascends [eq. 4]
+            steps.append(figures_of_step(loss, *pairs[0]))
+            filled = negatives.climb(pairs)  # the bank ascends [eq. 4]
+            if filled and momentum_encoder:
+                follow(slow, model, 0)  # [AdCo code]
         check_finite(epoch, *model.parameters(), *negatives.buffers())
         states = {name: part.state_dict() for name, part in parts.items()}
-        yield {"epoch": epoch, "lr": rate, **means_of(steps), **states}
+        loss, positive, apart = np.mean(steps, 0).tolist()
+        yield {
+            "epoch": epoch,
+            "lr": rate,
+            "loss": loss,
+            "positive": positive,
+            "spread": apart,
+            **states,
+        }
 
 
 # ---- Feature aggregation: the tiles of a slide to one vector  [HistCode eqs. 5-6] ----------------

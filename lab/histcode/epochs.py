@@ -194,12 +194,16 @@ class Reader:
             key = self.o.seed, epoch, step
             yield histcode.two_views(tiles, self.o.view_px, *key, part=part, parts=parts)
 
+    def bank_tiles(self):
+        """--bank-percent of the tiles of each slide (n,), and how many negatives they make."""
+        share = min(self.o.bank_percent / 100, self.o.bank_size / self.counts.sum())
+        per_slide = np.ceil(share * self.counts).astype(int)
+        return per_slide, int(min(self.o.bank_size, per_slide.sum()))
+
     def bank_views(self):
         """Yield one view of each batch of --bank-percent of each slide's tiles, mixed."""
         part, parts = self.o.share
-        share = min(self.o.bank_percent / 100, self.o.bank_size / self.counts.sum())
-        per_slide = np.ceil(share * self.counts).astype(int)
-        most = min(self.o.bank_size, per_slide.sum())
+        per_slide, most = self.bank_tiles()
         batch = min(self.o.batch, most // parts * parts)
         for step, tiles in self.batches(0, per_slide, batch, mixed_batches, most):
             key = self.o.seed, 0, step, 0

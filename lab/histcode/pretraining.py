@@ -5,7 +5,6 @@ import time
 from functools import partial
 
 import torch
-from torch.nn import functional as F
 
 import histcode
 import tiling
@@ -24,16 +23,23 @@ from lab.show.plots import need_matplotlib
 SOURCE = (
     "HistCode (Huang et al. 2022, arXiv:2204.11994), contrastive pretraining of the tile encoder"
 )
-FIGURES = "epoch", "loss", "positive", "hardest", "spread", "lr"  # of an epoch, in the log
+FIGURES = "epoch", "loss", "positive", "spread", "lr"  # of an epoch, in the log
 SHOWN = "loss", "positive", "hardest", "spread", "bank_spread", "near"  # on the terminal
 
 
+BANK_FROM = {  # how the bank starts
+    "random": "in random directions",
+    "tiles": "embeddings of tiles by the untrained network",
+    "training": "to be filled by the keys of the first steps",
+}
+
+
 def first_bank(model, reader, o):
-    """Embeddings of a percentage of each slide's tiles (K, d); of 0 percent random ones. [ours]"""
-    if o.bank_percent:
+    """The negatives (K, d), of as many tiles as --bank-percent says, as --bank-from says."""
+    if o.bank_from == "tiles":
         return histcode.first_bank(model, reader.bank_views(), o.bank_size)
-    generator = histcode.generator_of(o.seed, 0, 0, 2)
-    return F.normalize(torch.randn(o.bank_size, histcode.EMBEDDING, generator=generator), dim=1)
+    _, size = reader.bank_tiles()
+    return histcode.random_bank(size, seed=o.seed)
 
 
 def negatives_of(model, reader, o, state=None):
@@ -45,17 +51,20 @@ def negatives_of(model, reader, o, state=None):
         w = first_bank(Whole(model) if several else model, reader, o)
     else:
         w = state["negatives"]["w"]
-    print(f"bank of {len(w):,} negatives")
-    return histcode.Bank(
+    step = {"momentum": o.bank_momentum, "weight_decay": o.bank_decay}
+    if o.bank_lr is not None:
+        step["rate"] = o.bank_lr
+    bank = histcode.Bank(
         w.to(reader.device),
         o.tau,
-        rate=o.bank_lr,
-        momentum=o.bank_momentum,
-        weight_decay=o.bank_decay,
         step_tau=o.bank_tau,
         in_batch=o.in_batch,
+        fill=o.bank_from == "training",
         gradient=shared_bank_gradient if several else bank_gradient,
+        **step,
     )
+    print(f"bank of {len(w):,} negatives, {BANK_FROM[o.bank_from]}; rate {bank.step['rate']:.3g}")
+    return bank
 
 
 def save_encoder(path, model, o, epoch):

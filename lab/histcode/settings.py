@@ -27,20 +27,21 @@ USUAL = {
     "epochs": histcode.EPOCHS,
     "tiles_per_slide": TILES_PER_SLIDE,
     "tau": histcode.TAU,
-    "bank_lr": histcode.BANK_RATE,
     "bank_momentum": histcode.MOMENTUM,
     "bank_decay": histcode.WEIGHT_DECAY,
+    "bank_from": "random",
     "bank_percent": BANK_PERCENT,
     "bank_size": histcode.BANK_SIZE,
-    "in_batch": False,
+    "in_batch": True,
     "symmetric": False,
-    "momentum_encoder": histcode.MOMENTUM_ENCODER,
+    "momentum_encoder": 0.0,
 }
 BANK_OPTIONS = (  # that SimCLR has not
     "bank_tau",
     "bank_lr",
     "bank_momentum",
     "bank_decay",
+    "bank_from",
     "bank_percent",
     "bank_size",
     "in_batch",
@@ -49,6 +50,7 @@ BANK_OPTIONS = (  # that SimCLR has not
 )
 SETTINGS = (  # that tell one run from another
     *USUAL,
+    "bank_lr",
     "bank_tau",
     "method",
     "view_px",
@@ -68,7 +70,7 @@ def settle_options(o, processes, more=None):
     usual = USUAL | (more or {})
     if o.method == "simclr":
         refuse_bank_options(o)
-        usual = {**usual, "tau": histcode.SIMCLR_TAU, "momentum_encoder": 0.0}
+        usual = {**usual, "tau": histcode.SIMCLR_TAU}
     settle_choices(o)
     for option, value in usual.items():
         if getattr(o, option) is None:
@@ -87,7 +89,7 @@ def settle_options(o, processes, more=None):
         ("bank_lr", 0, 1e6),
         ("bank_momentum", 0, 0.9999),
         ("bank_decay", 0, 1),
-        ("bank_percent", 0, 100),
+        ("bank_percent", 1e-6, 100),
         ("bank_size", 1, 1e9),
         ("momentum_encoder", 0, 0.99999),
         ("view_px", 32, 1024),

@@ -13,6 +13,7 @@ from lab.histcode.epochs import choose_tiles, read_batches
 
 COLLAPSED = 0.05  # spread of the embeddings below which they are nearly one [ours]
 PATIENCE = 500  # steps of it, in two epochs at least, that end a run [ours]
+RISE = 1.2  # times as large as at the beginning of the patience it must be to go on [ours]
 NEAR = 0.01  # a negative is near where its term of eq. 1 is that share of the key's [ours]
 SLIDES, TILES = 12, 32  # looked at after each epoch: slides, and tiles of each [ours]
 SAMPLE_BYTES = 2**28  # of them at most [ours]
@@ -36,6 +37,14 @@ def near_others(q, k, tau):
     least = (q * k).sum(1, keepdim=True) + tau * math.log(NEAR)  # (B, 1)
     near = (q @ k.T >= least).fill_diagonal_(False)
     return near.any(0).float().mean().item()
+
+
+@torch.no_grad()
+def nearest(q, k, w=None):
+    """Mean similarity of queries to their nearest negative, of w (K, d) or of the others' keys."""
+    if w is None:
+        return (q @ k.T).fill_diagonal_(-1).amax(1).mean()
+    return (q @ F.normalize(w, dim=1).T).amax(1).mean()
 
 
 def between_slides(x, slide):
@@ -91,13 +100,18 @@ class Watch:
             rows = [np.arange(len(chosen))]
             (self.tiles,) = read_batches(reader.data, chosen, rows, workers=reader.o.workers)
         self.features = np.zeros((0, 1))
+        self.hardest = []  # of each batch
 
     def overhear(self, negatives, pair, loss):
         self.last = [part.detach() for part in pair]
+        w = getattr(negatives, "w", None)
+        self.hardest.append(nearest(*self.last, w))
 
     def figures(self):
         """After an epoch, of its last batch, the bank and the sample: a dict for the log."""
         q, k = self.last
+        hardest = torch.stack(self.hardest).mean().item()
+        self.hardest.clear()
         w = getattr(self.negatives, "w", None)
         if w is None:
             found = {"near": near_others(q, k, self.negatives.tau)}
@@ -111,7 +125,8 @@ class Watch:
             self.features = tiling.encode(self.model.encoder, self.tiles)
             self.model.train()
         between = between_slides(self.features, self.slides)
-        return {**found, "between_slides": None if math.isnan(between) else between}
+        found["between_slides"] = None if math.isnan(between) else between
+        return {"hardest": hardest, **found}
 
 
 def advice(o):
@@ -119,11 +134,11 @@ def advice(o):
     ways = [f"--lr below {o.lr:g}"]
     if o.method == "simclr":
         return f"{ways[0]} or --batch above {o.batch}"
-    if not o.momentum_encoder:
-        ways.insert(0, "--momentum-encoder .99")
+    if o.bank_from != "random":
+        ways.insert(0, "--bank-from random")
     if not o.in_batch:
         ways.insert(0, "--in-batch")
-    return ", ".join([*ways, f"--bank-lr below {o.bank_lr:g}"])
+    return ", ".join([*ways, "a lower --bank-lr"])
 
 
 def refuse_collapse(folder, entries, steps, o):
@@ -133,7 +148,9 @@ def refuse_collapse(folder, entries, steps, o):
     """
     n = max(2, math.ceil(o.patience / steps))
     spreads = [entry["spread"] for entry in entries[-n:]]
-    if not o.patience or len(spreads) < n or max(spreads) >= COLLAPSED or spreads[-1] > spreads[0]:
+    if not o.patience or len(spreads) < n or max(spreads) >= COLLAPSED:
+        return
+    if spreads[-1] > RISE * spreads[0]:
         return
     raise InputError(
         f"{folder}: COLLAPSE: for {n} epochs the spread of the embeddings (1: all over the sphere) "

@@ -79,8 +79,33 @@ def test_a_bank_climbs():
         losses.append(bank(q, k).item())
         bank.climb([(q, k)])
     assert (np.diff(losses) > 0).all() and losses[-1] > losses[0] + 0.1
-    nearest = max(float(q[0] @ w / w.norm()) for w in bank.w)
-    assert bank.hardest(q, k)[0].item() == pytest.approx(nearest)
+
+
+def test_a_bank_is_filled_by_keys_and_then_climbs():
+    """AdCo's code: by eq. 1 alone while it fills; too many keys of the last batch are left out."""
+    start = histcode.random_bank(20, 8, seed=3)
+    assert histcode.spread(histcode.random_bank(4000, 8)) > 0.99
+    assert not torch.equal(start, histcode.random_bank(20, 8, seed=4))
+    bank = histcode.Bank(start.clone(), fill=True)
+    q, k = (x.float() for x in (unit_rows(8, 8, 0), unit_rows(8, 8, 1)))
+    assert bank(q, k) == histcode.info_nce(q, k, start, histcode.TAU)
+    assert [bool(bank.climb([(q, k)])) for _ in range(3)] == [False, False, True]
+    assert torch.equal(bank.w, torch.cat([k, k, k[:4]])) and not bank.velocity.any()
+    assert bank(q, k) == histcode.info_nce(q, k, bank.w, histcode.TAU, in_batch=True)
+    assert not bank.climb([(q, k)]) and bank.velocity.any()
+
+
+def test_a_full_bank_puts_the_slow_copy_where_the_encoder_is():
+    """AdCo's code, at the end of filling."""
+    weights = []
+    for size in (24, 25):
+        model = small_embedder()
+        bank = histcode.Bank(histcode.random_bank(size, 5), fill=True)
+        options = {"epochs": 1, "momentum_encoder": 0.9}
+        (state,) = histcode.pretrain_epochs(model, random_views, bank, **options)
+        weights.append([state[of]["encoder.layer.weight"] for of in ("model", "keys")])
+    (model, keys), (model_of_more, lagging) = weights
+    assert torch.equal(model, keys) and not torch.equal(model_of_more, lagging)
 
 
 def test_spread_tells_a_collapse():

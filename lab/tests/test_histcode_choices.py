@@ -24,7 +24,7 @@ def test_histcodes_choices_are_one_table(capsys):
     said = capsys.readouterr().out
     assert "python histcode.py pretrain" in said and max(map(len, said.splitlines())) <= 120
     names = [choice[:2] for choice in CHOICES]
-    assert len(names) == len(set(names)) == 24
+    assert len(names) == len(set(names)) == 26
     assert all(re.fullmatch(r"\[(HistCode|AdCo|ours).*\]", choice.tag) for choice in CHOICES)
     turned = {(command, name) for command in TURNED for name in TURNED[command]}
     assert turned | SHOWN_ONLY == set(names)
@@ -56,18 +56,20 @@ def test_a_choice_turns_its_options_and_no_other(settled, verb, name):
 
 def test_follow_sets_a_whole_side_but_not_what_is_asked_for(settled, capsys):
     usual = settled("pretrain")
-    ours = {"lr": 0.03, "in_batch": False, "momentum_encoder": 0.999, "bank_tau": usual["tau"]}
+    ours = {"lr": 0.03, "in_batch": True, "momentum_encoder": 0.0, "bank_tau": usual["tau"]}
     ours |= {"cosine": False, "symmetric": False, "bank_momentum": 0.9, "bank_decay": 1e-4}
     ours |= {"tiles_per_slide": 256, "colour": None, "code": []}
     assert {name: usual[name] for name in ours} == ours
     code = settled("pretrain", "--follow", "code", "--lr", ".1", "--no-in-batch")
     theirs = {"lr": 0.1, "in_batch": False, "momentum_encoder": 0.999, "bank_tau": 0.02}
     theirs |= {"cosine": True, "tau": 0.12, "bank_lr": 0.3, "batch": 250, "final_lr": 0.0006}
-    theirs |= {"bank_size": 318193, "code": ["batch", "batch-from", "cosine", "bank-tau", "bank-size"]}
+    theirs |= {"bank_size": 318193, "bank_from": "training"}
+    turned = "batch batch-from cosine momentum-encoder bank-filled bank-tau bank-lr bank-size"
+    theirs |= {"code": turned.split()}
     assert {name: code[name] for name in theirs} == theirs
     assert "--follow code: without lr, for --lr 0.1 is asked for" in capsys.readouterr().out
     for verb, side, names in (
-        ("pretrain", "paper", ["colour", "tiles", "bank-step"]),
+        ("pretrain", "paper", ["colour", "tiles", "in-batch", "bank-keys", "bank-step"]),
         ("expression", "code", ["model", "epochs", "stop", "embed"]),
         ("diagnose", "code", ["embed"]),
         ("diagnose", "paper", []),
@@ -79,7 +81,7 @@ def test_follow_sets_a_whole_side_but_not_what_is_asked_for(settled, capsys):
     "argv, words",
     [
         ("pretrain --code lr --lr .1", "--code lr turns it to: .001; leave --lr 0.1 out"),
-        ("pretrain --code in-batch --no-in-batch", "leave --no-in-batch out"),
+        ("pretrain --code in-batch --in-batch", "leave --in-batch out"),
         ("pretrain --code colour --colour none", "leave --colour none out"),
         ("pretrain --code tissue --tissue stain", "leave --tissue stain out"),
         ("pretrain --method simclr --code bank-lr", "--code bank-lr: not with"),

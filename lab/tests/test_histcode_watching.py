@@ -82,6 +82,7 @@ LOW = [0.02] * 4
         (LOW, 1000, 1, True),
         (LOW[:1], 1000, 1, False),  # two epochs at least
         ([0.01, 0.02, 0.03, 0.04], 100, 400, False),  # it rises, as from a random start
+        ([0.02, 0.01, 0.03, 0.022], 100, 400, True),  # by noise alone
         ([0.9, *LOW], 100, 400, True),
         ([*LOW[:3], 0.06], 100, 400, False),
         (LOW, 100, 0, False),
@@ -107,9 +108,9 @@ def test_a_run_that_collapses_stops_is_drawn_and_goes_on_when_told(unlabelled, m
 
     monkeypatch.setattr(pretraining, "draw", look)
     monkeypatch.setattr(histcode, "spread", lambda z: 0.01)
-    argv = "--epochs", "3", "--name", "fallen", "--patience", "1"
-    words = r"after epoch 2 of 3.* --in-batch, --lr below 0.03, --bank-lr.*--patience 0 goes on"
-    run = unlabelled / "runs" / "fallen"
+    argv = "--epochs", "3", "--no-in-batch", "--name", "gone", "--patience", "1"
+    words = r"after epoch 2 of 3.* --in-batch, --lr below 0.03, a lower.*--patience 0 goes on"
+    run = unlabelled / "runs" / "gone"
     for _ in range(2):  # again: at once
         with pytest.raises(InputError, match=words):
             drawn_pretrain(unlabelled, *argv)

@@ -14,9 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import nn
-from torch.nn import functional as F
 
 import histcode
 from histcode import (
@@ -26,7 +24,6 @@ from histcode import (
     EPOCHS,
     LEARNING_RATE,
     MOMENTUM,
-    MOMENTUM_ENCODER,
     SIMCLR_TAU,
     TAU,
     VIEW_PX,
@@ -39,7 +36,7 @@ from lab.commands.histcode.demo import demo_of, draw_pairs
 from lab.commands.options import natural
 from lab.commands.slide_options import add_options
 from lab.devices import pick_device, pick_precision
-from lab.files import InputError, save_file
+from lab.files import InputError
 from lab.histcode.choices import CHOICES
 from lab.histcode.epochs import (
     BATCHES_FROM,
@@ -49,13 +46,15 @@ from lab.histcode.epochs import (
     choose_tiles,
     read_batches,
 )
-from lab.histcode.pretraining import train
+from lab.histcode.pretraining import BANK_FROM, train
 from lab.histcode.processes import share_batchnorm
 from lab.histcode.settings import BANK_PERCENT, open_run, settle_options
 from lab.histcode.tiles import TILES_PER_SLIDE, find_data, slides_of
 from lab.histcode.watching import COLLAPSED, PATIENCE
 from lab.processes import by_first
 from lab.progress import clock
+from lab.provenance import of_cohort
+from lab.show.gallery import draw_sheet
 from lab.weights import load_weights
 
 STAGES = 3  # of the ResNet50: "the first four main layers (... 1024)" [HistCode Methods]
@@ -157,19 +156,27 @@ def options(parser):
     bank(
         "--bank-percent",
         type=float,
-        help="of each slide's tiles, whose embeddings start the bank (default "
-        f"{BANK_PERCENT:g}, the authors'; the paper: a percentage); 0: random directions",
+        help="negatives, of each slide's tiles (default "
+        f"{BANK_PERCENT:g}, the authors'; the paper: a percentage)",
+    )
+    bank(
+        "--bank-from",
+        choices=tuple(BANK_FROM),
+        help="where they start: random (default), directions all over the sphere; tiles, the "
+        "paper's, their embeddings by the untrained network, which lie in one place and make all "
+        "flee it; training, the authors', keys of the first steps, while the encoder learns",
     )
     bank(
         "--bank-size",
         type=int,
-        help=f"negatives at most, or of a random bank (default {BANK_SIZE:,}, AdCo's)",
+        help=f"negatives at most (default {BANK_SIZE:,}, AdCo's)",
     )
     bank(
         "--bank-lr",
         type=float,
-        help=f"lambda of eq. 4 (default {BANK_RATE}, the authors'; AdCo's 3); fewer negatives have "
-        "larger gradients, and a bank that catches up with the queries makes them collapse",
+        help=f"lambda of eq. 4 (default {BANK_RATE:g}, AdCo's, for {BANK_SIZE:,} negatives, and in "
+        "proportion less for fewer, which have larger gradients; the authors' .3): a bank that "
+        "catches up with the queries makes them collapse",
     )
     bank(
         "--bank-momentum",
@@ -191,7 +198,8 @@ def options(parser):
     bank(
         "--in-batch",
         action=argparse.BooleanOptionalAction,
-        help="the other tiles' keys are negatives too, as in the authors' code (default no: eq. 1)",
+        help="the other tiles' keys are negatives too, as in the authors' code (default yes: by "
+        "eq. 1 alone all embeddings flee the bank, to one place)",
     )
     bank(
         "--symmetric",
@@ -202,9 +210,8 @@ def options(parser):
         "--momentum-encoder",
         type=float,
         metavar="M",
-        help=f"keys from a slow copy of the encoder (default {MOMENTUM_ENCODER}, the authors'; .99 "
-        "for some hundred steps); 0: one encoder for both views, which collapsed in nearly every "
-        "trial from random weights",
+        help="keys from a slow copy of the encoder (the authors' .999; .9 for some hundred steps); "
+        "0 (default): one encoder for both views",
     )
 
 
@@ -215,13 +222,15 @@ def draw_views(path, data, o, slides=8, pairs=2):
     n = len(chosen)
     (tiles,) = read_batches(data, chosen, [np.arange(n)], workers=o.workers)
     x = torch.from_numpy(tiles).permute(0, 3, 1, 2)
-    columns = [F.interpolate(x / 255, o.view_px, mode="area")]
+    columns = {f"tile, {o.tile_um:g} µm": x / 255}
     for i in range(2 * pairs):
         view = histcode.draw_view(n, torch.Generator().manual_seed(o.seed + i))
-        columns.append(histcode.make_view(x, view, o.view_px))
-    sheet = torch.cat([*torch.cat(columns, 3)], 1).permute(1, 2, 0)
-    picture = Image.fromarray((255 * sheet).round().byte().numpy())
-    save_file(path, lambda f: picture.save(f, "PNG"))
+        columns[f"pair {i // 2 + 1}, view {i % 2 + 1}"] = histcode.make_view(x, view, o.view_px)
+    title = (
+        f"Tiles of {n} slides and random views of them, {o.view_px} px, as pretraining sees them"
+    )
+    slides = [data["slides"][slide] for slide, _ in chosen]
+    draw_sheet(path, columns, slides, o.tile_um, title, of_cohort(o.cohort))
 
 
 def embedder(o):
