@@ -64,6 +64,28 @@ def draw_gallery(path, slide, coords, tile, scores, title, unit, mpp, cells=(), 
     save_picture(path, fig)
 
 
+def draw_sheet(path, columns, slides, um, title, words=()):
+    """Tiles and their views, a row a slide; columns {name: (n, 3, px, px) in 0..1}, slides (n,).
+
+    um: edge of a tile. The scale is that of the first column; the others are cut out of it.
+    """
+    width = 2 * LEFT + len(columns) * (EDGE + GAP)
+    height = len(slides) * (EDGE + GAP)
+    fig, top = paper(max(width, 5), 0.2 + height + BELOW, title, words)
+    middle = {"rotation": 90, "ha": "center", "va": "center", "fontsize": 7.5}
+    for c, (name, pictures) in enumerate(columns.items()):
+        left = LEFT + c * (EDGE + GAP)
+        write(fig, left, top, name, fontsize=8)
+        for r, picture in enumerate(np.asarray(pictures)):
+            bottom = top - 0.2 - r * (EDGE + GAP) - EDGE
+            axes = place(fig, left, bottom, EDGE, EDGE)
+            axes.imshow(picture.transpose(1, 2, 0).clip(0, 1), interpolation="nearest")
+            if c == 0:
+                write(fig, 0.28, bottom + EDGE / 2, drawable(slides[r], 16), **middle)
+    draw_length(fig, um, 1, 0.12)
+    save_picture(path, fig)
+
+
 def draw_length(fig, tile, mpp, bottom):
     """A bar of a round length, as it is in the tiles."""
     um = scale_bar_um(tile * mpp)

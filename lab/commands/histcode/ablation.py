@@ -26,7 +26,7 @@ from lab.progress import table
 from lab.provenance import marked, merged, of_folder, warning
 from lab.runs import claim_folder
 from lab.show.plots import BLUE, ORANGE, RULE, counted, drawable, figure
-from lab.show.report import opening, settings_section
+from lab.show.report import clauses, opening, settings_section
 
 TABLE = ("encoder", "pooling", "genes", "mean R ± SD", "median R", "mean Spearman ± SD")
 PAIRED = (
@@ -161,7 +161,7 @@ def write(folder, values, parts, patients, config, words):
     paragraphs = [
         f"# Ablation, tumour against normal: {folder.name}",
         *warning(words),
-        "\n".join(five_sentences(values, compared, patients)).strip(),
+        "\n".join(five_sentences(values, compared, patients, words)).strip(),
         "The same pairs, folds, genes and seeds in every cell; networks of all genes at once, "
         "stopped on validation patients [HistCode Fig. 6]. Whom each step saw, the encoder's "
         "training among them, is in the reports of the runs.",
@@ -174,7 +174,7 @@ def write(folder, values, parts, patients, config, words):
     save_text(folder / "report.md", ["\n\n".join(filter(None, paragraphs)), ""])
 
 
-def five_sentences(values, compared, patients):
+def five_sentences(values, compared, patients, words):
     """How the report opens; compared: the rows of the paired tests."""
     mean = {", ".join(cell): value[:, 0].mean() for cell, value in values.items()}
     best, last = max(mean, key=mean.get), min(mean, key=mean.get)
@@ -190,8 +190,12 @@ def five_sentences(values, compared, patients):
         f"Told apart for other patients: {apart or 'no two cells'}.",
         f"p of a difference of mean R within test parts, corrected t, below {ALPHA}; not "
         "corrected for the number of comparisons.",
-        "That the highest cell is the best where it is not told apart from others, whatever p "
-        "over genes says: genes are not independent. That this holds for other tissues.",
+        clauses(
+            words,
+            "that the highest cell is the best, where it is not told apart from the others: p over "
+            "genes, which are not independent, does not tell",
+            "that this holds for other tissues",
+        ),
     )
 
 
