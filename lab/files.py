@@ -93,8 +93,10 @@ def sweep(folder):
         path.unlink(missing_ok=True)
 
 
-def save_json(path, value):
-    save_file(path, lambda f: f.write(json.dumps(value, indent=1).encode()))
+def save_json(path, value, indent=1):
+    """indent: None for as short a file as can be."""
+    text = json.dumps(value, indent=indent, separators=None if indent else (",", ":"))
+    save_file(path, lambda f: f.write(text.encode()))
 
 
 def save_text(path, lines):

@@ -20,6 +20,12 @@ STAMP_1 = 224, 256 / 224  # STAMP 1 has tiles of 224 px of this many µm, and sa
 NOMINAL_UM = 10.0  # µm per pixel at a magnification of 1, as TRIDENT counts
 ENCODER = ("encoder", "extractor", "patch_encoder", "model_name", "model")  # names of attributes
 SIZES = ("µm of a tile", "level-0 pixels of a tile")
+SPEAK_OF_TILES = {  # attributes on the size of tiles, which `attributes_of` says anew
+    *("patch_size", "patch_level", "patch_size_level0", "patch_size_lv0", "downsample"),
+    *("custom_downsample", "level0_magnification", "target_magnification", "overlap", "unit"),
+    *("coords_unit", "units", "tile_size", "tile_size_um", "tile_size_px", "mpp"),
+}
+MAGNIFICATIONS = 80, 60, 40, 20, 10, 5  # TRIDENT's
 LEVEL0 = ("patch_size_level0", "patch_size_lv0")  # names of an edge in level-0 pixels
 
 
@@ -108,6 +114,42 @@ def kind_said(said, coords, mpp=None, asked_um=None):
     size = (SIZES[0], um) if um else (SIZES[1], edge)
     unit = f"{unit:g} µm" if unit else "px"
     return kind | {"unit of coords": unit, size[0]: size[1] and float(f"{size[1]:.4g}")}
+
+
+# ----- What we say --------------------------------------------------------------------------------
+
+
+def attributes_of(tiles, overlap=0, size=None):
+    """What CLAM and TRIDENT want said of a slide's coordinates: both find the same tissue by it.
+
+    They count in whole pixels, so that all is said of level 0. Who reads a tile there scales it as
+    its encoder wants. tiles: name, edge and mpp (or None); size: of the slide, where it is there.
+    """
+    edge = max(1, round(tiles.edge))
+    said = {
+        "name": tiles.name,
+        "unit": "px",
+        "patch_level": 0,
+        "patch_size": edge,
+        "patch_size_level0": edge,
+        "downsample": (1.0, 1.0),
+        "overlap": overlap,
+    }
+    if size:
+        said["level0_width"], said["level0_height"] = size
+    if tiles.mpp:
+        power = NOMINAL_UM / tiles.mpp
+        power = min(MAGNIFICATIONS, key=lambda usual: max(power / usual, usual / power))
+        said |= {"mpp": tiles.mpp, "level0_magnification": power, "target_magnification": power}
+    if tiles.mpp and alike(edge, tiles.edge):
+        said["tile_size_um"] = tiles.edge * tiles.mpp
+    return said
+
+
+def overlap_of(said, edge):
+    """The overlap that a file says, in whole pixels of level 0, of tiles of that edge."""
+    px = number_said(said, "patch_size")
+    return round(number_said(said, "overlap") * (edge / px if px else 1))
 
 
 # ----- What the attributes say --------------------------------------------------------------------

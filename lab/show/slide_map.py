@@ -124,8 +124,8 @@ def write_tables(work, done, origin):
     for file, (header, rows) in done.tables.items():
         save_csv(work / file, *marked(header, rows, done.words))
     places = done.coords - origin, done.tile
-    shapes = tiles_geojson(*places, values, list(done.columns), done.words)
-    save_json(work / "tiles.geojson", shapes)
+    about = list(done.columns), done.words, done.title, done.scores
+    save_json(work / "tiles.geojson", tiles_geojson(*places, values, *about), indent=None)
     save_text(work / "report.md", done.lines)
 
 

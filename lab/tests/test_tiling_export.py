@@ -1,7 +1,11 @@
-"""python tiling.py export. Authorities: h5py, json and csv read it back, as other programs do."""
+"""python tiling.py export. Authorities: h5py, json and csv read it back, as other programs do;
+anndata, pandas and scikit-learn where they are installed.
+"""
 
 import csv
 import json
+import sys
+import uuid
 
 import h5py
 import numpy as np
@@ -20,7 +24,7 @@ STAGE3 = ("--encoder", "resnet50-stage3", "--device", "cpu")
 @pytest.fixture
 def exported(two_slides, capsys):
     """(cohort, its export folder, features, coords and edge of slide a)."""
-    formats = ("--h5", "--geojson", "--csv")
+    formats = ("--h5", "--pt", "--geojson", "--csv")
     assert main(["export", str(two_slides), *formats, *STAGE3, "--weights", "random"]) == 0
     assert "export: 2 of 2 slides ready" in capsys.readouterr().out
     features = np.load(two_slides / "features" / "resnet50-stage3" / "a.npy")
@@ -37,13 +41,16 @@ def test_h5_is_read_as_clam_and_trident_do_and_as_features_made_elsewhere(export
         assert np.array_equal(h["coords"][:], coords)
         assert "random, seed 0" in h["features"].attrs["made_by"]
         said = dict(h["coords"].attrs)
-    assert (said["name"], said["overlap"], said["patch_size"]) == ("a", 0, 224)
-    assert said["patch_size_level0"] == tile
+    assert (said["name"], said["overlap"], said["unit"]) == ("a", 0, "px")
+    whole = ("patch_level", "patch_size", "patch_size_level0", "level0_magnification")
+    assert [said[key] for key in whole] == [0, tile, tile, 20]
+    assert all(isinstance(said[key], np.integer) for key in (*whole, "target_magnification"))
     assert said["provenance"] == "encoder with random weights"
     assert of_data(cohort, folder, "a") == [said["provenance"]]  # of --features, read back
-    assert said["patch_size"] * said["downsample"][0] == pytest.approx(tile)
-    assert said["level0_magnification"] == pytest.approx(20)
-    assert said["target_magnification"] == pytest.approx(20)
+    assert said["target_magnification"] == 20 and list(said["downsample"]) == [1, 1]
+    assert said["tile_size_um"] == pytest.approx(112) and said["mpp"] == pytest.approx(0.5)
+    trained_from = torch.load(folder / "pt_files" / "a.pt", weights_only=True)
+    assert trained_from.dtype == torch.float32 and np.array_equal(trained_from, features)
     for source in (folder, folder / "h5_files"):
         got, places = load_features(cohort, source, "a")
         assert np.array_equal(got, features)
@@ -53,12 +60,16 @@ def test_h5_is_read_as_clam_and_trident_do_and_as_features_made_elsewhere(export
 
 def test_geojson_has_a_detection_for_each_tile(exported):
     _, folder, _, coords, tile = exported
-    shapes = json.loads((folder / "a.geojson").read_text())
-    assert shapes["type"] == "FeatureCollection"
-    assert len(shapes["features"]) == len(coords)
+    text = (folder / "a.geojson").read_text()
+    shapes = json.loads(text)
+    assert shapes["type"] == "FeatureCollection" and " " not in text.replace("tile ", "")
+    assert len({shape["id"] for shape in shapes["features"]}) == len(coords)
     for i, (shape, (x, y)) in enumerate(zip(shapes["features"], coords.tolist(), strict=True)):
         assert shape["type"] == "Feature"
-        assert shape["properties"] == {"objectType": "detection", "measurements": {"tile": i}}
+        assert uuid.UUID(shape["id"])
+        said = {"objectType": "detection", "name": f"tile {i}", "measurements": {"tile": i}}
+        said["classification"] = {"name": "Tile", "color": [53, 95, 141]}
+        assert shape["properties"] == said
         ring = [[x, y], [x + tile, y], [x + tile, y + tile], [x, y + tile], [x, y]]
         assert shape["geometry"] == {"type": "Polygon", "coordinates": [ring]}
 
@@ -89,11 +100,13 @@ def test_tiles_alone_need_no_features(two_slides):
     "argv, words",
     [
         ([], "export what"),
+        (["--h5ad"], "needs the package anndata, 0.11 or later: pip install anndata"),
         (["c", "--h5"], "has no slide c; it has a, b"),
         (["--h5", "--features", "{}", "--tile-um", "-3"], "--tile-um -3.0, which can't be"),
     ],
 )
-def test_what_cannot_be_exported_is_said(two_slides, argv, words):
+def test_what_cannot_be_exported_is_said(two_slides, monkeypatch, argv, words):
+    monkeypatch.setitem(sys.modules, "anndata.io", None)
     argv = [text.format(two_slides) for text in argv]
     with pytest.raises(InputError, match=words):
         main(["export", str(two_slides), *argv, *STAGE3])
@@ -118,9 +131,8 @@ def test_export_of_features_made_elsewhere(two_slides, capsys):
     with h5py.File(two_slides / "export" / "pt" / "h5_files" / "a.h5") as h:
         assert np.array_equal(h["features"][:], features)
         assert np.array_equal(h["coords"][:], coords)
-        assert h["coords"].attrs["patch_size"] == 256
-        edge = h["coords"].attrs["patch_size_level0"]
-    assert edge == pytest.approx(200, rel=1e-3)  # .5 µm per pixel
+        said = dict(h["coords"].attrs)
+    assert said["patch_size"] == said["patch_size_level0"] == 200  # .5 µm per pixel, no more 256
     shapes = json.loads((two_slides / "export" / "pt" / "a.geojson").read_text())
     assert len(shapes["features"]) == 4
 
@@ -151,3 +163,51 @@ def test_micrometres_of_stamp_are_exported_as_pixels(two_slides, capsys):
     _, coords = load_features(two_slides, folder, "a")
     assert np.array_equal(coords, px) and tile_edge(two_slides, folder, "a", coords) == 224
     assert capsys.readouterr().out == ""
+
+
+# ----- Other people's packages, where they are installed ------------------------------------------
+
+
+def test_anndata_reads_all_tiles_of_a_cohort(two_slides):
+    anndata = pytest.importorskip("anndata")
+    (two_slides / "samples.csv").write_text("slide,patient,project,msi\na,P1,X,MSS\nb,P2,X,\n")
+    (two_slides / "h5").mkdir()
+    drawn, xy = np.random.default_rng(0), np.stack(np.divmod(np.arange(6), 3), 1) * 200
+    for name, n in (("a", 6), ("b", 4)):
+        with h5py.File(two_slides / "h5" / f"{name}.h5", "w") as h:
+            h["features"], h["coords"] = drawn.normal(size=(n, 3)).astype(np.float32), xy[:n]
+    features = ("--features", str(two_slides / "h5"), "--device", "cpu")
+    assert main(["export", str(two_slides), "--h5ad", *features]) == 0
+    table = anndata.io.read_h5ad(two_slides / "export" / "h5" / f"{two_slides.name}.h5ad")
+    assert table.shape == (10, 3) and table.obs_names.is_unique
+    for name, n in (("a", 6), ("b", 4)):
+        own = table[table.obs["slide"] == name]
+        assert np.array_equal(own.X, load_features(two_slides, two_slides / "h5", name)[0])
+        assert np.array_equal(own.obsm["spatial"], xy[:n] + 100)  # the centres
+        assert list(own.obs["tile"]) == list(range(n)) and set(own.obs["edge"]) == {200}
+    assert list(table.obs["patient"].unique()) == ["P1", "P2"]
+    assert list(table.uns["spatialdata_attrs"]["region"]) == ["a", "b"]
+
+
+def test_scikit_learn_takes_features_and_folds(mapped):
+    """A Pipeline over the run's own folds, on the means of its features; pandas reads its tables"""
+    pandas = pytest.importorskip("pandas")
+    pytest.importorskip("sklearn")
+    from sklearn.linear_model import Ridge
+    from sklearn.model_selection import PredefinedSplit, cross_val_predict
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    run = mapped / "runs" / "he2rna"
+    folds = pandas.read_csv(run / "folds.csv")
+    genes = pandas.read_csv(run / "genes.csv")
+    assert {"R", "hs"} <= set(genes) and genes["R"].dtype == float
+    x = np.stack([load_features(mapped, "resnet50-stage3", s)[0].mean(0) for s in folds["slide"]])
+    y = pandas.read_csv(mapped / "expression.csv").set_index("sample")
+    samples = pandas.read_csv(mapped / "samples.csv").set_index("slide")
+    y = np.log10(1 + y.loc[samples.loc[folds["slide"], "sample"], genes["gene"][0]].to_numpy())
+    splits = PredefinedSplit(folds["fold"])
+    for train, test in splits.split():
+        assert not set(folds["patient"][train]) & set(folds["patient"][test])
+    model = make_pipeline(StandardScaler(), Ridge(100.0))
+    assert np.isfinite(cross_val_predict(model, x.astype(float), y, cv=splits)).all()
