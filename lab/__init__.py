@@ -18,7 +18,7 @@ A map of the house. Rooms may use those above them, and the method; never those 
                  labels check                              whose a slide is, two classes of words,
                                                            all that is checked before hours of work
                  steps tiles encoding features supertiles  tiles/ features/ supertiles/
-    exchange/    other people's formats: gdc, clam (TRIDENT, STAMP), layout, geojson, qupath
+    exchange/    other people's formats: gdc, clam (TRIDENT, STAMP), layout, geojson, qupath, h5ad
     fast/        exact twins of the method's slow pieces, each passed in as an argument:
                  topk networks heads bank encoder
     audit/       choices (paper or code), ledger (who saw whom), compare (what a choice is worth)
