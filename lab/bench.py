@@ -1,12 +1,14 @@
 """This implementation and the direct way, side by side in one run.
 
     python -m lab.bench [NAME ...]     encoder kmeans macenko topk memory table lists networks bank
-                                       attention (default: all; `memory` alone, for its peak)
+                                       attention adco-learns (default: all; `memory` alone, for
+                                       its peak)
     python -m lab.bench calibration [--only STUDY ...] [--runs X] [--seed N]
 
 The two ways are timed in turn after a warm-up. What is printed are medians of seconds, and the
-median of the ratios of a pair, which holds where the machine's speed drifts. `calibration` times
-nothing: it prints what every p and interval promises, and what it keeps where the truth is known.
+median of the ratios of a pair, which holds where the machine's speed drifts. Two time nothing:
+`calibration` prints what every p and interval promises, and what it keeps where the truth is known;
+`adco-learns` what AdCo and SimCLR learn from pictures of known classes, and what each choice does.
 """
 
 import argparse
@@ -39,6 +41,7 @@ from lab.fast.encoder import encode, prepare
 from lab.fast.heads import Together, train_together
 from lab.fast.topk import top_k_head
 from lab.he2rna.evaluation import write_genes
+from lab.histcode import toy
 from lab.histcode.networks import network_of
 from lab.weights import load_weights
 
@@ -377,6 +380,12 @@ def bench_calibration(only=(), runs=1.0, seed=0):
     print_table(only, runs, seed)
 
 
+def bench_adco_learns():
+    """Accuracy of a linear probe before and after the same steps of each way to learn."""
+    for row in toy.table():
+        say(row)
+
+
 BENCHES: dict[str, Callable] = {
     "encoder": bench_encoder,
     "kmeans": bench_kmeans,
@@ -388,6 +397,7 @@ BENCHES: dict[str, Callable] = {
     "networks": bench_networks,
     "bank": bench_bank,
     "attention": bench_attention,
+    "adco-learns": bench_adco_learns,
     "calibration": bench_calibration,
 }
 
