@@ -30,6 +30,7 @@ from lab.show.plots import (
     wrapped,
     write,
 )
+from lab.space import scale_bar_um
 
 PICTURE_IN = 4.2  # long edge of a slide in a picture, inches: 1,260 pixels  [ours]
 WIDE = 1.6  # slides wider than this times their height lie above each other  [ours]
@@ -106,12 +107,6 @@ def why_no_tile(into, source, name):
     return f"less than {share:.0%} tissue, or no whole tile at the slide's edge"
 
 
-def scale_bar_um(width):
-    """The longest of 1, 2, 5, 10, 20, ... µm that is at most a third of `width` µm."""
-    lengths = np.outer(10.0 ** np.arange(-2, 7), (1, 2, 5)).ravel()
-    return float(lengths[lengths <= width / 3][-1])
-
-
 class Span(NamedTuple):
     """What the colours go from and to, and the sentence that says so."""
 
@@ -136,7 +131,8 @@ def span_of(scores, predicted=(), measured=(), whose=""):
     own = middle_of(scores)
     if not len(predicted):
         low, high = in_digits(own, own)
-        return Span(*own, f"Colours go from {low} to {high}: these tiles, whatever others have.")
+        said = f"Colours go from {low} to {high}: these tiles, whatever others have."
+        return Span(*own, said if own[0] < own[1] else f"All tiles have {low}.")
     known, true = (middle_of(np.asarray(values, np.float64)) for values in (predicted, measured))
     ends = min(own[0], known[0]), max(own[1], known[1])
     share = (own[1] - own[0]) / (ends[1] - ends[0] or 1)

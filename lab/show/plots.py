@@ -130,7 +130,7 @@ def paper(width, height, title, words=()):
 
     Returns the figure and the upper end of that room, in inches from the bottom.
     """
-    title = wrapped(title, width)
+    title = wrapped(title, width - 0.4)
     extra = 0.2 if words else 0
     title_height = 0.1 + 0.2 * (1 + title.count("\n")) + extra
     size = (width, height + title_height)

@@ -11,7 +11,8 @@ import pytest
 from PIL import Image
 
 from lab.files import digest, save_text
-from lab.show.maps import PALE, SHEER, Span, draw_heatmap, scale_bar_um, span_of, whole_folder
+from lab.show.maps import PALE, SHEER, Span, draw_heatmap, span_of, whole_folder
+from lab.space import scale_bar_um
 from lab.tests.helpers import swap
 
 
@@ -188,5 +189,5 @@ def test_colours_span_the_runs_slides_and_say_so():
 def test_one_outlier_takes_no_colours_from_the_others():
     assert span_of(np.r_[np.linspace(0, 1, 1001), 50])[:2] == (0.01, 0.991)
     assert span_of(np.r_[np.zeros(999), 3])[:2] == (0, 3)
-    assert span_of(np.full(5, 7.0))[:2] == (7, 7)
+    assert span_of(np.full(5, 7.0))[:3] == (7, 7, "All tiles have 7.0.")
     assert "from −2 to 20" in span_of(np.array([-2.0, 20])).said
