@@ -9,6 +9,7 @@ import hashlib
 import html
 import io
 import re
+from itertools import count
 from pathlib import Path
 
 from PIL import Image
@@ -20,7 +21,7 @@ HERE = Path(__file__).parent
 PICTURE = re.compile(r"!\[([^\]]*)\]\(([\w.-]+\.png)\)")
 PIXELS, COLOURS = 2e6, 64  # of a plot in the page; the file beside it has all [ours]
 WIDE = 3  # times as wide as high: such a picture is not made smaller, it scrolls [ours]
-NUMBER = re.compile(r"[+−-]?[\d.,]+(e[+-]?\d+)?( ± [\d.]+)?")
+NUMBER = re.compile(r"\s*([+−-]?\.?\d.*)?")  # what a cell of numbers begins with
 PAGE = """<!doctype html>
 <html lang="en">
 <head>
@@ -59,12 +60,13 @@ def write_page(path, lines, columns=(), group=None):
     path = Path(path)
     text = re.sub(r"^(#+ .*)$", r"\n\1\n", "\n".join(lines), flags=re.M)  # a heading stands alone
     blocks = re.split(r"\n\s*\n", text.strip())
-    titles = [block[3:] for block in blocks if block.startswith("## ")]
-    body = [block_of(block, path.parent) for block in blocks]
     if columns:
         before = next((i for i, b in enumerate(blocks) if b.startswith("## ")), len(blocks))
-        body.insert(before, browser(columns, group))
-        titles.insert(0, "All genes")
+        blocks.insert(before, "## All genes")
+    titles = [block[3:] for block in blocks if block.startswith("## ")]
+    body = list(numbered_headings(block_of(block, path.parent) for block in blocks))
+    if columns:
+        body.insert(before + 1, browser(columns, group))
     program = (HERE / "page.js").read_text() if columns else ""
     style = (HERE / "page.css").read_text()
     text = PAGE.format(
@@ -99,14 +101,21 @@ def inline(text):
     return re.sub(r"`(.+?)`", r"<code>\1</code>", text)
 
 
-def anchor(title):
-    return re.sub(r"\W+", "-", title.lower()).strip("-")
-
-
 def contents(titles):
     """Links to the sections."""
-    links = [f'<li><a href="#{anchor(title)}">{plain(title)}</a></li>' for title in titles]
+    links = []
+    for i, title in enumerate(titles):
+        links.append(f'<li><a href="#section-{i}">{plain(title)}</a></li>')
     return f'<nav aria-label="Sections"><ul>{"".join(links)}</ul></nav>'
+
+
+def numbered_headings(body):
+    """The blocks, each section's heading with the id that contents links to."""
+    number = count()
+    for block in body:
+        if block.startswith("<h2>"):
+            block = f'<h2 id="section-{next(number)}">{block[4:]}'
+        yield block
 
 
 def block_of(block, folder):
@@ -114,7 +123,7 @@ def block_of(block, folder):
     if block.startswith("# "):
         return f"<h1>{inline(block[2:])}</h1>"
     if block.startswith("## "):
-        return f'<h2 id="{anchor(block[3:])}">{inline(block[3:])}</h2>'
+        return f"<h2>{inline(block[3:])}</h2>"
     if block.startswith("| "):
         return table_of(block.splitlines())
     if block.startswith("- "):
@@ -128,17 +137,20 @@ def block_of(block, folder):
 
 
 def table_of(lines):
+    """A table; columns of numbers stand at the right."""
     head, _, *rows = [re.split(r"(?<!\\)\|", line.strip()[1:-1]) for line in lines]
-    said = ["<tr>", *(f'<th scope="col">{cell_of(cell)}</th>' for cell in head), "</tr>"]
+    kinds = []
+    for column in zip(*rows):
+        numbers = all(map(NUMBER.fullmatch, column))
+        kinds.append(' class="number"' if numbers else "")
+    kinds = kinds or [""] * len(head)
+    said = [f'<th scope="col"{kind}>{cell_of(cell)}</th>' for kind, cell in zip(kinds, head)]
     body = []
     for row in rows:
-        cells = []
-        for cell in row:
-            kind = ' class="number"' if NUMBER.fullmatch(cell.strip()) else ""
-            cells.append(f"<td{kind}>{cell_of(cell)}</td>")
+        cells = [f"<td{kind}>{cell_of(cell)}</td>" for kind, cell in zip(kinds, row)]
         body.append(f"<tr>{''.join(cells)}</tr>")
-    table = f"<table><thead>{''.join(said)}</thead><tbody>{''.join(body)}</tbody></table>"
-    return f'<div class="scroll" tabindex="0">{table}</div>'
+    table = f"<thead><tr>{''.join(said)}</tr></thead><tbody>{''.join(body)}</tbody>"
+    return f'<div class="scroll" tabindex="0"><table>{table}</table></div>'
 
 
 def cell_of(cell):
@@ -174,7 +186,6 @@ def browser(columns, group):
     return "\n".join(
         [
             '<section class="browse">',
-            '<h2 id="all-genes">All genes</h2>',
             '<p class="controls">',
             f"<label>{plain(columns[0].name)} contains, such as CD3 or MKI67, TP53"
             '<input id="filter" type="search" autocomplete="off" spellcheck="false"></label>',
