@@ -27,7 +27,6 @@ from lab.commands.slide_options import add_options
 from lab.devices import pick_device
 from lab.files import InputError, digest, few, save_text
 from lab.he2rna.effects import apart_said, who_stands_apart
-from lab.he2rna.report import section
 from lab.he2rna.runs import bag_of, load_run, model_of
 from lab.he2rna.spatial import (
     against_cells,
@@ -42,6 +41,7 @@ from lab.progress import report_failures, table
 from lab.provenance import of_prediction, warning
 from lab.show.maps import map_ground, span_of, why_no_tile
 from lab.show.plots import need_matplotlib
+from lab.show.report import section
 from lab.show.slide_map import SlideMap, drawn_cells, lacks_of, table_of_maps, write_map
 from lab.words import find_word
 
@@ -258,13 +258,13 @@ def add_spots(done, truth, asked, use, features):
         done.figures.update({"R of spots": r, "p of spots": p})
         done.said += f"; spots: {first} R {r:.3f} (p {p:.3f}; {len(tiles)} of {len(held)} on tiles)"
     there = [gene for gene in asked.genes if gene in measured]
-    if there:
-        values = np.mean([as_log(measured[gene]) for gene in there], 0)
-        known = np.isfinite(values)
-        low, high = np.quantile(values[known], (0, 1))
-        name = f"spots: {name_of(there)} as measured ({low:.2f} to {high:.2f}), R {r:.2f} on "
-        name += f"{len(tiles)} of {len(held)}"
-        done.dots = name.replace("-", "−"), places[known], values[known]
+    values = np.mean([as_log(measured[gene]) for gene in there], 0) if there else np.array(np.nan)
+    known = np.isfinite(values)
+    if known.any():
+        low, high = values[known].min(), values[known].max()
+        numbers = f"({low:.2f} to {high:.2f}), R {r:.2f} on {len(tiles)} of {len(held)}"
+        name = f"spots: {name_of(there)} as measured {numbers.replace('-', '−')}"
+        done.dots = name, places[known], values[known]
 
 
 def add_outline(done):
