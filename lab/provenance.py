@@ -57,11 +57,16 @@ def of_cohort(cohort):
     return [SIMULATED] if is_simulated(cohort) else []
 
 
+def is_random(weights):
+    """Whether weights are random by their name, as an option has it or a run keeps it."""
+    return weights == "random" or weights.startswith("random, seed ")
+
+
 def taught_by(cohort, weights):
     """Words on the encoder that pretrain makes of a cohort's slides, from these weights."""
     if not is_simulated(cohort):
         return []
-    return [FROM_RANDOM if weights.startswith("random") else TAUGHT]
+    return [FROM_RANDOM if is_random(weights) else TAUGHT]
 
 
 def of_encoder(path):
@@ -96,7 +101,7 @@ def of_features(cohort, source, slide=None):
 
 def of_weights(weights):
     """Words on `--weights`, or on an encoder's file."""
-    if weights.startswith("random"):
+    if is_random(weights):
         return [UNTRAINED]
     return [] if weights in ("", "imagenet", *ENCODERS) else of_encoder(weights)
 

@@ -19,7 +19,7 @@ from lab.progress import table
 from lab.provenance import marked, warning
 from lab.show.page import write_page
 from lab.show.plots import RULE, drawable, figure
-from lab.show.report import opening, settings_section
+from lab.show.report import clauses, opening, settings_section
 from lab.words import same
 
 TABLE_1 = {  # accuracy and AUC  [HistCode Table 1]
@@ -62,7 +62,7 @@ def write_report(folder, config, data, folds, trained, ledger, external, o):
     test_patients = [set(data["patients"][fold.test].tolist()) for fold in folds]
     leaks, seen = ledger_lines(ledger, test_patients, MAY_SEE, data["encoder"])
     lines = [f"# {task_of(data)}: {folder.name}", "", *warning(words)]
-    lines += five_sentences(data, tested, bounds, external, o)
+    lines += five_sentences(data, words, tested, bounds, external, o)
     lines += [*leaks, *turned_lines(o), how_it_was_done(data, folds, figures[o.pooling], o), ""]
     lines += [honest, "", *pooled_section(bounds, o), *optimism_section(summary, o)]
     lines += [*external, *seen, *left_out_lines(data), *settings_section(config)]
@@ -92,7 +92,7 @@ def in_words(data):
     return f"{len(y)} {data['what']} of {patients} patients, {y.sum()} {data['classes'][1]}"
 
 
-def five_sentences(data, tested, bounds, external, o):
+def five_sentences(data, words, tested, bounds, external, o):
     """How the report opens; tested: rows of the first repeat, bounds: its figures by pooling."""
     what, (negative, positive), y = data["what"], data["classes"], data["y"]
     parts = {"bags": "instances", "slides": "tiles"}[what]
@@ -113,19 +113,21 @@ def five_sentences(data, tested, bounds, external, o):
         "Scores that know nothing have ROC-AUC .5; "
         f"{against_chance(*bounds[o.pooling][1])}. Intervals are 95 %, over patients; there is "
         "no p.",
-        " ".join(not_concluded(what, parts, bounds, external)),
+        clauses(words, *not_concluded(what, parts, bounds, bounds[o.pooling][1], external)),
     )
 
 
-def not_concluded(what, parts, bounds, external):
-    """What the figures don't say."""
+def not_concluded(what, parts, bounds, auc, external):
+    """What the figures don't say; auc: with its interval, of the pooling that was asked for."""
+    if not auc[1] > 0.5:
+        yield "that the classes cannot be told apart, which so few patients may not show"
     if what == "slides":
-        end = "see the external cohort." if external else "all patients are of one cohort."
-        yield f"That it holds for other hospitals: {end}"
-        yield "That tissue alone is told apart: stain or hospital, where they differ, are, too."
-    yield f"That single {parts} have the label: it is the {what[:-1]}'s."
+        end = "see the external cohort" if external else "all patients are of one cohort"
+        yield f"that it holds for other hospitals ({end})"
+        yield "that the label itself is seen, and not stain or hospital, where they go with it"
+    yield f"that single {parts} have the label, which is the {what[:-1]}'s"
     if len(bounds) > 1:
-        yield "That a pooling is better than another, where their intervals overlap."
+        yield "that a pooling is better than another, where their intervals overlap"
 
 
 def found_of(bounds):

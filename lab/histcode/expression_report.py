@@ -18,7 +18,7 @@ from lab.progress import table
 from lab.provenance import marked, warning
 from lab.show.packed import Column
 from lab.show.page import write_page
-from lab.show.report import opening, settings_section
+from lab.show.report import clauses, opening, settings_section
 from lab.simulation.cohort import planted_programmes
 
 BEST_GENES = 50  # whose gene sets are asked for [HistCode Fig. 9]
@@ -93,9 +93,13 @@ def five_sentences(config, genes, found, n_pairs, knew):
         f"the commoner label in {(right > common).sum():,} genes, worse in "
         f"{(right < common).sum():,}.",
         f"p, one-sided: {how_p(found)}.",
-        "That the first genes do as well in other patients: they were chosen for their R. That a "
-        "high accuracy is skill: see the commoner label. That the slides show the gene itself: "
-        "R holds for all that goes with it, such as the share of tumour.",
+        clauses(
+            config["provenance"],
+            "that the first genes, which were chosen for their R, keep it in other patients",
+            "that a high accuracy is skill, where the commoner label has it, too",
+            "that slides show the gene itself, and not what goes with it, such as the share of "
+            "tumour",
+        ),
     )
 
 

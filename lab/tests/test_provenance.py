@@ -65,6 +65,8 @@ def test_of_what_was_made_elsewhere_nothing_is_said(tmp_path):
     assert of_data(tmp_path, tmp_path, "s0") == of_data(tmp_path, "resnet50") == []
     (tmp_path / "scripted.pt").write_bytes(b"no encoder")
     assert provenance.of_weights(str(tmp_path / "scripted.pt")) == []
+    for weights in ("random_forest.pt", "random.pth sha256 0123", "randomised, seed 1"):
+        assert provenance.of_weights(weights) == []
     assert provenance.of_weights("imagenet") == provenance.warning([]) == []
 
 
