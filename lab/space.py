@@ -233,3 +233,9 @@ def joined_p(a, b, rasters, places):
 def as_columns(v):
     v = np.asarray(v)
     return v[:, None] if v.ndim == 1 else v
+
+
+def scale_bar_um(width):
+    """The longest of 1, 2, 5, 10, 20, ... µm that is at most a third of `width` µm."""
+    lengths = np.outer(10.0 ** np.arange(-2, 7), (1, 2, 5)).ravel()
+    return float(lengths[lengths <= width / 3][-1])

@@ -5,7 +5,7 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageFont
 from scipy import ndimage
 
 import tiling
@@ -23,8 +23,10 @@ from lab.encoders import encoder_wants
 from lab.files import TISSUE, UNNAMED, InputError, few, fingerprint, save_file, whole_arrays
 from lab.locks import release
 from lab.progress import counted
+from lab.space import scale_bar_um
 
 GREEN, BLUE = (0, 158, 115), (0, 114, 178)
+PICTURE_PX, STRIP_PX = 1200, 64  # long edge of a slide's picture at least, and room below  [ours]
 GREY_RANGE = 30  # levels from which a picture without colours is one, no empty glass  [ours]
 
 
@@ -186,21 +188,36 @@ def find_tiles(path, name, settings):
         "found": len(every),
         "settings": json.dumps(settings),
     }
-    return arrays, draw_tiles(rgb, mask, coords, tile, size)
+    return arrays, draw_tiles(rgb, mask, coords, tile, size, mpp)
 
 
-def draw_tiles(rgb, mask, coords, tile, size):
-    """The thumbnail with the outline of the tissue (green) and the kept tiles (blue)."""
+def draw_tiles(rgb, mask, coords, tile, size, mpp):
+    """The thumbnail with the outline of the tissue and the kept tiles, over scale and legend."""
     rgb = rgb.copy()
     rgb[mask ^ ndimage.binary_erosion(mask)] = GREEN
     image = Image.fromarray(rgb)
-    grow = max(1, round(600 / max(image.size)))
+    grow = -(-PICTURE_PX // max(image.size))
     image = image.resize((image.width * grow, image.height * grow), Image.Resampling.NEAREST)
     pen, scale = ImageDraw.Draw(image), image.width / size[0]
     for corner in coords:
         box = [*corner * scale, *(corner + tile) * scale]
-        pen.rectangle(box, outline=BLUE)
-    return image
+        pen.rectangle(box, outline=BLUE, width=2)
+    sheet = Image.new("RGB", (max(image.width, PICTURE_PX), image.height + STRIP_PX), "white")
+    sheet.paste(image)
+    um = scale_bar_um(size[0] * mpp)
+    length, pen = um / mpp * scale, ImageDraw.Draw(sheet)
+    pen.rectangle([10, image.height + 14, 10 + length, image.height + 20], fill="black")
+    bar = f"{um / 1000:g} mm" if um >= 1000 else f"{um:g} um"  # Pillow's font has no µ
+    legend = {
+        bar: "black",
+        f"outline: tissue, {mask.mean():.0%} of the picture": GREEN,
+        f"squares: {len(coords):,} tiles of {tile * mpp:.0f} um": BLUE,
+    }
+    left, font = 10, ImageFont.load_default(26)
+    for text, color in legend.items():
+        pen.text((left, image.height + 26), text, color, font)
+        left = max(left + pen.textlength(text, font), 10 + length) + 40
+    return sheet
 
 
 def tiles_of(cohort, name):

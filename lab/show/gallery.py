@@ -3,7 +3,6 @@
 import numpy as np
 
 import tiling
-from lab.show.maps import scale_bar_um
 from lab.show.plots import (
     INK,
     PICTURE_DPI,
@@ -17,6 +16,7 @@ from lab.show.plots import (
     wrapped,
     write,
 )
+from lab.space import scale_bar_um
 
 EDGE = 1.12  # inches of a tile  [ours]
 GAP, LEFT = 0.1, 0.42  # inches between tiles, and for the name of a row  [ours]
