@@ -85,8 +85,8 @@ def five_sentences(config, genes, found, n_pairs, knew):
     return opening(
         f"Which of {len(genes):,} genes change in a patient's tumour against her or his normal "
         f"tissue, as {slides} tell it ({config['features']['source']}, model {config['model']})?",
-        f"{n_pairs} patients with expression of both tissues, each predicted by the model that "
-        f"{knew}.",
+        f"{n_pairs} pairs of tumour and normal expression, of a patient each, and each predicted "
+        f"by the model that {knew}.",
         f"{len(hits):,} of {known.sum():,} genes are predicted better than chance (BH < {ALPHA})"
         f"{': first ' * bool(best)}{first}; R has mean {mean(r):.3f} and is above .4 in "
         f"{(r > 0.4).sum():,}. Whether |log2 fc| is above {LOG2_FC} is told better than by always "

@@ -398,7 +398,7 @@ def test_what_a_run_of_expression_writes(changed):
     hits = sum(float(row["bh"] or 1) < 0.05 for row in rows)
     n = sum(row["R"] != "" for row in rows)
     assert opening["Found"].startswith(f"{hits} of {n} genes are predicted better than chance")
-    assert "patients shuffled" in opening["Null"] and "9 patients" in opening["Patients"]
+    assert "patients shuffled" in opening["Null"] and "9 pairs" in opening["Patients"]
 
 
 @pytest.mark.parametrize("per_gene", [False, True])
