@@ -51,22 +51,25 @@ def spot_rows(spots):
     return list(zip(names, *space.spatial_p(*pairs, places, tick)))
 
 
-def asked_first(genes, pairs):
-    """(The column that answers for the asked genes, or None; the pairs with it before the others).
+def name_of(genes):
+    return genes[0] if len(genes) == 1 else f"mean of {few(genes, 6)}"
 
-    Their own, or of several the mean of those that were measured; else that of the cells that the
+
+def asked_first(genes, pairs):
+    """(The column that answers for the asked genes, or None; the pairs with it before the others;
+    those of the genes that stand in it).
+
+    Their own, or the mean of those that have a value on every spot; else that of the cells that the
     genes mark. pairs: {column: (scores (m,), measured (m,))}.
     """
-    there = [gene for gene in genes if gene in pairs]
-    if len(genes) > 1 and there:
-        name = f"mean of {few(there, 6)}"
+    there = [gene for gene in genes if gene in pairs and np.isfinite(pairs[gene][1]).all()]
+    if there:
         columns = zip(*(pairs[gene] for gene in there))
-        pairs = {name: tuple(np.mean(each, 0) for each in columns), **pairs}
-        return name, pairs
-    name = there[0] if there else marked_class(genes, pairs)
-    if name is None:
-        return None, pairs
-    return name, {name: pairs[name], **pairs}
+        name, first = name_of(there), tuple(np.mean(each, 0) for each in columns)
+    else:
+        name = marked_class(genes, pairs)
+        first = pairs.get(name)
+    return name, {name: first, **pairs} if name else pairs, there
 
 
 def spot_summary(rows, genes, asked=None):

@@ -59,14 +59,16 @@ def test_spots_of_several_slides_share_their_columns():
 def test_the_spots_of_the_asked_genes_come_first():
     rng = np.random.default_rng(1)
     pairs = {c: tuple(rng.normal(size=(2, 9))) for c in ("A", "CD3D", "B", "CD3E", "T-cells")}
-    name, found = asked_first(["B"], pairs)
+    name, found, _ = asked_first(["B"], pairs)
     assert (name, list(found)) == ("B", ["B", "A", "CD3D", "CD3E", "T-cells"])
-    name, found = asked_first(["CD3D", "CD3E", "CD3G"], pairs)  # CD3G was not measured
-    assert name == "mean of CD3D, CD3E" == next(iter(found))
+    name, found, there = asked_first(["CD3D", "CD3E", "CD3G"], pairs)  # CD3G was not measured
+    assert name == "mean of CD3D, CD3E" == next(iter(found)) and there == ["CD3D", "CD3E"]
     for i in (0, 1):
         assert found[name][i] == pytest.approx((pairs["CD3D"][i] + pairs["CD3E"][i]) / 2)
+    pairs["CD3E"][1][3] = np.nan  # a spot without a value
+    assert asked_first(["CD3D", "CD3E"], pairs)[0] == "CD3D"
     assert asked_first(["CD247"], pairs)[0] == "T-cells"  # which it marks
-    assert asked_first(["TP53"], pairs) == (None, pairs)
+    assert asked_first(["TP53"], pairs) == (None, pairs, [])
 
 
 def run_of(folder, genes=300):

@@ -33,6 +33,7 @@ from lab.he2rna.spatial import (
     as_log,
     asked_first,
     group_rows,
+    name_of,
     predictions_of,
     spot_rows,
     spot_summary,
@@ -132,10 +133,6 @@ def what_is_asked(o):
     group = section(title, table(header, rows), *apart)
     means = he2rna.mean_of_genes(z["prediction"], z["truth"], chosen)
     return Asked(run, models, genes, label, name, o.cells, *means, z["project"], group)
-
-
-def name_of(genes):
-    return genes[0] if len(genes) == 1 else f"mean of {few(genes, 6)}"
 
 
 def map_slide(asked, o, folder, slide, into, source):
@@ -246,7 +243,7 @@ def add_spots(done, truth, asked, use, features):
         pairs = {g: (s, as_log(measured[g][held])) for g, s in zip(own, each.T)}
     for name in measured:
         pairs.setdefault(name, (done.scores[tiles], measured[name][held]))
-    first, pairs = asked_first(asked.genes, pairs)
+    first, pairs, there = asked_first(asked.genes, pairs)
     done.spots = places[held], pairs
     rows = spot_rows([done.spots])
     found = f"{len(tiles)} of {len(held)} spots lie on a tile: {spot_summary(rows, own, first)}."
@@ -257,13 +254,12 @@ def add_spots(done, truth, asked, use, features):
         _, r, p = rows[0]
         done.figures.update({"R of spots": r, "p of spots": p})
         done.said += f"; spots: {first} R {r:.3f} (p {p:.3f}; {len(tiles)} of {len(held)} on tiles)"
-    there = [gene for gene in asked.genes if gene in measured]
-    values = np.mean([as_log(measured[gene]) for gene in there], 0) if there else np.array(np.nan)
-    known = np.isfinite(values)
-    if known.any():
+    if there:
+        values = np.mean([as_log(measured[gene]) for gene in there], 0)
+        known = np.isfinite(values)
         low, high = values[known].min(), values[known].max()
         numbers = f"({low:.2f} to {high:.2f}), R {r:.2f} on {len(tiles)} of {len(held)}"
-        name = f"spots: {name_of(there)} as measured {numbers.replace('-', '−')}"
+        name = f"spots: {first} as measured {numbers.replace('-', '−')}"
         done.dots = name, places[known], values[known]
 
 
@@ -328,7 +324,7 @@ def write_summary(path, asked, maps):
     rows = []
     for models, spots in sorted(together.items()):
         n = sum(len(places) for places, _ in spots)
-        first, _ = asked_first(asked.genes, spots[0][1])
+        first, *_ = asked_first(asked.genes, spots[0][1])
         found = spot_summary(spot_rows(spots), asked.run["genes"], first)
         rows.append((models, len(spots), n, found))
     if rows:
