@@ -14,7 +14,7 @@ from lab.show.report import clauses, opening, section
 
 NAMED = 4  # cancers; of more the report opens with the least and the most [ours]
 NULLS = {  # what a gene that follows nothing is held to be like
-    "decoys": "R of {decoys} decoys, genes whose patients changed places and which the same "
+    "decoys": "R of {decoys:,} decoys, genes whose patients changed places and which the same "
     "networks learned",
     "untrained": "R of models of the same architecture that learned nothing, the paper's null, "
     "which takes the folds for independent and makes p too small",
