@@ -2,10 +2,10 @@
 
 Two random views of a tile must lie nearer to each other than to a bank of negatives, which move to
 make that hard. Writes COHORT/runs/NAME/: NAME.pt, the file that --encoder of the other commands
-takes, log.jsonl, config.json and pretrain.png, by which to see whether it learns, collapses, or
-tells slides apart; an interrupted run goes on. The paper's scale wants GPUs, which
-share each batch under torchrun; with --tile-px 72 --view-px 64 a small cohort takes a CPU minutes:
-so without a cohort, on a simulated one, demo-pairs/, from random weights.
+takes, log.jsonl, config.json and pretrain.png, which shows whether it learns, collapses, or tells
+slides apart; an interrupted run goes on. The paper's scale wants GPUs, which share each batch under
+torchrun. Without a cohort it learns from a simulated one, demo-pairs/, in minutes: --tile-px 72
+--view-px 64 --weights random.
 """
 
 import argparse
@@ -73,8 +73,7 @@ def options(parser):
         "--method",
         choices=("adco", "simclr"),
         default="adco",
-        help="negatives: adco, an adversarial bank (default, the paper's); simclr, the other tiles "
-        "of the batch, which the paper compared",
+        help="adco, an adversarial bank (default, the paper's); simclr, other tiles",
     )
     add_choices(training, CHOICES, "pretrain")
     training("--name", help="COHORT/runs/NAME (default: the method)")
@@ -94,9 +93,8 @@ def options(parser):
         "--batch-from",
         choices=tuple(BATCHES_FROM),
         help="all (default): a batch mixes tiles of all slides, which their stains may tell apart; "
-        "slide: each is of one slide, as the authors' are. A slide of few tiles is then a smaller "
-        f"batch, of {FEWEST} at least; what is left over, of fewer, waits for an epoch that draws "
-        "it",
+        "slide: each is of one slide, as the authors' are; one of few tiles is a smaller batch, of "
+        f"{FEWEST} at least",
     )
     training(
         "--tiles-per-slide",
@@ -118,8 +116,7 @@ def options(parser):
     training(
         "--lr",
         type=float,
-        help=f"of SGD (default {LEARNING_RATE}, the paper's); lower if the loss jumps or the "
-        "embeddings collapse",
+        help=f"of SGD (default {LEARNING_RATE}, the paper's); lower if the loss jumps",
     )
     training(
         "--cosine",
@@ -130,8 +127,7 @@ def options(parser):
     training(
         "--tau",
         type=float,
-        help=f"temperature of the loss (default {TAU}, the authors'; simclr {SIMCLR_TAU}); a low "
-        "one sees the hardest negatives only",
+        help=f"temperature of the loss (default {TAU}, the authors'; simclr {SIMCLR_TAU})",
     )
     training(
         "--patience",
@@ -139,8 +135,7 @@ def options(parser):
         default=PATIENCE,
         metavar="STEPS",
         help="end the run where the embeddings have collapsed (spread below "
-        f"{COLLAPSED}) for so many steps, two epochs at least, and come no farther apart (default "
-        f"{PATIENCE}); 0: never",
+        f"{COLLAPSED}) for so many steps and two epochs, and stay (default {PATIENCE}); 0: never",
     )
     training(
         "--precision",
@@ -156,15 +151,14 @@ def options(parser):
     bank(
         "--bank-percent",
         type=float,
-        help="negatives, of each slide's tiles (default "
-        f"{BANK_PERCENT:g}, the authors'; the paper: a percentage)",
+        help=f"negatives, of each slide's tiles (default {BANK_PERCENT:g}, the authors')",
     )
     bank(
         "--bank-from",
         choices=tuple(BANK_FROM),
         help="where they start: random (default), directions all over the sphere; tiles, the "
         "paper's, their embeddings by the untrained network, which lie in one place and make all "
-        "flee it; training, the authors', keys of the first steps, while the encoder learns",
+        "flee it; training, the authors', keys of the first steps",
     )
     bank(
         "--bank-size",
@@ -204,7 +198,7 @@ def options(parser):
     bank(
         "--symmetric",
         action=argparse.BooleanOptionalAction,
-        help="mean of the losses with either view as the query (default no, as in AdCo's code)",
+        help="mean of the losses with either view as the query (default no, AdCo's)",
     )
     bank(
         "--momentum-encoder",
