@@ -19,7 +19,6 @@ from lab.weights import weights_identity
 
 BANK_PERCENT = 20.0  # of each slide's tiles [HistCode code]; the paper has "a percentage"
 USUAL = {
-    "lr": histcode.LEARNING_RATE,
     "final_lr": 0.0,
     "cosine": False,
     "batch": histcode.BATCH,
@@ -50,6 +49,7 @@ BANK_OPTIONS = (  # that SimCLR has not
 )
 SETTINGS = (  # that tell one run from another
     *USUAL,
+    "lr",
     "bank_lr",
     "bank_tau",
     "method",
@@ -75,6 +75,8 @@ def settle_options(o, processes, more=None):
     for option, value in usual.items():
         if getattr(o, option) is None:
             setattr(o, option, value)
+    if o.lr is None:
+        o.lr = histcode.LEARNING_RATE * o.batch / histcode.BATCH
     o.name = o.name or o.method
     o.bank_tau = o.tau if o.bank_tau is None else o.bank_tau
     check_ranges(

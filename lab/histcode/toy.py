@@ -21,7 +21,8 @@ SHAPES = ("disc", "square", "triangle", "cross")
 TEXTURES = ("plain", "stripes", "checks")
 PICTURES, TESTED = 2304, 2000  # that teach, that are told apart
 BATCH, STEPS = 64, 200
-WIDTHS = (24, 48, 96, 128)  # of the layers
+RATE = histcode.LEARNING_RATE * BATCH / histcode.BATCH  # as pretrain has it
+LAYERS = ((3, 24, 2), (24, 48, 2), (48, 96, 1), (96, 96, 1))  # channels in, out, stride
 NEGATIVES = PICTURES // 5  # as --bank-percent has it
 PENALTY = 10.0  # of the probe on standardised features
 
@@ -71,15 +72,14 @@ def draw_shapes(n, seed):
 class Small(nn.Module):
     """Four layers: pictures (B, 3, PX, PX) -> features (B, n_features)."""
 
-    n_features = WIDTHS[-1]
+    n_features = LAYERS[-1][1]
 
     def __init__(self):
         super().__init__()
         layers = []
-        for before, width in zip((3, *WIDTHS), WIDTHS, strict=False):
-            stride = 1 if width == WIDTHS[-1] else 2
-            layers += [nn.Conv2d(before, width, 3, stride, 1, bias=False), nn.BatchNorm2d(width)]
-            layers.append(nn.ReLU())
+        for before, after, stride in LAYERS:
+            convolution = nn.Conv2d(before, after, 3, stride, 1, bias=False)
+            layers += [convolution, nn.BatchNorm2d(after), nn.ReLU()]
         self.layers = nn.Sequential(*layers)
 
     def forward(self, x):
@@ -140,12 +140,12 @@ def others(model, views, seed):
     return histcode.OtherTiles()
 
 
-def learn(pictures, seed, negatives, steps=STEPS, epochs=1, **options):
+def learn(pictures, seed, negatives, steps=STEPS, epochs=1, lr=RATE, **options):
     """Train from the start of this seed -> (model, the last state)."""
     model = embedder(seed)
     views = partial(views_of, pictures, seed, steps // epochs)
     played = negatives(model, views, seed)
-    for state in histcode.pretrain_epochs(model, views, played, epochs=epochs, **options):
+    for state in histcode.pretrain_epochs(model, views, played, epochs=epochs, lr=lr, **options):
         last = state
     return model, last
 
@@ -165,7 +165,8 @@ ARMS = {  # name: (negatives, options of pretrain_epochs)
     "- rate 3 for all sizes, and .02": (bank(step_tau=0.02, rate=3.0), {}),
     "- 4,096 negatives": (bank(K=4096), {}),
     "- one negative that stays": (bank(K=1, rate=0.0), {}),
-    "- rate .0075 of the encoder": (bank(), {"lr": 0.0075}),
+    "- rate .03 of the encoder": (bank(), {"lr": 0.03}),
+    "SimCLR at .03": (others, {"lr": 0.03}),
     "- the code's bank and slow copy": (bank(**CODE), {"momentum_encoder": 0.999}),
     "- and its rate .001, falling": (
         bank(**CODE),

@@ -23,6 +23,8 @@ TINY = [
     "8",
     "--tiles-per-slide",
     "2",
+    "--lr",
+    ".03",
     "--device",
     "cpu",
     "--precision",

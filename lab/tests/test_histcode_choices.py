@@ -4,6 +4,7 @@ import re
 
 import pytest
 
+import histcode
 from lab.audit.choices import switches
 from lab.commands.histcode import main
 from lab.commands.histcode.audit import UNSEEN
@@ -48,7 +49,9 @@ def test_an_unknown_choice_is_told_with_those_there_are(command, known, capsys):
 
 @pytest.mark.parametrize("verb, name", [(c, name) for c in TURNED for name in switches(CHOICES, c)])
 def test_a_choice_turns_its_options_and_no_other(settled, verb, name):
-    own = TURNED[verb].get(name, {})
+    own = {**TURNED[verb].get(name, {})}
+    if name == "batch":
+        own["lr"] = 0.03 * 250 / 256  # in proportion
     usual, turned = settled(verb), settled(verb, "--code", name)
     differ = {k: v for k, v in turned.items() if usual[k] != v and k != "code"}
     assert differ == own and turned["code"] == [name] and (own or name == "stop")
@@ -97,3 +100,10 @@ def test_a_choice_and_an_option_that_gainsay_say_so(settled, argv, words):
     with pytest.raises(InputError, match=words):
         settled(*argv.split())
     assert settled("pretrain", "--code", "lr", "--lr", ".001")["lr"] == 0.001  # they agree
+
+
+def test_the_encoders_rate_is_in_proportion_to_the_batch(settled):
+    """Goyal et al. 2017, arXiv:1706.02677: the linear scaling rule."""
+    assert settled("pretrain")["lr"] == histcode.LEARNING_RATE == 0.03
+    assert settled("pretrain", "--batch", "64")["lr"] == pytest.approx(0.0075)
+    assert settled("pretrain", "--batch", "64", "--code", "lr")["lr"] == 0.001

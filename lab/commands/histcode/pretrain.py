@@ -116,7 +116,8 @@ def options(parser):
     training(
         "--lr",
         type=float,
-        help=f"of SGD (default {LEARNING_RATE}, the paper's); lower if the loss jumps",
+        help=f"of SGD (default {LEARNING_RATE}, the paper's, for batches of {BATCH}, and in "
+        "proportion for others); lower if the loss jumps",
     )
     training(
         "--cosine",
