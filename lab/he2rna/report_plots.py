@@ -54,7 +54,7 @@ def draw_r(path, results, merged, words=()):
     null = next(iter(results.values()))["null"]
     title = f"R of predicted and true expression of each gene; significant under the {null} null"
     size = (max(9, 5 + 0.9 * len(results)), 4.6)
-    shares = (max(2, 0.4 * len(results)), 1)
+    shares = (max(2, 0.4 * len(results)), max(1, 0.12 * len(at_least)))
     sheet = {"figsize": size, "width_ratios": shares, "title": title, "words": words}
     with figure(path, 1, 2, **sheet) as (left, right):
         draw_cancers(left, results)
