@@ -26,7 +26,7 @@ from lab.runs import read_log
 
 AUDIT = {  # options of the runs without a cohort: small budgets [ours]
     "pretrain": "--weights random --tile-px 64 --view-px 48 --batch 32 --epochs 4 "
-    "--tiles-per-slide 3 --momentum-encoder .99 --precision float32",
+    "--tiles-per-slide 3 --precision float32",
     "probe": "--tiles-per-slide 10",
     "diagnose": "--weights random --precision float32 --epochs 10 --hidden 64",
     "expression": "--weights random --precision float32 --epochs 10 --folds 5 --hidden 64 --genes "
