@@ -38,7 +38,7 @@ def test_diagnose_and_expression_take_the_features_there_and_map_a_patient(at_th
     assert main(["expression", *LITTLE, "--genes", "CD3D,MKI67,COL1A1"]) == 0
     made = Path("demo-pairs")
     assert [path.name for path in (made / "features").iterdir()] == ["one"]  # nothing encoded
-    slides = {done.label for done in at_the_pairs}
+    slides = {done.name for done in at_the_pairs}
     assert {"S001-01A-DX1", "S001-11A-DX1"} <= slides and {s[:4] for s in slides} == {"S001"}
     config = load_json(made / "runs" / "expression" / "config.json")
     assert config["ridge"] == "auto" and config["features"]["source"] == "one"
