@@ -6,9 +6,8 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from PIL import Image
 
-from lab.commands.histcode import demo, main
+from lab.commands.histcode import main, pretrain
 from lab.commands.histcode.options import settle_encoder
 from lab.files import InputError, load_json, save_json
 from lab.tests.helpers import swap
@@ -71,9 +70,13 @@ def test_without_an_encoder_that_of_most_slides_is_taken(tmp_path, settled, ther
 def test_pretrain_has_its_budget_and_mistakes_are_told_before_anything_is_drawn(
     at_the_pairs, tmp_path, monkeypatch
 ):
-    assert main(["pretrain", "--show-views", "--device", "cpu"]) == 0  # of random weights
-    views = Image.open(tmp_path / "demo-pairs" / "runs" / "adco" / "views.png")
-    assert views.width == 5 * demo.BUDGETS["pretrain"]["view_px"]
+    def told(cohort, slides, o):
+        raise InputError(f"{cohort} {o.weights} {o.tile_px} {o.view_px} {o.epochs}")
+
+    swap(monkeypatch, "lab.histcode.tiles", "find_data", told)
+    monkeypatch.setattr(pretrain, "embedder", lambda o: None)
+    with pytest.raises(InputError, match="demo-pairs random 72 64 9"):
+        main(["pretrain", "--epochs", "9", "--device", "cpu"])
     (tmp_path / "empty").mkdir()
     monkeypatch.chdir(tmp_path / "empty")
     for verb, *argv in (["diagnose", "--folds", "1"], ["expression", "--ridge", "-1"]):
