@@ -40,8 +40,12 @@ def section(title, *parts):
 
 
 def settings_section(config, **more):
-    """Lines of the section "Settings": all that a run is known by, a row each."""
-    rows = [*settings_rows(config), *more.items()]
+    """Lines of the section "Settings": all that a run is known by, a row each.
+
+    How many processes shared the work changes nothing: that stands in config.json alone.
+    """
+    known = {name: value for name, value in config.items() if name != "processes"}
+    rows = [*settings_rows(known), *more.items()]
     return section("Settings", table(("setting", "value"), rows))
 
 

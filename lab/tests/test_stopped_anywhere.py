@@ -67,7 +67,7 @@ def contents(path, cohort):
     """
     if path.suffix == ".pt":
         return torch.load(path, weights_only=True)
-    if path.name not in ("log.jsonl", "config.json", "report.md"):
+    if path.name not in ("log.jsonl", "config.json", "report.md", "report.html"):
         return path.read_bytes().replace(str(cohort).encode(), b"")
     text = re.sub(TIMES, "", path.read_text().replace(str(cohort), ""))
     return set(text.splitlines()) if path.name == "log.jsonl" else text

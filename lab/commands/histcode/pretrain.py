@@ -158,8 +158,8 @@ def options(parser):
         "--bank-from",
         choices=tuple(BANK_FROM),
         help="where they start: random (default), directions all over the sphere; tiles, the "
-        "paper's, their embeddings by the untrained network, which lie in one place and make all "
-        "flee it; training, the authors', keys of the first steps",
+        "paper's, their embeddings by the untrained network, all in one place, which all then "
+        "flee; training, the authors', keys of the first steps",
     )
     bank(
         "--bank-size",
@@ -170,8 +170,8 @@ def options(parser):
         "--bank-lr",
         type=float,
         help=f"lambda of eq. 4 (default {BANK_RATE:g}, AdCo's, for {BANK_SIZE:,} negatives, and in "
-        "proportion less for fewer, which have larger gradients; the authors' .3): a bank that "
-        "catches up with the queries makes them collapse",
+        "proportion less for fewer, of larger gradients; the authors' .3): a bank that catches up "
+        "with the queries makes them collapse",
     )
     bank(
         "--bank-momentum",
