@@ -11,6 +11,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from matplotlib import pyplot
 from matplotlib.figure import Figure
 from PIL import Image
 
@@ -24,7 +25,7 @@ from lab.tests.helpers_histcode import GENES, MODELS, drawn_run, express, gmt_of
 def quick():
     """What takes long and is the same each time is done once: random weights take 3 s to calibrate.
 
-    Plots are drawn without the search for margins, which is half of their time.
+    Plots are drawn without the search for margins, which is half of their time, and of few pixels.
     """
     from lab.weights import calibrate
 
@@ -44,7 +45,16 @@ def quick():
     with pytest.MonkeyPatch.context() as patch:
         swap(patch, "lab.weights", "calibrate", once)
         patch.setattr(Figure, "savefig", savefig)
+        swap(patch, "lab.show.plots", "PICTURE_DPI", 50)
         yield
+
+
+@pytest.fixture
+def printed(monkeypatch):
+    """Pictures of as many pixels as users get; those that a test leaves open are closed."""
+    swap(monkeypatch, "lab.show.plots", "PICTURE_DPI", 300)
+    yield
+    pyplot.close("all")
 
 
 # ----- Slides -------------------------------------------------------------------------------------

@@ -6,7 +6,6 @@ import importlib
 import os
 import signal
 import sys
-from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -62,14 +61,6 @@ def swap(monkeypatch, module, name, value):
 def texts(figure):
     """All that stands in a figure, or in its axes."""
     return [text.get_text() for text in figure.findobj(lambda part: hasattr(part, "get_text"))]
-
-
-@contextmanager
-def coarse_pictures():
-    """Pictures of few pixels, for tests of what else stands in them."""
-    with pytest.MonkeyPatch.context() as patch:
-        swap(patch, "lab.show.plots", "PICTURE_DPI", 50)
-        yield
 
 
 # ----- Patients -----------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 
 import histcode
 from lab.files import read_rows, save_csv
-from lab.tests.helpers import coarse_pictures, options, tile_cloud
+from lab.tests.helpers import options, tile_cloud
 
 GENES = "CD3D,CD3E,MKI67,ACTB,ZG16,COL1A1"  # of a simulated cohort
 TINY = [
@@ -365,5 +365,4 @@ def gmt_of(cohort):
 
 
 def maps_of(cohort, run, *argv):
-    with coarse_pictures():
-        return main("heatmap", cohort / "runs" / run, *argv, "--device", "cpu")
+    return main("heatmap", cohort / "runs" / run, *argv, "--device", "cpu")

@@ -9,6 +9,8 @@ from lab.show.gallery import EDGE, digits_that_differ, draw_gallery
 from lab.show.plots import PICTURE_DPI
 from lab.tests.helpers import Flat, swap, where
 
+pytestmark = pytest.mark.usefixtures("printed")
+
 
 def shown(monkeypatch, count, **options):
     """What draw_gallery reads and writes: tiles read, in order, and the labels."""

@@ -15,7 +15,7 @@ from lab.cohort.tiles import tiles_of
 from lab.commands.he2rna import main
 from lab.files import InputError
 from lab.he2rna.runs import model_of
-from lab.tests.helpers import coarse_pictures, read_csv, swap, write_pyramid
+from lab.tests.helpers import read_csv, swap, write_pyramid
 from lab.tests.helpers_he2rna import train, write_cohort
 
 FILES = "map.png map.svg gallery.png gallery.svg cells.png cells.svg"
@@ -23,8 +23,7 @@ FILES += " tiles.csv tiles.geojson provenance.csv report.md"
 
 
 def heatmap(run, *argv):
-    with coarse_pictures():
-        return main(["heatmap", str(run), *map(str, argv), "--device", "cpu"])
+    return main(["heatmap", str(run), *map(str, argv), "--device", "cpu"])
 
 
 @pytest.fixture(scope="module")

@@ -11,6 +11,8 @@ from lab.he2rna.best import best_genes, best_section, holds, said_of_best
 from lab.he2rna.report_plots import draw_null, draw_r, draw_scatter
 from lab.tests.helpers import texts
 
+pytestmark = pytest.mark.usefixtures("printed")
+
 WORDS = ["SIMULATED cohort"]
 
 

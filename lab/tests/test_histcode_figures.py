@@ -16,6 +16,8 @@ from lab.histcode.figures import best_cut, figures_of, mean_sd, pr_interval, sha
 from lab.show.plots import ORANGE
 from lab.tests.helpers import texts
 
+pytestmark = pytest.mark.usefixtures("printed")
+
 P = torch.tensor(
     [[0.9, 0.1, 0.8, 0.2, 0.7], [0.4, 0.3, 0.2, 0.6, 0.45], [0.6, 0.55, 0.9, 0.1, 0.8]]
 )

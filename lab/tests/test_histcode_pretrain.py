@@ -192,7 +192,7 @@ def test_a_run_of_other_settings_is_refused(unlabelled):
     assert path.read_bytes() == before
 
 
-def test_show_views_draws_and_stops(unlabelled, capsys):
+def test_show_views_draws_and_stops(unlabelled, printed, capsys):
     assert pretrain(unlabelled, "--show-views", "--name", "seen") == 0
     folder = unlabelled / "runs" / "seen"
     assert sorted(path.name for path in folder.iterdir()) == ["views.png", "views.svg"]

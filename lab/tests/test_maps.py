@@ -15,6 +15,8 @@ from lab.show.maps import PALE, SHEER, Span, draw_heatmap, span_of, whole_folder
 from lab.space import scale_bar_um
 from lab.tests.helpers import swap
 
+pytestmark = pytest.mark.usefixtures("printed")
+
 
 def test_a_killed_map_leaves_nothing_and_loses_nothing(tmp_path):
     """SIGKILL while a map is drawn, and between the old one's leaving and the new one's coming."""

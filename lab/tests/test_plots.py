@@ -18,6 +18,8 @@ from lab.show.plots import (
     r_said,
 )
 
+pytestmark = pytest.mark.usefixtures("printed")
+
 
 @pytest.mark.parametrize("n", [1, 2, 60, 3000])
 def test_scatter_writes_r_and_medians(figures, n):
