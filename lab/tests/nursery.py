@@ -18,6 +18,9 @@ import matplotlib.pyplot  # noqa: F401
 import torch._dynamo  # noqa: F401  what the first optimizer imports
 
 from lab.commands.options import run
+from lab.show import plots
+
+plots.PICTURE_DPI = 50  # of few pixels, before others take it from there
 
 
 def free_port():
