@@ -191,12 +191,12 @@ def digits():
 def table(seeds=3, steps=STEPS):
     """Yield the rows of the table: accuracies over the seeds, the mean of the last spreads."""
     known = {"shapes": (draw_shapes(PICTURES, 0), draw_shapes(TESTED, 1))}
-    if digits() is not None:
-        known["digits"] = digits()
+    pictures = digits()
+    if pictures is not None:
+        known["digits"] = pictures
     yield f"| what, {steps} steps of {BATCH} | " + " | ".join(f"{name} | spread" for name in known)
     yield "| --- |" + " --- | --- |" * len(known)
-    starts = [accuracies(known, lambda pictures, seed: (embedder(seed), None), seeds)]
-    yield row_of("start", *starts)
+    yield row_of("start", accuracies(known, lambda _, seed: (embedder(seed), None), seeds))
     for name, (negatives, options) in ARMS.items():
         trained = partial(learn, negatives=negatives, steps=steps, **options)
         yield row_of(name, accuracies(known, trained, seeds))
