@@ -194,7 +194,7 @@ def table(seeds=3, steps=STEPS):
     pictures = digits()
     if pictures is not None:
         known["digits"] = pictures
-    yield f"| what, {steps} steps of {BATCH} | " + " | ".join(f"{name} | spread" for name in known)
+    yield f"| what, {steps} steps of {BATCH} |" + "".join(f" {name} | spread |" for name in known)
     yield "| --- |" + " --- | --- |" * len(known)
     yield row_of("start", accuracies(known, lambda _, seed: (embedder(seed), None), seeds))
     for name, (negatives, options) in ARMS.items():
