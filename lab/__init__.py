@@ -29,6 +29,6 @@ A map of the house. Rooms may use those above them, and the method; never those 
     histcode/    HistCode's: pretraining, watching, probe; diagnosis; differential expression
     calibration/ what p and intervals promise and keep, in simulations: a study a file, table
     commands/    a file a verb, its options beside it: he2rna/ histcode/ tiling/
-    bench.py     this implementation and the direct way, side by side
+    bench/       this implementation and the direct way, side by side: timing, speed
     tests/       test_<room>.py for each
 """

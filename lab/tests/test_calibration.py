@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from lab.bench import main
+from lab.bench.__main__ import main
 from lab.calibration import share, table
 
 

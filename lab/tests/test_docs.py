@@ -8,7 +8,7 @@ import pytest
 
 import lab.commands.options
 from lab.audit.compare import AGAIN, UNTURNED, floor_of, said_change
-from lab.bench import BENCHES
+from lab.bench.__main__ import BENCHES
 from lab.commands.histcode.audit import UNSEEN
 from lab.tests.helpers import ROOT, read_csv
 

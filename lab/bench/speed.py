@@ -1,30 +1,12 @@
-"""This implementation and the direct way, side by side in one run.
+"""The fast twins and the direct way: a function a bench."""
 
-    python -m lab.bench [NAME ...]     encoder kmeans macenko topk memory table lists networks bank
-                                       attention adco-learns (default: all; `memory` alone, for
-                                       its peak)
-    python -m lab.bench calibration [--only STUDY ...] [--runs X] [--seed N]
-
-The two ways are timed in turn after a warm-up. What is printed are medians of seconds, and the
-median of the ratios of a pair, which holds where the machine's speed drifts. Two time nothing:
-`calibration` prints what every p and interval promises, and what it keeps where the truth is known;
-`adco-learns` what AdCo and SimCLR learn from pictures of known classes, and what each choice does.
-"""
-
-import argparse
 import copy
 import itertools
-import os
-import resource
 import shutil
-import sys
 import tempfile
-import threading
 import time
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -33,7 +15,7 @@ import he2rna
 import histcode
 import stats
 import tiling
-from lab.calibration.table import STUDIES, print_table
+from lab.bench.timing import largest_memory, peak, say, side_by_side, timed
 from lab.devices import pick_device
 from lab.fast import bank as fast_bank
 from lab.fast import networks as fast_networks
@@ -41,73 +23,10 @@ from lab.fast.encoder import encode, prepare
 from lab.fast.heads import Together, train_together
 from lab.fast.topk import top_k_head
 from lab.he2rna.evaluation import write_genes
-from lab.histcode import toy
 from lab.histcode.networks import network_of
 from lab.weights import load_weights
 
 GENES, TILES, FEATURES = 30839, 8000, 2048  # the paper's
-GIB = 2**30
-
-
-class Pair(NamedTuple):
-    """Medians of both ways' seconds, and how many times as long the direct way takes."""
-
-    ours: float
-    direct: float
-    times: float
-
-
-def side_by_side(ours, direct, repeats=5):
-    """Run both in turn, after a warm-up of each."""
-    seconds = np.array([(timed(ours), timed(direct)) for _ in range(repeats + 1)])[1:]
-    median = np.median(seconds, axis=0)
-    return Pair(*median, np.median(seconds[:, 1] / seconds[:, 0]))
-
-
-def timed(function):
-    start = time.perf_counter()
-    function()
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-    return time.perf_counter() - start
-
-
-def say(text):
-    print(text, flush=True)
-
-
-def peak(function):
-    """GiB that a call takes beyond what was there before, by looking every 2 ms."""
-    if torch.cuda.is_available():
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
-        function()
-        return (torch.cuda.max_memory_allocated() - before) / GIB
-    seen = [resident()]
-    done = threading.Event()
-
-    def watch():
-        while not done.wait(0.002):
-            seen.append(resident())
-
-    thread = threading.Thread(target=watch)
-    thread.start()
-    function()
-    done.set()
-    thread.join()
-    return (max(seen) - seen[0]) / GIB
-
-
-def resident():
-    """Bytes of memory of this process."""
-    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-
-
-def largest_memory():
-    """GiB of this process at its largest, on a GPU of that."""
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated() / GIB
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 
 
 def bench_encoder():
@@ -373,50 +292,3 @@ def bench_attention(slides=200, tiles=1000, features=1024):
         f"gated attention, {len(models)} networks, {slides} slides x {tiles:,} x {features:,}: "
         f"{pair.ours:.1f} s an epoch, one after another {pair.direct:.1f}: {pair.times:.1f} times"
     )
-
-
-def bench_calibration(only=(), runs=1.0, seed=0):
-    """All p and intervals, nominal against measured. Nothing is timed."""
-    print_table(only, runs, seed)
-
-
-def bench_adco_learns():
-    """Accuracy of a linear probe before and after the same steps of each way to learn."""
-    for row in toy.table():
-        say(row)
-
-
-BENCHES: dict[str, Callable] = {
-    "encoder": bench_encoder,
-    "kmeans": bench_kmeans,
-    "macenko": bench_macenko,
-    "topk": bench_topk,
-    "memory": bench_memory,
-    "table": bench_table,
-    "lists": bench_lists,
-    "networks": bench_networks,
-    "bank": bench_bank,
-    "attention": bench_attention,
-    "adco-learns": bench_adco_learns,
-    "calibration": bench_calibration,
-}
-
-
-def main():
-    parser = argparse.ArgumentParser(prog="python -m lab.bench", description=__doc__.split("\n")[0])
-    names = [*BENCHES, "all"]
-    parser.add_argument("name", nargs="*", choices=names, default="all", help="default: all")
-    a = parser.add_argument_group("calibration").add_argument
-    a("--only", nargs="+", choices=STUDIES, default=(), metavar="STUDY", help=" ".join(STUDIES))
-    a("--runs", type=float, default=1.0, help="times the simulated cohorts of each study")
-    a("--seed", type=int, default=0)
-    o = parser.parse_args()
-    for name in BENCHES if "all" in o.name else o.name:
-        if name == "calibration":
-            bench_calibration(o.only, o.runs, o.seed)
-        else:
-            BENCHES[name]()
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,0 +1,1 @@
+"""This implementation and the direct way: `python -m lab.bench` (__main__.py)."""

@@ -1,0 +1,68 @@
+"""This implementation and the direct way, side by side in one run.
+
+    python -m lab.bench [NAME ...]     encoder kmeans macenko topk memory table lists networks bank
+                                       attention adco-learns (default: all; `memory` alone, for
+                                       its peak)
+    python -m lab.bench calibration [--only STUDY ...] [--runs X] [--seed N]
+
+The two ways are timed in turn after a warm-up. What is printed are medians of seconds, and the
+median of the ratios of a pair, which holds where the machine's speed drifts. Two time nothing:
+`calibration` prints what every p and interval promises, and what it keeps where the truth is known;
+`adco-learns` what AdCo and SimCLR learn from pictures of known classes, and what each choice does.
+"""
+
+import argparse
+import sys
+from collections.abc import Callable
+
+from lab.bench import speed
+from lab.bench.timing import say
+from lab.calibration.table import STUDIES, print_table
+from lab.histcode import toy
+
+
+def bench_calibration(only=(), runs=1.0, seed=0):
+    """All p and intervals, nominal against measured. Nothing is timed."""
+    print_table(only, runs, seed)
+
+
+def bench_adco_learns():
+    """Accuracy of a linear probe before and after the same steps of each way to learn."""
+    for row in toy.table():
+        say(row)
+
+
+BENCHES: dict[str, Callable] = {
+    "encoder": speed.bench_encoder,
+    "kmeans": speed.bench_kmeans,
+    "macenko": speed.bench_macenko,
+    "topk": speed.bench_topk,
+    "memory": speed.bench_memory,
+    "table": speed.bench_table,
+    "lists": speed.bench_lists,
+    "networks": speed.bench_networks,
+    "bank": speed.bench_bank,
+    "attention": speed.bench_attention,
+    "adco-learns": bench_adco_learns,
+    "calibration": bench_calibration,
+}
+
+
+def main():
+    parser = argparse.ArgumentParser(prog="python -m lab.bench", description=__doc__.split("\n")[0])
+    names = [*BENCHES, "all"]
+    parser.add_argument("name", nargs="*", choices=names, default="all", help="default: all")
+    a = parser.add_argument_group("calibration").add_argument
+    a("--only", nargs="+", choices=STUDIES, default=(), metavar="STUDY", help=" ".join(STUDIES))
+    a("--runs", type=float, default=1.0, help="times the simulated cohorts of each study")
+    a("--seed", type=int, default=0)
+    o = parser.parse_args()
+    for name in BENCHES if "all" in o.name else o.name:
+        if name == "calibration":
+            bench_calibration(o.only, o.runs, o.seed)
+        else:
+            BENCHES[name]()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
