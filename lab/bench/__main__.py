@@ -1,14 +1,15 @@
 """This implementation and the direct way, side by side in one run.
 
     python -m lab.bench [NAME ...]     encoder kmeans macenko topk memory table lists networks bank
-                                       attention adco-learns (default: all; `memory` alone, for
-                                       its peak)
+                                       attention adco-learns adco-collapse (default: all;
+                                       `memory` alone, for its peak)
     python -m lab.bench calibration [--only STUDY ...] [--runs X] [--seed N]
 
 The two ways are timed in turn after a warm-up. What is printed are medians of seconds, and the
-median of the ratios of a pair, which holds where the machine's speed drifts. Two time nothing:
+median of the ratios of a pair, which holds where the machine's speed drifts. Three time nothing:
 `calibration` prints what every p and interval promises, and what it keeps where the truth is known;
-`adco-learns` what AdCo and SimCLR learn from pictures of known classes, and what each choice does.
+`adco-learns` what AdCo and SimCLR learn from pictures of known classes, and what each choice does;
+`adco-collapse` draws how eq. 1 alone fails there, step for step.
 """
 
 import argparse
@@ -16,6 +17,7 @@ import sys
 from collections.abc import Callable
 
 from lab.bench import speed
+from lab.bench.collapse import draw_collapse
 from lab.bench.timing import say
 from lab.calibration.table import STUDIES, print_table
 from lab.histcode import toy
@@ -44,6 +46,7 @@ BENCHES: dict[str, Callable] = {
     "bank": speed.bench_bank,
     "attention": speed.bench_attention,
     "adco-learns": bench_adco_learns,
+    "adco-collapse": draw_collapse,
     "calibration": bench_calibration,
 }
 
