@@ -8,8 +8,8 @@ import hashlib
 import io
 import json
 import os
+import secrets
 import sys
-import threading
 import zlib
 from functools import lru_cache
 from pathlib import Path
@@ -60,15 +60,18 @@ def say_error(e):
 def save_file(path, write):
     """Write a file beside its place with write(open file), then rename it: it is whole or not
     there.
+
+    What is written is new and its name nobody's guess: no link of another user is followed, and no
+    other process writes to it. Who may read it is as the user's umask says.
     """
     path = Path(path)
     if is_device(path):
         with open(path, "wb") as f:
             return write(f)
     path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}.tmp")
+    beside = half_of(path)
     try:
-        with open(beside, "wb") as f:
+        with open(beside, "xb") as f:
             write(f)
         os.replace(beside, path)
     except (OSError, RuntimeError) as e:
@@ -78,6 +81,11 @@ def save_file(path, write):
         raise OSError(cause.errno, cause.strerror, str(path)) from None  # it would name `beside`
     finally:
         beside.unlink(missing_ok=True)
+
+
+def half_of(path):
+    """A name beside a path for what is not yet whole, which `sweep` knows."""
+    return path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
 
 
 def is_device(path):

@@ -1,6 +1,7 @@
 """Maps: the scores of a slide's tiles drawn where the tiles lie."""
 
 import os
+import re
 import shutil
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,7 +14,7 @@ from lab.cohort.features import mpp_said, place_tiles
 from lab.cohort.slides import find_slides, open_slide, slide_mpp, two_scales
 from lab.cohort.tiles import check_places, table_mpp, tiles_of
 from lab.exchange.clam import features_file
-from lab.files import InputError
+from lab.files import InputError, half_of
 from lab.show.plots import (
     INK,
     MANY,
@@ -56,11 +57,13 @@ def whole_folder(folder):
     At the end the new folder takes the place of the old one. What a killed process left half
     written is removed by the next one that writes the same folder.
     """
-    work = folder.with_name(f".{folder.name}.tmp")
-    old = folder.with_name(f".{folder.name}.old")
-    if old.exists() and not folder.exists():  # killed between the two renames below
-        os.replace(old, folder)
-    shutil.rmtree(work, ignore_errors=True)
+    left = re.compile(re.escape(f".{folder.name}.") + r"[0-9a-f]{16}\.(tmp|old)")
+    for half in [path for path in folder.parent.glob(".*") if left.fullmatch(path.name)]:
+        if half.suffix == ".old" and not folder.exists():  # killed between the two renames below
+            os.replace(half, folder)
+        shutil.rmtree(half, ignore_errors=True)
+    work = half_of(folder)
+    old = work.with_suffix(".old")
     try:
         yield work
         if folder.exists():

@@ -106,10 +106,10 @@ def fill_disk(monkeypatch, at):
 
     def full(path, mode="r", **more):
         count[0] += "b" in mode and mode != "rb"
-        if mode != "wb" or count[0] != at:
+        if mode != "xb" or count[0] != at:
             return open(path, mode, **more)
         open(path, mode).close()  # an empty file still has room
-        return open("/dev/full", mode)
+        return open("/dev/full", "wb")
 
     monkeypatch.setattr(lab_files, "open", full, raising=False)
     return count
