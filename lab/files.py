@@ -7,7 +7,9 @@ import gzip
 import hashlib
 import io
 import json
+import math
 import os
+import re
 import secrets
 import sys
 import zlib
@@ -26,6 +28,13 @@ TISSUE = {  # what tiles whose settings name none have                [ours]
 }
 UNNAMED = {**TISSUE, "force_mpp": False}  # all that is named only where it is not the usual
 GZIP = b"\x1f\x8b"
+MARKS = "=+-@\t\r＝＋－＠"  # what begins so, and is no number, spreadsheets may run      [OWASP]
+FIRST = f"'{MARKS}"
+BREAKS = re.compile(r"[;\t\r\n]")  # where a cell begins, too: at ; where commas are decimal
+PLAIN, SAFE = (
+    re.compile(rf"(^|{BREAKS.pattern}){mark}(?='*[{re.escape(MARKS)}].)", re.S)
+    for mark in ("", "'")
+)
 ENDS = 2**16  # bytes at each end of a file that tell it from another     [ours]
 
 
@@ -118,13 +127,28 @@ def save_csv(path, header, rows):
         packed = gzip.GzipFile("", "wb", 6, f, mtime=0) if str(path).endswith(".gz") else None
         text = io.TextIOWrapper(packed or f, "utf-8", errors="backslashreplace", newline="")
         table = csv.writer(text, lineterminator="\n")
-        table.writerow(header)
-        table.writerows(rows)
+        table.writerow(map(as_cell, header))
+        table.writerows(map(as_cell, row) for row in rows)
         text.detach()  # f stays open
         if packed:
             packed.close()
 
     save_file(path, write)
+
+
+def as_cell(value):
+    """What stands in a table's cell: a text that a spreadsheet would run as a formula gets a '.
+
+    A number does not. `from_cell` takes the mark away.
+    """
+    if not isinstance(value, str) or not (value[:1] in FIRST or BREAKS.search(value)):
+        return value
+    return PLAIN.sub(r"\1'", value) if math.isnan(number(value)) else value
+
+
+def from_cell(text):
+    """The text that `as_cell` was given."""
+    return SAFE.sub(r"\1", text)
 
 
 # ----- Reading ------------------------------------------------------------------------------------
@@ -193,6 +217,8 @@ def read_rows(path, even=False):
         text = composed(text)
         mark = delimiter_of(text.partition("\n")[0])
         rows = [row for row in csv.reader(io.StringIO(text), delimiter=mark) if row]
+        if "'" in text:
+            rows = [list(map(from_cell, row)) for row in rows]
     except (OSError, EOFError, zlib.error, csv.Error, UnicodeDecodeError) as e:
         raise InputError(f"{path}: can't be read as a table ({e})") from None
     header, rows = [name.strip() for name in rows[0]] if rows else [], rows[1:]

@@ -10,7 +10,16 @@ import numpy as np
 
 from lab.cohort.genes import by_spreadsheets
 from lab.cohort.scale import to_linear
-from lab.files import InputError, few, load_arrays, number, read_rows, save_csv, save_file
+from lab.files import (
+    InputError,
+    few,
+    from_cell,
+    load_arrays,
+    number,
+    read_rows,
+    save_csv,
+    save_file,
+)
 from lab.words import tidy
 
 ENDINGS = (".csv", ".csv.gz", ".npz")
@@ -127,7 +136,7 @@ def read_table(path):
     try:
         with opened(path, "rt", newline="", encoding="utf-8-sig") as f:
             reader = csv.reader(f)
-            header = [name_of(name) for name in next(reader, [])]
+            header = [name_of(from_cell(name)) for name in next(reader, [])]
             if len(header) < 2:
                 raise InputError(
                     f"{path}: the first line must be slide,GENE1,GENE2,... separated by commas"
@@ -138,7 +147,7 @@ def read_table(path):
                         f"{path} line {reader.line_num}: {len(row)} fields, the header has "
                         f"{len(header)}"
                     )
-                ids.append(name_of(row[0]))
+                ids.append(name_of(from_cell(row[0])))
                 rows.append(parse_row(row[1:], header[1:], ids[-1], path))
     except (EOFError, zlib.error, gzip.BadGzipFile, UnicodeDecodeError, csv.Error) as e:
         raise InputError(f"{path}: not a whole comma-separated table ({e})") from None

@@ -11,7 +11,15 @@ from pathlib import Path
 import numpy as np
 
 import he2rna
-from lab.files import InputError, few, load_arrays, load_json, save_file, whole_arrays
+from lab.files import (
+    InputError,
+    as_cell,
+    few,
+    load_arrays,
+    load_json,
+    save_file,
+    whole_arrays,
+)
 from lab.he2rna.bags import read_ahead
 from lab.provenance import marked, said
 
@@ -163,7 +171,7 @@ def write_genes(path, genes, results, words=()):
 def quoted(cells):
     """A line of a csv table, without its end."""
     text = io.StringIO()
-    csv.writer(text, lineterminator="").writerow(cells)
+    csv.writer(text, lineterminator="").writerow(map(as_cell, cells))
     return text.getvalue()
 
 
