@@ -168,11 +168,11 @@ def some_networks(name, bags, splits, seeds, embed=()):
     return models
 
 
-def learn(name, bags, y, splits, seeds, epochs=3, batch=2, **more):
+def learn(name, bags, y, splits, seeds, epochs=3, batch=2, lr=1e-2, **more):
     """What a network of each split has learned: a list of dicts."""
     from lab.histcode.heads import train_heads
 
-    o = argparse.Namespace(lr=1e-2, weight_decay=1e-4, epochs=epochs, batch=batch)
+    o = argparse.Namespace(lr=lr, weight_decay=1e-4, epochs=epochs, batch=batch)
     done = train_heads(
         some_networks(name, bags, splits, seeds),
         bags.__getitem__,

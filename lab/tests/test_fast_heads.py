@@ -79,8 +79,8 @@ def test_a_state_handed_back_goes_on_and_ends_the_same():
     bags, y = planted_bags()
     train, valid, _ = three_splits()[0]
 
-    def states(model, epochs, state=None):
-        training = {**TRAINING, "epochs": epochs, "state": state}
+    def states(model, epochs, state=None, **more):
+        training = {**TRAINING, "epochs": epochs, "state": state, **more}
         y_ = torch.from_numpy(y)
         return list(histcode.train_slide_epochs(model, bags, y_, train, valid, **training))
 
@@ -89,6 +89,8 @@ def test_a_state_handed_back_goes_on_and_ends_the_same():
     (*_, middle) = states(half, 2)
     (*_, resumed) = states(fresh, 5, copy.deepcopy(middle))
     assert resumed["epoch"] == 5 and resumed["best_epoch"] == end["best_epoch"]
+    (*_, still) = states(some_networks("HistCode", bags, [(train, valid, ())], [1])[0], 3, lr=0)
+    assert still["best_epoch"] == 3  # of equal epochs the last
     assert all(torch.equal(v, end["model"][k]) for k, v in resumed["model"].items())
 
 

@@ -50,6 +50,10 @@ def test_pixels_that_are_not_square_are_refused_with_the_factor():
     ):
         slide_mpp(slide, 0.5, "a")
     assert slide_mpp(slide, 0.5, "a", force=True) == (0.5, "given")
+    for x, y in ((0.25, 0.375), (0.375, 0.25), (0.25, 0.27), (0.27, 0.25)):
+        with pytest.raises(InputError, match=f"not square, {x} x {y} µm"):
+            slide_mpp(FakeSlide(str(x), str(y)), None, "a")
+    assert slide_mpp(FakeSlide("0.26", "0.25"), None, "a") == (pytest.approx(0.255), "slide")
 
 
 @pytest.mark.parametrize(
