@@ -1,7 +1,10 @@
-"""lab/ridge.py against the normal equations and against refits that leave one row out."""
+"""lab/ridge.py against the normal equations, scikit-learn and refits that leave one row out."""
 
 import numpy as np
 import pytest
+from sklearn.linear_model import Ridge
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
 
 from lab.ridge import PENALTIES, best_penalty, r_squared, ridge, smoother
 
@@ -25,6 +28,15 @@ def test_ridge_equals_the_normal_equations(n):
         inverse = np.linalg.pinv(z.T @ z + penalty * np.eye(7))  # 0: the smallest solution
         weights = inverse @ z.T @ (y - y.mean(0))
         assert np.allclose(got, z_new @ weights + y.mean(0))
+
+
+def test_ridge_equals_scikit_learn():
+    rng = np.random.default_rng(0)
+    for shape in ((50, 8), (6, 8)):
+        x, y = rng.normal(2, 3, shape), rng.normal(size=(shape[0], 2))
+        for got, penalty in zip(predictions(x, y, (0.5, 40.0), x), (0.5, 40.0), strict=True):
+            theirs = make_pipeline(StandardScaler(), Ridge(penalty)).fit(x, y)
+            assert np.allclose(got, theirs.predict(x))
 
 
 @pytest.mark.parametrize("shape", [(30, 80), (30, 12), (9, 9), (1, 4), (4, 1)])
