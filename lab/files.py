@@ -35,6 +35,7 @@ PLAIN, SAFE = (
     re.compile(rf"(^|{BREAKS.pattern}){mark}(?='*[{re.escape(MARKS)}].)", re.S)
     for mark in ("", "'")
 )
+MARKUP = re.compile(r"(?<!\\)(<(?=[A-Za-z/!?])|\](?=[(\[:])(?!\([\w.-]+\.png\)))")  # but pictures
 ENDS = 2**16  # bytes at each end of a file that tell it from another     [ours]
 
 
@@ -117,7 +118,11 @@ def save_json(path, value, indent=1):
 
 
 def save_text(path, lines):
-    save_file(path, lambda f: f.write("\n".join(lines).encode()))
+    """Lines of text; of a report (.md) without HTML and links, which names may hold."""
+    text = "\n".join(lines)
+    if str(path).endswith(".md"):
+        text = MARKUP.sub(r"\\\g<0>", text)
+    save_file(path, lambda f: f.write(text.encode(errors="backslashreplace")))
 
 
 def save_csv(path, header, rows):

@@ -2,6 +2,7 @@
 ahead.
 """
 
+import re
 import sys
 import time
 from collections import deque
@@ -97,8 +98,8 @@ def table(header, rows):
 
 
 def cell(value):
-    """A cell of a table of Markdown, in which | would end it."""
-    return one_line(value).replace("|", "\\|")
+    """A cell of a table of Markdown, in which | would end it and ` begin code."""
+    return re.sub(r"\\(?=[!-/:-@[-`{-~])|[`|]", r"\\\g<0>", one_line(value))
 
 
 def say_left_out(left_out):

@@ -96,8 +96,9 @@ def plain(text):
 
 
 def inline(text):
-    """A line with **strong** words and `code`."""
-    text = re.sub(r"\*\*(.+?)\*\*", r"<strong>\1</strong>", plain(text))
+    """A line with **strong** words and `code`; a sign after a backslash is itself."""
+    text = re.sub(r"\\([`|\\])", lambda found: f"&#{ord(found[1])};", plain(text))
+    text = re.sub(r"\*\*(.+?)\*\*", r"<strong>\1</strong>", text)
     return re.sub(r"`(.+?)`", r"<code>\1</code>", text)
 
 
@@ -124,7 +125,7 @@ def block_of(block, folder):
         return f"<h1>{inline(block[2:])}</h1>"
     if block.startswith("## "):
         return f"<h2>{inline(block[3:])}</h2>"
-    if block.startswith("| "):
+    if re.match(r"\| .*\n\| ---", block):
         return table_of(block.splitlines())
     if block.startswith("- "):
         items = "".join(f"<li>{inline(line[2:])}</li>" for line in block.splitlines())
@@ -144,17 +145,13 @@ def table_of(lines):
         numbers = all(map(NUMBER.fullmatch, column))
         kinds.append(' class="number"' if numbers else "")
     kinds = kinds or [""] * len(head)
-    said = [f'<th scope="col"{kind}>{cell_of(cell)}</th>' for kind, cell in zip(kinds, head)]
+    said = [f'<th scope="col"{kind}>{inline(cell)}</th>' for kind, cell in zip(kinds, head)]
     body = []
     for row in rows:
-        cells = [f"<td{kind}>{cell_of(cell)}</td>" for kind, cell in zip(kinds, row)]
+        cells = [f"<td{kind}>{inline(cell)}</td>" for kind, cell in zip(kinds, row)]
         body.append(f"<tr>{''.join(cells)}</tr>")
     table = f"<thead><tr>{''.join(said)}</tr></thead><tbody>{''.join(body)}</tbody>"
     return f'<div class="scroll" tabindex="0"><table>{table}</table></div>'
-
-
-def cell_of(cell):
-    return inline(cell.replace("\\|", "|"))
 
 
 def figure_of(name, file, folder):
