@@ -16,8 +16,6 @@ import zlib
 from functools import lru_cache
 from pathlib import Path
 
-import numpy as np
-
 from lab.headers import parts_of
 from lab.words import composed, tidy
 
@@ -36,6 +34,7 @@ PLAIN, SAFE = (
     for mark in ("", "'")
 )
 MARKUP = re.compile(r"(?<!\\)(<(?=[A-Za-z/!?])|\](?=[(\[:])(?!\([\w.-]+\.png\)))")  # but pictures
+PACKED, ALWAYS = 100, 2**28  # bytes of numbers in a byte of a file; so many may be there    [ours]
 ENDS = 2**16  # bytes at each end of a file that tell it from another     [ours]
 
 
@@ -171,10 +170,18 @@ def load_json(path):
 def load_arrays(path):
     """All arrays of an .npz as a dict, no pickles; None when it is not there or not whole."""
     try:
+        import numpy as np  # here and below, that --help need not wait for it
+
         with np.load(path, allow_pickle=False) as z:
-            return {name: z[name] for name in z.files}
+            size = sum(part.file_size for part in z.zip.infolist())
+            return None if is_bomb(size, os.path.getsize(path)) else {n: z[n] for n in z.files}
     except Exception:  # zip's, numpy's and the file system's errors share no class
         return None
+
+
+def is_bomb(size, packed):
+    """Whether numbers of so many bytes are more than what is packed can be meant to hold."""
+    return size > ALWAYS + PACKED * packed
 
 
 def whole_arrays(path, **wanted):
@@ -261,7 +268,7 @@ def number(text):
     try:
         return float(text)
     except ValueError:
-        return np.nan
+        return math.nan
 
 
 # ----- Telling things apart -----------------------------------------------------------------------
@@ -269,6 +276,8 @@ def number(text):
 
 def digest(*parts):
     """Hash of arrays and lists of names: the same data, the same run."""
+    import numpy as np
+
     h = hashlib.sha256()
     for part in parts:
         if isinstance(part, np.ndarray):

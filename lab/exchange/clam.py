@@ -7,14 +7,13 @@ coordinates are.
 """
 
 import zipfile
-from pathlib import Path
 
 import numpy as np
 import torch
 
 from lab.cohort.slides import unnameable
 from lab.exchange.layout import data_set, edges_said
-from lab.files import InputError, as_named, few, reason
+from lab.files import InputError, as_named, few, is_bomb, reason
 
 FOREIGN = {".h5": "h5_files", ".pt": "pt_files"}  # endings, and CLAM's folders for them
 
@@ -100,25 +99,23 @@ def parts_of(held):
 def own(held, name):
     """A data set of an .h5 that holds its numbers itself; None where there is none.
 
-    Where they lie in another file, which may have moved, HDF5 reads zeros without a word.
+    No link is followed: behind it may lie any file of this machine, or one that has moved, of which
+    HDF5 reads zeros without a word.
     """
-    link = held.get(name, getlink=True) if name and name in held else None
-    part = None if link is None or hasattr(link, "filename") else held.get(name)
-    if hasattr(link, "filename"):
-        elsewhere = [link.filename]
-    elif not hasattr(part, "shape"):
+    links = held.id.links
+    if not name or not links.exists(name.encode()):
         return None
-    elif part.is_virtual:
-        folder = Path(held.filename).parent
-        sources = {source.file_name for source in part.virtual_sources()} - {"."}
-        elsewhere = [source for source in sources if not (folder / source).is_file()]
-    else:
-        elsewhere = [source for source, *_ in part.external or ()]
-    if elsewhere:
+    is_link = links.get_info(name.encode()).type != need_h5py().h5l.TYPE_HARD
+    part = None if is_link else held[name]
+    if not is_link and not hasattr(part, "shape"):
+        return None
+    if is_link or part.is_virtual or part.external:
         raise InputError(
-            f"{held.filename}: its `{name}` lie in another file, {few(sorted(elsewhere))}, which "
-            "may be missing or moved: copy the numbers into this one"
+            f"{held.filename}: its `{name}` lie elsewhere, behind a link or in another file, which "
+            "is not followed: copy the numbers into this one"
         )
+    if is_bomb(part.nbytes, part.id.get_storage_size()):
+        raise InputError(f"{held.filename}: its `{name}` {part.shape} are far larger than the file")
     return part
 
 
@@ -138,6 +135,8 @@ def rows(value, few_rows=0):
     n = value.shape[1 if one_slide else 0]
     every = slice(None, None, max(1, n // few_rows) if few_rows else 1)
     value = value[(0, every) if one_slide else every]
+    if torch.is_tensor(value) and is_bomb(value.nbytes, value.untyped_storage().nbytes()):
+        raise ValueError(f"its numbers {tuple(value.shape)} are far larger than the file")
     if torch.is_tensor(value) and value.dtype == torch.bfloat16:
         value = value.float()
     value = np.asarray(value)

@@ -17,7 +17,7 @@ from lab.exchange.clam import foreign
 from lab.exchange.layout import edge_said
 from lab.files import InputError
 from lab.runs import load_checkpoint
-from lab.tests.helpers import WHOLE_TILES, tile_cloud
+from lab.tests.helpers import WHOLE_TILES, describe, tile_cloud
 
 FEATURES = np.random.default_rng(0).normal(size=(9, 5)).astype(np.float32)
 COORDS = tile_cloud(9)
@@ -128,49 +128,67 @@ def test_features_at_the_ends_of_what_can_be_meant_are_read(tmp_path, kind):
 
 
 def test_an_h5_holds_its_own_numbers(tmp_path, monkeypatch):
-    """Of links and virtual data sets HDF5 reads zeros, or what lies there now, without a word."""
-    write_h5(tmp_path / "blocks.h5", d=FEATURES)
+    """No link is followed, whatever lies behind it: another .h5, a secret's bytes, or nothing."""
+    write_h5(tmp_path / "blocks.h5", d=FEATURES, features=FEATURES)
+    (tmp_path / "secret").write_bytes(FEATURES.tobytes())
 
     def virtual(h, source):
         layout = h5py.VirtualLayout(FEATURES.shape, "f4")
         layout[:] = h5py.VirtualSource(source, "d", FEATURES.shape)
         h.create_virtual_dataset("features", layout)
 
+    def put(name, link, **more):
+        def write(h):
+            for key, value in more.items():
+                h[key] = value
+            h[name] = link
+
+        return write
+
     def stored(h):
-        h.create_dataset("features", FEATURES.shape, "f4", external=[("raw.bin", 0, 2**20)])
+        h.create_dataset("features", FEATURES.shape, "f4", external=[("secret", 0, 2**20)])
 
-    def moved(h):
-        h["kept"] = FEATURES
-        h["features"] = h5py.SoftLink("/kept")
+    def huge(h):
+        h.create_dataset("features", (10**9, 1024), "f4", chunks=(8, 1024))
 
+    outside, inside = h5py.ExternalLink("blocks.h5", "/"), h5py.SoftLink("/g/features")
     made = {
-        "link": lambda h: h.__setitem__("features", h5py.ExternalLink("blocks.h5", "/d")),
-        "lost": lambda h: h.__setitem__("features", h5py.ExternalLink("gone.h5", "/d")),
+        "link": put("features", h5py.ExternalLink("blocks.h5", "/d")),
+        "lost": put("features", h5py.ExternalLink("gone.h5", "/d")),
+        "feats": put("feats", h5py.ExternalLink("blocks.h5", "/d")),
         "virtual": lambda h: virtual(h, "gone.h5"),
-        "raw": stored,
         "whole": lambda h: virtual(h, "blocks.h5"),
-        "soft": moved,
-        "dangling": lambda h: h.__setitem__("features", h5py.SoftLink("/gone")),
-        "group": lambda h: h.__setitem__("features/uni", FEATURES),
+        "own": lambda h: (put("d", FEATURES)(h), virtual(h, ".")),
+        "raw": stored,
+        "soft": put("features", h5py.SoftLink("/kept"), kept=FEATURES),
+        "through": put("features", inside, g=outside),
+        "dangling": put("features", h5py.SoftLink("/gone")),
+        "coords": put("coords", h5py.ExternalLink("blocks.h5", "/d"), features=FEATURES),
+        "huge": huge,
+        "group": put("features/uni", FEATURES),
+        "other": put("g", outside),
     }
     monkeypatch.chdir(tmp_path)
     for name, write in made.items():
         with h5py.File(tmp_path / f"{name}.h5", "w") as h:
             write(h)
-    with h5py.File(tmp_path / "virtual.h5") as h:
-        assert not h["features"][:].any()  # what HDF5 makes of it
-    elsewhere = "its `features` lie in another file, {}, which may be missing or moved"
-    for name, words in (
-        *((name, elsewhere.format("gone.h5")) for name in ("lost", "virtual")),
-        ("link", elsewhere.format("blocks.h5")),
-        ("raw", elsewhere.format("raw.bin")),
-        ("dangling", "no `features` in it; it has features"),
-        ("group", "no `features` in it; it has features, features/uni"),
-    ):
+    for name in ("link", "through", "raw"):  # what HDF5 makes of them
+        with h5py.File(tmp_path / f"{name}.h5") as h:
+            assert np.array_equal(h["features"][:], FEATURES)
+    opened, whole = [], h5py.File
+    monkeypatch.setattr(h5py, "File", lambda path, *_, **more: opened.append(path) or whole(path))
+    said = {
+        "group": "no `features` in it; it has features, features/uni",
+        "other": "no `features` in it; it has g",
+        "huge": r"its `features` \(1000000000, 1024\) are far larger than the file",
+        "feats": "its `feats` lie elsewhere",
+        "coords": "its `coords` lie elsewhere",
+    }
+    for name in made:
+        words = said.get(name, "its `features` lie elsewhere, behind a link or in another file")
         with pytest.raises(InputError, match=f"{name}.h5: {words}"):
             load_features(tmp_path, tmp_path, name)
-    for name in ("whole", "soft"):
-        assert np.array_equal(load_features(tmp_path, tmp_path, name)[0], FEATURES)
+    assert {path.stem for path in opened} == set(made)
 
 
 def test_features_are_read_without_a_lock(tmp_path):
@@ -342,11 +360,8 @@ def damaged(data, rng, header):
 def test_damaged_arrays_are_refused_and_never_a_traceback(tmp_path, name):
     """200 copies (600 each were tried by hand): arrays, or None, or an InputError."""
     rng = np.random.default_rng(0)
-    (tmp_path / "tiles").mkdir()
-    (tmp_path / "features" / "e").mkdir(parents=True)
     features, coords = FEATURES[:5].astype(np.float16), WHOLE_TILES["coords"]
-    np.savez(tmp_path / "tiles" / "a.npz", **WHOLE_TILES)
-    np.save(tmp_path / "features" / "e" / "a.npy", features)
+    describe(tmp_path, features)
     slides = np.array(["x", "y", "z"])
     table = {"expression": np.ones((3, 2)), "genes": np.array(["A", "B"]), "slide": slides}
     np.savez(tmp_path / "expression.npz", **table)
@@ -373,10 +388,7 @@ def test_damaged_arrays_are_refused_and_never_a_traceback(tmp_path, name):
 
 
 def test_ours_must_be_float16(tmp_path):
-    (tmp_path / "tiles").mkdir()
-    (tmp_path / "features" / "e").mkdir(parents=True)
-    np.savez(tmp_path / "tiles" / "a.npz", **WHOLE_TILES)
-    np.save(tmp_path / "features" / "e" / "a.npy", FEATURES[:5])
+    describe(tmp_path, FEATURES[:5])
     with pytest.raises(InputError, match=r"not a whole array .float32, not float16"):
         load_features(tmp_path, "e", "a")
 
