@@ -14,6 +14,7 @@ import secrets
 import sys
 import zlib
 from functools import lru_cache
+from itertools import chain
 from pathlib import Path
 
 from lab.headers import parts_of
@@ -35,6 +36,9 @@ PLAIN, SAFE = (
 )
 MARKUP = re.compile(r"(?<!\\)(<(?=[A-Za-z/!?])|\](?=[(\[:])(?!\([\w.-]+\.png\)))")  # but pictures
 PACKED, ALWAYS = 100, 2**28  # bytes of numbers in a byte of a file; so many may be there    [ours]
+TEXT = 2**26  # bytes that a packed file may hold where all of its text is kept in memory    [ours]
+LINE = 2**26  # characters of a line at most; of 60,483 genes it has a million    [ours]
+PIECE = 2**20  # bytes that are unpacked at once
 ENDS = 2**16  # bytes at each end of a file that tell it from another     [ours]
 
 
@@ -209,37 +213,123 @@ def are_there(arrays, wanted):
     return True
 
 
+class Unpacking(io.RawIOBase):
+    """The bytes of a file, unpacked where they are gzip's; more than can be meant is refused.
+
+    tick(n): hears of n bytes of the file itself that were read. most: what a packed file may hold.
+    """
+
+    def __init__(self, file, tick, most):
+        self.file, self.tick, self.most = file, tick, most
+        self.is_packed = file.peek(2)[:2] == GZIP
+        self.stream = gzip.GzipFile(fileobj=file) if self.is_packed else file
+        self.seen = self.given = 0
+
+    def readable(self):
+        return True
+
+    def readinto(self, buffer):
+        n = self.stream.readinto(buffer)
+        self.given += n
+        if self.is_packed:
+            packed = os.fstat(self.file.fileno()).st_size
+            refuse_bomb(self.file.name, self.given, packed, self.most)
+        before, self.seen = self.seen, self.file.tell()
+        self.tick(self.seen - before)
+        return n
+
+    def close(self):
+        self.file.close()
+        super().close()
+
+
+def refuse_bomb(path, size, packed, most=math.inf):
+    """InputError where so many unpacked bytes are more than a file can be meant to hold."""
+    if size > most or is_bomb(size, packed):
+        limit = min(most, ALWAYS + PACKED * packed)
+        raise InputError(
+            f"{path}: its {packed:,} bytes unpack to over {limit:,}, more than is taken for a "
+            "table or outlines: if they are meant, give the file unpacked"
+        )
+
+
+def opened(path, tick=lambda n: None, most=math.inf):
+    """A file open for reading bytes, as Unpacking gives them."""
+    return io.BufferedReader(Unpacking(open(path, "rb"), tick, most), PIECE)
+
+
 def unpacked(path):
-    """The bytes of a file, unpacked where they are gzip's."""
-    data = Path(path).read_bytes()
-    return gzip.decompress(data) if data[:2] == GZIP else data
+    """The bytes of a text file, unpacked where they are gzip's."""
+    with opened(path, most=TEXT) as f:
+        return f.read()
+
+
+class Lines:
+    """The lines of a text one by one, and how many they were; csv.Error for one without an end."""
+
+    def __init__(self, f, encoding, newline):
+        self.text = io.TextIOWrapper(f, encoding, newline=newline)
+        self.number = 0
+
+    def __iter__(self):
+        return self
+
+    def __next__(self):
+        line = self.text.readline(LINE)
+        if not line:
+            raise StopIteration
+        self.number += 1
+        if len(line) == LINE:
+            raise csv.Error(f"line {self.number} has over {LINE:,} characters")
+        return line
+
+
+def read_table(path, take, tick=lambda n: None, most=math.inf):
+    """take(header, rows) of a table: with commas, tabs or semicolons, plain or .gz.
+
+    rows: the texts of each, read as they are asked for, none of a blank line. Where it is not in
+    UTF-8, take is called again, with a table as programs on Windows write the µ.
+    """
+    try:
+        for encoding in ("utf-8-sig", "cp1252"):
+            try:
+                with opened(path, tick, most) as f:
+                    rows = rows_of(Lines(f, encoding, "\n"))
+                    return take([name.strip() for name in bare(next(rows, []))], rows)
+            except UnicodeDecodeError as e:
+                why = e
+    except (OSError, EOFError, zlib.error, csv.Error) as e:
+        why = e
+    raise InputError(f"{path}: can't be read as a table ({why})")
+
+
+def rows_of(lines):
+    lines = map(composed, lines)
+    first = next(lines, "")
+    return filter(None, csv.reader(chain([first], lines), delimiter=delimiter_of(first)))
+
+
+def bare(row):
+    """The cells of a row without the marks of `as_cell`."""
+    return list(map(from_cell, row)) if any("'" in cell for cell in row) else row
 
 
 def read_rows(path, even=False):
-    """(header, rows) of a table, with commas, tabs or semicolons, plain or .gz, no blank lines.
+    """(header, rows) of a table as read_table knows them.
 
     even: a row that is longer or shorter than the header is refused.
     """
-    try:
-        data = unpacked(path)
-        try:
-            text = data.decode("utf-8-sig")
-        except UnicodeDecodeError:
-            text = data.decode("cp1252")  # the µ of programs on Windows
-        text = composed(text)
-        mark = delimiter_of(text.partition("\n")[0])
-        rows = [row for row in csv.reader(io.StringIO(text), delimiter=mark) if row]
-        if "'" in text:
-            rows = [list(map(from_cell, row)) for row in rows]
-    except (OSError, EOFError, zlib.error, csv.Error, UnicodeDecodeError) as e:
-        raise InputError(f"{path}: can't be read as a table ({e})") from None
-    header, rows = [name.strip() for name in rows[0]] if rows else [], rows[1:]
-    for i, row in enumerate(rows if even else ()):
-        if len(row) != len(header):
-            raise InputError(
-                f"{path}: row {i + 2} has {len(row)} fields, the header has {len(header)}"
-            )
+    header, rows = read_table(path, lambda header, rows: (header, [*map(bare, rows)]), most=TEXT)
+    if even:
+        check_even(path, header, rows)
     return header, rows
+
+
+def check_even(path, header, rows, first=2):
+    """InputError for a row that is longer or shorter than the header; first: the row's number."""
+    for i, row in enumerate(rows, first):
+        if len(row) != len(header):
+            raise InputError(f"{path}: row {i} has {len(row)} fields, the header has {len(header)}")
 
 
 def delimiter_of(header):
@@ -269,6 +359,16 @@ def number(text):
         return float(text)
     except ValueError:
         return math.nan
+
+
+def numbers(texts):
+    """The numbers (n,) that texts are, NaN for any other."""
+    import numpy as np
+
+    try:
+        return np.fromiter(map(float, texts), np.float64, len(texts))
+    except ValueError:
+        return np.array([number(text) for text in texts])
 
 
 # ----- Telling things apart -----------------------------------------------------------------------

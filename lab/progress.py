@@ -86,6 +86,22 @@ def counted(what, jobs, unit, total=None):
         tick()
 
 
+def reading(path):
+    """A function tick(n) that shows how much of a file was read: n more bytes; of a short one no
+    word.
+    """
+    show = progress(f"reading {path.name}", path.stat().st_size >> 20, "MiB", end=False)
+    seen = 0
+
+    def tick(n):
+        nonlocal seen
+        before = seen >> 20
+        seen += n
+        show((seen >> 20) - before)
+
+    return tick
+
+
 def clock(seconds):
     seconds = int(seconds)
     return f"{seconds // 3600}:{seconds // 60 % 60:02d}:{seconds % 60:02d}"
