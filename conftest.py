@@ -6,7 +6,6 @@ only.
 
 import copy
 import shutil
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -252,8 +251,7 @@ def settled(monkeypatch):
         seen.update(vars(o))
 
     for verb in ("pretrain", "diagnose", "expression"):
-        module = SimpleNamespace(options=histcode.VERBS[verb][0].options, run=look)
-        monkeypatch.setitem(histcode.VERBS, verb, (module, verb))
+        monkeypatch.setattr(f"lab.commands.histcode.{verb}.run", look)
 
     def settle(verb, *argv):
         seen.clear()

@@ -51,6 +51,11 @@ Tags: [HE2RNA ...] the paper says it, by its preprint's names of sections, figur
 in a docstring names what must be copied along with a piece.
 """
 
+if __name__ == "__main__":  # first: a command imports no more than it needs
+    from lab.commands.start import start
+
+    start("he2rna")
+
 import copy
 import math
 from collections.abc import Callable
@@ -1205,10 +1210,3 @@ def arms_p(aucs, others):
     It tells of other splits of these patients; `stats.corrected_t` of other patients.
     """
     return stats.wilcoxon_signed_rank(aucs, others)[1]
-
-
-if __name__ == "__main__":
-    from lab.commands.he2rna import main
-    from lab.commands.options import run
-
-    run(main)

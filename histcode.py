@@ -45,6 +45,11 @@ code does; [ours] neither does, we chose. A method of others is tagged by their 
 Needs: in some docstrings, what to copy along with that piece, besides the imports.
 """
 
+if __name__ == "__main__":  # first: a command imports no more than it needs
+    from lab.commands.start import start
+
+    start("histcode")
+
 import copy
 import math
 
@@ -1076,10 +1081,3 @@ def dice(a, b):
     """2 |A and B| / (|A| + |B|) of two masks: a map against a pathologist's outline. [ours]"""
     size = a.sum() + b.sum()
     return 2 * (a & b).sum() / max(size, 1)
-
-
-if __name__ == "__main__":
-    from lab.commands.histcode import main
-    from lab.commands.options import run
-
-    run(main)

@@ -43,6 +43,11 @@ Tags: [HE2RNA ...] and [HistCode ...] the papers, [... code] only the authors' c
 "Needs:" in a docstring names what must be copied along with a piece, beside the imports.
 """
 
+if __name__ == "__main__":  # first: a command imports no more than it needs
+    from lab.commands.start import start
+
+    start("tiling")
+
 import numpy as np
 import openslide
 import torch
@@ -66,7 +71,11 @@ RUN_TILES = 16  # neighbouring tiles read in one go: each JPEG block is decoded 
 
 # The picture on which tissue is found
 THUMBNAIL_UM = 8.0  # µm per pixel                                                           [ours]
-STRIP_PIXELS = 2**24  # read at once, so that a slide without smaller levels fits memory     [ours]
+THUMBNAIL_PIXELS = 2**25  # at most: 26 x 76 mm have 31 million; larger glass is seen coarser [ours]
+STRIP_PIXELS = 2**23  # read at once, so that a slide without smaller levels fits memory     [ours]
+STRIP_WIDTH = 2**13  # of these, so that few of a file's own tiles are read twice            [ours]
+BLOCK_PX = 512  # edge of what is worked on at once, so that its floats fit the cache        [ours]
+RIM_PX = 16  # around a block: no pixel of a mask depends on what is farther away            [ours]
 GLASS_MM = (100, 200)  # short and long edge of what is scanned, at most; a whole mount's glass has
 # 102 x 152 mm                                                                               [ours]
 
@@ -176,10 +185,21 @@ def read_rgba(slide, level, x, y, w, h):
         raise ValueError(f"the slide can't be read to its end ({error})") from None
 
 
-def thumbnail(slide, mpp, um=THUMBNAIL_UM):
-    """The whole slide at `um` µm per pixel -> rgb (h, w, 3) uint8 on white, scanned (h, w) bool."""
+def thumbnail_um(size, mpp):
+    """µm per pixel of the picture on which tissue is found: THUMBNAIL_UM, more of a whole mount."""
+    W, H = size
+    pixels = W * H * (mpp / THUMBNAIL_UM) ** 2
+    return THUMBNAIL_UM * max(1.0, (pixels / THUMBNAIL_PIXELS) ** 0.5)
+
+
+def thumbnail(slide, mpp, um=None):
+    """The whole slide at `um` µm per pixel -> rgb (h, w, 3) uint8 on white, scanned (h, w) bool.
+
+    None: as thumbnail_um says.
+    """
     check_size(slide, mpp)
     W, H = slide.dimensions
+    um = um or thumbnail_um((W, H), mpp)
     scale = max(1.0, um / mpp)
     w = max(1, round(W / scale))
     h = max(1, round(H / scale))
@@ -209,22 +229,49 @@ def check_size(slide, mpp):
 
 
 def read_reduced(slide, scale, w, h):
-    """The whole slide as (h, w, 4) uint8, each pixel the mean of its box; read in strips."""
+    """The whole slide as (h, w, 4) uint8, each pixel the mean of its box; read piece by piece."""
     level, _ = best_level(slide, scale)
     level_w, level_h = slide.level_dimensions[level]
-    rows = max(1, int(STRIP_PIXELS / (level_w * level_h / h)))
+    wide = min(level_w, STRIP_WIDTH)
+    columns = max(1, int(wide * w / level_w))
+    rows = max(1, int(STRIP_PIXELS / (wide * level_h / h)))
     out = np.empty((h, w, 4), np.uint8)
-    for first in range(0, h, rows):
-        end = min(h, first + rows)  # not included
-        top = first * level_h / h  # rows of the level
-        bottom = end * level_h / h
-        y = int(top)
-        y_end = min(level_h, int(np.ceil(bottom)))
-        strip = read_rgba(slide, level, 0, y, level_w, y_end - y)
-        strip_bottom = min(bottom - y, strip.height)
-        box = (0, top - y, level_w, strip_bottom)
-        small = strip.resize((w, end - first), Image.Resampling.BOX, box)
-        out[first:end] = small
+    for top in range(0, h, rows):
+        for left in range(0, w, columns):
+            box = left, top, min(w, left + columns), min(h, top + rows)
+            out[top : box[3], left : box[2]] = read_box(slide, level, box, (w, h))
+    return out
+
+
+def read_box(slide, level, box, size):
+    """A box of the slide reduced to `size`: (left, top, right, bottom) of its pixels."""
+    edges = np.reshape(box, (2, 2)) * slide.level_dimensions[level] / size  # pixels of the level
+    low = edges[0].astype(int)
+    high = np.minimum(np.ceil(edges[1]).astype(int), slide.level_dimensions[level])
+    piece = read_rgba(slide, level, *low.tolist(), *(high - low).tolist())
+    inside = np.minimum(edges - low, piece.size)
+    small = (box[2] - box[0], box[3] - box[1])
+    return piece.resize(small, Image.Resampling.BOX, tuple(inside.ravel()))
+
+
+def in_blocks(function, *pictures, **more):
+    """function(*pictures) -> (h, w), worked out block by block, as if of the whole pictures.
+
+    Of floats there are then only a block's: a whole mount's would take gigabytes. A pixel of the
+    function's may depend on others at most RIM_PX away.
+    """
+    h, w = pictures[0].shape[:2]
+    out = None
+    for y in range(0, h, BLOCK_PX):
+        for x in range(0, w, BLOCK_PX):
+            top = max(0, y - RIM_PX)
+            left = max(0, x - RIM_PX)
+            wide = np.s_[top : y + BLOCK_PX + RIM_PX, left : x + BLOCK_PX + RIM_PX]
+            blocks = [picture[wide] for picture in pictures]
+            done = function(*blocks, **more)[y - top :, x - left :]
+            if out is None:
+                out = np.empty((h, w), done.dtype)
+            out[y : y + BLOCK_PX, x : x + BLOCK_PX] = done[:BLOCK_PX, :BLOCK_PX]
     return out
 
 
@@ -241,15 +288,19 @@ def otsu_threshold(values):
     equal, that value.
     """
     values = np.ravel(values)
-    if values.min() == values.max():
-        return float(values[0])
-    if values.dtype == np.uint8:
-        counts = np.bincount(values, minlength=256)
-        centers = np.arange(256.0)
-    else:
-        counts, edges = np.histogram(values.astype(float), bins=256)
-        centers = (edges[:-1] + edges[1:]) / 2
-    counts = counts.astype(float)
+    low = float(values.min())
+    high = float(values.max())
+    if low == high:
+        return low
+    is_grey = values.dtype == np.uint8
+    edges = np.arange(257) - 0.5 if is_grey else np.linspace(low, high, 257)
+    centers = (edges[:-1] + edges[1:]) / 2
+    counts = np.zeros(256)
+    for part in np.array_split(values, 1 + len(values) // BLOCK_PX**2):
+        if is_grey:
+            counts += np.bincount(part, minlength=256)
+        else:
+            counts += np.histogram(part.astype(float), 256, (low, high))[0]
     n_low = np.cumsum(counts)  # values up to each bin  (256,)
     n_high = n_low[-1] - n_low
     sum_low = np.cumsum(counts * centers)
@@ -299,10 +350,10 @@ def find_tissue(rgb, scanned, tissue="stain", threshold="otsu", least=0):
         threshold = stain_threshold(amount[scanned])
         mask = amount > threshold
     else:
-        amount = saturation_map(rgb)
+        amount = in_blocks(saturation_map, rgb)
         if threshold == "otsu":
             threshold = otsu_threshold(amount[scanned] if scanned.any() else amount)
-        mask = close_gaps(amount > threshold)
+        mask = in_blocks(close_gaps, amount > threshold)
     return drop_pieces(mask & scanned, least), float(threshold)
 
 
@@ -316,27 +367,51 @@ def filled_up(rgb, scanned):
     of the tissue. Nothing counts as filled up where the rest has no noise (drawings), or where what
     is flat and bright in it is no glass: then the grey is. [ours]
     """
-    low, high = extremes(rgb)
-    flat = (low == high).all(2) & scanned
-    inside = flat & (np.ptp(rgb, 2) == 0)
+    flat = in_blocks(is_even, rgb) & scanned
+    inside = flat & in_blocks(is_grey, rgb)
+    if not inside.any():
+        return inside
     pieces, n = ndimage.label(inside)
     rim = inside & ~ndimage.binary_erosion(inside, border_value=1)
     outline = np.bincount(pieces[rim], minlength=n + 1)  # of each piece, pixels
-    straight = np.bincount(pieces[rim & straight_lines(rim)], minlength=n + 1)
+    straight = np.bincount(pieces[rim & in_blocks(straight_lines, rim)], minlength=n + 1)
     is_filled = (outline > 0) & (straight >= STRAIGHT * outline)
-    filled = is_filled[pieces]
+    filled = in_blocks(is_filled.take, pieces)
     if not filled.any():
         return filled
     grow = EVEN_PX + 2 * FILLED_RIM_PX
     seen = scanned & ~ndimage.maximum_filter(filled, grow)
-    x, valid = bright_pixels(rgb, seen)
-    if not valid.any() or flat[seen].mean() > 1 - NOISY:
+    bright = in_blocks(not_black, rgb) & seen
+    if not bright.any() or flat[seen].mean() > 1 - NOISY:
         return np.zeros_like(filled)
-    white = glass_colour(x, valid)
+    white = glass_colour(rgb, bright)
     if white is not None:
-        filled &= np.abs(rgb - white).max(2) > GLASS_RANGE
+        greys = np.arange(256, dtype=np.float32)[:, None]
+        unlike = np.abs(greys - white).max(1) > GLASS_RANGE  # (256,)
+        filled &= in_blocks(unlike.take, rgb[:, :, 0])
         filled &= white.max() >= GLASS_LEAST and np.ptp(white) <= GLASS_TINT * white.max()
     return ndimage.maximum_filter(filled, grow)
+
+
+def brightest_of(rgb):
+    """The largest channel of each pixel."""
+    r, g, b = np.moveaxis(rgb, -1, 0)
+    return np.maximum(np.maximum(r, g), b)
+
+
+def darkest_of(rgb):
+    r, g, b = np.moveaxis(rgb, -1, 0)
+    return np.minimum(np.minimum(r, g), b)
+
+
+def is_grey(rgb):
+    return brightest_of(rgb) == darkest_of(rgb)
+
+
+def is_even(rgb):
+    """Whether all pixels of the square around a pixel are of its colour."""
+    low, high = extremes(rgb)
+    return brightest_of(high - low) == 0
 
 
 def extremes(rgb):
@@ -354,12 +429,14 @@ def straight_lines(rim):
     return upright | level
 
 
-def bright_pixels(rgb, scanned=None):
-    """A picture without the noise of sensor and JPEG (h, w, 3) float32, and what isn't black."""
-    x = rgb.astype(np.float32)
-    x = ndimage.uniform_filter(x, (3, 3, 0))
-    valid = x.max(2) >= BLACK_LEVEL  # (h, w)
-    return x, valid if scanned is None else valid & scanned
+def without_noise(rgb):
+    """A picture, or one channel, without the noise of sensor and JPEG: float32."""
+    size = (3, 3, 0)[: rgb.ndim]
+    return ndimage.uniform_filter(rgb.astype(np.float32), size)
+
+
+def not_black(rgb):
+    return brightest_of(without_noise(rgb)) >= BLACK_LEVEL
 
 
 def stain_map(rgb, scanned=None):
@@ -370,31 +447,45 @@ def stain_map(rgb, scanned=None):
     The papers name Otsu's algorithm, but not the picture whose threshold it finds. The density is
     log10 here, of the light of this slide's glass. [ours]
     """
-    x, valid = bright_pixels(rgb, scanned)
+    valid = in_blocks(not_black, rgb)
+    if scanned is not None:
+        valid &= scanned
     if not valid.any():
         return np.zeros(rgb.shape[:2], np.float32)
-    white = glass_colour(x, valid)  # (3,)
+    white = glass_colour(rgb, valid)  # (3,)
     if white is None:
         white = np.full(3, NO_GLASS)
+    return in_blocks(stain_against, rgb, valid, white=white)
+
+
+def stain_against(rgb, valid, white):
+    """The stain map of a block, against the colour of the slide's glass."""
+    x = without_noise(rgb)
     density = -np.log10((x + OD_OFFSET) / (white + OD_OFFSET))  # (h, w, 3)
     ink = ndimage.binary_dilation(pen_mask(x), iterations=INK_RIM_PX)
-    valid &= ~ink
-    stain = np.where(valid, np.ptp(density, 2), 0)
+    valid = valid & ~ink
+    stain = np.where(valid, brightest_of(density) - darkest_of(density), 0)
     smooth = ndimage.gaussian_filter(stain, SMOOTH_PX)
     return smooth.astype(np.float32) * valid
 
 
-def glass_colour(x, valid):
+def glass_colour(rgb, valid):
     """The colour (3,) of the bright flat part of a picture; None of a crop within tissue."""
-    green = x[:, :, 1]  # where both dyes are darkest
+    green = in_blocks(without_noise, rgb[:, :, 1])  # where both dyes are darkest
     bright = valid & (green >= np.percentile(green[valid], 90))
-    mean = ndimage.uniform_filter(green, GLASS_PX)
-    mean_of_squares = ndimage.uniform_filter(green**2, GLASS_PX)
-    flat = mean_of_squares - mean**2 < GLASS_SD**2
-    glass = bright & flat
+    glass = bright & in_blocks(is_flat, green)
     if glass.sum() < GLASS_SHARE * bright.sum():
         return None
-    return np.median(x[glass], axis=0)
+    white = []
+    for channel in np.moveaxis(rgb, 2, 0):
+        white.append(np.median(in_blocks(without_noise, channel)[glass]))
+    return np.array(white)
+
+
+def is_flat(green):
+    mean = ndimage.uniform_filter(green, GLASS_PX)
+    mean_of_squares = ndimage.uniform_filter(green**2, GLASS_PX)
+    return mean_of_squares - mean**2 < GLASS_SD**2
 
 
 def pen_mask(rgb):
@@ -404,8 +495,8 @@ def pen_mask(rgb):
     """
     rgb = np.asarray(rgb, np.float32)
     r, g, b = np.moveaxis(rgb, 2, 0)
-    brightest = rgb.max(2)
-    chroma = np.ptp(rgb, 2)
+    brightest = brightest_of(rgb)
+    chroma = brightest - darkest_of(rgb)
     divisor = np.maximum(chroma, 1e-6)
     red_sector = ((g - b) / divisor) % 6
     green_sector = (b - r) / divisor + 2
@@ -434,8 +525,8 @@ def stain_threshold(stain):
 
 def saturation_map(rgb):
     """Saturation of HSV, 0..255, after a median: (h, w, 3) -> (h, w) uint8. [HistCode code]"""
-    brightest = rgb.max(2).astype(float)
-    chroma = brightest - rgb.min(2)
+    brightest = brightest_of(rgb).astype(float)
+    chroma = brightest - darkest_of(rgb)
     saturation = 255 * chroma / np.maximum(brightest, 1)
     rounded = np.floor(saturation + 0.5).astype(np.uint8)
     return ndimage.median_filter(rounded, MEDIAN_PX, mode="nearest")
@@ -450,10 +541,15 @@ def close_gaps(mask):
 
 def drop_pieces(mask, least):
     """A mask without its pieces of fewer than `least` pixels; pixels hang together by corners."""
+    if least <= 1:
+        return mask
     with_corners = np.ones((3, 3))
-    pieces, _ = ndimage.label(mask, with_corners)
-    large = np.bincount(pieces.ravel()) >= least
-    return mask & large[pieces]
+    pieces, n = ndimage.label(mask, with_corners)
+    size = np.zeros(n + 1, int)
+    for part in np.array_split(pieces.ravel(), 1 + mask.size // BLOCK_PX**2):
+        size += np.bincount(part, minlength=n + 1)
+    large = size >= least
+    return mask & in_blocks(large.take, pieces)
 
 
 # ----- Tiles -------------------------------------------------------------------------------------
@@ -486,18 +582,20 @@ def tile_grid(mask, size, tile, min_tissue=MIN_TISSUE, max_tiles=None, seed=0):
 
 
 def tissue_share(mask, size, tile, rows, columns):
-    """The share of tissue in each tile of a grid (rows, columns), by a summed-area table."""
+    """The share of tissue in each tile of a grid (rows, columns); parts of pixels count exactly."""
     (W, H), (h, w) = size, mask.shape
-    area_before = np.zeros((h + 1, w + 1))  # tissue above and to the left of a pixel's corner
-    area_before[1:, 1:] = mask.cumsum(0).cumsum(1)
     y = np.arange(rows + 1) * tile * h / H  # the grid's lines, in pixels of the mask
     x = np.arange(columns + 1) * tile * w / W
+    above = np.zeros((h + 1, columns))  # tissue of each column of tiles, above a row of pixels
+    for i, line in enumerate(mask):
+        left_of = np.concatenate([[0], line.cumsum()])  # (w + 1,)
+        at_lines = np.interp(x, np.arange(w + 1), left_of)
+        above[i + 1] = above[i] + np.diff(at_lines)
     y = np.minimum(y, h)
-    x = np.minimum(x, w)
-    lines = np.meshgrid(y, x, indexing="ij")
-    at_lines = ndimage.map_coordinates(area_before, lines, order=1)  # parts of pixels count exactly
-    bands = np.diff(at_lines, axis=0)  # (rows, columns + 1)
-    inside = np.diff(bands, axis=1)
+    whole = np.minimum(y.astype(int), h - 1)
+    part = (y - whole)[:, None]
+    at_lines = above[whole] * (1 - part) + above[whole + 1] * part
+    inside = np.diff(at_lines, axis=0)
     tile_area = tile * h / H * tile * w / W
     return inside / tile_area
 
@@ -930,10 +1028,3 @@ def supertiles(features, coords, k=N_SUPERTILES, seed=0):
     means[:n_found] = cluster_means(features, cluster)
     used[:n_found] = True
     return means, used, cluster.astype(np.int32)
-
-
-if __name__ == "__main__":
-    from lab.commands.options import run
-    from lab.commands.tiling import main
-
-    run(main)

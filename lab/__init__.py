@@ -7,7 +7,7 @@ A map of the house. Rooms may use those above them, and the method; never those 
                                             files and tables, what is wrong with somebody's data,
                                             lines on the terminal, torchrun, who holds a folder, a
                                             run's folder
-    devices weights torchscript encoders    which network describes tiles, with whose weights
+    devices weights trust torchscript encoders    which network describes tiles, with whose weights
     provenance                              what results come from: SIMULATED, an untrained encoder
     ridge space gene_sets                   numbers that both programs want: closed-form ridge,
                                             points and outlines on tiles, .gmt files

@@ -9,12 +9,15 @@ import sys
 from contextlib import contextmanager, nullcontext, redirect_stdout
 from datetime import timedelta
 
-import torch
-import torch.distributed as dist
-
 from lab.files import InputError, say_error
 
 PATIENCE = timedelta(days=2)  # a part may take hours
+
+
+def met():
+    """torch.distributed where this process sees others, else None: alone it needs no torch."""
+    dist = sys.modules.get("torch.distributed")
+    return dist if dist and dist.is_available() and dist.is_initialized() else None
 
 
 def share_of_slides():
@@ -33,7 +36,7 @@ def share_of_slides():
 def join_processes():
     """(rank, processes) of a run under torchrun, which see each other from here on; else (0, 1)."""
     rank, world = share_of_slides()
-    if world == 1 or dist.is_initialized():
+    if world == 1 or met():
         return rank, world
     if "MASTER_ADDR" not in os.environ:
         raise InputError(
@@ -41,6 +44,9 @@ def join_processes():
             "one run must see each other; start them with torchrun, or one without RANK and "
             "WORLD_SIZE"
         )
+    import torch
+    import torch.distributed as dist
+
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
     try:
         dist.init_process_group(backend, timeout=PATIENCE)
@@ -52,7 +58,8 @@ def join_processes():
 
 def of_all(value):
     """[value of each process], in all of them, when the last has come here."""
-    if not dist.is_initialized():
+    dist = met()
+    if not dist:
         return [value]
     values = [None] * dist.get_world_size()
     try:
@@ -74,7 +81,8 @@ def wait_for_others(world):
 
 def by_first(function):
     """What function returns in the first process, in all; what it refuses ends all, in one line."""
-    if not dist.is_initialized():
+    dist = met()
+    if not dist:
         return function()
     value, failed = None, False
     if dist.get_rank() == 0:
@@ -112,28 +120,14 @@ def one_voice(o, shared):
             f"WORLD_SIZE={os.environ['WORLD_SIZE']} in the environment: {o.verb} is one process; "
             f"several share {', '.join(shared)} and the steps of tiling.py: leave torchrun out"
         )
-    silent = dist.is_initialized() and dist.get_rank() > 0
+    silent = met() and met().get_rank() > 0
     try:
         with redirect_stdout(None) if silent else nullcontext():
             yield
         of_all(None)  # the first works on when the others have nothing more to do
     finally:
-        if dist.is_initialized():
-            dist.destroy_process_group()  # else its threads may abort the process as it ends
-
-
-def leave(status):
-    """End this process with a command's exit status.
-
-    One that has met others ends at once: gloo's threads may live on into C++'s own clean-up, which
-    aborts a process whose work is done (2 of 5 on a busy machine), and torchrun then calls the run
-    failed.
-    """
-    if "MASTER_ADDR" in os.environ:
-        for stream in (sys.stdout, sys.stderr):
-            stream.flush()
-        os._exit(status or 0)
-    sys.exit(status)
+        if met():
+            met().destroy_process_group()  # else its threads may abort the process as it ends
 
 
 def say(text):

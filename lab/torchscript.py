@@ -1,7 +1,9 @@
 """Encoders of other programs, as TorchScript files: normalised RGB (B, 3, px, px) -> (B, D).
 
-A file is network and weights, and it is code: it is run only because --encoder names it. What it
-wants stands in FILE.json beside it.
+A file is network and weights, and it is code: it is run only where the user names it in the very
+command. Folders say which file described their slides, but not that it may be run: a folder may be a
+stranger's as a whole, with the code in it and all that would vouch for the code. What the file wants
+stands in FILE.json beside it.
 """
 
 import zipfile
@@ -11,6 +13,7 @@ import torch
 from torch import nn
 
 from lab.files import InputError
+from lab.trust import refuse_unnamed
 
 
 def is_script(path):
@@ -28,7 +31,8 @@ def side_file(path):
 
 
 def load_script(path, device, px):
-    """The Script of a file. InputError where it gives no features."""
+    """The Script of a file that the user names. InputError where it gives no features."""
+    refuse_unnamed(path)
     try:
         return Script(torch.jit.load(path, map_location=device), device, px)
     except Exception as e:  # the errors of a foreign network share no class

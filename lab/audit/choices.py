@@ -7,10 +7,12 @@ import argparse
 import csv
 import textwrap
 from itertools import zip_longest
+from pathlib import Path
 from typing import NamedTuple
 
 from lab.files import few
 
+LAB = Path(__file__).parents[1]
 WIDTHS = (21, 26, 28, 21, 20)  # of the printed table's columns, in characters
 TITLES = ("command, name", "the paper", "the authors' code", "ours", "--code turns it to")
 
@@ -31,9 +33,9 @@ class Choice(NamedTuple):
         return {"paper": self.paper, "code": self.code}.get(side, side)
 
 
-def read_choices(path):
-    """A table of choices, its columns the fields of Choice."""
-    with open(path, newline="", encoding="utf-8") as f:
+def read_choices(program):
+    """The table of a program's choices, its columns the fields of Choice."""
+    with open(LAB / program / "choices.csv", newline="", encoding="utf-8") as f:
         return tuple(Choice(**row) for row in csv.DictReader(f))
 
 

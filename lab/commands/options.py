@@ -1,40 +1,85 @@
-"""What the three programs share: a command line of verbs, its --help, and how a command ends."""
+"""What the three programs share: a command line of verbs, and its --help."""
 
 import argparse
-import signal
+import difflib
+import importlib
+import re
 import sys
 import textwrap
-import threading
 from functools import partial
+from pathlib import Path
 
-from lab.files import InputError, say_error
-from lab.locks import release
-from lab.processes import leave, one_voice
+from lab.trust import name_encoders
 
 SEEDS = 2**63  # numbers that every generator of random numbers takes
 LETTERS = {int: "N", float: "X"}  # how --help names an option's value
-AGAIN = 0.05  # seconds after which a lost interruption comes again
+LAB = Path(__file__).parents[1]
 
 
 # ----- A program and its verbs --------------------------------------------------------------------
 
 
-def run_program(program, manual, verbs, shared, argv=None):
-    """Parse a command line and run its verb -> exit status.
+def prepared(program, manual, verbs, shared, argv=None):
+    """What a command line says, as a function that does it and returns the exit status.
 
-    manual: what --help of the program says; verbs: {name: (module, one line)}, where a module has
-    options(parser) and run(o), and its docstring is what --help of the verb says; shared: the verbs
-    that several processes may share, None for steps that share the slides.
+    manual: what --help of the program says; verbs: {name: one line}; shared: the verbs that several
+    processes may share, None for steps that share the slides.
     """
-    parser = Parser(prog=program, description=manual, formatter_class=Help)
+    parse = partial(parse_words, program, manual, verbs)
+    return partial(do, parse(sys.argv[1:] if argv is None else argv), shared)
+
+
+def parse_words(program, manual, verbs, words):
+    """The options that a command line's words are.
+
+    The room of a verb is imported when it is asked for: lab.commands.PROGRAM.VERB has
+    options(parser) and run(o), and its docstring is what --help of the verb says.
+    """
+    parser = Parser(prog=f"{program}.py", description=manual, formatter_class=Help)
     help_of = partial(Parser, formatter_class=Help)
     add = parser.add_subparsers(dest="verb", required=True, parser_class=help_of)
-    for name, (module, line) in verbs.items():
-        verb = add.add_parser(name, help=line, description=module.__doc__)
-        verb.set_defaults(function=module.run, parse=parser.parse_args)
-        module.options(verb)
-    o = parser.parse_args(argv)
+    asked = next((word for word in words if not word.startswith("-")), None)
+    parsers = {name: add.add_parser(name, help=line) for name, line in verbs.items()}
+    if asked in verbs:
+        refuse_unknown(parser, asked, words)
+        room = importlib.import_module(f"lab.commands.{program}.{asked}")
+        verb = parsers[asked]
+        verb.description = room.__doc__
+        verb.set_defaults(function=room.run, parse=partial(parse_words, program, manual, verbs))
+        room.options(verb)
+    o = parser.parse_args(words)
     o.seed = getattr(o, "seed", 0) or 0
+    return o
+
+
+def refuse_unknown(parser, verb, words):
+    """Refuse an option that no verb has, before its room imports torch.
+
+    Whatever is an option, or the start of one, stands in quotes in the sources, with -- or without.
+    """
+    words = words[: words.index("--")] if "--" in words else words
+    given = [word for word in words if word.startswith("--") and " " not in word]
+    quoted = re.findall(r'"((?:--)?[a-z][a-z0-9-]*)"', all_sources()) if given else ()
+    for name in (word.partition("=")[0] for word in given):
+        bare = name[2:].removeprefix("no-")
+        if not any(word.removeprefix("--").startswith(bare) for word in quoted):
+            near = [f"nearest: {word}; " for word in difflib.get_close_matches(name, quoted, 1)]
+            manual = f"python {parser.prog} {verb} --help lists all"
+            parser.error(f"unrecognized arguments: {name} ({''.join(near)}{manual})")
+
+
+def all_sources():
+    """The text of all rooms but tests."""
+    paths = sorted(path for path in LAB.rglob("*.py") if "tests" not in path.parts)
+    return "".join(path.read_text("utf-8") for path in paths)
+
+
+def do(o, shared):
+    """Run a verb -> its exit status."""
+    from lab.locks import release  # here, that --help need not wait for them
+    from lab.processes import one_voice
+
+    name_encoders(o)
     try:
         with one_voice(o, shared):
             return o.function(o)
@@ -76,49 +121,3 @@ def natural(text):
     if not (text.isascii() and text.isdigit() and len(text) < 20 and int(text) < SEEDS):
         raise argparse.ArgumentTypeError(f"{text[:40]!r} is not a whole number >= 0 and < 2**63")
     return int(text)
-
-
-# ----- How a command ends -------------------------------------------------------------------------
-
-
-def run(main):
-    """Run a program and end the process.
-
-    A user's mistake is one line and status 2; SIGINT and SIGTERM are one line and status 130 and
-    143. Anything else is a mistake of ours, and its traceback is shown.
-    """
-    caught = catch_signals()
-    for stream in (sys.stdout, sys.stderr):
-        stream.reconfigure(encoding="utf-8", errors="replace")  # µ and ± on any terminal
-    try:
-        leave(main())
-    except BaseException as e:
-        if caught:  # where a library was interrupted, it comes out as another error
-            what = "terminated" if caught[0] == signal.SIGTERM else "interrupted"
-            print(f"\n{what}; the same command goes on from here", file=sys.stderr)
-            sys.exit(128 + caught[0])
-        if not isinstance(e, (InputError, OSError)):
-            raise
-        say_error(e)
-        sys.exit(2)
-
-
-def catch_signals():
-    """SIGINT and SIGTERM raise KeyboardInterrupt from here on -> the list of those that came."""
-    caught = []
-
-    def stop(number, _):
-        caught.append(number)
-        raise KeyboardInterrupt
-
-    def lost(error):
-        """Python drops what is raised while it collects garbage: let the signal come again."""
-        if caught and isinstance(error.exc_value, KeyboardInterrupt):
-            threading.Timer(AGAIN, signal.raise_signal, caught[-1:]).start()
-        else:
-            sys.__unraisablehook__(error)
-
-    sys.unraisablehook = lost
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, stop)
-    return caught

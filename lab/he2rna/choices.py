@@ -5,13 +5,11 @@ defect or a leak, the correct thing. What the paper leaves open as a mere number
 its tag, where it is used.
 """
 
-from pathlib import Path
-
 import stats
 from lab.audit.choices import flipped, read_choices
 from lab.files import InputError
 
-CHOICES = read_choices(Path(__file__).with_suffix(".csv"))
+CHOICES = read_choices("he2rna")
 
 # The options of train that a choice stands for. The others turn an argument, where it is given:
 # genes in cohort_data, padding, relu, k and bias in runs, merged and pooled in evaluation.

@@ -4,12 +4,10 @@ The rule: the paper decides; where it is silent or ambiguous, the authors' code;
 defect or a leak, the correct thing. This is all of it that an option can express.
 """
 
-from pathlib import Path
-
 from lab.audit.choices import flipped, read_choices, switches
 from lab.files import InputError
 
-CHOICES = read_choices(Path(__file__).with_suffix(".csv"))
+CHOICES = read_choices("histcode")
 
 # The options that a choice stands for. `stop` has none: histcode.roles takes it as an argument.
 TURNED = {

@@ -3,6 +3,7 @@
 import argparse
 import csv
 import importlib
+import json
 import os
 import signal
 import sys
@@ -17,6 +18,7 @@ from scipy import ndimage
 
 import lab.files as lab_files
 import tiling
+from lab.trust import name_encoders
 
 ROOT = Path(__file__).parents[2]  # where the programs lie
 REAL_DATA = os.environ.get("REAL_DATA", "")
@@ -125,19 +127,27 @@ def options(*argv):
     parser = argparse.ArgumentParser()
     add_options(parser)
     o = parser.parse_args(["--device", "cpu", "--weights", "random", *argv])
+    name_encoders(o)
     o.tile_seed, o.seed = o.seed, o.seed or 0
     return o
 
 
+def options_of(program, verb):
+    """All words that are an option of a verb; program: its module in lab.commands."""
+    parser = argparse.ArgumentParser()
+    importlib.import_module(f"{program.__name__}.{verb}").options(parser)
+    return {word for action in parser._actions for word in action.option_strings}
+
+
 def status_of(capsys, *argv):
     """(exit status, lines on stderr) of a program's command as the shell sees them."""
-    from lab.commands.options import run
+    from lab.commands.start import run
 
     program, *words = argv
     before = signal.getsignal(signal.SIGTERM)
     capsys.readouterr()
     with pytest.raises(SystemExit) as e:
-        run(lambda: program.main([str(word) for word in words]))
+        run(lambda: program.prepare([str(word) for word in words]))
     signal.signal(signal.SIGTERM, before)
     return e.value.code, capsys.readouterr().err.splitlines()
 
@@ -259,6 +269,20 @@ WHOLE_TILES = {
     "found": 5,
     "settings": np.array("{}"),
 }
+
+
+def describe(cohort, features, name="a", encoder="e", tiles=WHOLE_TILES, **more):
+    """tiles/ and features/ of a slide, as the steps leave them: the path of the .npy."""
+    from lab.cohort.made import cut_of, held_by
+    from lab.files import save_file, save_json
+
+    path = cohort / "features" / encoder / f"{name}.npy"
+    save_file(cohort / "tiles" / f"{name}.npz", lambda f: np.savez(f, **tiles))
+    save_file(path, lambda f: np.save(f, features))
+    side = {"encoder": encoder, "weights": "random, seed 0", "precision": "float32"}
+    side |= {"colour": "none", "tiles": json.loads(str(tiles["settings"])), "cut": cut_of(tiles)}
+    save_json(path.with_suffix(".json"), {**side, "holds": held_by(features), **more})
+    return path
 
 
 def tile_cloud(n, seed=0):

@@ -17,7 +17,7 @@ import time
 import matplotlib.pyplot  # noqa: F401
 import torch._dynamo  # noqa: F401  what the first optimizer imports
 
-from lab.commands.options import run
+from lab.commands.start import run
 from lab.show import plots
 
 plots.PICTURE_DPI = 50  # of few pixels, before others take it from there
@@ -39,7 +39,7 @@ def become(program, argv, errors, begun):
         return main(argv)
 
     try:
-        run(begin)
+        run(lambda: begin)
     except SystemExit as end:
         os._exit(end.code)
 

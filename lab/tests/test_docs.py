@@ -6,11 +6,11 @@ import shlex
 
 import pytest
 
-import lab.commands.options
 from lab.audit.compare import AGAIN, UNTURNED, floor_of, said_change
 from lab.bench.__main__ import BENCHES
+from lab.commands import he2rna, histcode, tiling
 from lab.commands.histcode.audit import UNSEEN
-from lab.tests.helpers import ROOT, read_csv
+from lab.tests.helpers import ROOT, options_of, read_csv
 
 DOCS = ("manual", "cluster", "results", "audit")
 PAGES = ["README.md", *(f"docs/{name}.md" for name in (*DOCS, "lesson"))]
@@ -179,7 +179,7 @@ def test_command_lines_of_a_page_are_understood_by_the_program(page, monkeypatch
     def understood(o, shared):
         raise ParsedError
 
-    monkeypatch.setattr(lab.commands.options, "one_voice", understood)
+    monkeypatch.setattr("lab.processes.one_voice", understood)
     refused, commands = [], commands_of(page)
     assert len(commands) >= (25 if page == "docs/manual.md" else 1)
     for program, words in commands:
@@ -196,34 +196,12 @@ def test_command_lines_of_a_page_are_understood_by_the_program(page, monkeypatch
     assert not refused, f"{page}:\n" + "\n".join(refused)
 
 
-def options_of(program, monkeypatch):
-    """All options of all verbs of a program."""
-    seen = set()
-    usual = lab.commands.options.Parser.add_argument
-
-    def keep(self, *names, **more):
-        seen.update(name for name in names if name.startswith("--"))
-        action = usual(self, *names, **more)
-        seen.update(action.option_strings)
-        return action
-
-    def understood(o, shared):
-        raise ParsedError
-
-    with monkeypatch.context() as patch:
-        patch.setattr("argparse._ActionsContainer.add_argument", keep)
-        patch.setattr(lab.commands.options, "one_voice", understood)
-        module = importlib.import_module(f"lab.commands.{program}")
-        with pytest.raises(ParsedError):
-            module.main(["doctor", "x"] if program == "tiling" else ["choices"])
-    return seen
-
-
 @pytest.mark.parametrize("page", PAGES)
-def test_options_that_a_page_names_exist(page, monkeypatch):
+def test_options_that_a_page_names_exist(page):
     there = set(OTHER_PROGRAMS)
-    for program in ("tiling", "he2rna", "histcode"):
-        there |= options_of(program, monkeypatch)
+    for program in (tiling, he2rna, histcode):
+        for verb in program.VERBS:
+            there |= options_of(program, verb)
     assert len(there) > 80
     named = set()
     for piece in code_of(page):

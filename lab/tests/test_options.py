@@ -13,8 +13,8 @@ import pytest
 
 import lab.files as lab_files
 from lab.commands import he2rna, histcode, tiling
-from lab.commands.options import run
 from lab.commands.slide_options import OF_SLIDES, add_options
+from lab.commands.start import run
 from lab.files import InputError
 from lab.tests.helpers import ROOT, fill_disk, status_of
 from lab.tests.helpers_he2rna import same_runs, write_cohort
@@ -59,7 +59,7 @@ def test_help_of_every_verb_fits_two_screens_and_states_every_default(program, m
 @pytest.mark.parametrize("program", PROGRAMS)
 def test_help_of_a_program_names_every_verb(program, monkeypatch):
     text = parser_of(monkeypatch, program).format_help()
-    for verb, (_, line) in program.VERBS.items():
+    for verb, line in program.VERBS.items():
         assert re.search(rf"^ +{verb} ", text, re.M), verb
         assert " ".join(line.split()) in " ".join(text.split()), verb
 
@@ -173,9 +173,9 @@ def test_how_a_command_ends(capsys, monkeypatch, main, status, words):
     handlers = {n: signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)}
     try:
         with pytest.raises(SystemExit) as e:
-            run(main)
+            run(lambda: main)
         with pytest.raises(KeyError, match="a mistake of ours"):
-            run(ours)
+            run(lambda: ours)
     finally:
         for number, handler in handlers.items():
             signal.signal(number, handler)

@@ -153,6 +153,6 @@ def test_processes_share_the_slides_out(two_slides, tmp_path, monkeypatch):
 
 
 if __name__ == "__main__":
-    from lab.commands.options import run
+    from lab.commands.start import run
 
-    run(partial(leave, Path(sys.argv[1])) if sys.argv[1:] else talk)
+    run(lambda: partial(leave, Path(sys.argv[1])) if sys.argv[1:] else talk)

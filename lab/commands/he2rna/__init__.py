@@ -17,37 +17,27 @@ COHORT holds samples.csv (slide,patient,project[,sample,...]), slides/ and expre
 predictions.npz, folds.csv, fold*.pt, log.jsonl.
 """
 
-from lab.commands.options import run_program
-
-from . import (
-    audit,
-    choices,
-    enrich,
-    expression,
-    finetune,
-    heatmap,
-    msi,
-    predict,
-    samples,
-    signatures,
-    train,
-)
+from lab.commands.options import prepared
 
 VERBS = {
-    "expression": (expression, "a folder of GDC downloads -> the expression table of a cohort"),
-    "samples": (samples, "a cohort's TCGA slides and expression table -> its samples.csv"),
-    "train": (train, "cross-validate, test significance, write the report"),
-    "finetune": (finetune, "go on with all tiles, for all or chosen genes"),
-    "predict": (predict, "expression of new slides, as csv"),
-    "heatmap": (heatmap, "where on the slide, and against the truth"),
-    "signatures": (signatures, "pathways against random lists of genes"),
-    "enrich": (enrich, "pathways of the well-predicted genes"),
-    "msi": (msi, "hospital A, hospital B: what A's transcriptome is worth for MSI in B"),
-    "choices": (choices, "where paper and authors' code differ, and what is done here"),
-    "audit": (audit, "each choice turned alone: what it changes"),
+    "expression": "a folder of GDC downloads -> the expression table of a cohort",
+    "samples": "a cohort's TCGA slides and expression table -> its samples.csv",
+    "train": "cross-validate, test significance, write the report",
+    "finetune": "go on with all tiles, for all or chosen genes",
+    "predict": "expression of new slides, as csv",
+    "heatmap": "where on the slide, and against the truth",
+    "signatures": "pathways against random lists of genes",
+    "enrich": "pathways of the well-predicted genes",
+    "msi": "hospital A, hospital B: what A's transcriptome is worth for MSI in B",
+    "choices": "where paper and authors' code differ, and what is done here",
+    "audit": "each choice turned alone: what it changes",
 }
 SHARED = ("train", "finetune", "msi")  # several processes share their work [ours]
 
 
+def prepare(argv=None):
+    return prepared("he2rna", __doc__, VERBS, SHARED, argv)
+
+
 def main(argv=None):
-    return run_program("he2rna.py", __doc__, VERBS, SHARED, argv)
+    return prepare(argv)()

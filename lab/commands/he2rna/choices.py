@@ -1,7 +1,6 @@
 """python he2rna.py choices: where paper and authors' code differ or are silent; what is done."""
 
-from lab.audit.choices import show_choices
-from lab.he2rna.choices import CHOICES
+from lab.audit.choices import read_choices, show_choices
 
 
 def options(parser):
@@ -9,5 +8,5 @@ def options(parser):
 
 
 def run(o):
-    show_choices(CHOICES, "he2rna.py")
+    show_choices(read_choices("he2rna"), "he2rna.py")
     return 0

@@ -17,23 +17,25 @@ changes. What comes out stands in COHORT/runs/NAME/, which is RUN. A command tha
 goes on where it was.
 """
 
-from lab.commands.options import run_program
-
-from . import ablation, audit, choices, diagnose, expression, heatmap, predict, pretrain, probe
+from lab.commands.options import prepared
 
 VERBS = {
-    "pretrain": (pretrain, "learn tile features without labels"),
-    "probe": (probe, "how well frozen features tell the cells in a tile"),
-    "diagnose": (diagnose, "tell tumour from normal slides, or any two labels"),
-    "expression": (expression, "predict the fold change of each gene, tumour against normal"),
-    "ablation": (ablation, "encoders x poolings against each other on fold changes (Fig. 6)"),
-    "predict": (predict, "diagnose new slides, or predict their fold changes"),
-    "heatmap": (heatmap, "where the models look, on the slide"),
-    "choices": (choices, "where paper and authors' code differ, and what is done here"),
-    "audit": (audit, "each choice turned alone: what it changes"),
+    "pretrain": "learn tile features without labels",
+    "probe": "how well frozen features tell the cells in a tile",
+    "diagnose": "tell tumour from normal slides, or any two labels",
+    "expression": "predict the fold change of each gene, tumour against normal",
+    "ablation": "encoders x poolings against each other on fold changes (Fig. 6)",
+    "predict": "diagnose new slides, or predict their fold changes",
+    "heatmap": "where the models look, on the slide",
+    "choices": "where paper and authors' code differ, and what is done here",
+    "audit": "each choice turned alone: what it changes",
 }
 SHARED = ("pretrain", "diagnose", "expression", "ablation")  # by several processes [ours]
 
 
+def prepare(argv=None):
+    return prepared("histcode", __doc__, VERBS, SHARED, argv)
+
+
 def main(argv=None):
-    return run_program("histcode.py", __doc__, VERBS, SHARED, argv)
+    return prepare(argv)()

@@ -1,7 +1,6 @@
 """python histcode.py choices: where paper and authors' code differ or are silent; what is done."""
 
-from lab.audit.choices import show_choices
-from lab.histcode.choices import CHOICES
+from lab.audit.choices import read_choices, show_choices
 
 
 def options(parser):
@@ -9,5 +8,5 @@ def options(parser):
 
 
 def run(o):
-    show_choices(CHOICES, "histcode.py")
+    show_choices(read_choices("histcode"), "histcode.py")
     return 0

@@ -21,19 +21,21 @@ Every coordinate that is kept is a level-0 pixel of OpenSlide's frame; QuPath's 
 of what was scanned, and what comes from there or goes there is moved. No ICC profile is applied.
 """
 
-from lab.commands.options import run_program
-
-from . import doctor, export, features, simulate, supertiles, tiles
+from lab.commands.options import prepared
 
 VERBS = {
-    "doctor": (doctor, "say what is seen in each slide"),
-    "tiles": (tiles, "tissue and tiles"),
-    "features": (features, "tiles, then features"),
-    "supertiles": (supertiles, "tiles, features, then super-tiles"),
-    "export": (export, "tiles and features for other programs"),
-    "simulate": (simulate, "draw a simulated cohort with known truth"),
+    "doctor": "say what is seen in each slide",
+    "tiles": "tissue and tiles",
+    "features": "tiles, then features",
+    "supertiles": "tiles, features, then super-tiles",
+    "export": "tiles and features for other programs",
+    "simulate": "draw a simulated cohort with known truth",
 }
 
 
+def prepare(argv=None):
+    return prepared("tiling", __doc__, VERBS, None, argv)
+
+
 def main(argv=None):
-    return run_program("tiling.py", __doc__, VERBS, None, argv)
+    return prepare(argv)()
