@@ -1,9 +1,9 @@
 """Encoders of other programs, as TorchScript files: normalised RGB (B, 3, px, px) -> (B, D).
 
 A file is network and weights, and it is code: it is run only where the user names it in the very
-command. Folders say which file described their slides, but not that it may be run: a folder may be a
-stranger's as a whole, with the code in it and all that would vouch for the code. What the file wants
-stands in FILE.json beside it.
+command. Folders say which file described their slides, not that it may be run: a folder may be a
+stranger's as a whole, the code in it and all that would vouch for the code. What the file wants
+stands in FILE.json beside it. [ours]
 """
 
 import zipfile

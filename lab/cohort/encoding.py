@@ -12,6 +12,7 @@ import numpy as np
 
 import tiling
 from lab.cohort.features import made_as
+from lab.cohort.made import FOUND, all_bytes, cut_of, held_by, is_changed, of_these_tiles
 from lab.cohort.slides import find_slides, open_slide
 from lab.cohort.steps import begin, settle
 from lab.cohort.tiles import make_tiles, tiles_of
@@ -49,9 +50,9 @@ def make_features(cohort, slides, o, into=None):
     jobs, anew = missing_features(place, slides, found, made_by(o, settings), failed)
     if not jobs:
         return failed
+    network = prepare_encoder(network or load_encoder(*encoder), device, settings["precision"])
     about = {"encoder_saw": patients_seen(o.encoder), KEY: of_weights(settings["weights"])}
     begin(folder, o.share, settings | about, anew)
-    network = prepare_encoder(network or load_encoder(*encoder), device, settings["precision"])
     encode_slides(network, folder, jobs, found, o, failed)
     release(folder)
     return failed
@@ -98,11 +99,11 @@ def missing_features(place, slides, found, wanted, failed):
             continue
         tiles, by = tiles_of(place, name)
         wanted = dict(wanted, tiles=by)
-        made = made_as(folder, name)
-        made.pop("stains", None)  # found, not asked for
+        side = made_as(folder, name)
+        made = {key: side[key] for key in side if key not in FOUND}
         if tiles is None:
             failed[name] = f"{place / 'tiles' / name}.npz was there and is gone"
-        elif made == wanted and (folder / f"{name}.npy").is_file():
+        elif made == wanted and are_ready(folder, name, found, of_these_tiles(side, tiles, by)):
             pass
         elif name not in found:
             failed[name] = f"no slide file {name}.* to make its features from"
@@ -111,6 +112,14 @@ def missing_features(place, slides, found, wanted, failed):
             if made:
                 anew.append((made, wanted))
     return jobs, anew
+
+
+def are_ready(folder, name, found, of_tiles):
+    """Whether features are there, of the tiles, and of the slide as it is now."""
+    if not of_tiles or not (folder / f"{name}.npy").is_file():
+        return False
+    side = folder / f"{name}.json"
+    return name not in found or not is_changed(found[name], side, [side])
 
 
 def encode_slides(network, folder, jobs, found, o, failed):
@@ -123,7 +132,12 @@ def encode_slides(network, folder, jobs, found, o, failed):
         try:
             slide = Slide(open_slide(found[name]), tiles, made, wants["tile_px"])
             features = encode(network, slide.read(o.workers, tick), wants["mean"], wants["std"])
-        except ValueError as e:
+            made |= {
+                "cut": cut_of(tiles),
+                "slide": all_bytes(found[name]),
+                "holds": held_by(features),
+            }
+        except (ValueError, OSError) as e:
             failed[name] = str(e)
             continue
         if made["colour"] == "macenko":

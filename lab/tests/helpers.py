@@ -5,6 +5,7 @@ import csv
 import importlib
 import json
 import os
+import shutil
 import signal
 import sys
 from pathlib import Path
@@ -63,6 +64,19 @@ def swap(monkeypatch, module, name, value):
 def texts(figure):
     """All that stands in a figure, or in its axes."""
     return [text.get_text() for text in figure.findobj(lambda part: hasattr(part, "get_text"))]
+
+
+def copy_of(kept):
+    """A fixture: a copy of the cohort of the fixture `kept`, so no test sees what another wrote."""
+
+    @pytest.fixture
+    def copy(request, tmp_path_factory):
+        cohort = request.getfixturevalue(kept)
+        folder = tmp_path_factory.mktemp(kept) / "copy"
+        shutil.copytree(cohort.parent, folder, symlinks=True)
+        return folder / cohort.name
+
+    return copy
 
 
 # ----- Patients -----------------------------------------------------------------------------------

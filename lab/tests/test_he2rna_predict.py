@@ -213,7 +213,7 @@ def features(folder, source, name):
 
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit")
-def test_a_run_on_an_encoder_file_wants_that_file(drawn, new_slide, tmp_path):
+def test_a_run_on_an_encoder_file_wants_that_file(drawn, new_slide, tmp_path, capsys):
     cohort, file, other = tmp_path / "c", tmp_path / "tiny.pt", tmp_path / "other.pt"
     shutil.copytree(drawn, cohort)
     tiny_encoder(file)
@@ -236,8 +236,11 @@ def test_a_run_on_an_encoder_file_wants_that_file(drawn, new_slide, tmp_path):
     assert side["weights"] == made["weights"] and side["colour"] == "macenko"
     assert side["tiles"]["tissue"] == "saturation"
     assert (features(cohort, "tiny", slide.stem) == features(home, "tiny", "x")).all()
-    # a map wants all tiles, which are made with the file
-    assert main(["heatmap", str(run), slide.stem, "--genes", "CD3D", "--device", "cpu"]) == 0
+    # a map wants all tiles, which are made with the file, and its code is run if it is named
+    heatmap = ["heatmap", str(run), slide.stem, "--genes", "CD3D", "--device", "cpu"]
+    assert main(heatmap) == 1
+    assert "tiny.pt is TorchScript, which is code, and this" in capsys.readouterr().err
+    assert main([*heatmap, "--weights", str(file)]) == 0
     assert len(features(cohort / "all-tiles", "tiny", slide.stem)) > 2
     tuned = ["finetune", str(cohort), "he2rna", *EPOCH, "--genes", "CD3D", "--device", "cpu"]
     assert main(tuned) == 0
