@@ -4,6 +4,9 @@ Rooms are imported inside the fixtures, so that a room that does not import fail
 only.
 """
 
+import lab  # noqa: F401  first: it settles how torch's threads wait
+
+# isort: split
 import copy
 import shutil
 
@@ -16,8 +19,16 @@ from PIL import Image
 
 import tiling
 from lab.files import digest, save_text
-from lab.tests.helpers import SMALL, painted, small_encoder, swap, write_pyramid
-from lab.tests.helpers_histcode import GENES, MODELS, drawn_run, express, gmt_of, write_pairs
+from lab.tests.helpers import SMALL, copy_of, painted, small_encoder, swap, write_pyramid
+from lab.tests.helpers_histcode import (
+    GENES,
+    MODELS,
+    data_of,
+    drawn_run,
+    express,
+    gmt_of,
+    write_pairs,
+)
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -95,7 +106,7 @@ def drawn(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def mapped(drawn, tmp_path_factory):
+def mapped_once(drawn, tmp_path_factory):
     """A run on the simulated cohort (random encoder, few epochs), for what is done with a run."""
     from lab.commands.he2rna import main
 
@@ -107,10 +118,13 @@ def mapped(drawn, tmp_path_factory):
     return cohort
 
 
+mapped = copy_of("mapped_once")
+
+
 @pytest.fixture(scope="session")
-def unlabelled(drawn, tmp_path_factory):
+def unlabelled_once(drawn, tmp_path_factory):
     """The simulated cohort, its slides and points only, and weights to start from."""
-    folder = tmp_path_factory.mktemp("pretrain") / "c"
+    folder, weights = (tmp_path_factory.mktemp(name) / "c" for name in ("pretrain", "weights"))
     for part in ("slides", "points"):
         shutil.copytree(drawn / part, folder / part)
     shutil.copy(drawn / "samples.csv", folder)
@@ -119,12 +133,17 @@ def unlabelled(drawn, tmp_path_factory):
     for m in net.modules():
         if isinstance(m, tiling.Bottleneck):  # damped as --weights random is, without its seconds
             torch.nn.init.constant_(m.bn3.weight, 0.2)
-    torch.save(net.state_dict(), folder / "start.pth")
+    torch.save(net.state_dict(), weights)
+    (folder / "start.pth").symlink_to(weights)  # it is large
+    data_of(folder)  # cuts the tiles
     return folder
 
 
+unlabelled = copy_of("unlabelled_once")
+
+
 @pytest.fixture(scope="session")
-def looked_at(tmp_path_factory):
+def looked_at_once(tmp_path_factory):
     """A simulated cohort whose patients all have normal tissue, and runs on a small encoder."""
     from lab.simulation.cohort import simulate_cohort
 
@@ -142,6 +161,9 @@ def looked_at(tmp_path_factory):
         assert drawn_run("expression", cohort, *encoder, *genes, *gmt) == 0
         assert drawn_run("expression", cohort, *encoder, *genes, *per_gene) == 0
     return cohort
+
+
+looked_at = copy_of("looked_at_once")
 
 
 # ----- Runs on drawn numbers ----------------------------------------------------------------------
@@ -188,7 +210,7 @@ def judged(tmp_path):
 
 
 @pytest.fixture(scope="session")
-def changed(tmp_path_factory):
+def changed_once(tmp_path_factory):
     """A finished run of histcode.py expression for each model, on one cohort."""
     cohort = write_pairs(tmp_path_factory.mktemp("changed") / "c")
 
@@ -207,6 +229,9 @@ def changed(tmp_path_factory):
                 swap(patch, "lab.histcode.expression_report", "write_report", only_text)
             assert express(cohort, "--name", name, *argv) == 0
     return cohort
+
+
+changed = copy_of("changed_once")
 
 
 # ----- Pictures -----------------------------------------------------------------------------------

@@ -3,7 +3,7 @@
 A map of the house. Rooms may use those above them, and the method; never those below.
 
     words headers files findings progress   the ground floor: names as they are kept, words that say
-    processes locks runs                    nothing, what slide files say of themselves, atomic
+    threads processes locks runs            nothing, what slide files say of themselves, atomic
                                             files and tables, what is wrong with somebody's data,
                                             lines on the terminal, torchrun, who holds a folder, a
                                             run's folder
@@ -32,3 +32,7 @@ A map of the house. Rooms may use those above them, and the method; never those 
     bench/       this implementation and the direct way, side by side: timing, speed
     tests/       test_<room>.py for each
 """
+
+from lab.threads import settle_threads
+
+settle_threads()  # before any room imports torch

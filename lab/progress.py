@@ -4,9 +4,11 @@ ahead.
 
 import re
 import sys
+import threading
 import time
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 
 from lab.files import few, one_line, save_csv
 
@@ -36,6 +38,27 @@ def ordered_map(function, jobs, workers):
                 future.cancel()
 
 
+class Room:
+    """So much room, which threads share; who takes more than there is has all of it alone."""
+
+    def __init__(self, size):
+        self.size = self.free = size
+        self.given_back = threading.Condition()
+
+    @contextmanager
+    def taken(self, n):
+        n = min(n, self.size)
+        with self.given_back:
+            self.given_back.wait_for(lambda: n <= self.free)
+            self.free -= n
+        try:
+            yield
+        finally:
+            with self.given_back:
+                self.free += n
+                self.given_back.notify_all()
+
+
 def seldom():
     """A function due(last) for a loop that prints lines: a log gets one a minute and the last."""
     shown = -MINUTE
@@ -54,14 +77,14 @@ def seldom():
 def progress(what, total, unit, end=True):
     """A function tick(n) that shows on stderr how far a loop is; with `end`, its end as well."""
     terminal = sys.stderr.isatty()
-    start = time.time()
+    start = time.monotonic()
     shown = 0.0 if terminal else start
     done = 0
 
     def tick(n=1):
         nonlocal done, shown
         done += n
-        now, last = time.time(), done >= total
+        now, last = time.monotonic(), done >= total
         due = now - shown > (BLINK if terminal else MINUTE)
         if not due and not (last and n and end):
             return

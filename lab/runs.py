@@ -14,14 +14,25 @@ from lab.files import (
     few,
     load_json,
     read_rows,
+    save_csv,
     save_file,
     save_json,
     sweep,
 )
 from lab.locks import hold
 from lab.processes import by_first, of_all
+from lab.words import LONGEST, fits
 
 PACKAGES = ("numpy", "scipy", "torch", "openslide-python", "openslide-bin", "Pillow")
+
+
+def check_name(text):
+    """InputError unless --name can be that of a folder inside another."""
+    if not fits(text):
+        raise InputError(
+            f"--name {text}: the name of a folder, not a path, of {LONGEST} bytes at most, without "
+            "control characters or a dot in front"
+        )
 
 
 def versions():
@@ -155,6 +166,17 @@ def read_folds(folder, fold_of):
     return rows
 
 
+def save_learned(folder, learned_as):
+    """features.csv of a run: what it remembers of each slide's features, {slide: learned_as}."""
+    save_csv(folder / "features.csv", ("slide", "features"), sorted(learned_as.items()))
+
+
+def read_learned(folder):
+    """{slide: what the run remembers of its features}; {} of a run of an earlier version."""
+    path = Path(folder) / "features.csv"
+    return dict(read_rows(path, even=True)[1]) if path.is_file() else {}
+
+
 def read_log(folder):
     """The entries of a run's log, of all processes, without what a full disk left of a line."""
     entries = []
@@ -169,6 +191,14 @@ def read_log(folder):
     return entries
 
 
+def seconds_of(entries):
+    """{(fold, epoch): seconds that the fold took so far}; checkpoints hold none, to be the same."""
+    times = {}
+    for entry in entries:
+        times[entry.get("fold"), entry.get("epoch")] = entry.get("seconds", 0)
+    return times
+
+
 def write_log(folder, entries):
     """Make log.jsonl anew from these entries; those of other processes are in it."""
     lines = [json.dumps(entry) + "\n" for entry in entries]
@@ -180,4 +210,5 @@ def write_log(folder, entries):
 def say_anew(folder, anew):
     """Say which results are made anew and why; anew: [(settings they were made with, wanted)]."""
     if anew:
-        print(f"{folder}: {len(anew)} slides are made anew: {differences(*anew[0])}")
+        why = differences(*anew[0]) or "their slides, or tiles, have changed since"
+        print(f"{folder}: {len(anew)} slides are made anew: {why}")

@@ -75,7 +75,7 @@ def run_audit(folder, measure, asked, texts, seeds, settings, what):
     have in common; what: a line for the report. Goes on where it stopped: audit.csv has what is
     done. A choice that raises InputError is left out. Returns the exit status.
     """
-    start = time.time()
+    start = time.monotonic()
     claim_folder(folder, {**settings, "command": "audit"}, "audit.csv")
     done = read_audit(folder / "audit.csv", texts)
     runs = []
@@ -87,7 +87,7 @@ def run_audit(folder, measure, asked, texts, seeds, settings, what):
         if (command, name, seed) in done or failed.keys() & {(command, "default"), (command, name)}:
             continue
         print(f"\n--- {command}, {name}, seed {seed} ({i + 1} of {len(runs)})", flush=True)
-        begun = time.time()
+        begun = time.monotonic()
         try:
             with threads(other_number() if name == AGAIN else torch.get_num_threads()):
                 values, own_status = measure(command, name, seed)
@@ -96,14 +96,14 @@ def run_audit(folder, measure, asked, texts, seeds, settings, what):
             print(f"without {command}'s {name}: {e}")
             continue
         status |= own_status
-        done[command, name, seed] = values, time.time() - begun
+        done[command, name, seed] = values, time.monotonic() - begun
         write_audit(folder, done, texts, what)
         left = len(runs) - i - 1
         mean = np.mean([seconds for _, seconds in done.values()])
         print(f"{left} runs left, {clock(mean * left)} at the mean of the {len(done)} done")
     if not done:
         raise InputError(f"nothing could be measured: {next(iter(failed.values()))}")
-    print(f"\nreport: {folder / 'audit.md'}   ({clock(time.time() - start)})")
+    print(f"\nreport: {folder / 'audit.md'}   ({clock(time.monotonic() - start)})")
     return status or int(bool(failed))
 
 

@@ -1,8 +1,8 @@
 """This implementation and the direct way, side by side in one run.
 
     python -m lab.bench [NAME ...]     encoder kmeans macenko topk memory table lists networks bank
-                                       attention adco-learns adco-collapse (default: all;
-                                       `memory` alone, for its peak)
+                                       attention contention adco-learns adco-collapse
+                                       (default: all; `memory` alone, for its peak)
     python -m lab.bench calibration [--only STUDY ...] [--runs X] [--seed N]
 
 The two ways are timed in turn after a warm-up. What is printed are medians of seconds, and the
@@ -18,6 +18,7 @@ from collections.abc import Callable
 
 from lab.bench import speed
 from lab.bench.collapse import draw_collapse
+from lab.bench.contention import bench_contention
 from lab.bench.timing import say
 from lab.calibration.table import STUDIES, print_table
 from lab.histcode import toy
@@ -47,6 +48,7 @@ BENCHES: dict[str, Callable] = {
     "attention": speed.bench_attention,
     "adco-learns": bench_adco_learns,
     "adco-collapse": draw_collapse,
+    "contention": bench_contention,
     "calibration": bench_calibration,
 }
 

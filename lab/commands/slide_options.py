@@ -4,12 +4,12 @@ None is the default of most: as the folder was made, else the usual.
 """
 
 import argparse
-import os
 
 import tiling
 from lab.commands.options import natural
 from lab.encoders import COLOURS
 from lab.files import TISSUE, InputError
+from lab.threads import cores
 
 OF_SLIDES = (  # what says which tiles and features; without slides they have no meaning
     "mpp",
@@ -72,7 +72,7 @@ def add_options(parser, of_run=False, encoder="resnet50", seed="seed", there=Fal
     a(
         "--workers",
         type=natural,
-        default=min(8, os.cpu_count() or 1),
+        default=min(8, cores()),
         help="threads that read ahead (default: cores, at most 8); no effect on results",
     )
     a("--seed", type=natural, dest=seed, help="of every random draw (default 0)")

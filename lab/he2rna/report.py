@@ -20,6 +20,7 @@ from lab.he2rna.report_opening import beside_the_paper, opening_of
 from lab.he2rna.report_plots import draw_r, draw_scatter, with_value
 from lab.progress import clock, table
 from lab.provenance import marked, warning
+from lab.runs import read_log, seconds_of
 from lab.show.packed import Column
 from lab.show.page import write_page
 from lab.show.report import section, settings_section
@@ -227,10 +228,11 @@ def folds(folder, data, notes, ledgers):
     """How the training of each fold went, how even the folds are, and who stands apart in them."""
     apart = who_stands_apart(data.y, data.patients, data.projects)
     remarks = [*losses_said(folder, ledgers, apart), *apart_said(apart)]
-    rows = []
+    rows, took = [], seconds_of(read_log(folder))
     for f, note in enumerate(notes):
+        seconds = took.get((f, note["epochs"]), note.get("seconds", 0))  # as older runs kept them
         epochs = note["best_epoch"], note["epochs"], note["by"]
-        rows.append((f, (data.fold == f).sum(), *epochs, clock(note["seconds"])))
+        rows.append((f, (data.fold == f).sum(), *epochs, clock(seconds)))
     header = ("fold", "test slides", "best epoch", "epochs run", "chosen by", "training time")
     return section("Folds", table(header, rows), *remarks, *certificate(data, len(notes)))
 

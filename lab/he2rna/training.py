@@ -34,7 +34,7 @@ from lab.he2rna.report import (
 from lab.he2rna.report_plots import draw_null
 from lab.processes import by_first, log_path, of_all, say
 from lab.progress import clock, seldom
-from lab.runs import load_checkpoint, mark_of, read_log, write_log
+from lab.runs import load_checkpoint, mark_of, read_log, seconds_of, write_log
 
 VERSION = 5  # of a run's files; another is refused. 4 had no decoys  [ours]
 SETTINGS = ("hidden", "n_features", "ks", "dropout", "features", "code", "pad_to")  # in fold*.pt
@@ -104,8 +104,9 @@ def train_fold(model, bags, data, rows, o, fold, folder):
     write_ledger(data, fold, train, valid)
     path = state_path(folder, fold)
     state = load_state(path, model)
-    before = state["seconds"] if state else 0
     due = seldom()
+    before = seconds_of(read_log(folder)).get((fold, state["epoch"]), 0) if state else 0
+    start = time.monotonic() - before
     epochs = he2rna.train_epochs(
         model,
         bags,
@@ -123,11 +124,12 @@ def train_fold(model, bags, data, rows, o, fold, folder):
         n_genes=len(data.genes),
     )
     try:
-        for state in timed(epochs, before):
-            log_epoch(log_path(folder, o.share), fold, state)
+        for state in epochs:
+            seconds = time.monotonic() - start
+            log_epoch(log_path(folder, o.share), fold, state, seconds)
             save_state(path, state)
             if due():
-                say_epoch(o, fold, state)
+                say_epoch(o, fold, state, seconds)
     except he2rna.NotFinite as e:
         raise InputError(
             f"fold {fold} epoch {e.epoch}: loss or weights are not finite any more, at the slides "
@@ -136,7 +138,7 @@ def train_fold(model, bags, data, rows, o, fold, folder):
         ) from None
     model.load_state_dict(state["best"])
     note = {"best_epoch": state["best_epoch"], "epochs": state["epoch"]}
-    note.update(seconds=state["seconds"], by=chosen_by(projects[valid]))
+    note["by"] = chosen_by(projects[valid])
     say(f"fold{fold}: best epoch {note['best_epoch']} of {note['epochs']}, by {note['by']}")
     return note
 
@@ -162,16 +164,8 @@ def load_state(path, model):
     """Where an earlier call left off, or None."""
     if path.is_file():
         device = next(model.parameters()).device
-        return load_checkpoint(path, device, keys=("model", "optimizer", "best", "seconds"))
+        return load_checkpoint(path, device, keys=("model", "optimizer", "best"))
     return None
-
-
-def timed(epochs, before):
-    """The epochs as they come, with the seconds that the fold took, those before a break too."""
-    began = time.time() - before
-    for state in epochs:
-        state["seconds"] = time.time() - began
-        yield state
 
 
 def chosen_by(projects):
@@ -188,8 +182,8 @@ def save_state(path, state):
     save_file(path, lambda f: torch.save(marked, f))
 
 
-def log_epoch(path, fold, state):
-    """A line of log.jsonl."""
+def log_epoch(path, fold, state, seconds):
+    """A line of log.jsonl, the only file that holds times; seconds: that the fold took so far."""
     entry = {
         "fold": fold,
         "epoch": state["epoch"],
@@ -197,16 +191,17 @@ def log_epoch(path, fold, state):
         "valid_loss": state["valid_loss"],
         "valid_r": state["r"],
         "best_epoch": state["best_epoch"],
+        "seconds": round(seconds, 1),
     }
     with open(path, "a") as f:
         f.write(json.dumps(entry) + "\n")
 
 
-def say_epoch(o, fold, state):
+def say_epoch(o, fold, state, seconds):
     """A line on the terminal: what the epoch brought, and how long the process takes at most."""
     epoch, best = state["epoch"], state["best_epoch"]
     folds_after = len(range(fold, o.folds, o.share[1])) - 1
-    left = state["seconds"] / epoch * (o.epochs - epoch + o.epochs * folds_after)
+    left = seconds / epoch * (o.epochs - epoch + o.epochs * folds_after)
     said = f"fold{fold} epoch {epoch:3d}/{o.epochs}  loss {state['loss']:.4f}"
     if state["valid_loss"] is not None:
         said += f"  valid loss {state['valid_loss']:.4f}"
@@ -319,7 +314,7 @@ def judge(folder, config, o, data, bags, prediction, saved, device, start):
         prediction,
         [one["note"] for one in saved],
         [one["saw"] for one in saved],
-        time.time() - start,
+        time.monotonic() - start,
     )
     print()
     for row in [SUMMARY_HEADER, *summary(results)]:
@@ -327,5 +322,5 @@ def judge(folder, config, o, data, bags, prediction, saved, device, start):
     best = said_of_best(results, data.genes)
     if best:
         print(f"\nbest: {best}")
-    took = clock(time.time() - start)
+    took = clock(time.monotonic() - start)
     print(f"report: {folder / 'report.md'}, and report.html to look at   ({took})")

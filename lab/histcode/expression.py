@@ -52,12 +52,12 @@ def train_folds(study, folder, o, device):
     for f in range(rank, o.folds, world):
         path = folder / f"fold{f}.pt"
         if not path.is_file():
-            start = time.time()
+            start = time.monotonic()
             saved = train(study, f, path, o, device)
             save(study, f, path, o, saved)
             penalty = f", penalty {saved['penalty']:g}" if "penalty" in saved else ""
             epochs = few(saved["epochs"].tolist(), 3)
-            say(f"fold {f}: epoch {epochs}{penalty}, {clock(time.time() - start)}")
+            say(f"fold {f}: epoch {epochs}{penalty}, {clock(time.monotonic() - start)}")
         for state in folder.glob(f"fold{f}.*.state.pt"):
             state.unlink()
     of_all(None)

@@ -92,7 +92,7 @@ def save_encoder(path, model, o, epoch):
 def log_entry(state, seen, seconds, tiles):
     """One line of log.jsonl, as a dict; seen: Watch.figures."""
     entry = {**{name: state[name] for name in FIGURES}, **seen}
-    entry["tiles_per_s"] = round(tiles / seconds, 1)
+    entry["tiles_per_s"] = round(tiles / max(seconds, 1e-9), 1)  # a clock may stand still
     entry["collapsed"] = entry["spread"] < COLLAPSED
     return entry
 
@@ -173,11 +173,11 @@ def train(model, reader, o, folder):
     negatives = negatives_of(model, reader, o, saved)
     watch = Watch(model, negatives, reader) if first else None
     due = seldom()
-    start = began = drawn = time.time()
+    start = began = drawn = time.monotonic()
     try:
         for state in states_of(model, reader, negatives, o, saved):
             done = state["epoch"]
-            now = time.time()
+            now = time.monotonic()
             if first:
                 entry = log_entry(state, watch.figures(), now - began, reader.tiles_of_epoch)
                 log.append(entry)
@@ -188,7 +188,7 @@ def train(model, reader, o, folder):
                 if due(done == o.epochs):
                     say_epoch(entry, o, (now - start) / (done - before) * (o.epochs - done))
             by_first(check)
-            began = time.time()
+            began = time.monotonic()
     except FloatingPointError as e:
         kept = f"; {state_file} keeps epoch {done}" if done else ""
         slides = few(reader.slides_at)

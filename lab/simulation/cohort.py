@@ -1,7 +1,6 @@
 """A simulated cohort: slides drawn from known cells, expression made from the same cells."""
 
 import json
-import os
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +18,7 @@ from lab.simulation.drawing import (
     write_slide,
 )
 from lab.simulation.genes import DENSITY_FLOOR, simulate_expression
+from lab.threads import cores
 
 MSI_HIGH, MSI_LOW = 0.2, 0.1  # shares of the patients  [ours]
 SAMPLES_COLUMNS = ("slide", "patient", "project", "sample", "sample_type", "tumor", "msi")
@@ -71,7 +71,7 @@ def simulate_cohort(folder, patients=64, seed=0, edge_px=1800, normal_in=4, work
 
     truth = []
     tick = progress("SIMULATED slides", len(slides), "slides")
-    for _, row in ordered_map(draw, range(len(slides)), workers or os.cpu_count()):
+    for _, row in ordered_map(draw, range(len(slides)), workers or cores()):
         if isinstance(row, Exception):
             raise row
         truth.append(row)

@@ -65,7 +65,9 @@ def bear(program, argv, processes, errors, begun):
 
 def main(errors):
     for program in ("tiling", "he2rna", "histcode"):
-        importlib.import_module(f"lab.commands.{program}")
+        package = importlib.import_module(f"lab.commands.{program}")
+        for verb in package.VERBS:
+            importlib.import_module(f"{package.__name__}.{verb}")
     reader, begun = os.pipe()
     for line in sys.stdin:
         program, argv, delay, number, processes = json.loads(line)

@@ -13,14 +13,14 @@ from pathlib import Path
 import numpy as np
 
 import he2rna
-from lab.application import features_as, pick_genes
+from lab.application import features_as, pick_genes, unlike
 from lab.audit.ledger import encoder_saw
 from lab.cohort.expression import read_expression
-from lab.cohort.features import features_made_by
+from lab.cohort.features import features_made_by, learned_as
 from lab.cohort.samples import join, read_samples, select
 from lab.cohort.scale import unit_of_run
 from lab.commands.expression_options import expression_options
-from lab.commands.he2rna.options import check_decoys, check_name, training_options
+from lab.commands.he2rna.options import check_decoys, training_options
 from lab.commands.slide_options import add_options
 from lab.devices import pick_device, pick_precision
 from lab.files import InputError, digest, few
@@ -29,8 +29,10 @@ from lab.he2rna.cohort_data import CohortData, learn_beside, rows_of
 from lab.he2rna.evaluation import decoys_of
 from lab.he2rna.folds import check_folds
 from lab.he2rna.runs import load_run, model_of, open_run, train_folds
+from lab.processes import share_out
 from lab.progress import say_left_out
 from lab.provenance import merged, of_cohort
+from lab.runs import check_name
 from lab.show.plots import need_matplotlib
 from tiling import MAX_TILES
 
@@ -60,7 +62,7 @@ def options(parser):
 
 
 def run(o):
-    start = time.time()
+    start = time.monotonic()
     need_matplotlib()
     cohort = Path(o.cohort)
     run = load_run(o.run if Path(o.run).is_dir() else cohort / "runs" / o.run)
@@ -72,9 +74,9 @@ def run(o):
     precision = pick_precision(o.precision, device) if o.precision else "float32"
     data, into, source = read_tuned(cohort, o, run, [run["genes"][j] for j in chosen])
     learn_beside(data, decoys_of(run, data.slides, o.decoys))
-    made_by = [features_made_by(into, source, name) for name in data.slides]
     settings = settings_of(run, o, precision)
     words = merged(run["provenance"], of_cohort(cohort))
+    made_by = [features_made_by(into, source, name) for name in data.slides]
     folder, config = open_run(cohort, o, settings, data, device, words, made_by)
     bags = from_disk(into, source, data.slides)
     first = partial(first_model, run, o, chosen, device, precision)
@@ -113,7 +115,10 @@ def read_tuned(cohort, o, run, genes):
     samples, y, unmatched = expression_of(cohort, samples, genes, o.scale)
     left_out = say_left_out({**left_out, **unmatched})
     check_folds(cohort, samples, tested_in(run, samples), o, {})  # before hours of tiling
-    ready, into, source, failed = features_as(run, o, cohort, [s["slide"] for s in samples])
+    slides = [s["slide"] for s in samples]
+    ready, into, source, failed = features_as(run, o, cohort, slides)
+    made = [name for name in slides if name not in failed]
+    failed |= share_out(partial(unlike, run, source), into, made, o)
     o.features = ready.features
     keep = [i for i, s in enumerate(samples) if s["slide"] not in failed]
     samples = [samples[i] for i in keep]
@@ -126,6 +131,7 @@ def read_tuned(cohort, o, run, genes):
         failed=failed,
         ledgers=ledgers_of(run),
         encoder=encoder_saw(into, source),
+        learned_as={s["slide"]: learned_as(into, source, s["slide"]) for s in samples},
         chooses={r["patient"]: {*map(int, r["validates_folds"].split())} for r in run["rows"]},
         tested=[saved["test_patients"] for saved in run["folds"]],
     )

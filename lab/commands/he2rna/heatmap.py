@@ -22,7 +22,7 @@ from lab.cohort.markers import marked_class
 from lab.cohort.places import EVERY
 from lab.cohort.scale import unit_of_run
 from lab.cohort.truth import truth_of
-from lab.commands.he2rna.options import check_name, slide_options
+from lab.commands.he2rna.options import slide_options
 from lab.commands.slide_options import add_options
 from lab.devices import pick_device
 from lab.files import InputError, digest, few, save_text
@@ -40,6 +40,7 @@ from lab.he2rna.spatial import (
 )
 from lab.progress import report_failures, table
 from lab.provenance import of_prediction, warning
+from lab.runs import check_name
 from lab.show.maps import map_ground, span_of, why_no_tile
 from lab.show.plots import need_matplotlib
 from lab.show.report import section

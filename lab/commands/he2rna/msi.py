@@ -114,7 +114,7 @@ def run(o):
         f"folds, arms {', '.join(o.arms)}, on {device}",
         flush=True,
     )
-    due, start = seldom(), time.time()
+    due, start = seldom(), time.monotonic()
     for i, (split, ratio, aucs, note) in enumerate(divisions(o, study, shares, jobs, device)):
         if o.share[0]:
             continue  # the first process writes for all
@@ -122,7 +122,7 @@ def run(o):
             results[split, ratio, arm] = rows_of(split, ratio, arm, auc, note)
         save_results(folder, results, config["provenance"], split, ratio, aucs, note)
         if due(i == len(jobs) - 1):
-            left = (time.time() - start) / (i + 1) * (len(jobs) - 1 - i)
+            left = (time.monotonic() - start) / (i + 1) * (len(jobs) - 1 - i)
             means = "  ".join(f"{arm} {auc.mean():.3f}" for arm, auc in aucs.items())
             print(f"split {split:2d}  {ratio} in A  AUC {means}  {clock(left)} left", flush=True)
     if o.share[0]:
@@ -195,7 +195,7 @@ def divisions(o, study, shares, jobs, device):
 
 def divide(o, study, split, share, arms, device):
     """One division: the draw of the hospitals, and the arms on it."""
-    start = time.time()
+    start = time.monotonic()
     if share is None:
         in_a, key = ~study.in_b, (split, 0, 1)
     else:
@@ -204,7 +204,7 @@ def divide(o, study, split, share, arms, device):
         in_a = drawn_a(study.high[first], share, rng, o)[who]
         key = (split, *share.as_integer_ratio())
     aucs, note = compare_arms(study, in_a, arms, o, key, device)
-    note["seconds"] = round(time.time() - start, 1)
+    note["seconds"] = round(time.monotonic() - start, 1)
     return aucs, note
 
 

@@ -1,7 +1,6 @@
 """Options that several of HE2RNA's verbs share."""
 
 from fractions import Fraction
-from pathlib import Path
 
 import he2rna
 from lab.audit.compare import count
@@ -190,12 +189,6 @@ def check_decoys(o):
     check_count(o.decoys)
     if o.decoys == 0 and o.null == "decoys":
         raise InputError("--decoys 0 leaves no decoys: --null untrained, t or permutation too")
-
-
-def check_name(text):
-    """InputError unless --name can be that of a folder inside another."""
-    if Path(text).name != text or text in ("", ".", ".."):
-        raise InputError(f"--name {text}: the name of a folder, not a path")
 
 
 def check_new(path, o):

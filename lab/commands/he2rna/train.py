@@ -18,7 +18,7 @@ import tiling
 from lab.audit.choices import add_choices
 from lab.audit.ledger import saw
 from lab.cohort.features import features_of, provenance
-from lab.commands.he2rna.options import DEMO_VALID, check_decoys, check_name, cohort_options
+from lab.commands.he2rna.options import DEMO_VALID, check_decoys, cohort_options
 from lab.devices import pick_device
 from lab.files import InputError, save_file
 from lab.he2rna.bags import in_memory
@@ -29,7 +29,7 @@ from lab.he2rna.training import fold_path, model_of_choices
 from lab.processes import by_first
 from lab.progress import report_failures
 from lab.provenance import of_data
-from lab.runs import load_checkpoint, mark_of
+from lab.runs import check_name, load_checkpoint, mark_of
 from lab.show.plots import need_matplotlib
 from lab.simulation.cohort import simulate_cohort
 
@@ -44,7 +44,7 @@ def options(parser):
 
 
 def run(o):
-    start = time.time()
+    start = time.monotonic()
     settle_choices(o)
     cohort = find_cohort(o)
     check_name(o.name)

@@ -130,7 +130,7 @@ def options(parser):
 
 
 def run(o):
-    start = time.time()
+    start = time.monotonic()
     check_source(o)
     settle_choices(o)
     demo = {} if o.bags else demo_of(o)
@@ -168,7 +168,7 @@ def run(o):
     write_report(
         folder, config, data, folds, trained, ledgers(data, folds, trained, other), external, o
     )
-    print(f"report: {folder / 'report.md'}   ({clock(time.time() - start)})")
+    print(f"report: {folder / 'report.md'}   ({clock(time.monotonic() - start)})")
     failed = data["failed"] | (other["failed"] if other else {})
     status = report_failures(failed, len(data["y"]) + len(data["failed"]), folder)
     return draw_maps(o, folder) | status if demo else status

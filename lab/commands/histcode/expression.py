@@ -46,7 +46,7 @@ DEMO_GENES = "CD3D,MKI67"  # of lymphocytes and of tumour cells: mapped without 
 
 
 def run(o):
-    start = time.time()
+    start = time.monotonic()
     demo = demo_of(o)
     settle(o, demo)
     need_matplotlib()
@@ -75,7 +75,7 @@ def run(o):
     save_predictions(folder / "predictions.npz", study, prediction, guess)
     encoder = encoder_saw(o.cohort, features_of(o))
     write_report(folder, config, study, folds, found, prediction, encoder, turned_lines(o), sets)
-    print(f"report: {folder / 'report.md'}   ({clock(time.time() - start)})")
+    print(f"report: {folder / 'report.md'}   ({clock(time.monotonic() - start)})")
     failed = slides["failed"]
     status = report_failures(failed, len(slides["names"]) + len(failed), folder)
     if demo and o.model == "linear":

@@ -9,7 +9,6 @@ summary.md of several slides beside.
 """
 
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 from openslide import OpenSlideError
@@ -21,6 +20,7 @@ from lab import space
 from lab.application import each_slide, every_tile, held_out, pick_genes
 from lab.cohort.features import load_features
 from lab.cohort.markers import marked_class
+from lab.cohort.slides import can_be_named
 from lab.cohort.truth import truth_of
 from lab.commands.histcode.options import slides_of_run
 from lab.devices import pick_device
@@ -115,7 +115,7 @@ def what_is_asked(run, o):
     every = []
     for j in pick_genes(o.genes, models[0]["genes"]):
         gene = models[0]["genes"][j]
-        if Path(gene).name != gene or gene == "..":
+        if not can_be_named(gene + end):
             raise InputError(
                 f"--genes: gene {gene!r} can't name a map's folder; rename it in the expression "
                 "table"

@@ -286,8 +286,8 @@ def run(o):
         f"{o.share[1]}, turned: {', '.join(o.code) or 'nothing'}",
         flush=True,
     )
-    start = time.time()
+    start = time.monotonic()
     trained = train(model, reader, o, folder)
-    done = f"trained in {clock(time.time() - start)}" if trained else "was ready"
+    done = f"trained in {clock(time.monotonic() - start)}" if trained else "was ready"
     print(f"{folder / o.name}.pt: {done}; how it went: {folder / 'pretrain.png'}")
     return 1 if failed and o.share[0] == 0 else 0

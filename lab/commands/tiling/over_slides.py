@@ -23,14 +23,14 @@ def over_slides(o, make):
 
     make(cohort, slides, o) -> {slide: why it failed}. It stands in COHORT/<verb>.
     """
-    start = time.time()
+    start = time.monotonic()
     cohort, (rank, world) = Path(o.cohort), o.share
     slides = chosen_slides(cohort, o)[rank::world]
     failed = make(cohort, slides, o)
     share = f" (RANK {rank} of WORLD_SIZE {world})" if world > 1 else ""
     print(
         f"{o.verb}: {len(slides) - len(failed)} of {len(slides)} slides ready in "
-        f"{cohort / o.verb}{share} ({clock(time.time() - start)})"
+        f"{cohort / o.verb}{share} ({clock(time.monotonic() - start)})"
     )
     wait_for_others(world)
     return report_failures(failed, len(slides), cohort / o.verb, o.share)
