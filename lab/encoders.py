@@ -9,6 +9,7 @@ from lab.fast import encoder as fast_encoder
 from lab.files import InputError, few, load_json, reason, within
 from lab.torchscript import Script, is_script, load_script, side_file
 from lab.weights import fill, load_weights
+from lab.words import fits
 
 ENCODERS = {"resnet50": 4, "resnet50-stage3": 3}  # name -> stages; 3: HistCode's
 # Of a tile. HE2RNA's paper is silent, its code has stretch; HistCode's paper has "color
@@ -57,8 +58,11 @@ def encoder_wants(o):
     name = encoder_name(o.encoder)
     if not Path(o.encoder).is_file():
         raise InputError(f"--encoder {o.encoder}: no such file, nor one of {', '.join(ENCODERS)}")
-    if name in ENCODERS:
-        raise InputError(f"--encoder {o.encoder}: rename it; {name} is the name of another network")
+    if not fits(name) or name.lower().removesuffix("-stretch") in ENCODERS:
+        raise InputError(
+            f"--encoder {o.encoder}: rename it; {name} is another network's name "
+            "or can be no folder's"
+        )
     if o.weights not in (None, o.encoder):
         raise InputError(
             f"--weights {o.weights}: the file {o.encoder} is network and weights; leave it out"

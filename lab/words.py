@@ -24,6 +24,7 @@ insufficient tissue, quantity not sufficient
 """
 # What GDC, TCGA, cBioPortal and common usage write where nobody knows a label  [ours]
 UNKNOWN = frozenset(" ".join(SAYS_NOTHING.split()).split(", "))
+LONGEST = 200  # bytes of a name: what stands beside it in a file's has room  [ours]
 MINUS = ("-", "–", "−")
 NO_WIDTH = "\u00ad\u061c\u180e\u200b\u200c\u200d\u200e\u200f\u2060\ufeff"  # nobody sees them
 BLANKS = "\u00a0\u1680\u202f\u205f\u3000" + "".join(map(chr, range(0x2000, 0x200B)))
@@ -38,6 +39,13 @@ def composed(text):
 def tidy(name):
     """A name as it is kept here, however it was typed: composed, with no blanks at its ends."""
     return composed(str(name)).strip()
+
+
+def fits(name):
+    """Whether a file or folder here can have a name: no path, nothing hidden, not too long."""
+    if not name.isprintable() or "/" in name or name[:1] in ("", "."):
+        return False
+    return len(name.encode()) <= LONGEST
 
 
 def same(word):

@@ -1,5 +1,6 @@
 """The slide files of a cohort: which there are, opening them, how large their pixels are."""
 
+import re
 import warnings
 from pathlib import Path
 
@@ -9,7 +10,7 @@ from PIL import Image, ImageOps
 
 from lab.files import InputError, few, number
 from lab.headers import LISTS, listed, series_of, tiff_pages
-from lab.words import tidy
+from lab.words import LONGEST, fits, tidy
 
 SCANS = (".svs", ".ndpi", ".mrxs", ".scn", ".vms", ".vmu", ".bif", ".svslide", ".dcm")  # [ours]
 PICTURES = (".png", ".jpg", ".jpeg", ".tif", ".tiff")  # may be one that only Pillow reads  [ours]
@@ -20,7 +21,9 @@ MPP_ROUNDED = 0.03  # two values that differ by less are one, rounded  [ours]
 NOT_SQUARE = 1.05  # the longer side of a pixel by the shorter  [ours]
 COLOUR_MODES = ("RGB", "RGBA", "RGBX", "P", "PA", "YCbCr")  # of Pillow
 GREY_MODES = ("1", "L", "LA")  # which are read, and hold no tissue
-RESERVED = ("settings", "failed")  # files beside those of the slides  [ours]
+RESERVED = re.compile(  # names of files beside those of the slides  [ours]
+    r"settings|failed(-\d+-of-\d+)?(\.csv)?|summary\.md|.*\.obs", re.IGNORECASE
+)
 ORIENTATION, TILE_WIDTH = 274, 322  # numbers of tags  [TIFF 6.0]
 
 Image.MAX_IMAGE_PIXELS = 2**29  # Pillow refuses twice as many: it holds them whole, 4 GiB  [ours]
@@ -30,12 +33,12 @@ warnings.filterwarnings("ignore", module=r"PIL\.TiffImagePlugin")  # of tags onl
 
 def can_be_named(slide):
     """Whether files here can have a slide's name."""
-    return slide.isprintable() and slide not in RESERVED and not too_long(slide)
+    return fits(slide) and not RESERVED.fullmatch(slide)
 
 
 def too_long(slide):
     """Whether a name leaves no room for what the files beside a slide's have in theirs."""
-    return len(slide.encode()) > 200
+    return len(slide.encode()) > LONGEST
 
 
 def unnameable(slide):
@@ -43,8 +46,9 @@ def unnameable(slide):
     if can_be_named(slide):
         return ""
     return (
-        f"slide {slide[:50]} can't be the name of a file here (control characters, over 200 bytes, "
-        f"or one of {', '.join(RESERVED)}): rename it"
+        f"slide {slide[:50]} can't be the name of a file here (control characters, over {LONGEST} "
+        "bytes, a dot in front, or that of a file beside: settings, failed, summary.md, *.obs): "
+        "rename it"
     )
 
 

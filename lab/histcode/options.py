@@ -1,9 +1,8 @@
 """Settings of the commands on frozen features: their defaults, and the ranges they must lie in."""
 
-from pathlib import Path
-
 import histcode
 from lab.files import InputError
+from lab.runs import check_name
 
 WIDEST = 10**5  # layer that can be asked for  [ours]
 DRIVERS = 200  # genes of a compendium, by mutations  [HistCode Methods, Cancer driver genes]
@@ -25,9 +24,8 @@ def check_ranges(o, *ranges):
         if value is not None and not low <= value <= high:
             flag = option.replace("_", "-")
             raise InputError(f"--{flag} {value:g}: must lie between {low:g} and {high:g}")
-    name = getattr(o, "name", None)
-    if name is not None and (Path(name).name != name or name in ("", ".", "..")):
-        raise InputError(f"--name {name}: the name of a folder, not a path")
+    if getattr(o, "name", None) is not None:
+        check_name(o.name)
 
 
 def settle_training(o, usual):

@@ -78,6 +78,8 @@ def settle_options(o, processes, more=None):
     if o.lr is None:
         o.lr = histcode.LEARNING_RATE * o.batch / histcode.BATCH
     o.name = o.name or o.method
+    if o.name == "state":
+        raise InputError("--name state: state.pt is the training's own; choose another")
     o.bank_tau = o.tau if o.bank_tau is None else o.bank_tau
     check_ranges(
         o,
