@@ -11,7 +11,7 @@ import torch
 
 from lab.encoders import ENCODERS
 from lab.exchange.clam import foreign
-from lab.files import InputError, load_json
+from lab.files import InputError, load_json, one_line
 from lab.torchscript import is_script
 
 SIMULATED = "SIMULATED cohort"  # the first line of its README.md says so
@@ -147,7 +147,7 @@ def of_prediction(run, home):
 
 def said(words):
     """'SIMULATED cohort; encoder with random weights', '' for none."""
-    return "; ".join(words)
+    return one_line("; ".join(words))
 
 
 def meant(words):

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from lab.files import InputError, few, number
+from lab.files import InputError, few, number, one_line
 from lab.words import find_word, is_unknown, nearest, same
 
 NO_LABELS = ("slide", "patient", "project", "sample", "sample_type", "kind", "mpp")  # columns
@@ -35,7 +35,7 @@ def is_number(text):
 
 def plain(text):
     """A number as it is shortest, so that 1 and 1.0 are one label; a word as it is."""
-    return f"{float(text):g}" if is_number(text) else text.strip()
+    return f"{float(text):g}" if is_number(text) else one_line(text.strip())
 
 
 def two_classes(labels, where, positive=None, negative=None):

@@ -13,6 +13,7 @@ from lab.findings import Findings
 from lab.words import is_unknown, tidy
 
 WANTED = ("slide", "patient", "project")
+NAMES = ("patient", "project", "sample", "sample_type")  # which stand in reports, tables, plots
 PRIMARY = ("primary tumor", "primary tumour", "tumor", "tumour")  # sample_type values (or 01) meant
 # by the "samples from primary tumors only"   [HE2RNA Methods, TCGA Pan-Cancer Dataset]
 
@@ -31,7 +32,9 @@ TISSUES = {**dict.fromkeys(TUMOUR, 1), **dict.fromkeys(NORMAL, 0)}  # words for 
 
 
 def read_samples(cohort):
-    """samples.csv as a list of dicts in file order. InputError on what can't be meant.
+    """samples.csv as a list of dicts, sorted by slide: the order of its rows decides nothing.
+
+    InputError on what can't be meant.
 
     Columns: slide (the file's name without its ending), patient, project; optional sample,
     sample_type, mpp, any labels.
@@ -66,8 +69,9 @@ def read_samples(cohort):
     for why, numbers in wrong.items():
         found.refuse(f"{path} row{'s' * (len(numbers) > 1)} {few(numbers)}: {why}")
     refuse_barcodes(found, path, rows)
+    refuse_one_file(found, path, rows)
     found.tell(path)
-    return rows
+    return sorted(rows, key=lambda row: row["slide"])
 
 
 def wrong_sample(row):
@@ -75,6 +79,9 @@ def wrong_sample(row):
     for column in WANTED:
         if not row[column]:
             return f"empty {column}"
+    for column in NAMES:
+        if not row.get(column, "").isprintable():
+            return f"{column} {row[column]} has control characters, which no name here can have"
     if is_unknown(row["patient"]):
         return (
             f"patient {row['patient']} is no patient, though rows that share the word would be "
@@ -84,6 +91,20 @@ def wrong_sample(row):
     if Path(slide).name != slide or slide in (".", ".."):
         return f"slide {slide} is a path; give the file name without its ending"
     return "" if too_long(slide) else unnameable(slide)  # too long a name fails alone
+
+
+def refuse_one_file(found, path, rows):
+    """Refuse slides that differ in case alone, where the disk takes their files for one."""
+    if not path.with_name(path.name.upper()).exists():
+        return
+    first = {}
+    for row in rows:
+        slide = row["slide"]
+        other = first.setdefault(slide.casefold(), slide)
+        if other != slide:
+            found.refuse(
+                f"{path}: {other} and {slide} are one file's name on this disk: rename one"
+            )
 
 
 def refuse_barcodes(found, path, rows):

@@ -11,7 +11,7 @@ import numpy as np
 from lab import space
 from lab.cohort.places import EVERY, read_outlines, read_places
 from lab.exchange.qupath import qupath_frame
-from lab.files import few
+from lab.files import few, one_line
 from lab.words import find_word
 
 LOOKED_AT = 5000  # places, evenly spread, tell whether all lie on tissue  [ours]
@@ -34,12 +34,13 @@ class Truth:
     lacks: list = field(default_factory=list)  # what was asked for and is not there
 
     def note(self, text):
+        text = one_line(text)
         self.notes.append(text)
         print(f"{self.name}: {text}", flush=True)
 
     def lack(self, text):
         """What is not there, or can't be so: the command goes on and ends with status 1."""
-        self.lacks.append(text)
+        self.lacks.append(one_line(text))
 
     def lines(self):
         """The section of a report."""
