@@ -9,9 +9,10 @@ import os
 from pathlib import Path
 
 from lab.cohort.encoding import make_features
-from lab.cohort.features import features_of, load_features, made_as, source_name
+from lab.cohort.features import features_of, learned_as, load_features, made_as, source_name
 from lab.cohort.genes import as_spelled
 from lab.cohort.identity import asked_slides
+from lab.cohort.made import is_changed
 from lab.cohort.names import person, who
 from lab.cohort.slides import find_slides, unnameable
 from lab.cohort.tiles import tiles_of
@@ -86,6 +87,11 @@ def each_slide(run, o, failed):
         failed.update({slides[name].label: why for name, why in bad.items()})
         good = [name for name in names if name not in bad]
         for name in counted(run["folder"].name, good, "slides"):
+            try:
+                check_features(run, into, source, name, slides[name].own)
+            except InputError as e:
+                failed[slides[name].label] = str(e)
+                continue
             yield options, slides[name], into, source
 
 
@@ -157,7 +163,7 @@ def features_as(run, o, cohort, slides):
     o, into = argparse.Namespace(**vars(o)), Path(o.into or cohort)
     made = run["config"]["features"]
     if "made" in made:
-        return made_elsewhere(run, o, cohort, slides, into)
+        return made_elsewhere(run, o, into)
     if o.features:
         raise InputError(
             f"--features {o.features}: the run {run['folder']} learned from this program's "
@@ -174,7 +180,7 @@ def features_as(run, o, cohort, slides):
     return o, into, made["source"], failed
 
 
-def made_elsewhere(run, o, cohort, slides, into):
+def made_elsewhere(run, o, into):
     """features_as for a run on features of other programs, which don't say how they were made."""
     config = run["config"]
     o.features = o.features or config["features_folder"]
@@ -185,19 +191,37 @@ def made_elsewhere(run, o, cohort, slides, into):
             f"{config['features']['source']}; if these are of the same encoder and tile size, give "
             "their folder that name"
         )
+    return o, into, source, {}
 
-    def read(cohort, slides, o):
-        failed, wanted = {}, config["n_features"]
-        for name in counted("reading features", slides, "slides"):
-            try:
-                width = load_features(cohort, source, name)[0].shape[1]
-                if width != wanted:
-                    failed[name] = f"{width} features a tile, the run learned from {wanted}"
-            except InputError as e:
-                failed[name] = str(e)
-        return failed
 
-    return o, into, source, share_out(read, cohort, slides, o)
+def unlike(run, source, into, slides, o):
+    """{slide of the run: why its features are not as those that the run learned from}."""
+    failed = {}
+    for name in counted("reading features", slides, "slides"):
+        try:
+            check_features(run, into, source, name)
+        except InputError as e:
+            failed[name] = str(e)
+    return failed
+
+
+def check_features(run, into, source, name, own=True):
+    """InputError where a slide's features are of another width than the run's or, of the run's own
+    slide, are others than those that it learned from.
+    """
+    width, wanted = load_features(into, source, name)[0].shape[1], run["config"]["n_features"]
+    if width != wanted:
+        raise InputError(f"{width} features a tile, the run learned from {wanted}")
+    learned = run["learned_as"].get(name) if own else None
+    if learned in (None, learned_as(into, source, name)):
+        return
+    where, mend = into / "features" / source, "--into another folder has them made as the run's"
+    if isinstance(source, Path):
+        where, mend = source, "bring those back, or train another run on these"
+    raise InputError(
+        f"the features in {where} are not those that {run['folder']} learned from, of other tiles "
+        f"or made otherwise since: {mend}"
+    )
 
 
 def refuse_other(run, what, other):
@@ -237,8 +261,10 @@ def ready_slides(run, cohort, into, slides):
         tiles = side["tiles"]
         kind = dict(side, source=side["encoder"], tile_um=tiles.get("tile_um"))
         refuse_other(run, f"features of slide {name} in {into}", kind)
+        path = folder / f"{name}.json"
         if name not in found or tiles.get("file") in (False, fingerprint(found[name])):
-            ready.add(name)
+            if name not in found or not is_changed(found[name], path, [path]):
+                ready.add(name)
         elif into.resolve() != Path(cohort).resolve():
             raise InputError(
                 f"--into {into}: slide {name} there is another than {found[name]}: give --into "

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import he2rna
 from lab.cohort.expression import read_expression
-from lab.cohort.features import content_of, features_made_by, features_of
+from lab.cohort.features import features_of, sample_of
 from lab.cohort.names import alike_groups, person, would_match
 from lab.cohort.samples import join, select
 from lab.cohort.slides import find_slides, known_mpp
@@ -137,7 +137,7 @@ def check_files(found, cohort, samples, o):
             if files:
                 content = fingerprint(files[name])
             else:
-                content = content_of(features_made_by(cohort, features_of(o), name))
+                content = sample_of(features_of(o), name)["sample"]
             same.setdefault(content, []).append(name)
     for names in same.values():
         if len({patient_of[name] for name in names}) > 1:

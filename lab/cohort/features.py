@@ -4,18 +4,20 @@
 another program has made (lab/exchange/clam.py).
 """
 
+import time
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
 import tiling
+from lab.cohort.made import cut_of, held_by, is_newer, of_these_tiles
 from lab.cohort.steps import check_setting
 from lab.cohort.tiles import tiles_of
 from lab.encoders import ENCODERS, features_folder
 from lab.exchange.clam import features_file, foreign
 from lab.exchange.layout import number_said, place
-from lab.files import InputError, digest, load_json, reason, whole_arrays
+from lab.files import InputError, differences, digest, load_json, reason
 
 FEW_ROWS = 64  # of features made elsewhere tell one file from another  [ours]
 BLOCK = 64  # tiles that are looked at together, within a processor's own memory  [ours]
@@ -74,10 +76,11 @@ def load_features(cohort, source, name, check=True):
     """
     if isinstance(source, Path):
         path, features, coords, _ = foreign(source, name)
+        said = None
     else:
-        path = Path(cohort) / "features" / source / f"{name}.npy"
-        tiles = whole_arrays(Path(cohort) / "tiles" / f"{name}.npz", coords="inx")
-        features, coords = load_array(path), tiles["coords"]
+        path = place_of(cohort, source, name)
+        coords, said = tiles_described(cohort, source, name)
+        features = load_array(path)
     if features.dtype not in (np.float16, np.float32):
         with np.errstate(over="ignore"):  # beyond float32: infinite, and refused below
             features = features.astype(np.float32)
@@ -89,11 +92,61 @@ def load_features(cohort, source, name, check=True):
     elif coords is not None and not np.isfinite(coords).all():
         why = "NaN or infinite coords"
     else:
-        why = wrong_features(features) if check else None
+        why = wrong_or_other(path, features, said) if check else None
         if why is None:
             return features, coords
         raise InputError(f"{path}: {why}")
     raise InputError(f"{path}: {why}; wanted are numbers (n, D) and (n, 2)")
+
+
+def tiles_described(cohort, source, name):
+    """(coords (n, 2), what the features hold) of a slide, as tiles/ and features/ say it."""
+    npy, npz = place_of(cohort, source, name), Path(cohort) / "tiles" / f"{name}.npz"
+    tiles, settings = tiles_of(cohort, name)
+    if tiles is None:
+        raise InputError(f"{npz} is missing or not whole: run the command that made it again")
+    side = made_as(npy.parent, name)
+    if not side:
+        raise InputError(
+            f"{npy}: no whole {name}.json beside it says what made it; delete it to have it made "
+            "again"
+        )
+    if not of_these_tiles(side, tiles, settings):
+        changed = differences(side["tiles"], settings) or "others under the same settings"
+        raise InputError(
+            f"{npy} is of other tiles than {npz} has now ({changed}): `tiling.py features` makes "
+            "it anew; verbs on a run make both as the run's in another folder, --into"
+        )
+    return tiles["coords"], side.get("holds")
+
+
+FRESH = 2  # seconds in which a file may change again and have the same time  [ours]
+LOOKED_AT = {}  # {(file, its size and times): (why its features can't be meant, what it holds)}
+
+
+def looked_at(path, features):
+    """As LOOKED_AT, of a slide's features: all are read once, however often they are asked for."""
+    state = state_of(path)
+    found = LOOKED_AT.get(state) or (wrong_features(features), held_by(features))
+    if time.time() - path.stat().st_mtime > FRESH:
+        LOOKED_AT[state] = found
+    return found
+
+
+def state_of(path):
+    there = path.stat()
+    return path, there.st_size, there.st_mtime_ns, there.st_ctime_ns
+
+
+def wrong_or_other(path, features, said=None):
+    """Why a slide's features can't be meant, or are not those of which `said` was said."""
+    why, holds = looked_at(path, features)
+    if said not in (None, holds):
+        return (
+            f"it holds {holds}, and {path.stem}.json beside it is of {said}: it was changed or "
+            "exchanged; bring it back, or delete it to have it made again"
+        )
+    return why
 
 
 def wrong_features(features):
@@ -143,6 +196,11 @@ def magnitudes(features):
     return most.view(features.dtype), least.view(features.dtype)
 
 
+def place_of(cohort, source, name):
+    """Where our features of a slide are."""
+    return Path(cohort) / "features" / source / f"{name}.npy"
+
+
 def load_array(path):
     try:
         array = np.load(path, mmap_mode="r", allow_pickle=False)
@@ -168,15 +226,45 @@ def content_of(made):
     return made.get("content") or (made.get("tiles") or {}).get("file") or None
 
 
-def features_made_by(cohort, source, name):
-    """What tells a slide's features from others: the settings of ours; of a file made elsewhere,
-    wherever it lies, its size, its coordinates and every so-manieth row. [ours]
+def features_made_by(cohort, source, name, before=None, product=None):
+    """What tells a slide's features from others: what <slide>.json says of ours; of a file made
+    elsewhere, wherever it lies, its size, its coordinates and all its numbers. [ours]
+
+    before: what was told of them when `product` was made. At the same sample it is taken for the
+    truth, unless the file was written since.
     """
     if not isinstance(source, Path):
-        return load_json(Path(cohort) / "features" / source / f"{name}.json")
+        return load_json(place_of(cohort, source, name).with_suffix(".json"))
+    made = sample_of(source, name)
+    path = features_file(source, name)
+    if isinstance(before, dict) and made.items() <= before.items() and not is_newer(path, product):
+        return before
+    known = LOOKED_AT.get(state_of(path))
+    _, holds = known or looked_at(path, load_features(cohort, source, name, check=False)[0])
+    return {**made, "content": digest([holds, made["sample"]])}
+
+
+def sample_of(source, name):
+    """What tells a file of features made elsewhere at a glance: its name and size, and a digest of
+    its coordinates and every so-manieth row.
+    """
     path, features, coords, _ = foreign(source, name, FEW_ROWS)
-    content = digest(features, [] if coords is None else coords)
-    return {"file": path.name, "bytes": path.stat().st_size, "content": content}
+    sample = digest(features, [] if coords is None else coords)
+    return {"file": path.name, "bytes": path.stat().st_size, "sample": sample}
+
+
+def learned_as(cohort, source, name, made=None):
+    """What a run remembers of a slide's features: what they hold, of files made elsewhere; how ours
+    were made and of which tiles. made: as features_made_by.
+
+    Precision and rounding are left out: another machine may make them again.
+    """
+    made = made or features_made_by(cohort, source, name)
+    if "content" in made:
+        return made["content"]
+    how = {key: made.get(key) for key in ("encoder", "weights", "colour", "tile_px")}
+    cut = made.get("cut") or cut_of(tiles_of(cohort, name)[0])
+    return digest(how, made["tiles"].get("file"), cut)
 
 
 def place_tiles(cohort, source, name, coords, mpp=None, asked=None):

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
-from lab.cohort.features import features_made_by, made_as
+from lab.cohort.features import made_as, sample_of
 from lab.cohort.names import person
 from lab.cohort.samples import read_samples
 from lab.cohort.slides import find_slides, unnameable
@@ -138,10 +138,10 @@ def same_features(folder, path, name):
     if Path(folder).resolve() in path.resolve().parents:
         return True
     try:
-        mine, other = (features_made_by(None, where, name) for where in (Path(folder), path.parent))
+        mine, other = (sample_of(where, name) for where in (Path(folder), path.parent))
     except InputError:
         return None
-    return mine["content"] == other["content"]
+    return mine["sample"] == other["sample"]
 
 
 def label_of_stranger(run, name, path, taken):

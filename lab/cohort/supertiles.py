@@ -10,11 +10,18 @@ import numpy as np
 
 import tiling
 from lab.cohort.encoding import make_features
-from lab.cohort.features import features_made_by, features_of, load_features, source_name
+from lab.cohort.features import (
+    features_made_by,
+    features_of,
+    learned_as,
+    load_features,
+    source_name,
+)
+from lab.cohort.made import keep_time
 from lab.cohort.steps import settle, work_through
 from lab.encoders import encoder_name
-from lab.exchange.clam import FOREIGN
-from lab.files import load_arrays, save_file, save_json
+from lab.exchange.clam import FOREIGN, features_file
+from lab.files import digest, load_arrays, save_file, save_json
 from lab.locks import hold, release
 from lab.progress import say_left_out
 from lab.words import tidy
@@ -30,24 +37,30 @@ def make_supertiles(cohort, slides, o, into=None):
     folder = place / "supertiles" / source_name(o)
     failed = {} if o.features else make_features(cohort, slides, o, place)
     settings = supertile_settings(folder, o)
-    keys, nowhere = {}, []
+    how, nowhere = {**settings, "kmeans": KMEANS_VERSION}, []
 
     def look(name):
         """The number of features of super-tiles that are there, None where they are not."""
-        made_by = features_made_by(place, source, name)
-        made_as = {**settings, "features": made_by, "kmeans": KMEANS_VERSION}
-        keys[name] = json.dumps(made_as, sort_keys=True)
-        arrays = load_arrays(folder / f"{name}.npz")
-        if arrays and str(arrays.get("settings")) == keys[name]:
-            return arrays["means"].shape[1]
-        return None
+        path = folder / f"{name}.npz"
+        made_as, arrays = read_supertiles(path)
+        if not made_as:
+            return None
+        made_by = features_made_by(place, source, name, made_as.get("features"), path)
+        if made_as != {**how, "features": made_by}:
+            return None
+        if o.features:
+            keep_time(features_file(source, name), path)
+        return arrays["means"].shape[1]
 
     def make(name):
         features, coords = load_features(place, source, name)
         if coords is None:
             nowhere.append(name)
         means, mask, cluster = half_supertiles(features, coords, settings["k"], settings["seed"])
-        arrays = {"means": means, "mask": mask, "cluster": cluster, "settings": keys[name]}
+        made_as = {**how, "features": features_made_by(place, source, name)}
+        arrays = {"means": means, "mask": mask, "cluster": cluster}
+        arrays["holds"] = held_together(arrays)
+        arrays["settings"] = json.dumps(made_as, sort_keys=True)
         save_file(folder / f"{name}.npz", partial(np.savez, **arrays))
         return means.shape[1]
 
@@ -65,6 +78,28 @@ def make_supertiles(cohort, slides, o, into=None):
     widths = {name: width for name, width in widths.items() if width is not None}
     fail_unusual(widths, failed)
     return failed
+
+
+def read_supertiles(path):
+    """(what they were made of and how, their arrays); ({}, None) where they are not whole."""
+    arrays = load_arrays(path) or {}
+    try:
+        made_as = json.loads(str(arrays["settings"]))
+        holds = held_together(arrays)
+        whole = isinstance(made_as, dict) and str(arrays.get("holds", holds)) == holds
+    except (KeyError, ValueError, RecursionError):
+        return {}, None
+    return (made_as, arrays) if whole else ({}, None)
+
+
+def of_supertiles(cohort, o, name):
+    """What a run remembers of the features of a slide's super-tiles."""
+    made_as, _ = read_supertiles(Path(cohort) / "supertiles" / source_name(o) / f"{name}.npz")
+    return learned_as(cohort, features_of(o), name, made_as.get("features"))
+
+
+def held_together(arrays):
+    return digest(arrays["means"], arrays["mask"], arrays["cluster"])
 
 
 def twofold(source, names):

@@ -1,5 +1,7 @@
 """The tiles of a cohort's slides: tiles/<slide>.npz, and a picture <slide>.png to look at."""
 
+import glob
+import io
 import json
 from functools import partial
 from pathlib import Path
@@ -9,6 +11,7 @@ from PIL import Image, ImageDraw, ImageFont
 from scipy import ndimage
 
 import tiling
+from lab.cohort.made import is_changed
 from lab.cohort.samples import read_samples
 from lab.cohort.slides import (
     find_slides,
@@ -22,12 +25,14 @@ from lab.cohort.steps import begin, settle, work_through
 from lab.encoders import encoder_wants
 from lab.files import TISSUE, UNNAMED, InputError, few, fingerprint, save_file, whole_arrays
 from lab.locks import release
-from lab.progress import counted
+from lab.progress import Room, counted
 from lab.space import scale_bar_um
 
 GREEN, BLUE = (0, 158, 115), (0, 114, 178)
 PICTURE_PX, STRIP_PX = 1200, 64  # long edge of a slide's picture at least, and room below  [ours]
+PICTURE_MOST = 4096  # of its long edge; the picture of a whole mount would take minutes  [ours]
 GREY_RANGE = 30  # levels from which a picture without colours is one, no empty glass  [ours]
+THUMBNAILS = Room(tiling.THUMBNAIL_PIXELS)  # of all workers together, as one large slide's  [ours]
 
 
 def make_tiles(cohort, slides, o, into=None):
@@ -41,9 +46,12 @@ def make_tiles(cohort, slides, o, into=None):
     um_per_pixel = shared["tile_um"] / encoder_wants(o)["tile_px"]
 
     def cut(name):
-        return *find_tiles(found[name], name, jobs[name]), passed_over(found[name])
+        arrays, image = find_tiles(found[name], name, jobs[name])
+        png = io.BytesIO()
+        image.save(png, format="PNG")
+        return arrays, png.getbuffer(), passed_over(found[name])
 
-    for name, (arrays, image, skipped) in work_through("tiles", cut, list(jobs), o.workers, failed):
+    for name, (arrays, png, skipped) in work_through("tiles", cut, list(jobs), o.workers, failed):
         if skipped:
             print(f"slide {name}: {skipped}")
         if arrays["mpp"] > um_per_pixel * 1.01:
@@ -51,7 +59,7 @@ def make_tiles(cohort, slides, o, into=None):
                 f"slide {name}: {arrays['mpp']:.3f} µm per pixel is coarser than the "
                 f"{um_per_pixel:g} wanted: read at level 0 and resampled up"
             )
-        save_file(folder / f"{name}.png", partial(image.save, format="PNG"))
+        save_file(folder / f"{name}.png", lambda file, png=png: file.write(png))
         save_file(folder / f"{name}.npz", partial(np.savez, **arrays))
     release(folder)
     given, own = {**dict.fromkeys(slides, shared["mpp"]), **table_mpp(cohort)}, []
@@ -87,7 +95,7 @@ def missing_tiles(cohort, place, slides, shared, found):
         arrays, made = tiles_of(place, name)
         if made:
             keep_idle(wanted, made, arrays)
-        if made == wanted:
+        if made == wanted and not (file and are_old(place, name, found[name])):
             continue
         if not file:
             failed[name] = f"no file {name}.* in {Path(cohort) / 'slides'}"
@@ -98,6 +106,12 @@ def missing_tiles(cohort, place, slides, shared, found):
     return jobs, anew, failed
 
 
+def are_old(place, name, path):
+    """Whether a slide has changed since its tiles were cut."""
+    told = (place / "features").glob(f"*/{glob.escape(name)}.json")
+    return is_changed(path, place / "tiles" / f"{name}.npz", told)
+
+
 def keep_idle(wanted, made, arrays):
     """Take over, from tiles that are there, settings that had no part in them: they may differ."""
     forced = made.get("force_mpp")
@@ -105,6 +119,7 @@ def keep_idle(wanted, made, arrays):
         wanted.pop("force_mpp", None)  # it has none of its own
     if made.get("mpp") is None and not wanted.get("force_mpp"):  # the slide has its own
         wanted["mpp"] = None
+    wanted.update(coarser(arrays["size"], arrays["mpp"]))
     if len(arrays["coords"]) == arrays["found"]:  # nothing was sampled
         wanted["seed"] = made.get("seed")
     if not wanted["file"]:  # only the tiles were kept
@@ -157,13 +172,27 @@ def table_mpp(cohort):
     return given
 
 
+def coarser(size, mpp):
+    """The setting of slides so large that tissue is found on a coarser picture; {} of others."""
+    um = float(tiling.thumbnail_um(size, mpp))
+    return {"thumbnail_um": round(um, 3)} if um > tiling.THUMBNAIL_UM else {}
+
+
 def find_tiles(path, name, settings):
     """(what tiles/<slide>.npz holds, a dict of arrays; its picture) of one slide."""
     slide = open_slide(path)
     mpp, source = slide_mpp(slide, settings["mpp"], name, settings.get("force_mpp"))
+    settings = settings | coarser(slide.dimensions, mpp)
     if source == "slide":
-        settings = {**settings, "mpp": None}
+        settings["mpp"] = None
         settings.pop("force_mpp", None)
+    area = np.prod(slide.dimensions, dtype=float) * min(1, mpp / tiling.THUMBNAIL_UM) ** 2
+    with THUMBNAILS.taken(area):
+        return cut_tiles(slide, mpp, name, settings)
+
+
+def cut_tiles(slide, mpp, name, settings):
+    """As find_tiles, of an open slide."""
     rule = {**TISSUE, **settings}
     size, tile = slide.dimensions, settings["tile_um"] / mpp
     rgb, scanned = tiling.thumbnail(slide, mpp)
@@ -193,7 +222,9 @@ def find_tiles(path, name, settings):
 
 def draw_tiles(rgb, mask, coords, tile, size, mpp):
     """The thumbnail with the outline of the tissue and the kept tiles, over scale and legend."""
-    rgb = rgb.copy()
+    less = -(-max(mask.shape) // PICTURE_MOST)
+    rgb = np.array(Image.fromarray(rgb).reduce(less))
+    mask = mask[::less, ::less]
     rgb[mask ^ ndimage.binary_erosion(mask)] = GREEN
     image = Image.fromarray(rgb)
     grow = -(-PICTURE_PX // max(image.size))

@@ -10,7 +10,7 @@ from lab.cohort.check import read_checked
 from lab.cohort.expression import as_symbols, read_gene_table
 from lab.cohort.features import features_of, source_name
 from lab.cohort.samples import read_samples, select
-from lab.cohort.supertiles import make_supertiles
+from lab.cohort.supertiles import make_supertiles, of_supertiles
 from lab.files import InputError
 from lab.findings import Findings
 from lab.he2rna.bags import load_bags
@@ -33,6 +33,7 @@ class CohortData:
     failed: dict  # {slide: why}
     ledgers: list  # of each fold: {step: the patients it learned from}
     encoder: list | None  # patients whose tiles the encoder learned from; None: not known
+    learned_as: dict  # {slide: what a run remembers of its features}
     chooses: dict = field(default_factory=dict)  # {patient: folds whose epoch he or she chooses}
     tested: list | None = None  # test patients of each fold, where they are not those of `fold`
     genes_in_table: int | None = None
@@ -92,6 +93,7 @@ def read_cohort(cohort, o):
         failed=failed,
         ledgers=[dict(ledger) for _ in range(o.folds)],
         encoder=encoder_saw(cohort, features_of(o)),
+        learned_as={s["slide"]: of_supertiles(cohort, o, s["slide"]) for s in samples},
         chooses=chooses,
         genes_in_table=len(genes),
     )

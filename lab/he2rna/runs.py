@@ -11,7 +11,14 @@ from lab.he2rna.training import VERSION, cross_validate, fold_path, model_of_cho
 from lab.processes import by_first
 from lab.progress import report_failures
 from lab.provenance import of_run
-from lab.runs import claim_folder, load_checkpoint, read_config, read_folds
+from lab.runs import (
+    claim_folder,
+    load_checkpoint,
+    read_config,
+    read_folds,
+    read_learned,
+    save_learned,
+)
 
 OPTIONS = ("lr", "batch", "epochs", "patience", "folds", "folds_by", "seed", "code")  # as settings
 SAVED = ("model", "decoys", "genes", "test_patients", "hidden", "ks", "n_features", "dropout")
@@ -63,6 +70,7 @@ def train_folds(folder, config, o, data, bags, first_model, start):
     """
     splits = split_folds(data, o)
     by_first(lambda: save_folds(folder, data, splits, o.folds_by))
+    by_first(lambda: save_learned(folder, data.learned_as))
     cross_validate(folder, config, o, data, bags, splits, first_model, start)
     if o.share[0]:
         return 0
@@ -99,6 +107,7 @@ def load_run(path):
         "folds": folds,
         "genes": folds[0]["genes"],
         "rows": read_folds(folder, fold_of),
+        "learned_as": read_learned(folder),
         "fold_of": fold_of,
         "cohort": cohort,
         "provenance": of_run(folder, config),

@@ -15,7 +15,13 @@ import numpy as np
 
 from lab.cohort.check import check_cohort
 from lab.cohort.encoding import make_features
-from lab.cohort.features import features_made_by, features_of, load_features, provenance
+from lab.cohort.features import (
+    features_made_by,
+    features_of,
+    learned_as,
+    load_features,
+    provenance,
+)
 from lab.cohort.labels import counted_words, is_number, of_no_class, plain, two_classes
 from lab.cohort.samples import TISSUES, barcode, read_samples
 from lab.encoders import ENCODERS
@@ -158,6 +164,7 @@ def slide_features(cohort, o, slides, least=1):
         raise InputError(f"{cohort}: no slide is left")
     made = provenance(cohort, o, names)
     made.pop("supertiles")
+    seen = [features_made_by(cohort, source, name) for name in counted("hashing", names, "slides")]
     return {
         "names": np.array(names),
         "bag": lambda i: load_features(cohort, source, names[i], check=False)[0],
@@ -165,9 +172,10 @@ def slide_features(cohort, o, slides, least=1):
         "n_features": usual,
         "features": made,
         "failed": failed,
-        "seen": [
-            features_made_by(cohort, source, name) for name in counted("hashing", names, "slides")
-        ],
+        "seen": seen,
+        "learned_as": {
+            name: learned_as(cohort, source, name, of) for name, of in zip(names, seen, strict=True)
+        },
     }
 
 

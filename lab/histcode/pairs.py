@@ -93,7 +93,7 @@ def pairs_of(cohort, which="tumour", o=None, scale=None):
     told = {}
     for name, (patient, kind) in rows_told(cohort).items():
         told[name] = patient, TISSUES.get(kind.lower())
-    for row, name in enumerate(ids):
+    for name, row in sorted(zip(ids, range(len(ids)))):  # a mean's last digit knows the order
         patient, kind = owner.get(name) or told.get(name) or barcode(name)
         rows[kind].setdefault(called.get(patient, patient), []).append(row)
     slides, known, neither = {}, {}, []

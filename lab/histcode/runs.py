@@ -8,8 +8,16 @@ from lab.cohort.features import features_of
 from lab.files import InputError, digest, few
 from lab.histcode.networks import POOLINGS
 from lab.histcode.splits import tested_parts
+from lab.processes import by_first
 from lab.provenance import of_data, of_run
-from lab.runs import claim_folder, load_checkpoint, read_config, read_folds
+from lab.runs import (
+    claim_folder,
+    load_checkpoint,
+    read_config,
+    read_folds,
+    read_learned,
+    save_learned,
+)
 
 VERSION = 1  # of a run's files; another is refused  [ours]
 SETTINGS = ("hidden", "lr", "weight_decay", "epochs", "batch", "folds", "repeats", "seed")
@@ -28,7 +36,7 @@ def claim_run(folder, o, data, more, *seen):
         **more,
         **{name: getattr(o, name) for name in SETTINGS},
     }
-    return claim_folder(
+    config = claim_folder(
         folder,
         config,
         "*.pt",
@@ -40,6 +48,8 @@ def claim_run(folder, o, data, more, *seen):
         provenance=of_data(o.cohort, features_of(o), data["names"][0]) if o.cohort else [],
         **({"scale": o.scale or "linear", "unit": o.unit} if hasattr(o, "unit") else {}),
     )
+    by_first(lambda: save_learned(folder, data.get("learned_as", {})))
+    return config
 
 
 def load_run(path, pooling=None):
@@ -84,6 +94,7 @@ def load_run(path, pooling=None):
         "folds": folds,
         "rows": read_folds(folder, fold_of),
         "cohort": cohort,
+        "learned_as": read_learned(folder),
         "fold_of": fold_of,
         "provenance": of_run(folder, config),
     }
