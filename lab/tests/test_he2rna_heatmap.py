@@ -15,7 +15,7 @@ from lab.cohort.tiles import tiles_of
 from lab.commands.he2rna import main
 from lab.files import InputError
 from lab.he2rna.runs import model_of
-from lab.tests.helpers import read_csv, swap, write_pyramid
+from lab.tests.helpers import copy_of, read_csv, swap, write_pyramid
 from lab.tests.helpers_he2rna import train, write_cohort
 
 FILES = "map.png map.svg gallery.png gallery.svg cells.png cells.svg"
@@ -27,13 +27,26 @@ def heatmap(run, *argv):
 
 
 @pytest.fixture(scope="module")
-def drawn_map(mapped):
+def drawn_map_once(mapped_once, tmp_path_factory):
+    """A cohort with a map of two genes of its first slide."""
+    cohort = tmp_path_factory.mktemp("map") / "c"
+    shutil.copytree(mapped_once, cohort)
+    run = cohort / "runs" / "he2rna"
+    slide = min(row["slide"] for row in read_csv(run / "folds.csv"))
+    assert heatmap(run, slide, "--genes", "CD3D,CD3E") == 0
+    return cohort
+
+
+drawn_cohort = copy_of("drawn_map_once")
+
+
+@pytest.fixture
+def drawn_map(drawn_cohort):
     """A map of two genes: (cohort, run, slide, its folder, its test fold)."""
-    run = mapped / "runs" / "he2rna"
+    run = drawn_cohort / "runs" / "he2rna"
     row = min(read_csv(run / "folds.csv"), key=lambda row: row["slide"])
     slide = row["slide"]
-    assert heatmap(run, slide, "--genes", "CD3D,CD3E") == 0
-    return mapped, run, slide, run / "heatmaps" / "CD3D-CD3E" / slide, row["test_fold"]
+    return drawn_cohort, run, slide, run / "heatmaps" / "CD3D-CD3E" / slide, row["test_fold"]
 
 
 def test_scores_are_those_of_the_model_that_did_not_learn_from_the_patient(drawn_map):

@@ -1,22 +1,39 @@
 """histcode.py ablation: encoders x poolings. Authorities: the runs of the cells, SciPy's test."""
 
+import contextlib
+import io
+import shutil
+
 import numpy as np
 import pytest
 import scipy.stats
 
 from lab.files import InputError
-from lab.tests.helpers import read_csv
+from lab.tests.helpers import copy_of, read_csv
 from lab.tests.helpers_histcode import GENES, drawn_run, opening_of
 
 CELLS = [(encoder, pooling) for encoder in ("one", "two") for pooling in ("attention", "mean")]
 DIFFER_IN_ONE_THING = [(0, 1), (0, 2), (1, 3), (2, 3)]
 
 
-@pytest.mark.filterwarnings("ignore:.*torch.jit")
-def test_ablation_compares_encoders_and_poolings_on_the_same_folds(looked_at, capsys):
-    encoders = [str(looked_at.parent / name) for name in ("one.pt", "two.pt")]
-    assert drawn_run("ablation", looked_at, "--genes", GENES, "--encoders", *encoders) == 0
-    said, runs = capsys.readouterr().out, looked_at / "runs"
+@pytest.fixture(scope="module")
+def ablated_once(looked_at_once, tmp_path_factory):
+    """A cohort whose cells are learned and compared; ablation.txt holds what was said."""
+    folder = tmp_path_factory.mktemp("ablated") / "all"
+    shutil.copytree(looked_at_once.parent, folder)
+    cohort = folder / looked_at_once.name
+    encoders = [str(folder / name) for name in ("one.pt", "two.pt")]
+    with contextlib.redirect_stdout(io.StringIO()) as said:
+        assert drawn_run("ablation", cohort, "--genes", GENES, "--encoders", *encoders) == 0
+    (cohort / "ablation.txt").write_text(said.getvalue())
+    return cohort
+
+
+ablated = copy_of("ablated_once")
+
+
+def test_ablation_compares_encoders_and_poolings_on_the_same_folds(ablated):
+    said, runs = (ablated / "ablation.txt").read_text(), ablated / "runs"
     report = (runs / "ablation" / "report.md").read_text()
     table = read_csv(runs / "ablation" / "table.csv")
     values, folds = {}, []
@@ -34,9 +51,9 @@ def test_ablation_compares_encoders_and_poolings_on_the_same_folds(looked_at, ca
     for cell, r in zip(CELLS, table, strict=True):
         v = values[cell]
         assert r["genes"] == str(known.sum())
-        assert r["mean R ± SD"] == f"{v[:, 0].mean():.3f} ± {v[:, 0].std():.3f}"
+        assert r["mean R ± SD"].lstrip("'") == f"{v[:, 0].mean():.3f} ± {v[:, 0].std():.3f}"
         assert r["median R"] == f"{np.median(v[:, 0]):.3f}"
-        assert r["mean Spearman ± SD"] == f"{v[:, 1].mean():.3f} ± {v[:, 1].std():.3f}"
+        assert r["mean Spearman ± SD"].lstrip("'") == f"{v[:, 1].mean():.3f} ± {v[:, 1].std():.3f}"
     rows = [line.strip("| ").split(" | ") for line in report.splitlines() if line[:1] == "|"]
     lines = [row for row in rows if "," in row[0]]
     compared = 0
@@ -57,13 +74,11 @@ def test_ablation_compares_encoders_and_poolings_on_the_same_folds(looked_at, ca
 
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit")
-def test_ablation_refuses_two_encoders_of_a_name_and_folders_of_other_runs(looked_at):
-    one, two = (str(looked_at.parent / name) for name in ("one.pt", "two.pt"))
+def test_ablation_refuses_two_encoders_of_a_name_and_folders_of_other_runs(ablated):
+    one, two = (str(ablated.parent / name) for name in ("one.pt", "two.pt"))
     with pytest.raises(InputError, match=r"--encoders .* two have the name one"):
-        drawn_run("ablation", looked_at, "--encoders", one, one)
-    if not (looked_at / "runs" / "ablation").is_dir():
-        assert drawn_run("ablation", looked_at, "--genes", GENES, "--encoders", one, two) == 0
-    folders = [looked_at / "runs" / name for name in ("expression", "ablation")]
+        drawn_run("ablation", ablated, "--encoders", one, one)
+    folders = [ablated / "runs" / name for name in ("expression", "ablation")]
     before = {path: path.read_bytes() for folder in folders for path in folder.rglob("*.*")}
     for name, encoders, words in (
         ("expression", (one, two), "a run with other settings .command expression -> ablation"),
@@ -71,5 +86,5 @@ def test_ablation_refuses_two_encoders_of_a_name_and_folders_of_other_runs(looke
     ):
         given = ("--genes", GENES, "--name", name, "--encoders", *encoders)
         with pytest.raises(InputError, match=words):
-            drawn_run("ablation", looked_at, *given)
+            drawn_run("ablation", ablated, *given)
     assert all(path.read_bytes() == data for path, data in before.items())

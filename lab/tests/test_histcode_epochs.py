@@ -78,9 +78,9 @@ def test_mixed_batches_hold_tiles_of_several_slides():
 
 
 @pytest.fixture(scope="module")
-def drawn_epoch(unlabelled):
+def drawn_epoch(unlabelled_once):
     """Data of a cohort, and the tiles and batches of six of an epoch."""
-    data = data_of(unlabelled)
+    data = data_of(unlabelled_once)
     counts = np.array([len(coords) for coords in data["coords"]])
     chosen = choose_tiles(counts, np.full(len(counts), 3), 0, 1)
     return data, chosen, mixed_batches(chosen, 6, 7, np.random.default_rng(0))

@@ -1,6 +1,7 @@
 """histcode.py probe: ridge regression of the cells in a tile on frozen features."""
 
 import gzip
+import shutil
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from lab.commands.histcode import main
 from lab.files import InputError
 from lab.histcode.probe import cell_content, linear_probe
 from lab.ridge import r_squared
-from lab.tests.helpers import read_csv, swap
+from lab.tests.helpers import copy_of, read_csv, swap
 from lab.tests.helpers_histcode import pretrain, ridge_at
 
 
@@ -64,13 +65,24 @@ def probe(cohort, *argv):
     return main(["probe", str(cohort), *map(str, argv), "--device", "cpu"])
 
 
+@pytest.fixture(scope="module")
+def pretrained_once(unlabelled_once, tmp_path_factory):
+    """A cohort with the run of an encoder."""
+    cohort = tmp_path_factory.mktemp("pretrained") / "c"
+    shutil.copytree(unlabelled_once, cohort, symlinks=True)
+    assert pretrain(cohort, "--epochs", "1", "--name", "probed") == 0
+    return cohort
+
+
+pretrained = copy_of("pretrained_once")
+
+
 @pytest.fixture
-def probed(unlabelled):
-    assert pretrain(unlabelled, "--epochs", "1", "--name", "probed") == 0
-    return unlabelled / "runs" / "probed" / "probed.pt"
+def probed(pretrained):
+    return pretrained / "runs" / "probed" / "probed.pt"
 
 
-def test_probe_prints_a_row_for_each_encoder(unlabelled, probed, tmp_path, monkeypatch, capsys):
+def test_probe_prints_a_row_for_each_encoder(pretrained, probed, tmp_path, monkeypatch, capsys):
     def quick(net, seed):  # calibrate takes seconds
         for module in net.modules():
             if isinstance(module, torch.nn.BatchNorm2d):
@@ -78,7 +90,7 @@ def test_probe_prints_a_row_for_each_encoder(unlabelled, probed, tmp_path, monke
         return net.eval()
 
     swap(monkeypatch, "lab.weights", "calibrate", quick)
-    assert probe(unlabelled, "random", probed, "--csv", tmp_path / "t.csv") == 0
+    assert probe(pretrained, "random", probed, "--csv", tmp_path / "t.csv") == 0
     assert "36 px" in capsys.readouterr().out
     rows = read_csv(tmp_path / "t.csv")
     assert [row["encoder"] for row in rows] == ["random", str(probed)]
@@ -100,10 +112,10 @@ def test_probe_prints_a_row_for_each_encoder(unlabelled, probed, tmp_path, monke
         (["{run}/state.pt"], "no encoder's checkpoint"),
     ],
 )
-def test_probe_says_one_line_and_cuts_no_tile(unlabelled, probed, argv, words):
-    tiles = unlabelled / "tiles"
+def test_probe_says_one_line_and_cuts_no_tile(pretrained, probed, argv, words):
+    tiles = pretrained / "tiles"
     before = {path: path.read_bytes() for path in tiles.glob("*.npz")}
-    argv = [word.format(cohort=unlabelled, run=probed.parent) for word in argv]
+    argv = [word.format(cohort=pretrained, run=probed.parent) for word in argv]
     with pytest.raises(InputError, match=words):
-        probe(unlabelled, probed, *argv)
+        probe(pretrained, probed, *argv)
     assert {path: path.read_bytes() for path in tiles.glob("*.npz")} == before
