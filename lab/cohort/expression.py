@@ -1,9 +1,9 @@
 """The expression table of a cohort, and the names of its genes."""
 
 import csv
-import gzip
 import re
 import zlib
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -12,14 +12,17 @@ from lab.cohort.genes import by_spreadsheets
 from lab.cohort.scale import to_linear
 from lab.files import (
     InputError,
+    Lines,
     few,
     from_cell,
     load_arrays,
-    number,
+    numbers,
+    opened,
     read_rows,
     save_csv,
     save_file,
 )
+from lab.progress import reading
 from lab.words import tidy
 
 ENDINGS = (".csv", ".csv.gz", ".npz")
@@ -30,6 +33,7 @@ GENE_COLUMNS = {  # what GENCODE, BioMart and others call them
     "biotype": ("biotype", "gene_type", "gene_biotype", "gene type", "type_of_gene", "locus_group"),
 }
 CODING = ("protein_coding", "protein_coding_gene")  # NCBI writes protein-coding, HGNC the second
+GROWTH = 10  # a table whose length nobody knows grows by a tenth  [ours]
 ENSEMBL = r"ENS[A-Z]*G\d+"
 
 
@@ -60,6 +64,8 @@ def raw_expression(cohort):
             if name in seen:
                 why = by_spreadsheets([name], "; ") if what == "gene" else ""
                 raise InputError(f"{path}: {what} {name!r} stands there twice{why}")
+            if not name.isprintable():
+                raise InputError(f"{path}: {what} {name!r} has control characters: rename it")
             seen.add(name)
     return key, ids, genes, a, path
 
@@ -130,41 +136,65 @@ def name_of(text):
 
 
 def read_table(path):
-    """read_expression of a csv, row by row: a table larger than memory as text still fits."""
-    opened = gzip.open if path.suffix == ".gz" else open
-    ids, rows = [], []
+    """read_expression of a csv, row by row: what stands in memory is the table of numbers."""
+    ids, a = [], np.empty((0, 0), np.float32)
     try:
-        with opened(path, "rt", newline="", encoding="utf-8-sig") as f:
-            reader = csv.reader(f)
-            header = [name_of(from_cell(name)) for name in next(reader, [])]
+        with opened(path, reading(path)) as f:
+            lines = Lines(f, "utf-8-sig", newline="")
+            header = [name_of(from_cell(name)) for name in next(csv.reader(lines), [])]
             if len(header) < 2:
                 raise InputError(
                     f"{path}: the first line must be slide,GENE1,GENE2,... separated by commas"
                 )
-            for row in filter(None, reader):
-                if len(row) != len(header):
-                    raise InputError(
-                        f"{path} line {reader.line_num}: {len(row)} fields, the header has "
-                        f"{len(header)}"
-                    )
-                ids.append(name_of(from_cell(row[0])))
-                rows.append(parse_row(row[1:], header[1:], ids[-1], path))
-    except (EOFError, zlib.error, gzip.BadGzipFile, UnicodeDecodeError, csv.Error) as e:
+            genes = header[1:]
+            for name, values in rows_of(lines, genes, path):
+                if len(ids) == len(a):
+                    a.resize((len(a) + 64 + len(a) // GROWTH, len(genes)), refcheck=False)
+                a[len(ids)] = values
+                ids.append(name)
+    except (OSError, EOFError, zlib.error, UnicodeDecodeError, csv.Error) as e:
         raise InputError(f"{path}: not a whole comma-separated table ({e})") from None
-    if not rows:
+    if not ids:
         raise InputError(f"{path}: no rows")
+    a.resize((len(ids), len(genes)), refcheck=False)
     key = header[0].lower()
-    return key if key in KEYS[::2] else "", ids, header[1:], np.stack(rows)
+    return key if key in KEYS[::2] else "", ids, genes, a
+
+
+def rows_of(lines, genes, path):
+    """Yield (name, values (G,) float32) of the rows of a table; one with quotes may have lines."""
+    for line in lines:
+        name, _, rest = line.partition(",")
+        values = plain_values(rest, len(genes)) if '"' not in line else None
+        if values is None:
+            row = next(csv.reader(chain([line], lines)))
+            if not row:
+                continue
+            if len(row) != len(genes) + 1:
+                raise InputError(
+                    f"{path} line {lines.number}: {len(row)} fields, the header has "
+                    f"{len(genes) + 1}"
+                )
+            name = row[0]
+            values = parse_row(row[1:], genes, name_of(from_cell(name)), path)
+        yield name_of(from_cell(name)), values
+
+
+def plain_values(text, n):
+    """(n,) float32 of n plain numbers between commas; None of any other text."""
+    try:
+        values = np.fromstring(text.rstrip("\r\n") + ",0", np.float64, sep=",")  # 0: all was read
+    except ValueError:
+        return None
+    with np.errstate(over="ignore"):
+        values = values.astype(np.float32)
+    return values[:-1] if len(values) == n + 1 and np.isfinite(values).all() else None
 
 
 def parse_row(texts, genes, name, path, least=-np.inf):
     """(G,) float32 of a row's texts, checked to be numbers from `least` on."""
-    try:
-        a = np.fromiter(map(float, texts), np.float64, len(genes))
-    except ValueError:
-        a = np.array(list(map(number, texts)))
     with np.errstate(over="ignore"):  # beyond float32: infinite, and refused
-        a = a.astype(np.float32)
+        a = numbers(texts).astype(np.float32)
     check_row(a, genes, name, path, texts, least)
     return a
 

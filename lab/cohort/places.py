@@ -6,18 +6,24 @@ x, y in level-0 pixels. What is passed over is counted, and told to `say`.
 """
 
 import re
+from array import array
 from collections import Counter
+from itertools import islice
 
 import numpy as np
 
 from lab.cohort.slides import SLIDE_ENDINGS, find_slides
-from lab.exchange.geojson import FAR, OPEN, SHAPES, centroid, read_geojson
-from lab.files import InputError, few, number, read_rows
+from lab.exchange.geojson import FAR, OPEN, SHAPES, centroids, read_geojson
+from lab.files import InputError, check_even, few, from_cell, numbers, one_line, read_table
+from lab.progress import reading
 from lab.words import composed, find_word
 
 TABLES = (".csv", ".csv.gz", ".tsv", ".tsv.gz", ".txt", ".txt.gz")
 CLASSES = ("cell", "class", "classification")  # columns that name a cell's class
 EVERY = "all cells"
+MOST = 2**27  # values of a table of places, or cells of a slide: a gigabyte of numbers [ours]
+OUTLINES = 2**21  # of a slide  [ours]
+BLOCK = 2**13  # rows or features that are looked at together, for memory
 OBJECTS = ("object type", "name")  # columns in which QuPath says what a row is
 NO_CELLS = ("annotation", "tma core", "pathrootobject", "root object")  # values of these
 
@@ -55,8 +61,8 @@ def read_spots(folder, slide, mpp, origin, say):
     path = found_one(folder / "spots", slide, TABLES, say)
     if path is None:
         return None
-    xy, columns = read_place_table(path, slide, mpp, origin, say)
-    values = {name: np.array(list(map(number, texts))) for name, texts in columns.items()}
+    xy, columns = read_place_table(path, slide, mpp, origin, say, every=True)
+    values = {name: v if isinstance(v, np.ndarray) else numbers(v) for name, v in columns.items()}
     return xy, {name: v for name, v in values.items() if np.isfinite(v).any()}
 
 
@@ -91,12 +97,12 @@ def ending_of(name, slide):
 
 def cells_by_class(kinds, xy):
     """{class: (m, 2)} of the classes (n,) of places (n, 2), "all cells" first; "" is no class."""
-    kinds = np.array(kinds, str)
-    cells = {EVERY: xy}
-    for kind in np.unique(kinds):
-        if kind:
-            cells[str(kind)] = xy[kinds == kind]
-    return cells
+    places = {}
+    for i, kind in enumerate(kinds):
+        places.setdefault(kind, array("q")).append(i)
+    places.pop("", None)
+    by_class = {one_line(kind): xy[np.array(places[kind])] for kind in sorted(places)}
+    return {EVERY: xy, **by_class}
 
 
 def tell_passed(path, passed, say):
@@ -113,37 +119,75 @@ def tell_passed(path, passed, say):
 # ----- Tables -------------------------------------------------------------------------------------
 
 
-def read_place_table(path, slide, mpp, origin, say=print):
-    """Places (m, 2) of a slide's rows of a table, and its other columns {name: texts}."""
-    header, rows = read_rows(path, even=True)
-    known = {plain(name): name for name in header}
-    names, scale, start = place_columns(path, known, mpp, origin)
-    columns = dict(zip(header, map(list, zip(*rows, strict=True)), strict=True)) if rows else {}
+def read_place_table(path, slide, mpp, origin, say=print, every=False):
+    """Places (m, 2) of a slide's rows of a table, and its other columns {name: values}: those that
+    name classes, as texts; with `every` the others too, as numbers.
+    """
+
+    def take(header, rows):
+        known = {plain(name): name for name in header}
+        xy, scale, start = place_columns(path, known, mpp, origin)
+        texts = {known[name] for name in ("image", *OBJECTS, *CLASSES) if name in known}
+        wanted = {name: name not in texts for name in header if every or name in texts.union(xy)}
+        return known, xy, scale, start, read_columns(path, header, rows, wanted)
+
+    known, names, scale, start, columns = read_table(path, take, reading(path))
     kept = rows_kept(path, slide, columns, known, say)
-    columns = {name: [columns[name][i] for i in kept] if rows else [] for name in header}
-    texts = [columns.pop(name) for name in names]
-    xy = np.array([[number(text) for text in column] for column in texts]).T.reshape(-1, 2)
+    if len(kept) < len(columns[names[0]]):
+        columns = {name: taken(values, kept) for name, values in columns.items()}
+    xy = np.stack([columns.pop(name) for name in names], 1)
     there = (np.abs(xy) < FAR).all(1)
     if not there.all():
         raise InputError(f"{path}: row {2 + kept[int(np.argmin(there))]}: x, y is no place")
     return xy * scale + start, columns
 
 
+def read_columns(path, header, rows, wanted):
+    """{column: its values} of a table, of which only these stay in memory.
+
+    wanted: {column: whether its values are numbers (n,), else a list of texts}.
+    """
+    place = {name: i for i, name in enumerate(header)}
+    parts = {name: [] for name in wanted}
+    n, bare = 0, {}  # every text once
+    while block := list(islice(rows, BLOCK)):
+        check_even(path, header, block, first=2 + n)
+        n += len(block)
+        if n * len(wanted) > MOST:
+            raise InputError(f"{path}: over {MOST:,} values, more than a slide has")
+        for name, are_numbers in wanted.items():
+            texts = [row[place[name]] for row in block]
+            if are_numbers:
+                parts[name].append(numbers(texts))
+                continue
+            bare.update((text, from_cell(text)) for text in set(texts) - bare.keys())
+            parts[name] += map(bare.get, texts)
+    for name, are_numbers in wanted.items():
+        if are_numbers:
+            parts[name] = np.concatenate([np.zeros(0), *parts[name]])
+    return parts
+
+
+def taken(values, kept):
+    """Those of an array or a list."""
+    return values[kept] if isinstance(values, np.ndarray) else [values[i] for i in kept]
+
+
 def rows_kept(path, slide, columns, known, say):
     """Numbers of the rows that are places of the slide: no annotations, none of other images."""
     images = columns.get(known.get("image"), ())
-    own = own_images(path, slide, Counter(images), say)
-    kept = np.full(len(next(iter(columns.values()), ())), True)
+    own = set(own_images(path, slide, Counter(images), say))
+    kept = np.full(len(next(iter(columns.values()))), True)
     passed = Counter()
     if images:
-        kept = np.isin(images, own)
-        others = few(sorted(set(images) - set(own)), 3)
+        kept = np.array([image in own for image in images])
+        others = few(sorted(set(images) - own), 3)
         passed[f"rows of other images ({others})"] = (~kept).sum()
     for name in OBJECTS:
         objects = columns.get(known.get(name), ())
-        odd = [text for text in set(objects) if any(word in text.lower() for word in NO_CELLS)]
+        odd = {text for text in set(objects) if any(word in text.lower() for word in NO_CELLS)}
         if odd:
-            is_odd = np.isin(objects, odd)
+            is_odd = np.array([text in odd for text in objects])
             passed["rows of annotations"] += (kept & is_odd).sum()
             kept &= ~is_odd
     tell_passed(path, passed, say)
@@ -210,9 +254,13 @@ def read_outlines(folder, slide, origin, kind=None, say=print):
     path = found_one(folder / "regions", slide, SHAPES, say)
     if path is None:
         return None
-    features, passed = read_geojson(path, lambda name: ending_of(name, slide) in SHAPES)
-    with_places = [f for f in features if f.polygons]
-    passed["points"] = sum(len(f.points) for f in features)
+    passed, with_places = Counter(), []
+    for f in read_geojson(path, passed, lambda name: ending_of(name, slide) in SHAPES):
+        passed["points"] += len(f.points)
+        if f.polygons:
+            with_places.append(f)
+        if len(with_places) > OUTLINES:
+            raise InputError(f"{path}: over {OUTLINES:,} outlines, more than a slide has")
     if kind:
         classes = sorted({f.kind for f in with_places} - {""})
         asked, kind = kind, find_word(kind, classes)
@@ -240,14 +288,19 @@ def read_outlines(folder, slide, origin, kind=None, say=print):
 
 def shape_centres(path, slide, say):
     """Classes (m,) and places (m, 2) of a file's cells: points, and centroids of polygons."""
-    features, passed = read_geojson(path, lambda name: ending_of(name, slide) in SHAPES)
-    kinds, places = [], [np.zeros((0, 2))]
-    for f in features:
-        xy = f.points
-        if f.polygons and not f.is_annotation:
-            xy = centroid(f.polygons)[None]
-        passed["annotations"] += bool(f.polygons) and f.is_annotation
-        places.append(xy)
-        kinds += [f.kind] * len(xy)
+    passed, kinds, places = Counter(), [], [np.zeros((0, 2))]
+    features = read_geojson(path, passed, lambda name: ending_of(name, slide) in SHAPES)
+    while block := list(islice(features, BLOCK)):
+        shapes = [f.polygons for f in block if f.polygons and not f.is_annotation]
+        centres = iter(centroids(shapes))
+        found = []
+        for f in block:
+            is_cell = f.polygons and not f.is_annotation
+            found.append(next(centres)[None] if is_cell else f.points)
+            passed["annotations"] += bool(f.polygons) and f.is_annotation
+            kinds += [f.kind] * len(found[-1])
+        places.append(np.concatenate(found))
+        if len(kinds) > MOST:
+            raise InputError(f"{path}: over {MOST:,} cells, more than a slide has")
     tell_passed(path, passed, say)
     return kinds, np.concatenate(places)

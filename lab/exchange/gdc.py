@@ -15,7 +15,7 @@ import numpy as np
 import he2rna
 from lab.cohort.expression import parse_row
 from lab.cohort.samples import SAMPLE_TYPES
-from lab.files import InputError, few, read_rows
+from lab.files import InputError, few, read_rows, unpacked
 
 FPKM_UQ = re.compile(r"(\.FPKM-UQ\.txt|_star_gene_counts\.tsv)(\.gz)?$")
 UQ_COLUMN = "fpkm_uq_unstranded"
@@ -174,12 +174,11 @@ def gene_name(text):
 
 def read_gdc(path, md5=None):
     """(gene model, {column: texts}) of one file of FPKM-UQ."""
-    data = path.read_bytes()
-    if md5 and hashlib.md5(data, usedforsecurity=False).hexdigest() != md5:
+    if md5 and hashlib.md5(path.read_bytes(), usedforsecurity=False).hexdigest() != md5:
         raise InputError(f"{path.name}: its md5 is not the manifest's")
     try:
-        text = (gzip.decompress(data) if data[:2] == b"\x1f\x8b" else data).decode()
-    except (OSError, EOFError, zlib.error, UnicodeDecodeError) as e:
+        text = unpacked(path).decode()
+    except (gzip.BadGzipFile, EOFError, zlib.error, UnicodeDecodeError) as e:
         raise InputError(f"{path.name}: not whole ({e})") from None
     first, _, _ = text.partition("\n")
     model = first.removeprefix("# gene-model: ") if first.startswith("#") else "the older format"

@@ -14,8 +14,8 @@ import he2rna
 from lab.cohort.expression import read_expression
 from lab.cohort.samples import SAMPLE_TYPES
 from lab.commands.he2rna import main
-from lab.files import InputError, save_text
-from lab.tests.helpers import real
+from lab.files import InputError, save_text, unpacked
+from lab.tests.helpers import real, swap
 from lab.tests.helpers_he2rna import NEW_GENES, gdc_file, gdc_folder
 
 
@@ -37,7 +37,7 @@ def test_a_gdc_file_that_is_none_or_cannot_be_opened_is_left_out_alone(
             ]
         )
 
-    data, read = path.read_bytes(), Path.read_bytes
+    data, usual = path.read_bytes(), unpacked
     for change in (Path.mkdir, lambda p: p.symlink_to("/nowhere"), lambda p: p.symlink_to(p)):
         path.rmdir() if path.is_dir() else path.unlink()
         change(path)
@@ -47,7 +47,7 @@ def test_a_gdc_file_that_is_none_or_cannot_be_opened_is_left_out_alone(
             in capsys.readouterr().out
         )
     path.unlink(), path.write_bytes(data)
-    monkeypatch.setattr(Path, "read_bytes", lambda p: read(p if p != path else p / "x"))
+    swap(monkeypatch, "lab.files", "unpacked", lambda p: usual(p if p != path else p / "x"))
     assert (
         go() == 1
         and "1 files are missing or not whole: f3.FPKM-UQ.txt.gz: Not a directory"
