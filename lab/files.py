@@ -295,7 +295,7 @@ def read_table(path, take, tick=lambda n: None, most=math.inf):
             try:
                 with opened(path, tick, most) as f:
                     rows = rows_of(Lines(f, encoding, "\n"))
-                    return take([name.strip() for name in bare(next(rows, []))], rows)
+                    return take([one_line(name.strip()) for name in bare(next(rows, []))], rows)
             except UnicodeDecodeError as e:
                 why = e
     except (OSError, EOFError, zlib.error, csv.Error) as e:

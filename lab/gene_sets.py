@@ -9,7 +9,7 @@ import zlib
 import numpy as np
 
 import stats
-from lab.files import InputError, save_csv, unpacked
+from lab.files import InputError, one_line, save_csv, unpacked
 from lab.progress import table
 from lab.provenance import marked
 from lab.show.plots import BLUE, ORANGE, drawable, figure
@@ -39,7 +39,7 @@ def read_sets(paths):
                     f"--gmt: {place}: wanted a name, a description and genes between tabs, found "
                     f"{line.strip()[:40]!r}"
                 )
-            found = True
+            found, name = True, one_line(name)
             genes = tuple(dict.fromkeys(gene for gene in fields[1:] if gene))
             if set(genes) != set(sets.setdefault(name, genes)):
                 raise InputError(

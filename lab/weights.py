@@ -1,5 +1,6 @@
 """Whose weights a ResNet50 has: ImageNet's, random ones, or those of a file."""
 
+import errno
 import hashlib
 from pathlib import Path
 
@@ -26,6 +27,8 @@ def weights_identity(weights, seed):
     if weights == "imagenet":
         return f"imagenet {Path(IMAGENET_URL).stem}"
     try:
+        if Path(weights).exists() and not Path(weights).is_file():
+            raise OSError(errno.EINVAL, "no file")  # a device may have no end
         content = Path(weights).read_bytes()
         side = side_file(weights)
         if is_script(weights) and side.is_file():
