@@ -4,11 +4,15 @@ Rooms are imported inside the fixtures, so that a room that does not import fail
 only.
 """
 
-import lab  # noqa: F401  first: it settles how torch's threads wait
+import lab  # first: it settles how torch's threads wait
 
 # isort: split
+import contextlib
 import copy
+import importlib
+import pkgutil
 import shutil
+import signal
 
 import numpy as np
 import pytest
@@ -30,13 +34,25 @@ from lab.tests.helpers_histcode import (
     write_pairs,
 )
 
+FEW_PIXELS = 50  # an inch
+signal.signal(signal.SIGINT, signal.default_int_handler)  # `nohup` and `&` leave it ignored
+
+
+def import_rooms():
+    """Every room at once: one that is imported while a name is swapped would keep the other."""
+    for room in pkgutil.walk_packages(lab.__path__, "lab."):
+        if not room.name.startswith("lab.tests."):
+            with contextlib.suppress(ImportError):
+                importlib.import_module(room.name)
+
 
 @pytest.fixture(scope="session", autouse=True)
 def quick():
     """What takes long and is the same each time is done once: random weights take 3 s to calibrate.
 
-    Plots are drawn without the search for margins, which is half of their time, and of few pixels.
+    Plots are drawn as SVG, without the search for margins; their PNG is as large but empty.
     """
+    import_rooms()
     from lab.weights import calibrate
 
     known, save = {}, Figure.savefig
@@ -48,20 +64,24 @@ def quick():
             known[key] = copy.deepcopy(calibrate(net, seed))
         return copy.deepcopy(known[key])
 
-    def savefig(fig, *where, **how):
+    def savefig(fig, file, **how):
         fig.set_layout_engine("none")
-        return save(fig, *where, **how)
+        if (how["format"], how["dpi"]) == ("png", FEW_PIXELS):
+            width, height = fig.get_size_inches() * FEW_PIXELS
+            Image.new("RGB", (int(width), int(height)), "white").save(file, "PNG")
+        else:
+            save(fig, file, **how)
 
     with pytest.MonkeyPatch.context() as patch:
         swap(patch, "lab.weights", "calibrate", once)
         patch.setattr(Figure, "savefig", savefig)
-        swap(patch, "lab.show.plots", "PICTURE_DPI", 50)
+        swap(patch, "lab.show.plots", "PICTURE_DPI", FEW_PIXELS)
         yield
 
 
 @pytest.fixture
 def printed(monkeypatch):
-    """Pictures of as many pixels as users get; those that a test leaves open are closed."""
+    """Pictures are drawn as users get them; those that a test leaves open are closed."""
     swap(monkeypatch, "lab.show.plots", "PICTURE_DPI", 300)
     yield
     pyplot.close("all")
