@@ -23,6 +23,7 @@ from lab.locks import hold
 from lab.processes import by_first, of_all
 from lab.words import LONGEST, fits
 
+LEARNED = "features.csv"  # of a run: of which features it learned
 PACKAGES = ("numpy", "scipy", "torch", "openslide-python", "openslide-bin", "Pillow")
 
 
@@ -67,6 +68,8 @@ def claimed(folder, config, results, more):
         changed = differences(before, config)
         if config.get("data") not in (None, before.get("data")):
             changed += "; data: slides, labels, expression, folds or feature files"
+            if not (folder / LEARNED).is_file():
+                changed += ", or the order of samples.csv, which counted in earlier versions"
         another = "" if config.get("command") == "audit" else "choose another --name, or "
         raise InputError(
             f"{folder} is a run with other settings ({changed}): {another}delete it to begin again"
@@ -167,14 +170,15 @@ def read_folds(folder, fold_of):
 
 
 def save_learned(folder, learned_as):
-    """features.csv of a run: what it remembers of each slide's features, {slide: learned_as}."""
-    save_csv(folder / "features.csv", ("slide", "features"), sorted(learned_as.items()))
+    """LEARNED of a run: what it remembers of each slide's features, {slide: learned_as}."""
+    save_csv(folder / LEARNED, ("slide", "features"), sorted(learned_as.items()))
 
 
 def read_learned(folder):
     """{slide: what the run remembers of its features}; {} of a run of an earlier version."""
-    path = Path(folder) / "features.csv"
-    return dict(read_rows(path, even=True)[1]) if path.is_file() else {}
+    path = Path(folder) / LEARNED
+    rows = read_rows(path)[1] if path.is_file() else []
+    return {row[0]: row[1] for row in rows if len(row) == 2}
 
 
 def read_log(folder):

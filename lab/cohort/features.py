@@ -96,7 +96,8 @@ def load_features(cohort, source, name, check=True):
         if why is None:
             return features, coords
         raise InputError(f"{path}: {why}")
-    raise InputError(f"{path}: {why}; wanted are numbers (n, D) and (n, 2)")
+    mend = "" if isinstance(source, Path) else "; delete it to have it made again"
+    raise InputError(f"{path}: {why}; wanted are numbers (n, D) and (n, 2){mend}")
 
 
 def tiles_described(cohort, source, name):
@@ -115,7 +116,7 @@ def tiles_described(cohort, source, name):
         changed = differences(side["tiles"], settings) or "others under the same settings"
         raise InputError(
             f"{npy} is of other tiles than {npz} has now ({changed}): `tiling.py features` makes "
-            "it anew; verbs on a run make both as the run's in another folder, --into"
+            "it anew; a run's verbs make both as the run's with --into another folder"
         )
     return tiles["coords"], side.get("holds")
 
