@@ -109,6 +109,8 @@ def decoy_null(folder, config, data, prediction):
 
 def decoys_of(run, slides, count=None):
     """The first decoys (S, count) of a finished run, in the order of some of its slides."""
+    if count == 0:  # of a run that has none, too
+        return np.zeros((len(slides), 0), np.float32)
     path = run["folder"] / "decoys.npz"
     z = whole_arrays(path, truth="fSG", slide="US")
     row = {slide: i for i, slide in enumerate(z["slide"].tolist())}

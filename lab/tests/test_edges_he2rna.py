@@ -132,6 +132,15 @@ def test_training_stops_after_its_patience_and_without_validation_keeps_the_last
         small_model(y), bags, noise, projects, rows, rows[:6], **patience
     )
     assert state["epoch"] == state["best_epoch"] + 3 < 50
+    for epoch in range(1, state["epoch"]):  # interrupted anywhere
+        begun = he2rna.train_epochs(
+            small_model(y), bags, noise, projects, rows, rows[:6], **patience
+        )
+        cut = copy.deepcopy([next(begun) for _ in range(epoch)][-1])
+        *_, later = he2rna.train_epochs(
+            small_model(y), bags, noise, projects, rows, rows[:6], **patience, state=cut
+        )
+        assert (later["epoch"], later["best_epoch"]) == (state["epoch"], state["best_epoch"])
     *_, state = he2rna.train_epochs(small_model(y), bags, noise, projects, rows, rows[:0], epochs=5)
     assert state["epoch"] == state["best_epoch"] == 5
     assert state["r"] is None

@@ -91,7 +91,10 @@ def test_interrupted_training_ends_as_one_that_was_not(tmp_path, monkeypatch):
     """Cut after the first state, between states, at a fold's end; then finished, then reported."""
     write_cohort(tmp_path, np.random.default_rng(1), patients=30)
     whole, cut = (tmp_path / "runs" / name for name in ("whole", "cut"))
-    assert train(tmp_path, "--epochs", "5", "--name", "whole") == 0
+    argv = "--epochs", "9", "--patience", "2", "--lr", "1e-2"
+    assert train(tmp_path, *argv, "--name", "whole") == 0
+    notes = [torch.load(whole / f"fold{f}.pt", weights_only=True)["note"] for f in range(3)]
+    assert any(note["best_epoch"] + 2 == note["epochs"] < 9 for note in notes)  # of patience
     original = save_file
     for fatal in (2, 3, 5, 4, 6, 2):
         written = []
@@ -105,12 +108,12 @@ def test_interrupted_training_ends_as_one_that_was_not(tmp_path, monkeypatch):
         with monkeypatch.context() as patched:
             swap(patched, "lab.files", "save_file", save)
             with pytest.raises(KeyboardInterrupt):
-                train(tmp_path, "--epochs", "5", "--name", "cut")
+                train(tmp_path, *argv, "--name", "cut")
     for more in (("--workers", "3"), ()):
-        assert train(tmp_path, "--epochs", "5", "--name", "cut", *more) == 0
+        assert train(tmp_path, *argv, "--name", "cut", *more) == 0
         same_runs(whole, cut)
-    with pytest.raises(InputError, match=r"epochs 5 -> 6.*--name"):
-        train(tmp_path, "--epochs", "6", "--name", "cut")
+    with pytest.raises(InputError, match=r"epochs 9 -> 6.*--name"):
+        train(tmp_path, *argv, "--epochs", "6", "--name", "cut")
     assert not list(tmp_path.rglob("*.tmp"))
     assert not list(tmp_path.rglob("*.state.pt"))
 

@@ -36,7 +36,10 @@ from lab.tests.helpers_histcode import (
     write_pairs,
 )
 
-LEARNED = ("weights", "bias", "label_weights", "label_bias", "epochs")  # beside the networks
+LEARNED = (  # beside the networks
+    *("weights", "bias", "label_weights", "label_bias"),
+    *("epochs", "losses", "penalty"),
+)
 
 
 @pytest.fixture
@@ -217,7 +220,7 @@ def learned_the_same(a, b):
     return all(torch.equal(value, b[name]) for name, value in learned(a).items())
 
 
-@pytest.mark.parametrize("name", ["linear", "joint", "per-gene"])
+@pytest.mark.parametrize("name", ["linear", "ridge", "joint", "per-gene"])
 def test_the_test_patients_features_and_expression_teach_the_fold_nothing(
     changed, cohort, quiet, name
 ):

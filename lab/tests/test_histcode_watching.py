@@ -100,17 +100,23 @@ def test_a_lasting_collapse_and_no_other_ends_a_run(spreads, steps, patience, st
 
 
 def test_a_run_that_collapses_stops_is_drawn_and_goes_on_when_told(unlabelled, monkeypatch):
-    shown = []
+    shown, interrupted = [], []
 
     def look(folder, log, watch, reader, o):
         draw(folder, log, watch, reader, o)
         shown.append((len(log), watch.features.shape, {*watch.slides}))
+        if len(shown) == 2 and not interrupted:
+            interrupted.append(shown.pop())
+            raise KeyboardInterrupt
 
     monkeypatch.setattr(pretraining, "draw", look)
     monkeypatch.setattr(histcode, "spread", lambda z: 0.01)
     argv = "--epochs", "3", "--no-in-batch", "--name", "gone", "--patience", "1"
     words = r"after epoch 2 of 3.* --in-batch, --lr below 0.03, a lower.*--patience 0 goes on"
     run = unlabelled / "runs" / "gone"
+    with pytest.raises(KeyboardInterrupt):
+        drawn_pretrain(unlabelled, *argv)
+    assert saved(run / "state.pt")["epoch"] == 1  # from which patience counts on
     for _ in range(2):  # again: at once
         with pytest.raises(InputError, match=words):
             drawn_pretrain(unlabelled, *argv)
