@@ -1,9 +1,10 @@
 """This implementation and the direct way, side by side in one run.
 
     python -m lab.bench [NAME ...]     encoder kmeans macenko topk memory table lists networks bank
-                                       attention contention adco-learns adco-collapse
+                                       attention contention growth adco-learns adco-collapse
                                        (default: all; `memory` alone, for its peak)
     python -m lab.bench calibration [--only STUDY ...] [--runs X] [--seed N]
+    python -m lab.bench growth [--runs X]     10 and 100 add sizes that take minutes
 
 The two ways are timed in turn after a warm-up. What is printed are medians of seconds, and the
 median of the ratios of a pair, which holds where the machine's speed drifts. Three time nothing:
@@ -19,6 +20,7 @@ from collections.abc import Callable
 from lab.bench import speed
 from lab.bench.collapse import draw_collapse
 from lab.bench.contention import bench_contention
+from lab.bench.growth import bench_growth
 from lab.bench.timing import say
 from lab.calibration.table import STUDIES, print_table
 from lab.histcode import toy
@@ -49,6 +51,7 @@ BENCHES: dict[str, Callable] = {
     "adco-learns": bench_adco_learns,
     "adco-collapse": draw_collapse,
     "contention": bench_contention,
+    "growth": bench_growth,
     "calibration": bench_calibration,
 }
 
@@ -59,12 +62,19 @@ def main():
     parser.add_argument("name", nargs="*", choices=names, default="all", help="default: all")
     a = parser.add_argument_group("calibration").add_argument
     a("--only", nargs="+", choices=STUDIES, default=(), metavar="STUDY", help=" ".join(STUDIES))
-    a("--runs", type=float, default=1.0, help="times the simulated cohorts of each study")
+    a(
+        "--runs",
+        type=float,
+        default=1.0,
+        help="times the simulated cohorts of each study; of growth: the sizes",
+    )
     a("--seed", type=int, default=0)
     o = parser.parse_args()
     for name in BENCHES if "all" in o.name else o.name:
         if name == "calibration":
             bench_calibration(o.only, o.runs, o.seed)
+        elif name == "growth":
+            bench_growth(o.runs)
         else:
             BENCHES[name]()
 
