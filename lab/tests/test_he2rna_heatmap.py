@@ -88,11 +88,17 @@ def test_cells_are_counted_on_each_tile_and_compared(drawn_map):
             low, high = (counted(row, kind, int(tile) + more) for more in (0, 1))
             assert low <= int(row[f"cells: {kind}"]) <= high
     counts = np.array([int(r["cells: lymphocyte"]) for r in rows])
-    r = scipy.stats.pearsonr([float(r["score"]) for r in rows], counts)[0]
+    scores = np.array([float(r["score"]) for r in rows])
+    r = scipy.stats.pearsonr(scores, counts)[0]
     line = next(s for s in (folder / "report.md").read_text().splitlines() if "| lymph" in s)
-    _, kind, n, said, *_ = [cell.strip() for cell in line.split("|")]
+    _, kind, n, said, _, rho, best, of_all, _ = [cell.strip() for cell in line.split("|")]
     assert (kind, n) == ("lymphocyte", f"{counts.sum():,}")
     assert float(said) == pytest.approx(r, abs=2e-3)  # tiles.csv has six digits
+    assert float(rho) == pytest.approx(scipy.stats.spearmanr(scores, counts)[0], abs=2e-3)
+    order = np.argsort(-scores, kind="stable")
+    highest, lowest = order[: len(order) // 2], order[-(len(order) // 2) :]
+    assert len(order) < 200 and float(of_all) == np.median(counts)
+    assert float(best) == np.median(counts[highest]) != np.median(counts[lowest])
 
 
 def test_the_map_says_what_it_shows(drawn_map):

@@ -116,11 +116,17 @@ def induced(order, rows):
     return own
 
 
-def test_shuffled_p_counts_orders_with_all_folds_fitted_anew(monkeypatch):
-    """Every order by hand: all folds fitted to it, and the genes of a patient moved together."""
+@pytest.mark.parametrize("tied", [False, True])
+def test_shuffled_p_counts_orders_with_all_folds_fitted_anew(monkeypatch, tied):
+    """Every order by hand: all folds fitted to it, and the genes of a patient moved together.
+
+    tied: one patient differs from all others, so that orders give the R itself but for rounding.
+    """
     monkeypatch.setattr("lab.histcode.ends.SHUFFLES", 60)
     monkeypatch.setattr("lab.histcode.ends.LEAST_ORDERS", 1)
     ends, part, y = chance(n=16, d=24, G=3)
+    if tied:
+        y = np.where(np.isnan(y), np.nan, y == np.nanmax(y, 0))
     penalties = (0, 5.0, 0, 30.0)
     r = held_out_r(ends, part, penalties, y)
     baseline = np.array([-0.1, 0.2, np.nan])
@@ -132,6 +138,7 @@ def test_shuffled_p_counts_orders_with_all_folds_fitted_anew(monkeypatch):
             moved[np.ix_(rows, genes)] = y[np.ix_(induced(order, rows), genes)]
         null.append(held_out_r(ends, part, penalties, moved))
     null = np.array(null)
+    assert (abs(null - r[:, None, None]) < 1e-9).any() == tied
     p, p_of_all = shuffled_p(r, baseline, ends, part, penalties, y, np.random.default_rng(3))
     assert np.allclose(p, [(1 + (null >= one - 1e-9).sum()) / 61 for one in r])
     won = [stats.r_against_baseline(each, baseline)[0] for each in [r, *null]]

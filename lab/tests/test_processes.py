@@ -11,9 +11,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+import torch.distributed as dist
 
 from lab.commands.tiling import main as tiling_main
 from lab.files import InputError
+from lab.histcode.processes import SharedBatchNorm
 from lab.processes import by_first, join_processes, of_all, one_voice, say, share_of_slides
 from lab.tests.helpers import ROOT, read_csv, swap, tiny_encoder
 
@@ -59,6 +62,21 @@ def test_processes_that_cannot_see_each_other_are_refused(monkeypatch):
         one_voice(o, ("train", "msi")),
     ):
         pass
+
+
+def test_batch_norm_over_processes_is_torchs(tmp_path):
+    """nn.BatchNorm2d, in a world of one process: outputs and running statistics."""
+    dist.init_process_group("gloo", f"file://{tmp_path}/meet", rank=0, world_size=1)
+    try:
+        ours, theirs = SharedBatchNorm(4), torch.nn.BatchNorm2d(4)
+        for i in range(3):
+            x = torch.randn(3, 4, 2, 2, generator=torch.Generator().manual_seed(i)) * 2 + i
+            assert torch.allclose(ours(x), theirs(x), atol=1e-5)
+        for name, value in theirs.state_dict().items():
+            assert torch.allclose(ours.state_dict()[name], value, atol=1e-5), name
+        assert torch.allclose(ours.eval()(x), theirs.eval()(x), atol=1e-5)
+    finally:
+        dist.destroy_process_group()
 
 
 def talk():
