@@ -67,7 +67,7 @@ def figure(path, *grid, title="", words=(), **options):
     if title:
         fig.suptitle(wrapped(title, width), x=0.01, ha="left", fontsize=10)
     if words:
-        fig.supxlabel(said(words), x=0.01, ha="left", fontsize=8, color=ORANGE)
+        fig.supxlabel(drawable(said(words), 1000), x=0.01, ha="left", fontsize=8, color=ORANGE)
     save_picture(path, fig)
 
 
@@ -137,7 +137,8 @@ def paper(width, height, title, words=()):
     fig = need_matplotlib().figure(figsize=size, dpi=PICTURE_DPI, facecolor="white")
     write(fig, 0.2, size[1] - 0.1, title, fontsize=10, ha="left")
     if words:
-        write(fig, 0.2, height + 0.2, said(words), fontsize=8, ha="left", color=ORANGE)
+        about = drawable(said(words), 1000)
+        write(fig, 0.2, height + 0.2, about, fontsize=8, ha="left", color=ORANGE)
     return fig, height
 
 

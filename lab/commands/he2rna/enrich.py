@@ -15,7 +15,7 @@ import he2rna
 from lab.cohort.expression import as_symbols, read_gene_table
 from lab.cohort.genes import as_in_sets
 from lab.commands.he2rna.options import count, gene_set_options
-from lab.files import InputError, save_text
+from lab.files import InputError, digest, save_text
 from lab.gene_sets import enrich, read_sets
 from lab.he2rna.evaluation import code_of
 from lab.he2rna.gene_sets import read_results
@@ -64,7 +64,8 @@ def run(o):
         said = f"{group}: {len(hits):,} hits of {len(universe):,} tested genes"
         if coding is not None:
             said += f", {sum(hit in coding for hit in hits):,} of them protein-coding"
-        file = re.sub(r"[^\w.-]", "_", group)
+        file = re.sub(r"[^\w-]", "_", group)[:99]
+        file += "" if file == group else f"-{digest(group)[:6]}"  # two never share one
         lines += [f"## {group}", "", *enrich(folder, file, said, hits, sets, universe, words)]
     save_text(folder / "report.md", lines)
     if note:
