@@ -17,7 +17,8 @@ A map of the house. Rooms may use those above them, and the method; never those 
                  places truth sites identity               cells and outlines, and beside the slide;
                  labels check                              whose a slide is, two classes of words,
                                                            all that is checked before hours of work
-                 steps tiles encoding features supertiles  tiles/ features/ supertiles/
+                 made steps tiles encoding features supertiles  tiles/ features/ supertiles/, and
+                                                           what of them was made from what
     exchange/    other people's formats: gdc, clam (TRIDENT, STAMP), layout, geojson, qupath, h5ad
     fast/        exact twins of the method's slow pieces, each passed in as an argument:
                  topk networks heads bank encoder
