@@ -6,9 +6,10 @@ import importlib
 import re
 import sys
 import textwrap
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 
+from lab.commands.start import refuse_small_space
 from lab.trust import name_encoders
 
 SEEDS = 2**63  # numbers that every generator of random numbers takes
@@ -42,6 +43,7 @@ def parse_words(program, manual, verbs, words):
     parsers = {name: add.add_parser(name, help=line) for name, line in verbs.items()}
     if asked in verbs:
         refuse_unknown(parser, asked, words)
+        refuse_small_space()
         room = importlib.import_module(f"lab.commands.{program}.{asked}")
         verb = parsers[asked]
         verb.description = room.__doc__
@@ -59,7 +61,7 @@ def refuse_unknown(parser, verb, words):
     """
     words = words[: words.index("--")] if "--" in words else words
     given = [word for word in words if word.startswith("--") and " " not in word]
-    quoted = re.findall(r'"((?:--)?[a-z][a-z0-9-]*)"', all_sources()) if given else ()
+    quoted = quoted_words() if given else ()
     for name in (word.partition("=")[0] for word in given):
         bare = name[2:].removeprefix("no-")
         if not any(word.removeprefix("--").startswith(bare) for word in quoted):
@@ -68,10 +70,12 @@ def refuse_unknown(parser, verb, words):
             parser.error(f"unrecognized arguments: {name} ({''.join(near)}{manual})")
 
 
-def all_sources():
-    """The text of all rooms but tests."""
-    paths = sorted(path for path in LAB.rglob("*.py") if "tests" not in path.parts)
-    return "".join(path.read_text("utf-8") for path in paths)
+@cache
+def quoted_words():
+    """Each word in quotes in the sources of all rooms but tests, and --help, which is argparse's."""
+    paths = [path for path in LAB.rglob("*.py") if "tests" not in path.parts]
+    text = "".join(path.read_text("utf-8") for path in paths)
+    return sorted({"--help", *re.findall(r'"((?:--)?[a-z][a-z0-9-]*)"', text)})
 
 
 def do(o, shared):
@@ -96,6 +100,10 @@ class Parser(argparse.ArgumentParser):
                 action, "an empty word was given (an unset variable of the shell?)"
             )
         return super()._get_value(action, text)
+
+    def _print_message(self, message, file=None):
+        """Without argparse's silence where it can't be written."""
+        (file or sys.stderr).write(message)
 
 
 class Help(argparse.RawDescriptionHelpFormatter):

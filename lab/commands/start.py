@@ -12,6 +12,7 @@ import threading
 from lab.files import InputError, reason, say_error
 
 AGAIN = 0.05  # seconds after which a lost interruption comes again
+LEAST = 2**31  # bytes of address space; with less, a library may wait for more without end [ours]
 SIGNALS = {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated"}
 NO_MEMORY = (  # what torch, the loader and Python's threads say of it
     "allocate memory",
@@ -30,6 +31,7 @@ def start(program):
     """
     for number in SIGNALS:
         signal.signal(number, end_at_once)
+    use_utf8()
     open_streams()
     run(lambda: importlib.import_module(f"lab.commands.{program}").prepare())
 
@@ -106,7 +108,30 @@ def leave(status):
     sys.exit(status)
 
 
-# ----- Signals and streams ------------------------------------------------------------------------
+# ----- Memory, signals and streams ----------------------------------------------------------------
+
+
+def refuse_small_space():
+    """Refuse to import torch where it has no room: SciPy's OpenBLAS would ask for it for ever."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return
+    limit, _ = resource.getrlimit(resource.RLIMIT_AS)
+    if 0 <= limit < LEAST:
+        raise InputError(
+            f"not enough memory: ulimit -v {limit // 1024} is too little address space; wanted are "
+            f"{LEAST // 1024} at least, or unlimited"
+        )
+
+
+def use_utf8():
+    """Begin again in UTF-8 mode where the locale is of another encoding: names and tables are in
+    UTF-8, whoever looks.
+    """
+    if sys.getfilesystemencoding() != "utf-8" and os.environ.get("PYTHONUTF8") != "1":
+        os.environ["PYTHONUTF8"] = "1"
+        os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
 
 
 def end_at_once(number, _):
