@@ -92,6 +92,18 @@ def test_thumbnail_in_strips_equals_at_once(smooth_slide, monkeypatch):
     assert np.abs(at_once.astype(int) - np.asarray(want)).mean() < 1.5
 
 
+def test_a_thumbnail_as_fine_as_the_slide_is_the_slide(tmp_path):
+    """The picture itself; a slide too thin for a pixel of a thumbnail has one all the same."""
+    rgb = np.random.default_rng(0).integers(0, 256, (90, 130, 3)).astype(np.uint8)
+    write_pyramid(tmp_path / "a.tif", rgb, 0.5)
+    got, scanned = tiling.thumbnail(open_slide(tmp_path / "a.tif"), 0.5, um=0.5)
+    assert np.array_equal(got, rgb) and scanned.all()
+    for edges in ((3, 600), (600, 3)):
+        write_pyramid(tmp_path / "thin.tif", np.zeros((*edges, 3), np.uint8), 0.5, levels=1)
+        got, _ = tiling.thumbnail(open_slide(tmp_path / "thin.tif"), 0.5, um=8)
+        assert sorted(got.shape[:2]) == [1, 38] and not got.any()
+
+
 # ----- Otsu --------------------------------------------------------------------------------------
 RNG = np.random.default_rng(0)
 VALUES = {
@@ -244,6 +256,9 @@ def test_glass_is_not_taken_for_filled_up(background):
         everywhere = np.ones(truth.shape, bool)
         assert not tiling.filled_up(rgb, everywhere).any()
         assert overlap(tiling.tissue_mask(rgb), truth) > 0.85
+    rgb, truth = painted((243, 243, 243), noise=2.0)
+    rgb[20:60, 10:40] = 243  # as if a program had smoothed the glass there
+    assert not tiling.filled_up(rgb, np.ones(truth.shape, bool)).any()
     blank = np.full((60, 80, 3), 255, np.uint8)
     assert not tiling.filled_up(blank, np.ones((60, 80), bool)).any()
 
@@ -985,6 +1000,15 @@ def test_against_baseline_equals_scipy_gene_by_gene():
         same(ours[bh][known], scipy.stats.false_discovery_control(ours[p][known]))
 
 
+def test_pairs_of_equal_errors_have_no_rank():
+    """By hand: W+ = 1 + 2 + 3 is below W- = 4 + 5; had the equal ones the ranks 1 to 5, above."""
+    error = np.array([0, 0, 0, 0, 0, 0.1, 0.2, 0.3, 0, 0])
+    of_baseline = np.array([0, 0, 0, 0, 0, 0, 0, 0, 0.5, 0.6])
+    truth = np.zeros((10, 1))
+    found = stats.against_baseline(error[:, None], truth, of_baseline[:, None])
+    assert found["better"].tolist() == [True]
+
+
 def test_the_papers_test_is_of_location_not_of_skill():
     """Planted: what is perfect passes as none, and a constant as skill."""
     rng = np.random.default_rng(22)
@@ -1164,6 +1188,9 @@ def test_padded_top_k_mean_equals_a_loop_over_the_authors_rows():
                 rows = [*scores[b, :n, g].tolist(), *[0.0] * (20 - n)]
                 best = sorted(rows, reverse=True)[: min(k, n)]
                 assert got[b, g].item() == pytest.approx(np.mean(best), abs=1e-5)
+    for rows in (12, 9):  # no room for padding: nothing competes
+        got = he2rna.padded_top_k_mean(scores[3:] - 9, mask[3:], 7, rows)
+        assert torch.allclose(got, he2rna.top_k_mean(scores[3:] - 9, mask[3:], 7))
 
 
 def test_the_model_is_convolutions_of_kernel_one():
@@ -1202,6 +1229,9 @@ def test_a_model_of_some_genes_predicts_them_as_before():
     before = model(x, mask)[:, [7, 2]]
     assert torch.allclose(model.keep_genes([7, 2])(x, mask), before, atol=1e-6)
     assert model.state_dict()["layers.1.weight"].shape == (2, 5)
+    deep = he2rna.HE2RNA(6, 4, (5, 7), ks=(1, 3)).eval()
+    before = deep(x, mask)[:, [2]]
+    assert torch.allclose(deep.keep_genes([2])(x, mask), before, atol=1e-6)
 
 
 def test_a_prediction_is_a_weighted_mean_of_ranked_tiles():
@@ -1537,8 +1567,8 @@ def test_inputs_are_standardised_by_the_rows_that_train():
 
 def test_genes_above_the_floor_of_a_log_table():
     """By hand."""
-    log2 = np.log2(np.array([[0, 0, 3], [0, 4, 1], [0, 2, 0.0]]) + 0.001)
-    assert he2rna.above_floor(log2).tolist() == [False, True, True]
+    log2 = np.log2(np.array([[0, 0, 3, 0.1], [0, 4, 1, 0.2], [0, 2, 0, 0.1]]) + 0.001)
+    assert he2rna.above_floor(log2).tolist() == [False, True, True, True]
     assert he2rna.above_floor(np.array([[0, 1], [0, 0], [1, 2.0]])).tolist() == [False, True]
 
 
@@ -1744,6 +1774,9 @@ def test_draws_have_their_ranges_and_chances():
     change = view["colour"] - torch.tensor(histcode.PLAIN_COLOUR)
     reach = change.abs().amax(0)
     assert (reach - torch.tensor(histcode.JITTER)).abs().max() < 0.001
+    for of_one, most in zip(change.T, histcode.JITTER, strict=True):
+        drawn = of_one[of_one != 0].numpy()
+        assert scipy.stats.kstest(drawn, "uniform", (-most, 2 * most)).pvalue > 0.001
     sigma = view["sigma"]
     assert sigma[sigma > 0].min() >= 0.1 and 1.99 < sigma.max() <= 2
     chances = [((change != 0).any(1), 0.8), (view["grey"], 0.2), (sigma > 0, 0.5)]
@@ -2107,6 +2140,9 @@ def test_labels_are_learned_by_logistic_regression():
         theirs = LogisticRegression(C=1e9, tol=1e-8).fit(x[rows], label[rows, g])
         assert np.allclose(last["weights"][:, g], theirs.coef_, atol=1e-3)
         assert last["bias"][g].item() == pytest.approx(theirs.intercept_.item(), abs=1e-3)
+    never = torch.zeros(60, 1)
+    first = next(histcode.train_label_epochs(x, never, train, valid))
+    assert first["bias"].item() == pytest.approx(math.log(1 / 79))  # half a slide of 40
     odds = x @ last["weights"] + last["bias"]
     loss = F.binary_cross_entropy_with_logits(odds[valid], label[valid])
     assert last["loss"] == pytest.approx(loss.item(), rel=1e-5)
