@@ -206,7 +206,7 @@ def test_what_may_not_be_read_or_written_is_named(two_slides, monkeypatch, capsy
 
     def refuse(path, mode="r", **more):
         for wanted, place, number in (
-            ("w", "tiles", errno.EROFS),
+            ("x", "tiles", errno.EROFS),
             ("r", "samples", errno.EACCES),
         ):
             if wanted in mode and place in str(path):
