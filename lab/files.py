@@ -165,7 +165,7 @@ def from_cell(text):
 def load_json(path):
     """The dict that the file holds, or None when it is not there, not whole or something else."""
     try:
-        value = json.loads(Path(path).read_text())
+        value = json.loads(Path(path).read_text("utf-8"))
     except (OSError, ValueError, RecursionError):
         return None
     return value if isinstance(value, dict) else None
@@ -285,17 +285,18 @@ class Lines:
 
 
 def read_table(path, take, tick=lambda n: None, most=math.inf):
-    """take(header, rows) of a table: with commas, tabs or semicolons, plain or .gz.
+    """take(header, Rows) of a table: with commas, tabs or semicolons, plain or .gz.
 
-    rows: the texts of each, read as they are asked for, none of a blank line. Where it is not in
-    UTF-8, take is called again, with a table as programs on Windows write the µ.
+    Where it is not in UTF-8, take is called again, with what programs on Windows write for µ.
     """
     try:
         for encoding in ("utf-8-sig", "cp1252"):
             try:
                 with opened(path, tick, most) as f:
-                    rows = rows_of(Lines(f, encoding, "\n"))
-                    return take([one_line(name.strip()) for name in bare(next(rows, []))], rows)
+                    rows = Rows(Lines(f, encoding, "\n"))
+                    return take(
+                        [one_line(name.strip()) for name in bare(next(iter(rows), []))], rows
+                    )
             except UnicodeDecodeError as e:
                 why = e
     except (OSError, EOFError, zlib.error, csv.Error) as e:
@@ -303,10 +304,24 @@ def read_table(path, take, tick=lambda n: None, most=math.inf):
     raise InputError(f"{path}: can't be read as a table ({why})")
 
 
-def rows_of(lines):
-    lines = map(composed, lines)
-    first = next(lines, "")
-    return filter(None, csv.reader(chain([first], lines), delimiter=delimiter_of(first)))
+class Rows:
+    """The rows of a table that are not blank, one by one."""
+
+    def __init__(self, lines):
+        self.lines = map(composed, lines)
+        first = next(self.lines, "")
+        self.mark = delimiter_of(first)
+        self.rows = self.of(chain([first], self.lines))
+
+    def of(self, lines):
+        return filter(None, csv.reader(lines, delimiter=self.mark))
+
+    def __iter__(self):
+        return self.rows
+
+    def rest(self, lines):
+        """The rows from some lines on, which were taken."""
+        return self.of(chain(lines, self.lines))
 
 
 def bare(row):

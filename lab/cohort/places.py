@@ -143,29 +143,51 @@ def read_place_table(path, slide, mpp, origin, say=print, every=False):
 
 
 def read_columns(path, header, rows, wanted):
-    """{column: its values} of a table, of which only these stay in memory.
+    """{column: its values} of a table's Rows, of which only these stay in memory.
 
     wanted: {column: whether its values are numbers (n,), else a list of texts}.
     """
-    place = {name: i for i, name in enumerate(header)}
-    parts = {name: [] for name in wanted}
-    n, bare = 0, {}  # every text once
-    while block := list(islice(rows, BLOCK)):
-        check_even(path, header, block, first=2 + n)
-        n += len(block)
+    parts, bare, n = {name: [] for name in wanted}, {}, 0
+    for block in blocks_of(path, header, rows, wanted):
+        n += len(block[0])
         if n * len(wanted) > MOST:
             raise InputError(f"{path}: over {MOST:,} values, more than a slide has")
-        for name, are_numbers in wanted.items():
-            texts = [row[place[name]] for row in block]
+        for (name, are_numbers), values in zip(wanted.items(), block, strict=True):
             if are_numbers:
-                parts[name].append(numbers(texts))
+                parts[name].append(values)
                 continue
-            bare.update((text, from_cell(text)) for text in set(texts) - bare.keys())
-            parts[name] += map(bare.get, texts)
+            bare.update((text, from_cell(text)) for text in set(values) - bare.keys())
+            parts[name] += map(bare.get, values)  # every text once in memory
     for name, are_numbers in wanted.items():
         if are_numbers:
             parts[name] = np.concatenate([np.zeros(0), *parts[name]])
     return parts
+
+
+def blocks_of(path, header, rows, wanted):
+    """Yield the columns wanted, block for block: while lines are plain, NumPy takes them apart."""
+    place = {name: j for j, name in enumerate(header)}
+    places = [place[name] for name in wanted]
+    types = [(str(j), "f8" if wanted[header[j]] else "O") for j in places]
+    lines, seen = [], 2
+    while lines := list(islice(rows.lines, BLOCK)):
+        if '"' in "".join(lines) or {line.count(rows.mark) for line in lines} != {len(header) - 1}:
+            break
+        try:
+            block = np.loadtxt(
+                lines, types, comments=None, delimiter=rows.mark, usecols=places, ndmin=1
+            )
+        except ValueError:  # a text in place of a number
+            break
+        seen += len(lines)
+        yield [block[name] if kind == "f8" else block[name].tolist() for name, kind in types]
+    others = rows.rest(lines)
+    while block := list(islice(others, BLOCK)):
+        check_even(path, header, block, seen)
+        seen += len(block)
+        columns = [[row[j] for row in block] for j in places]
+        are_numbers = wanted.values()
+        yield [numbers(c) if is_n else c for c, is_n in zip(columns, are_numbers, strict=True)]
 
 
 def taken(values, kept):
