@@ -294,9 +294,8 @@ def read_table(path, take, tick=lambda n: None, most=math.inf):
             try:
                 with opened(path, tick, most) as f:
                     rows = Rows(Lines(f, encoding, "\n"))
-                    return take(
-                        [one_line(name.strip()) for name in bare(next(iter(rows), []))], rows
-                    )
+                    header = bare(next(iter(rows), []))
+                    return take([one_line(name.strip()) for name in header], rows)
             except UnicodeDecodeError as e:
                 why = e
     except (OSError, EOFError, zlib.error, csv.Error) as e:

@@ -3,7 +3,7 @@
 import glob
 import io
 import json
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 
 import numpy as np
@@ -156,10 +156,18 @@ def tile_settings(folder, o):
 
 
 def table_mpp(cohort):
-    """{slide: mpp} of samples.csv; used, like --mpp, where the slide itself has none, or forced."""
+    """{slide: mpp} of samples.csv; used, like --mpp, where the slide itself has none, or forced.
+
+    It is read once, however many slides are asked for one by one.
+    """
     path = Path(cohort) / "samples.csv"
+    return mpp_of_table(path, path.stat().st_mtime_ns) if path.exists() else {}
+
+
+@lru_cache(maxsize=16)
+def mpp_of_table(path, _changed):
     given = {}
-    for row in read_samples(cohort) if path.exists() else []:
+    for row in read_samples(path.parent):
         text = row.get("mpp")
         try:
             if text:
