@@ -79,12 +79,26 @@ def quick():
         yield
 
 
+@pytest.fixture(autouse=True)
+def same_draws():
+    """torch's own generator starts anew: what a test draws from it doesn't depend on those before.
+
+    pytest-randomly does so with Python's and NumPy's.
+    """
+    torch.manual_seed(0)
+
+
 @pytest.fixture
 def printed(monkeypatch):
     """Pictures are drawn as users get them; those that a test leaves open are closed."""
     swap(monkeypatch, "lab.show.plots", "PICTURE_DPI", 300)
     yield
     pyplot.close("all")
+
+
+def pytest_make_parametrize_id(val, argname):
+    """Bytes get a number in the names of tests: packed ones hold the time, -n compares names."""
+    return argname if isinstance(val, bytes) else None
 
 
 # ----- Slides -------------------------------------------------------------------------------------

@@ -1,10 +1,11 @@
 """This implementation and the direct way, side by side in one run.
 
     python -m lab.bench [NAME ...]     encoder kmeans macenko topk memory table lists networks bank
-                                       attention contention growth adco-learns adco-collapse
+                                       attention contention growth peers adco-learns adco-collapse
                                        (default: all; `memory` alone, for its peak)
     python -m lab.bench calibration [--only STUDY ...] [--runs X] [--seed N]
     python -m lab.bench growth [--runs X]     10 and 100 add sizes that take minutes
+    python -m lab.bench peers [--slide FILE] [--mpp N] [--bags FILE]     other people's packages
 
 The two ways are timed in turn after a warm-up. What is printed are medians of seconds, and the
 median of the ratios of a pair, which holds where the machine's speed drifts. Three time nothing:
@@ -21,6 +22,8 @@ from lab.bench import speed
 from lab.bench.collapse import draw_collapse
 from lab.bench.contention import bench_contention
 from lab.bench.growth import bench_growth
+from lab.bench.peers import bench_peers
+from lab.bench.tcga import bench_tcga
 from lab.bench.timing import say
 from lab.calibration.table import STUDIES, print_table
 from lab.histcode import toy
@@ -52,6 +55,8 @@ BENCHES: dict[str, Callable] = {
     "adco-collapse": draw_collapse,
     "contention": bench_contention,
     "growth": bench_growth,
+    "tcga": bench_tcga,
+    "peers": bench_peers,
     "calibration": bench_calibration,
 }
 
@@ -69,12 +74,18 @@ def main():
         help="times the simulated cohorts of each study; of growth: the sizes",
     )
     a("--seed", type=int, default=0)
+    a = parser.add_argument_group("peers").add_argument
+    a("--slide", metavar="FILE", help="default: one is drawn")
+    a("--mpp", type=float, metavar="N", help="of the slide, where its file has none")
+    a("--bags", metavar="FILE", help="a table of label, bag, features; default: drawn bags")
     o = parser.parse_args()
     for name in BENCHES if "all" in o.name else o.name:
         if name == "calibration":
             bench_calibration(o.only, o.runs, o.seed)
         elif name == "growth":
             bench_growth(o.runs)
+        elif name == "peers":
+            bench_peers(o.slide, o.mpp, o.bags)
         else:
             BENCHES[name]()
 

@@ -63,14 +63,8 @@ NAMES = {"sample": ["a", "b"], "genes": ["A"]}
         ({"expression.csv": b""}, "the first line must be"),
         ({"expression.csv": b"slide,A\n"}, "no rows"),
         ({"expression.csv.gz": b"slide,A\n"}, "no rows"),  # which a browser has unpacked
-        (
-            {"expression.csv.gz": gzip.compress(b"slide,A\n" + b"s,1\n" * 99, mtime=0)[:-9]},
-            "not a whole",
-        ),
-        (
-            {"expression.csv.gz": gzip.compress(b"slide,A\n", mtime=0)[:10] + b"\xff" * 40},
-            "not a whole",
-        ),
+        ({"expression.csv.gz": gzip.compress(b"slide,A\n" + b"s,1\n" * 99)[:-9]}, "not a whole"),
+        ({"expression.csv.gz": gzip.compress(b"slide,A\n")[:10] + b"\xff" * 40}, "not a whole"),
         ({"expression.csv": b"slide,A\ns,1\n", "expression.npz": b""}, "are both there"),
         ({"expression.npz": b"zip?"}, "wanted arrays"),
         ({"expression.npz": npz(genes=["A"], expression=np.ones((2, 1)))}, "wanted arrays"),

@@ -75,7 +75,7 @@ def test_tables_come_back(tmp_path, name):
     [
         b" a ,b\n1,2\n\n3,4\n",
         b"a\tb\n1\t2\n3\t4\n",
-        gzip.compress(b"a,b\n1,2\n3,4\n", mtime=0),
+        gzip.compress(b"a,b\n1,2\n3,4\n"),
         b"\xef\xbb\xbfa,b\r\n1,2\r\n3,4",
     ],
 )
@@ -89,9 +89,7 @@ def test_a_table_of_a_program_on_windows(tmp_path):
     assert read_rows(tmp_path / "t") == (["x µm"], [["1"]])
 
 
-@pytest.mark.parametrize(
-    "data", [gzip.compress(b"a,b\n" * 99, mtime=0)[:-9], b"\x1f\x8bxx", b"a\x81\xff"]
-)
+@pytest.mark.parametrize("data", [gzip.compress(b"a,b\n" * 99)[:-9], b"\x1f\x8bxx", b"a\x81\xff"])
 def test_what_is_no_table_is_named(tmp_path, data):
     (tmp_path / "t").write_bytes(data)
     with pytest.raises(InputError, match="t: can't be read as a table"):

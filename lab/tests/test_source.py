@@ -4,12 +4,19 @@ import ast
 import re
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from lab.tests.helpers import ROOT
 
+PACKAGES = {  # of a module
+    "PIL": "pillow",
+    "openslide": "openslide-python",
+    "skimage": "scikit-image",
+    "sklearn": "scikit-learn",
+}
 TOO_NEW = (
     "x = a[*b]",
     "with (open(p) as f, open(q) as g):\n    pass\ntype A = int",
@@ -43,6 +50,21 @@ def test_the_lowest_python_parses_every_file():
     version = lowest_python()
     for path in sources():
         ast.parse(path.read_text(), str(path), feature_version=version)
+
+
+def test_all_that_is_imported_at_once_is_required():
+    """A fresh environment has every package, and no comparison is skipped for want of one."""
+    required = (ROOT / "requirements.txt").read_text().lower()
+    ours = {"conftest", "test_all", "tiling", "stats", "he2rna", "histcode", "lab"}
+    names = set()
+    for path in sources():
+        for node in ast.parse(path.read_text()).body:
+            if isinstance(node, ast.Import):
+                names |= {alias.name for alias in node.names}
+            elif isinstance(node, ast.ImportFrom):
+                names.add(node.module)
+    for name in {name.split(".")[0] for name in names} - ours - sys.stdlib_module_names:
+        assert re.search(rf"^{PACKAGES.get(name, name).lower()}[>=]", required, re.M), name
 
 
 def test_the_lowest_python_compiles_every_file(tmp_path):
