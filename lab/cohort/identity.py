@@ -15,7 +15,7 @@ from lab.cohort.names import person
 from lab.cohort.samples import read_samples
 from lab.cohort.slides import find_slides, unnameable
 from lab.exchange.clam import FOREIGN
-from lab.files import InputError, digest, few, fingerprint, load_json, read_rows, save_json
+from lab.files import InputError, digest, few, fingerprint, load_json, read_table, save_json
 from lab.words import tidy
 
 
@@ -104,7 +104,7 @@ def patients_in(folder):
 
 @lru_cache(maxsize=64)
 def patients_of_file(path, _changed):
-    header, _ = read_rows(path)
+    header = read_table(path, lambda header, rows: header)
     if not {"slide", "patient"} <= set(header):  # another program's
         return {}
     return {row["slide"]: row["patient"] for row in read_samples(path.parent)}

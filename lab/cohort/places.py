@@ -5,6 +5,7 @@ QuPath exports them; the slide's name may have its ending (s0.svs.geojson). All 
 x, y in level-0 pixels. What is passed over is counted, and told to `say`.
 """
 
+import os
 import re
 from array import array
 from collections import Counter
@@ -68,8 +69,12 @@ def read_spots(folder, slide, mpp, origin, say):
 
 def found_one(folder, slide, endings, say):
     """The file of a slide with one of the endings, None where there is none; two are refused."""
+    if not folder.is_dir():
+        return None
     paths, others = [], []
-    for path in sorted(folder.iterdir()) if folder.is_dir() else ():
+    own = composed(slide)  # one of thousands, of which only its own are looked at
+    names = [name for name in os.listdir(folder) if composed(name).startswith(own)]
+    for path in map(folder.joinpath, sorted(names)):
         ending = ending_of(path.name, slide)
         if ending in endings and path.is_file():
             paths.append(path)

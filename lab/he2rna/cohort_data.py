@@ -18,6 +18,8 @@ from lab.he2rna.folds import authors_roles, check_folds, folds_of
 from lab.processes import share_out
 from lab.progress import report_failures, say_left_out
 
+GENES_AT_ONCE = 4096  # whose median is looked at together, for memory  [ours]
+
 
 @dataclass
 class CohortData:
@@ -82,12 +84,12 @@ def read_cohort(cohort, o):
     rows, fold = rows[keep], fold[keep]
     check_folds(cohort, samples, fold, o, failed)
 
-    kept = genes_to_learn(cohort, a[np.unique(rows)], o.code)  # over samples, not slides
+    kept = genes_to_learn(cohort, a, np.unique(rows), o.code)  # over samples, not slides
     ledger = {}
     if "genes" not in o.code:
         saw(ledger, "gene filter", [s["patient"] for s in samples])
     data = CohortData(
-        **rows_of(samples, fold, he2rna.log_expression(a[rows][:, kept])),
+        **rows_of(samples, fold, he2rna.log_expression(a[np.ix_(rows, kept)])),
         genes=[genes[j] for j in kept],
         left_out=left_out,
         failed=failed,
@@ -111,13 +113,15 @@ def ready_slides(cohort, samples, o):
     return np.array([s["slide"] in ready for s in samples]), failed
 
 
-def genes_to_learn(cohort, a, code):
-    """Numbers of the genes of positive median over the samples, a (n, genes); the authors: all."""
+def genes_to_learn(cohort, a, rows, code):
+    """Numbers of the genes of positive median over some rows of a (n, genes); the authors: all."""
     if "genes" in code:
         return np.arange(a.shape[1])
-    kept = np.flatnonzero(he2rna.expressed(a))
+    starts = range(0, a.shape[1], GENES_AT_ONCE)  # the table may be half of the memory
+    blocks = [he2rna.expressed(a[rows, start : start + GENES_AT_ONCE]) for start in starts]
+    kept = np.flatnonzero(np.concatenate(blocks))
     if not len(kept):
-        raise InputError(f"{cohort}: no gene has a positive median over its {len(a)} samples")
+        raise InputError(f"{cohort}: no gene has a positive median over its {len(rows)} samples")
     return kept
 
 
