@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from lab.cohort.expression import read_expression
-from lab.cohort.features import FEW_ROWS, load_features
+from lab.cohort.features import FEW_ROWS, load_array, load_features
 from lab.cohort.tiles import make_tiles, tiles_of
 from lab.commands.he2rna import main as he2rna_main
 from lab.commands.histcode import main as histcode_main
@@ -78,7 +78,7 @@ def test_no_file_that_is_read_runs_its_pickle(
         path.parent.mkdir(parents=True, exist_ok=True)
         save(path)
         with pytest.raises(InputError, match="not a whole array"):
-            load_features(two_slides, "resnet50", "a")
+            load_array(path)
     other, encoders = (
         tmp_path / "p",
         tmp_path / "e",
