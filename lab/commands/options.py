@@ -72,7 +72,7 @@ def refuse_unknown(parser, verb, words):
 
 @cache
 def quoted_words():
-    """Each word in quotes in the sources of all rooms but tests, and --help, which is argparse's."""
+    """The words in quotes in the sources of all rooms but tests, and argparse's --help."""
     paths = [path for path in LAB.rglob("*.py") if "tests" not in path.parts]
     text = "".join(path.read_text("utf-8") for path in paths)
     return sorted({"--help", *re.findall(r'"((?:--)?[a-z][a-z0-9-]*)"', text)})

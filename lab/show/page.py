@@ -67,8 +67,8 @@ def write_page(path, lines, columns=(), group=None):
     body = list(numbered_headings(block_of(block, path.parent) for block in blocks))
     if columns:
         body.insert(before + 1, browser(columns, group))
-    program = (HERE / "page.js").read_text() if columns else ""
-    style = (HERE / "page.css").read_text()
+    program = (HERE / "page.js").read_text("utf-8") if columns else ""
+    style = (HERE / "page.css").read_text("utf-8")
     text = PAGE.format(
         title=plain(blocks[0].removeprefix("# ")),
         style=style,
