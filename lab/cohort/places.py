@@ -24,7 +24,7 @@ CLASSES = ("cell", "class", "classification")  # columns that name a cell's clas
 EVERY = "all cells"
 MOST = 2**27  # values of a table of places, or cells of a slide: a gigabyte of numbers [ours]
 OUTLINES = 2**21  # of a slide  [ours]
-BLOCK = 2**13  # rows or features that are looked at together, for memory
+BLOCK, SHAPES_AT_ONCE = 2**13, 2**9  # rows, shapes that are looked at together, for memory
 OBJECTS = ("object type", "name")  # columns in which QuPath says what a row is
 NO_CELLS = ("annotation", "tma core", "pathrootobject", "root object")  # values of these
 
@@ -317,7 +317,7 @@ def shape_centres(path, slide, say):
     """Classes (m,) and places (m, 2) of a file's cells: points, and centroids of polygons."""
     passed, kinds, places = Counter(), [], [np.zeros((0, 2))]
     features = read_geojson(path, passed, lambda name: ending_of(name, slide) in SHAPES)
-    while block := list(islice(features, BLOCK)):
+    while block := list(islice(features, SHAPES_AT_ONCE)):
         shapes = [f.polygons for f in block if f.polygons and not f.is_annotation]
         centres = iter(centroids(shapes))
         found = []
