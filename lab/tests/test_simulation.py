@@ -165,6 +165,8 @@ def test_genes_follow_the_truth():
     assert all(
         np.median(values[:, j]) == 0 for j, g in enumerate(genes) if g["programme"] == "silent"
     )
+    opposite = {name[1:] for names in PROGRAMMES.values() for name in names.split() if "-" in name}
+    assert {gene["gene"] for gene in genes if gene["true_r"] < 0} == opposite != set()
 
 
 def test_lymphocytes_predict_cd3(drawn):
