@@ -84,6 +84,7 @@ def test_thumbnail_in_strips_equals_at_once(smooth_slide, monkeypatch):
     slide = open_slide(path)
     at_once, scanned = tiling.thumbnail(slide, 0.25)
     monkeypatch.setattr(tiling, "STRIP_PIXELS", 3000)
+    monkeypatch.setattr(tiling, "STRIP_WIDTH", 500)
     strips, _ = tiling.thumbnail(slide, 0.25)
     assert at_once.shape == (47, 56, 3)
     assert scanned.all()
@@ -102,6 +103,39 @@ def test_a_thumbnail_as_fine_as_the_slide_is_the_slide(tmp_path):
         write_pyramid(tmp_path / "thin.tif", np.zeros((*edges, 3), np.uint8), 0.5, levels=1)
         got, _ = tiling.thumbnail(open_slide(tmp_path / "thin.tif"), 0.5, um=8)
         assert sorted(got.shape[:2]) == [1, 38] and not got.any()
+
+
+def test_a_whole_slide_of_glass_is_seen_at_8_um_and_a_whole_mount_in_as_many_pixels():
+    """Arithmetic: 26 x 76 mm and 100 x 200 mm, at 0.25 and 1 µm per pixel."""
+    for mpp in (0.25, 1.0):
+        W, H = 26e3 / mpp, 76e3 / mpp
+        assert tiling.thumbnail_um((W, H), mpp) == 8.0
+        um = tiling.thumbnail_um((100e3 / mpp, 200e3 / mpp), mpp)
+        assert 100e3 / um * 200e3 / um == pytest.approx(2**25)
+
+
+def test_each_pixel_of_a_slide_without_levels_is_read_once_and_few_at_a_time():
+    """A slide of 10^5 x 10^5 pixels that counts what is read."""
+    edge, reads = 100_000, []
+
+    def read_region(corner, level, size):
+        reads.append(size)
+        return Image.new("RGBA", size, (243, 240, 240, 255))
+
+    slide = SimpleNamespace(
+        dimensions=(edge, edge),
+        level_dimensions=[(edge, edge)],
+        level_downsamples=[1.0],
+        properties={},
+        read_region=read_region,
+    )
+    rgb, _ = tiling.thumbnail(slide, 0.25, um=250.0)
+    assert rgb.shape == (100, 100, 3)
+    assert (rgb == (243, 240, 240)).all()
+    w, h = np.transpose(reads)
+    assert (w * h).max() <= 2**23
+    assert (w * h).sum() <= 1.01 * edge**2
+    assert np.median(w) >= np.median(h) >= 1000  # of a file's own tiles few are cut in two
 
 
 # ----- Otsu --------------------------------------------------------------------------------------
@@ -220,6 +254,31 @@ def test_small_pieces_are_dropped():
         want = {pixel for piece in pieces if len(piece) >= least for pixel in piece}
         kept = tiling.drop_pieces(mask, least)
         assert set(zip(*np.nonzero(kept), strict=True)) == want
+
+
+@pytest.mark.parametrize("rule", ["stain", "saturation"])
+@pytest.mark.parametrize("kind", ["plain", "filled up", "pen", "noise"])
+def test_tissue_found_in_blocks_is_that_of_the_whole_picture(kind, rule, monkeypatch):
+    """The same functions at once, bit for bit."""
+    rgb, _ = painted((226, 194, 219), noise=1.0)
+    scanned = np.ones(rgb.shape[:2], bool)
+    if kind == "filled up":
+        rgb[:, 95:130] = 255
+        scanned[:40] = False
+    if kind == "pen":
+        rgb[70:78] = (20, 120, 60)
+        rgb[:, 60:66] = 10
+    if kind == "noise":
+        rgb = np.random.default_rng(0).integers(0, 256, rgb.shape).astype(np.uint8)
+    whole, threshold = tiling.find_tissue(rgb, scanned, rule, least=30)
+    stain = tiling.stain_map(rgb, scanned)
+    for edge in (37, 64):
+        monkeypatch.setattr(tiling, "BLOCK_PX", edge)
+        mask, in_blocks = tiling.find_tissue(rgb, scanned, rule, least=30)
+        assert in_blocks == threshold
+        assert np.array_equal(mask, whole)
+        assert np.array_equal(tiling.stain_map(rgb, scanned), stain)
+    assert 0 < whole.mean() <= 1
 
 
 PADDINGS = {

@@ -286,6 +286,8 @@ def otsu_threshold(values):
     values: any shape, uint8 or floats. Returns t in their units: of uint8 a grey level, of floats
     the centre of the last low bin of 256. Of equally good ones the lowest; where all values are
     equal, that value.
+
+    Needs: BLOCK_PX.
     """
     values = np.ravel(values)
     low = float(values.min())
@@ -322,10 +324,12 @@ def tissue_mask(rgb, scanned=None):
     scanned (h, w) bool: what may be tissue. Background (white, grey, tinted, unevenly lit), pen,
     black borders, what was filled up and holes are not tissue.
 
-    Needs: find_tissue, filled_up, extremes, straight_lines, bright_pixels, stain_map, glass_colour,
-    pen_mask, stain_threshold, otsu_threshold, drop_pieces, EVEN_PX, LINE_PX, STRAIGHT,
-    FILLED_RIM_PX, NOISY, GLASS_LEAST, GLASS_TINT, GLASS_RANGE, GLASS_PX, INK_RIM_PX, BLACK_LEVEL,
-    GLASS_SD, GLASS_SHARE, NO_GLASS, OD_OFFSET, SMOOTH_PX, STAIN_FLOOR, STAIN_CEILING.
+    Needs: find_tissue, in_blocks, filled_up, straight_pieces, straight_lines, is_even, is_grey,
+    extremes, brightest_of, darkest_of, without_noise, not_black, stain_map, stain_against,
+    glass_colour, bright_and_glass, is_flat, pen_mask, stain_threshold, otsu_threshold, drop_pieces,
+    BLOCK_PX, RIM_PX, EVEN_PX, LINE_PX, STRAIGHT, FILLED_RIM_PX, NOISY, GLASS_LEAST, GLASS_TINT,
+    GLASS_RANGE, GLASS_PX, INK_RIM_PX, BLACK_LEVEL, GLASS_SD, GLASS_SHARE, NO_GLASS, OD_OFFSET,
+    SMOOTH_PX, STAIN_FLOOR, STAIN_CEILING.
     """
     if scanned is None:
         scanned = np.ones(rgb.shape[:2], bool)
@@ -347,7 +351,7 @@ def find_tissue(rgb, scanned, tissue="stain", threshold="otsu", least=0):
     scanned = scanned & ~filled_up(rgb, scanned)
     if tissue == "stain":
         amount = stain_map(rgb, scanned)  # (h, w)
-        threshold = stain_threshold(amount[scanned])
+        threshold = stain_threshold(amount, scanned)
         mask = amount > threshold
     else:
         amount = in_blocks(saturation_map, rgb)
@@ -368,15 +372,7 @@ def filled_up(rgb, scanned):
     is flat and bright in it is no glass: then the grey is. [ours]
     """
     flat = in_blocks(is_even, rgb) & scanned
-    inside = flat & in_blocks(is_grey, rgb)
-    if not inside.any():
-        return inside
-    pieces, n = ndimage.label(inside)
-    rim = inside & ~ndimage.binary_erosion(inside, border_value=1)
-    outline = np.bincount(pieces[rim], minlength=n + 1)  # of each piece, pixels
-    straight = np.bincount(pieces[rim & in_blocks(straight_lines, rim)], minlength=n + 1)
-    is_filled = (outline > 0) & (straight >= STRAIGHT * outline)
-    filled = in_blocks(is_filled.take, pieces)
+    filled = straight_pieces(flat & in_blocks(is_grey, rgb))
     if not filled.any():
         return filled
     grow = EVEN_PX + 2 * FILLED_RIM_PX
@@ -391,6 +387,18 @@ def filled_up(rgb, scanned):
         filled &= in_blocks(unlike.take, rgb[:, :, 0])
         filled &= white.max() >= GLASS_LEAST and np.ptp(white) <= GLASS_TINT * white.max()
     return ndimage.maximum_filter(filled, grow)
+
+
+def straight_pieces(mask):
+    """The pieces of a mask (h, w) whose outlines are straight."""
+    if not mask.any():
+        return mask
+    pieces, n = ndimage.label(mask)
+    rim = mask & ~ndimage.binary_erosion(mask, border_value=1)
+    outline = np.bincount(pieces[rim], minlength=n + 1)  # of each piece, pixels
+    straight = np.bincount(pieces[rim & in_blocks(straight_lines, rim)], minlength=n + 1)
+    is_straight = (outline > 0) & (straight >= STRAIGHT * outline)
+    return in_blocks(is_straight.take, pieces)
 
 
 def brightest_of(rgb):
@@ -471,15 +479,22 @@ def stain_against(rgb, valid, white):
 
 def glass_colour(rgb, valid):
     """The colour (3,) of the bright flat part of a picture; None of a crop within tissue."""
-    green = in_blocks(without_noise, rgb[:, :, 1])  # where both dyes are darkest
-    bright = valid & (green >= np.percentile(green[valid], 90))
-    glass = bright & in_blocks(is_flat, green)
+    bright, glass = bright_and_glass(rgb[:, :, 1], valid)  # in green both dyes are darkest
     if glass.sum() < GLASS_SHARE * bright.sum():
         return None
     white = []
     for channel in np.moveaxis(rgb, 2, 0):
-        white.append(np.median(in_blocks(without_noise, channel)[glass]))
+        values = in_blocks(without_noise, channel)[glass]
+        white.append(np.median(values, overwrite_input=True))
     return np.array(white)
+
+
+def bright_and_glass(green, valid):
+    """The brightest tenth of a picture, and what is flat of it, twice (h, w) bool."""
+    green = in_blocks(without_noise, green)
+    tenth = np.percentile(green[valid], 90, overwrite_input=True)
+    bright = valid & (green >= tenth)
+    return bright, bright & in_blocks(is_flat, green)
 
 
 def is_flat(green):
@@ -511,15 +526,17 @@ def pen_mask(rgb):
     return (green | blue | red) & (chroma > 25)
 
 
-def stain_threshold(stain):
+def stain_threshold(stain, scanned):
     """Otsu's threshold of the square root of the stain, squared, within floor and ceiling.
 
     Stain is skewed: plain Otsu would cut between pale stroma and dark nuclei, its root cuts
     between glass and tissue. [ours]
     """
-    if stain.size == 0:
+    root = stain[scanned]
+    if root.size == 0:
         return STAIN_CEILING
-    threshold = otsu_threshold(np.sqrt(stain)) ** 2
+    np.sqrt(root, out=root)
+    threshold = otsu_threshold(root) ** 2
     return float(np.clip(threshold, STAIN_FLOOR, STAIN_CEILING))
 
 

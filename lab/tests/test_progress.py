@@ -4,10 +4,11 @@ import io
 import re
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from lab.progress import clock, counted, ordered_map, progress, report_failures, seldom, table
+from lab.progress import Room, clock, counted, ordered_map, progress, report_failures, seldom, table
 from lab.tests.helpers import read_csv
 
 STEP = 0.6  # seconds that a job takes by the clock of these tests
@@ -25,6 +26,26 @@ def test_ordered_map_keeps_order_and_errors():
         assert [result for job, result in got if job != 5] == [
             10 // (i - 5) for i in range(12) if i != 5
         ]
+
+
+def test_threads_share_room_and_what_needs_more_than_there_is_goes_alone():
+    room, there, most, alone = Room(10), [], [], []
+
+    def work(n):
+        with room.taken(n):
+            there.append(n)
+            most.append(sum(there))
+            alone.append(n < 10 or len(there) == 1)
+            time.sleep(0.002)
+            there.remove(n)
+        with pytest.raises(ZeroDivisionError), room.taken(n):  # a failure gives it back
+            n / 0
+
+    with ThreadPoolExecutor(6) as pool:
+        list(pool.map(work, [3, 5, 2, 99, 4, 10, 1, 6] * 4))
+    assert all(alone)
+    assert max(n for n in most if n < 99) <= 10
+    assert room.free == 10
 
 
 def listen(monkeypatch, terminal):

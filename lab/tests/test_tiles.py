@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from lab.cohort.tiles import tiles_of
+import tiling as tiling_method
+from lab.cohort.tiles import draw_tiles, tiles_of
 from lab.commands.tiling import main
 from lab.files import InputError
 from lab.tests.helpers import WHOLE_TILES, folder_bytes, painted
@@ -118,6 +119,36 @@ def test_another_rule_of_tissue_makes_tiles_anew_and_is_remembered(two_slides, c
     assert folder_bytes(two_slides, ".npz") == first
     with pytest.raises(InputError, match="is a level of saturation: add --tissue saturation"):
         tiles(two_slides, "--tissue-threshold", "8")
+
+
+def test_tiles_of_a_slide_too_large_for_8_um_say_so_and_older_ones_are_made_anew(
+    two_slides, capsys, monkeypatch
+):
+    """THUMBNAIL_PIXELS stands for a slide larger than glass usually is."""
+    assert tiles(two_slides) == 0
+    fine = arrays_of(two_slides)
+    W, H = fine["size"]
+    monkeypatch.setattr(tiling_method, "THUMBNAIL_PIXELS", W * H * (0.5 / 10) ** 2)
+    capsys.readouterr()
+    for _ in range(2):
+        assert tiles(two_slides) == 0
+    said = capsys.readouterr().out
+    assert said.count("2 slides are made anew: thumbnail_um None -> 10") == 1
+    coarse = arrays_of(two_slides)
+    assert json.loads(str(coarse["settings"]))["thumbnail_um"] == pytest.approx(10, rel=1e-3)
+    assert "thumbnail_um" not in json.loads(str(fine["settings"]))
+    shared = {tuple(c) for c in fine["coords"]} & {tuple(c) for c in coarse["coords"]}
+    assert len(shared) > 0.85 * len(fine["coords"])
+
+
+def test_a_picture_to_look_at_has_no_more_pixels_than_a_screen_can_show(monkeypatch):
+    rgb, truth = painted()
+    coords = np.array([(400, 400), (1000, 1000)])
+    monkeypatch.setattr("lab.cohort.tiles.PICTURE_MOST", 90)
+    sheet = np.asarray(draw_tiles(rgb, truth, coords, 200.0, (4000, 3200), 0.4))
+    assert sheet.shape == (54 * 18 + 64, 67 * 18, 3)  # a third as wide, then as large as usual
+    green, blue = ((sheet == color).all(2).sum() for color in ((0, 158, 115), (0, 114, 178)))
+    assert green > 1000 < blue
 
 
 def test_small_pieces_of_tissue_are_dropped(two_slides, capsys):
