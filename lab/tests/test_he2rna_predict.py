@@ -19,7 +19,7 @@ from lab.commands.he2rna import main
 from lab.files import InputError, load_json
 from lab.he2rna.runs import load_run, model_of
 from lab.provenance import SIMULATED, UNTRAINED
-from lab.tests.helpers import folder_bytes, options, read_csv, tile_cloud, tiny_encoder
+from lab.tests.helpers import copy_of, folder_bytes, options, read_csv, tile_cloud, tiny_encoder
 from lab.tests.helpers_he2rna import mixed_up, train, tune, write_cohort
 
 EPOCH = ("--epochs", "1")
@@ -82,7 +82,7 @@ def test_a_run_of_another_version_or_not_finished_is_refused(mapped, tmp_path):
 
 
 @pytest.fixture(scope="module")
-def two_runs(tmp_path_factory):
+def two_runs_once(tmp_path_factory):
     """A cohort with a run and its fine-tuning, both asked about all slides."""
     cohort = tmp_path_factory.mktemp("two") / "c"
     write_cohort(cohort, np.random.default_rng(3), patients=12, per_patient=2)
@@ -90,6 +90,9 @@ def two_runs(tmp_path_factory):
     for name in ("he2rna", "tuned"):
         assert predict(cohort / "runs" / name, "all", "--representation") == 0
     return cohort
+
+
+two_runs = copy_of("two_runs_once")
 
 
 @pytest.mark.parametrize("name", ["he2rna", "tuned"])
