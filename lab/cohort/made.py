@@ -9,6 +9,8 @@ import hashlib
 import os
 from contextlib import suppress
 
+import numpy as np
+
 from lab.files import digest, load_json
 from lab.headers import parts_of
 
@@ -18,7 +20,8 @@ AT_ONCE = 2**20  # bytes of a slide that are read  [ours]
 
 def cut_of(tiles):
     """Tells the tiles of a slide from others: where they lie, their edge, µm per pixel."""
-    return digest(tiles["coords"].tolist(), float(tiles["tile"]), float(tiles["mpp"]))
+    coords = np.asarray(tiles["coords"], np.int64)
+    return digest(coords, float(tiles["tile"]), float(tiles["mpp"]))
 
 
 def held_by(array):
