@@ -155,8 +155,8 @@ def label_of_stranger(run, name, path, taken):
     note = run["folder"] / "strangers" / f"{name}.json"
     known = load_json(note) or {}
     own = {"folder": str(path.resolve().parent), "file": fingerprint(path)}
-    if taken or (known and known["folder"] != own["folder"] and known["file"] != own["file"]):
+    if taken or (known and not any(known.get(key) == own[key] for key in own)):
         return f"{name}-{digest(own['folder'])[:6]}"
-    if not known or known["folder"] == own["folder"]:
+    if not known or known.get("folder") == own["folder"]:
         save_json(note, own)
     return name

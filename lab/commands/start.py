@@ -5,14 +5,17 @@ Nothing heavy is imported here: --help and mistakes are said at once.
 
 import importlib
 import os
+import re
 import signal
 import sys
 import threading
+from functools import partial
 
 from lab.files import InputError, reason, say_error
 
 AGAIN = 0.05  # seconds after which a lost interruption comes again
 LEAST = 2**31  # bytes of address space; with less, a library may wait for more without end [ours]
+CONTROL = re.compile("[\0-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]")  # but tab and the ends of lines
 SIGNALS = {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated"}
 NO_MEMORY = (  # what torch, the loader and Python's threads say of it
     "allocate memory",
@@ -175,3 +178,9 @@ def open_streams():
             setattr(sys, name, stream)
             setattr(sys, f"__{name}__", stream)
         stream.reconfigure(encoding="utf-8", errors="backslashreplace")  # names may be no text
+        stream.write = partial(write_plain, stream.write)
+
+
+def write_plain(write, text):
+    """Write a text without what a terminal would obey, such as an escape in a stranger's name."""
+    return write(CONTROL.sub(lambda sign: ascii(sign[0])[1:-1], text))

@@ -11,6 +11,7 @@ import json
 import os
 import re
 import stat
+import sys
 import zipfile
 from xml.etree import ElementTree
 
@@ -25,6 +26,7 @@ from lab.cohort.places import EVERY
 from lab.cohort.samples import read_samples
 from lab.cohort.slides import can_be_named
 from lab.commands.histcode import main as histcode_main
+from lab.commands.start import open_streams
 from lab.encoders import encoder_wants, load_encoder
 from lab.files import (
     InputError,
@@ -268,6 +270,18 @@ def test_slides_of_one_name_on_a_disk_without_case_are_refused(tmp_path):
     (tmp_path / "SAMPLES.CSV").touch()  # as such a disk answers
     with pytest.raises(InputError, match=r"A and a are one file's name on this disk|a and A are"):
         read_samples(tmp_path)
+
+
+def test_a_terminal_is_told_nothing_that_it_obeys(monkeypatch):
+    for name in ("stdin", "stdout", "stderr"):
+        monkeypatch.setattr(sys, name, io.TextIOWrapper(io.BytesIO(), "ascii"))
+    open_streams()
+    print("a\x1b[2Jµ\x9b\tb\r", "\x07")
+    print("a\x1b]0;title\x07", file=sys.stderr)
+    for stream in (sys.stdout, sys.stderr):
+        stream.flush()
+    assert sys.stdout.buffer.getvalue().decode() == "a\\x1b[2Jµ\\x9b\tb\r \\x07\n"
+    assert sys.stderr.buffer.getvalue() == b"a\\x1b]0;title\\x07\n"
 
 
 # ----- Code ---------------------------------------------------------------------------------------
