@@ -33,6 +33,16 @@ def test_a_table_of_somebody_else(tmp_path):
     assert (key, ids, genes, a.tolist()) == ("", ["s0"], ["A", "B"], [[1, 2000]])
 
 
+@pytest.mark.parametrize("kind", ["float16", "float64", "uint8", "int32"])
+def test_numbers_of_any_kind_are_read(tmp_path, kind):
+    """Whole numbers, which each kind has."""
+    a = np.arange(6).reshape(2, 3).astype(kind)
+    np.savez(tmp_path / "expression.npz", slide=["a", "b"], genes=list("ABC"), expression=a)
+    key, ids, genes, got = read_expression(tmp_path)
+    assert (key, ids, genes) == ("slide", ["a", "b"], list("ABC"))
+    assert got.dtype == np.float32 and got.tolist() == [[0, 1, 2], [3, 4, 5]]
+
+
 @pytest.mark.parametrize(
     "row, words",
     [
