@@ -263,6 +263,10 @@ def test_the_opening_of_he2rnas_report_says_what_its_tables_say(trained, judged_
     want, nulls = judged_anew
     opening = opening_of((trained / "report.md").read_text())
     page = html.unescape((trained / "report.html").read_text())
+    assert opening["Asked"] == (
+        "Can the expression of 26 genes be read from H&E slides of LUNG and COAD, by networks that "
+        "have learned it from other patients?"
+    )
     assert opening["Patients"].startswith("36 patients with 72 slides (LUNG 24, COAD 12)")
     said = []
     for kind, words in (("hs", "significant by Holm–Šidák"), ("bh", "by Benjamini–Hochberg")):
@@ -473,6 +477,10 @@ def test_every_column_of_a_diagnosis_is_worked_out(tmp_path):
     said = f"In the first repeat: Accuracy {once['accuracy']:.3f} ("
     assert opening["Found"].startswith(said) and f"ROC-AUC {once['auc']:.3f} (" in opening["Found"]
     assert f"PR-AUC {once['pr_auc']:.3f} (" in opening["Found"]
+    assert opening["Asked"] == (
+        "Can slides be told tumour from normal by HistCode pooling of their tiles (h5, 8 features "
+        "each)?"
+    )
     common = max(y.mean(), 1 - y.mean())
     assert f"always the commoner class has accuracy {common:.3f}" in opening["Found"]
     assert f"{y.sum()} are tumour, {(~y).sum()} are normal" in opening["Patients"]
@@ -551,6 +559,10 @@ def test_every_column_of_an_expression_is_worked_out(changed, monkeypatch):
     report = (run / "report.md").read_text()
     opening = opening_of(report)
     e = {k: np.array([of[k] for of in found.values()]) for k in found["UP0"]}
+    assert opening["Asked"] == (
+        "Which of 6 genes change in a patient's tumour against her or his normal tissue, as "
+        "tumour slides tell it (h5, model linear)?"
+    )
     hits, right, common = e["bh"] < 0.05, e["accuracy"], e["majority"]
     assert (
         f"; R has mean {e['R'].mean():.3f} and is above .4 in {(e['R'] > 0.4).sum()}. Whether "
