@@ -36,8 +36,7 @@ import functools
 import math
 
 import numpy as np
-from scipy import signal, special
-from scipy.stats import rankdata
+from scipy import special
 
 CONSTANT = 1e-13  # relative spread of a float64 column that is only rounding [SciPy, which warns]
 TIED = 1e-9  # a difference of R or of shares, or a relative variance, that is only rounding [ours]
@@ -77,7 +76,8 @@ def spearman(a, b):
 
     [HistCode Results, Fig. 6]
 
-    Needs: CONSTANT, GENE_BLOCK, _cosines, gene_blocks, floats, unit_columns, unit_ranks, _varies.
+    Needs: CONSTANT, GENE_BLOCK, _cosines, gene_blocks, floats, rankdata, unit_columns, unit_ranks,
+    _varies.
     """
     return _cosines(a, b, unit_ranks)
 
@@ -122,6 +122,13 @@ def unit_columns(x):
         x /= np.sqrt((x * x).sum(0))
     x[:, ~varies] = np.nan
     return x
+
+
+def rankdata(x, **how):
+    """As scipy.stats.rankdata, which is imported here: all of scipy.stats takes half a second."""
+    from scipy.stats import rankdata as ranks
+
+    return ranks(x, **how)
 
 
 def unit_ranks(x):
@@ -271,7 +278,7 @@ def wilcoxon_signed_rank(x, y):
     HE2RNA says "Wilcoxon" only, of the AUC of two models over many splits (Fig. 5c): the same
     splits make pairs, so it is this test [ours].
 
-    Needs: EXACT_SIGNED_RANK, floats, _ties, _two_sided_normal, _signed_rank_counts.
+    Needs: EXACT_SIGNED_RANK, floats, rankdata, _ties, _two_sided_normal, _signed_rank_counts.
     """
     d = floats(x) - floats(y)  # (n,)
     if d.size == 0 or np.isnan(d).any():
@@ -302,7 +309,8 @@ def wilcoxon_rank_sum(x, y):
     scipy.stats.mannwhitneyu(x, y): exact without ties where the smaller group has at most 8, else
     normal, corrected for ties and for continuity. An empty group, or a NaN: (nan, nan) [ours].
 
-    Needs: EXACT_RANK_SUM, floats, _pairs_won, _ties, _two_sided_normal, _rank_sum_counts.
+    Needs: EXACT_RANK_SUM, floats, rankdata, _pairs_won, _ties, _two_sided_normal,
+    _rank_sum_counts.
     """
     x, y = floats(x), floats(y)
     both = np.concatenate([x, y])
@@ -412,7 +420,7 @@ def roc_auc(labels, scores):
     with one class only, or with a NaN. [HE2RNA Methods, Statistics and reproducibility; HistCode
     Results]
 
-    Needs: floats, _pairs_won, _two_classes.
+    Needs: floats, rankdata, _pairs_won, _two_classes.
     """
     labels, scores = _two_classes(labels, scores)
     if labels is None:
@@ -540,12 +548,14 @@ def chance_of_false(n_genes, sizes, r):
     Fourier transform on a grid. For the warning of small folds, whose mean has other tails than one
     R: with R_sign of 30,839 genes .30 in five folds of 4, and .08 in five of 8. [ours]
     """
+    from scipy.signal import fftconvolve
+
     edges = np.linspace(-1, 1, 2**13 + 1)
     law = np.ones(1)
     for n in sizes:
         shape = n / 2 - 1
         below = special.betainc(shape, shape, (1 + edges) / 2)
-        law = signal.fftconvolve(law, np.diff(below))
+        law = fftconvolve(law, np.diff(below))
     half = 1 / 2**13  # of a step
     place = np.linspace(half - 1, 1 - half, len(law))  # of each step, as a mean
     tail = law[place >= r].sum()

@@ -47,8 +47,8 @@ def unnameable(slide):
         return ""
     return (
         f"slide {slide[:50]} can't be the name of a file here (control characters, over {LONGEST} "
-        "bytes, a dot in front, or that of a file beside: settings, failed, summary.md, *.obs): "
-        "rename it"
+        "bytes, a dot in front, no UTF-8, or that of a file beside: settings, failed, summary.md, "
+        "*.obs): rename it"
     )
 
 
