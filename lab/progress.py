@@ -16,18 +16,19 @@ MINUTE = 60.0
 BLINK = 0.5  # seconds between two states of a line on a terminal
 
 
-def ordered_map(function, jobs, workers):
+def ordered_map(function, jobs, workers, begun=None):
     """(job, result or exception) in the order of the jobs; `workers` threads work ahead of the
-    reader.
+    reader, who is handed the first of `begun` jobs.
 
     Threads are enough: OpenSlide and Pillow release Python's lock. The order, hence every result,
     does not depend on the number of workers. [ours]
     """
     jobs, ahead = iter(jobs), deque()
+    begun = begun or 2 * workers + 2
     with ThreadPoolExecutor(max(1, workers)) as pool:
         try:
             while True:
-                while len(ahead) < 2 * workers + 2 and (job := next(jobs, None)) is not None:
+                while len(ahead) < begun and (job := next(jobs, None)) is not None:
                     ahead.append((job, pool.submit(function, job)))
                 if not ahead:
                     return

@@ -1,7 +1,8 @@
 """This implementation and the direct way, side by side in one run.
 
-    python -m lab.bench [NAME ...]     encoder kmeans macenko topk memory table lists networks bank
-                                       attention contention growth peers adco-learns adco-collapse
+    python -m lab.bench [NAME ...]     encoder encoding kmeans macenko topk memory table lists
+                                       networks bank attention contention growth tcga heads peers
+                                       adco-learns adco-collapse
                                        (default: all; `memory` alone, for its peak)
     python -m lab.bench calibration [--only STUDY ...] [--runs X] [--seed N]
     python -m lab.bench growth [--runs X]     10 and 100 add sizes that take minutes
@@ -21,7 +22,9 @@ from collections.abc import Callable
 from lab.bench import speed
 from lab.bench.collapse import draw_collapse
 from lab.bench.contention import bench_contention
+from lab.bench.encoding import bench_encoding
 from lab.bench.growth import bench_growth
+from lab.bench.heads import bench_heads
 from lab.bench.peers import bench_peers
 from lab.bench.tcga import bench_tcga
 from lab.bench.timing import say
@@ -42,6 +45,7 @@ def bench_adco_learns():
 
 BENCHES: dict[str, Callable] = {
     "encoder": speed.bench_encoder,
+    "encoding": bench_encoding,
     "kmeans": speed.bench_kmeans,
     "macenko": speed.bench_macenko,
     "topk": speed.bench_topk,
@@ -56,6 +60,7 @@ BENCHES: dict[str, Callable] = {
     "contention": bench_contention,
     "growth": bench_growth,
     "tcga": bench_tcga,
+    "heads": bench_heads,
     "peers": bench_peers,
     "calibration": bench_calibration,
 }

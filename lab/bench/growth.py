@@ -19,6 +19,8 @@ from pathlib import Path
 
 import numpy as np
 
+from lab.bench import growth_slides
+
 GENES = 60_483  # of the GDC's tables [HE2RNA Methods]
 ROWS = 50  # different rows of a drawn table
 PROJECTS = ("TCGA-LUAD", "TCGA-LUSC", "TCGA-COAD")
@@ -268,6 +270,7 @@ CASES = {  # what: unit, how it is drawn, what is measured, {--runs from which o
         make_supertiles,
         {1: (500, 2000), 10: (8000, 32_000)},
     ),
+    **growth_slides.CASES,
 }
 
 

@@ -93,7 +93,8 @@ def cut_tiles(folder):
 
 
 def case(*sizes, **slide):
-    return "megapixels", partial(draw_slide, **slide), cut_tiles, {1: sizes[:-1], 10: sizes[-1:]}
+    drawn = partial(draw_slide, **slide)
+    return "megapixels", drawn, cut_tiles, {1: sizes[:2], 10: sizes[2:3], 100: sizes[3:]}
 
 
 CASES = {  # as those of growth

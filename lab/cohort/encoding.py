@@ -4,6 +4,7 @@
 and how many tiles kept their colours.
 """
 
+import itertools
 from functools import partial
 from os.path import isfile
 from pathlib import Path
@@ -123,20 +124,24 @@ def are_ready(folder, name, found, of_tiles):
 
 
 def encode_slides(network, folder, jobs, found, o, failed):
-    """Encode and save slide by slide."""
+    """Encode and save slide by slide; of the next one, reading has begun meanwhile."""
     wants = encoder_wants(o)
     n_tiles = sum(len(tiles["coords"]) for tiles, _ in jobs.values())
     tick = progress(f"features {folder.name}", n_tiles, "tiles")
     unchanged = {}
-    for name, (tiles, made) in jobs.items():
+
+    def begin_reading(name):
+        slide = Slide(open_slide(found[name]), *jobs[name], wants["tile_px"])
+        return slide, slide.begin(o.workers), all_bytes(found[name])
+
+    for name, got in ordered_map(begin_reading, list(jobs), 1, begun=2):
+        tiles, made = jobs[name]
         try:
-            slide = Slide(open_slide(found[name]), tiles, made, wants["tile_px"])
-            features = encode(network, slide.read(o.workers, tick), wants["mean"], wants["std"])
-            made |= {
-                "cut": cut_of(tiles),
-                "slide": all_bytes(found[name]),
-                "holds": held_by(features),
-            }
+            if isinstance(got, Exception):
+                raise got
+            slide, pixels, its_bytes = got
+            features = encode(network, ticked(pixels, tick), wants["mean"], wants["std"])
+            made |= {"cut": cut_of(tiles), "slide": its_bytes, "holds": held_by(features)}
         except (ValueError, OSError) as e:
             failed[name] = str(e)
             continue
@@ -154,6 +159,12 @@ def encode_slides(network, folder, jobs, found, o, failed):
         )
 
 
+def ticked(chunks, tick):
+    for chunk in chunks:
+        tick(len(chunk))
+        yield chunk
+
+
 class Slide:
     """The pixels of a slide's tiles, in their colours."""
 
@@ -163,7 +174,13 @@ class Slide:
         if self.colour == "macenko":
             self.stains = tiling.slide_stains(*self.where, made["tiles"]["seed"])
 
-    def read(self, workers, tick):
+    def begin(self, workers):
+        """As `read`, whose first tiles are waited for here."""
+        chunks = self.read(workers)
+        first = list(itertools.islice(chunks, 1))
+        return itertools.chain(first, chunks)
+
+    def read(self, workers):
         """Yield tiles (m, px, px, 3) uint8 in their order; threads read ahead."""
         _, coords, tile, _ = self.where
         for _, got in ordered_map(self.read_run, tiling.tile_runs(coords, tile), workers):
@@ -171,7 +188,6 @@ class Slide:
                 raise ValueError(str(got))
             tiles, changed = got
             self.unchanged += int((~changed).sum())
-            tick(len(tiles))
             yield tiles
 
     def read_run(self, run):

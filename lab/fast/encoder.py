@@ -63,24 +63,30 @@ def encode(network, chunks, mean=tiling.IMAGENET_MEAN, std=tiling.IMAGENET_STD):
     these are cut into chunks. ValueError where a feature is no number.
     """
     device = next(network.parameters()).device
-    features = [np.zeros((0, network.n_features), np.float16)]
+    features = [torch.zeros(0, network.n_features, dtype=torch.float16, device=device)]
+    are_numbers = torch.ones((), dtype=torch.bool, device=device)
     for tiles in rebatch(chunks, BATCH[device.type]):
         pixels = torch.from_numpy(tiles).to(device)
         y = network(tiling.normalise(pixels, mean, std)).float()  # (B, D)
-        if not y.isfinite().all():
-            raise ValueError("the encoder gives NaN or infinite features")
-        y = y.clamp(-FLOAT16, FLOAT16).half()
-        features.append(y.cpu().numpy())
-    return np.concatenate(features)
+        are_numbers &= y.isfinite().all()  # a GPU is not waited for: the next tiles are fetched
+        features.append(y.clamp(-FLOAT16, FLOAT16).half())
+    if not are_numbers:
+        raise ValueError("the encoder gives NaN or infinite features")
+    return torch.cat(features).cpu().numpy()
 
 
 def rebatch(chunks, size):
     """Arrays laid end to end and cut into pieces of `size` rows, the last one smaller."""
-    rows = None
+    held, n = [], 0
     for chunk in chunks:
-        rows = chunk if rows is None else np.concatenate([rows, chunk])
-        while len(rows) >= size:
-            yield rows[:size]
-            rows = rows[size:]
-    if rows is not None and len(rows) > 0:
-        yield rows
+        held.append(chunk)
+        n += len(chunk)
+        if n < size:
+            continue
+        rows = np.concatenate(held)
+        n %= size
+        for first in range(0, len(rows) - n, size):
+            yield rows[first : first + size]
+        held = [rows[len(rows) - n :]]
+    if n > 0:
+        yield np.concatenate(held)

@@ -10,15 +10,16 @@ import numpy as np
 import pytest
 
 from lab.application import check_features, ready_slides, unlike
-from lab.cohort.encoding import encode_slides, made_by, missing_features
+from lab.cohort.encoding import made_by, missing_features
 from lab.cohort.features import learned_as, load_features
 from lab.cohort.made import all_bytes, is_changed
 from lab.cohort.samples import read_samples
 from lab.cohort.supertiles import make_supertiles
-from lab.cohort.tiles import tiles_of
+from lab.commands.tiling import main
 from lab.files import InputError, fingerprint, load_json, save_json
 from lab.histcode.pairs import pairs_of
-from lab.tests.helpers import WHOLE_TILES, describe, options, swap, tile_cloud
+from lab.locks import release
+from lab.tests.helpers import WHOLE_TILES, describe, options, swap, tile_cloud, tiny_encoder
 from lab.tests.helpers_he2rna import train, write_cohort
 from lab.tests.helpers_histcode import write_pairs
 
@@ -170,19 +171,30 @@ def test_features_without_their_json_are_of_nobody_knows_what(described):
         load_features(path.parents[2], "resnet50", "a")
 
 
-def test_new_features_never_lie_beside_an_old_json(described, tmp_path, monkeypatch):
+@pytest.mark.filterwarnings("ignore:.*torch.jit")
+def test_new_features_never_lie_beside_an_old_json(two_slides, monkeypatch):
     """Killed between the two, the slide is made again."""
-    path, _ = described
-    slide = tmp_path / "a.png"
-    slide.touch()
-    swap(monkeypatch, "lab.cohort.slides", "open_slide", lambda path: path)
-    swap(monkeypatch, "lab.fast.encoder", "encode", lambda *more: FEATURES + 1)
-    swap(monkeypatch, "lab.files", "save_json", lambda path, value: 1 / 0)
-    o = argparse.Namespace(encoder="resnet50", workers=1)
-    jobs = {"a": (tiles_of(tmp_path, "a")[0], {"colour": "none"})}
-    with pytest.raises(ZeroDivisionError):
-        encode_slides(None, path.parent, jobs, {"a": slide}, o, {})
-    assert np.array_equal(np.load(path), FEATURES + 1) and not path.with_suffix(".json").exists()
+    tiny_encoder(two_slides / "tiny.pt")
+    encoder = ["--device", "cpu", "--encoder", str(two_slides / "tiny.pt")]
+    assert main(["features", str(two_slides), *encoder]) == 0
+    side = two_slides / "features" / "tiny" / "a.json"
+    plain = load_features(two_slides, "tiny", "a")[0].copy()
+
+    def killed(path, *more, save=save_json):
+        if path.name == side.name:
+            raise KeyboardInterrupt
+        save(path, *more)
+
+    swap(monkeypatch, "lab.files", "save_json", killed)
+    with pytest.raises(KeyboardInterrupt):
+        main(["features", str(two_slides), *encoder, "--colour", "macenko"])
+    monkeypatch.undo()
+    release()
+    new = np.load(side.with_suffix(".npy"))
+    assert not np.array_equal(new, plain) and not side.exists()
+    assert main(["features", str(two_slides), *encoder]) == 0
+    assert load_json(side)["colour"] == "macenko"
+    assert np.array_equal(load_features(two_slides, "tiny", "a")[0], new)
 
 
 # ----- Features made elsewhere, super-tiles -----------------------------------------------------

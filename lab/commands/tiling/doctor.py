@@ -38,6 +38,8 @@ from lab.histcode.bags import tissue_of
 from lab.progress import report_failures
 from lab.weights import weights_identity
 
+MANY_READ = 4.1  # pixels for each one of a tile: with levels of a factor of 2 it is under 4  [ours]
+
 
 def options(parser):
     tiling_options(parser, "folder with slides/ (and samples.csv), a folder of slides, or a slide")
@@ -145,9 +147,11 @@ def reading(slide, arrays, shared, px):
     um, mpp, tile = shared["tile_um"], arrays["mpp"], arrays["tile"]
     level, d = tiling.best_level(slide, tile / px)
     resampled = "resampled" if d * mpp <= um / px * 1.01 else "RESAMPLED UP"
+    read = (tile / px / d) ** 2
+    many = f", {read:.0f} pixels for each one: it has no level between" if read > MANY_READ else ""
     return (
         f"read at level {level} (downsample {d:g}, {mpp * d:.3f} µm/px), {resampled} to "
-        f"{um / px:g}; a tile is {um:g} µm = {tile:.1f} px"
+        f"{um / px:g}{many}; a tile is {um:g} µm = {tile:.1f} px"
     )
 
 
