@@ -556,6 +556,13 @@ def test_every_column_of_an_expression_is_worked_out(changed, monkeypatch):
     for gene, want in found.items():
         close(rows[gene], want, ("gene",), rel=1e-3)
 
+    guessed = np.empty(truth.shape, bool)
+    for f, model in enumerate(models):
+        x, weights, bias = (model[k].numpy() for k in ("ends", "label_weights", "label_bias"))
+        guessed[part == f] = (x @ weights + bias > 0)[part == f]
+    assert np.array_equal(z["predicted_label"], guessed)
+    assert 0 < guessed.mean() < 1
+
     report = (run / "report.md").read_text()
     opening = opening_of(report)
     e = {k: np.array([of[k] for of in found.values()]) for k in found["UP0"]}
