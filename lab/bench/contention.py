@@ -73,7 +73,7 @@ def encoding(n=4):
 
 WORK = {
     "small steps": lambda: training_step(256, 300, (256,), 50),
-    "top-k steps": lambda: training_step(2048, 3000, (1024,), 100),
+    "top-k steps": lambda: training_step(1024, 2000, (512,), 100),
     "heads": head_step,
     "ResNet50 tiles": encoding,
 }

@@ -142,6 +142,13 @@ def test_the_real_programs_say_one_line(tmp_path, program):
     assert re.fullmatch(r"error: .*nowhere.*\n", done.stderr)
 
 
+def raises(kind, *words):
+    def main():
+        raise kind(*words)
+
+    return main
+
+
 def refused():
     raise InputError("a value")
 
@@ -164,6 +171,11 @@ def killed(number):
         (lambda: 0, 0, ""),
         (lambda: 1, 1, ""),
         (refused, 2, "error: a value\n"),
+        (raises(MemoryError), 2, "error: not enough memory (MemoryError): smaller "),
+        (raises(RuntimeError, "can't allocate memory: 9 bytes\nat"), 2, "9 bytes): smaller "),
+        (raises(RuntimeError, "can't start new thread"), 2, "error: not enough memory "),
+        (raises(OSError, 12, "Cannot allocate memory"), 2, "error: not enough memory "),
+        (raises(BrokenPipeError), 141, ""),
         (killed(signal.SIGINT), 130, "\ninterrupted; the same command goes on from here\n"),
         (killed(signal.SIGTERM), 143, "\nterminated; the same command goes on from here\n"),
     ],
@@ -179,7 +191,9 @@ def test_how_a_command_ends(capsys, monkeypatch, main, status, words):
     finally:
         for number, handler in handlers.items():
             signal.signal(number, handler)
-    assert e.value.code == status and capsys.readouterr().err == words
+    said = capsys.readouterr().err
+    assert e.value.code == status and words in said and bool(words) == bool(said)
+    assert len(said.strip().splitlines()) == bool(words)
 
 
 # ----- Disks --------------------------------------------------------------------------------------

@@ -97,6 +97,19 @@ def test_lines_of_a_loop_are_seldom_in_a_log(monkeypatch, terminal):
     assert due(last=True)
 
 
+@pytest.mark.parametrize("terminal", [True, False])
+@pytest.mark.parametrize("back", [0, 1e6])
+def test_a_clock_that_stands_still_or_goes_back_stops_nothing(monkeypatch, terminal, back):
+    said = listen(monkeypatch, terminal)
+    tick, due = progress("tiles", 3, "slides"), seldom()
+    for _ in range(3):
+        said.now -= back
+        tick()
+        due()
+    assert said.lines()[-1].startswith("tiles: 3/3 slides, ")
+    assert said.lines()[-1].rstrip().endswith(" 0:00:00 left")
+
+
 def test_clocks_and_tables():
     assert clock(3 * 3600 + 62.9) == "3:01:02"
     assert table(("a", "b"), [(1, "x")]) == "| a | b |\n| --- | --- |\n| 1 | x |"
