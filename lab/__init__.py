@@ -21,7 +21,7 @@ A map of the house. Rooms may use those above them, and the method; never those 
                                                            what of them was made from what
     exchange/    other people's formats: gdc, clam (TRIDENT, STAMP), layout, geojson, qupath, h5ad
     fast/        exact twins of the method's slow pieces, each passed in as an argument:
-                 topk networks heads bank encoder
+                 products topk networks heads bank encoder
     audit/       choices (paper or code), ledger (who saw whom), compare (what a choice is worth)
     show/        pictures: plots, maps, gallery, slide_map
     simulation/  a cohort drawn from known cells: tissue, drawing, genes, cohort

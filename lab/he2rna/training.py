@@ -15,6 +15,7 @@ import torch
 import he2rna
 import tiling
 from lab.audit.ledger import saw
+from lab.fast.products import Layer
 from lab.fast.topk import top_k_head
 from lab.files import InputError, few, save_file
 from lab.he2rna.bags import read_ahead
@@ -50,7 +51,7 @@ def model_of_choices(*sizes, code=(), pad_to=tiling.N_SUPERTILES, precision="flo
     if "padding" in code:
         pool = partial(he2rna.padded_top_k_mean, rows=pad_to)
         head = None  # the fast one has no padding
-    return he2rna.HE2RNA(
+    model = he2rna.HE2RNA(
         *sizes,
         **more,
         pool=pool,
@@ -58,6 +59,9 @@ def model_of_choices(*sizes, code=(), pad_to=tiling.N_SUPERTILES, precision="flo
         one_k_per_gene="k" in code,
         relu="relu" in code,
     )
+    for i, hidden in enumerate(model.layers[:-1]):
+        model.layers[i] = Layer.of(hidden)
+    return model
 
 
 def cross_validate(folder, config, o, data, bags, splits, first_model, start):
