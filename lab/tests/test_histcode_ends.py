@@ -10,7 +10,7 @@ import torch
 
 import histcode
 import stats
-from lab.histcode.ends import label_layer, linear_layer, orders_among, shuffled_p
+from lab.histcode.ends import label_layer, linear_layer, orders_among, pairs_won, shuffled_p
 
 
 @pytest.mark.parametrize("n, d", [(30, 5), (6, 9)])  # one solution; many, of which the smallest
@@ -146,6 +146,13 @@ def test_shuffled_p_counts_orders_with_all_folds_fitted_anew(monkeypatch, tied):
     none = np.array([np.nan, 1, 1])
     rng = np.random.default_rng(3)
     assert np.isnan(shuffled_p(none, baseline, ends, part, penalties, y, rng)[0][0])
+
+
+def test_a_tie_wins_nothing_nor_does_what_is_unknown():
+    """By hand; 1e-12 is rounding."""
+    steps = np.array([0.1, 0.15, 0.3])
+    r = np.array([[0.1, 0.2, np.nan], [0.1 + 1e-12, 0.3 - 1e-12, 0.15], [0.31, -1, 0.11]])
+    assert pairs_won(r, steps).tolist() == [0 + 2, 0 + 2 + 1, 3 + 0 + 1]
 
 
 def test_orders_of_some_patients_are_uniform():
