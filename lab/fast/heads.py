@@ -10,6 +10,8 @@ import copy
 import numpy as np
 import torch
 
+from lab.fast.products import layers_of
+
 
 class Together:
     """M networks of one kind as one: together(h (m, b, T, D), mask) -> outputs (M, b, streams, C).
@@ -20,7 +22,7 @@ class Together:
     def __init__(self, models, shared, device):
         self.shared = shared
         self.device = device
-        self.frame = copy.deepcopy(models[0]).to("meta")
+        self.frame = layers_of(copy.deepcopy(models[0]).to("meta"))
         self.weights = {}
         self.buffers = {}
         for name, _ in self.frame.named_parameters():
