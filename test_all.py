@@ -78,6 +78,18 @@ def test_the_scanned_part_is_what_the_file_says():
     assert tiling.slide_bounds(slide) == (0, 0, 900, 800)
 
 
+@pytest.mark.parametrize("factor", [2, 4, 16])
+def test_the_level_that_is_read_is_the_coarsest_that_is_fine_enough(factor):
+    """Brute force; of levels that halve, under 4 pixels are read for each one of a tile."""
+    downsamples = [float(factor**i) for i in range(7)]
+    slide = SimpleNamespace(level_downsamples=downsamples)
+    for wanted in np.geomspace(0.3, 60, 200):
+        fine_enough = [d for d in downsamples if d <= wanted * 1.01] or [1.0]
+        level, d = tiling.best_level(slide, wanted)
+        assert d == downsamples[level] == max(fine_enough)
+        assert (wanted / d) ** 2 < factor**2
+
+
 def test_thumbnail_in_strips_equals_at_once(smooth_slide, monkeypatch):
     """Pillow's box average of the whole picture."""
     path, rgb = smooth_slide
@@ -114,9 +126,11 @@ def test_a_whole_slide_of_glass_is_seen_at_8_um_and_a_whole_mount_in_as_many_pix
         assert 100e3 / um * 200e3 / um == pytest.approx(2**25)
 
 
-def test_each_pixel_of_a_slide_without_levels_is_read_once_and_few_at_a_time():
-    """A slide of 10^5 x 10^5 pixels that counts what is read."""
-    edge, reads = 100_000, []
+def test_each_pixel_of_a_slide_without_levels_is_read_once_and_few_at_a_time(monkeypatch):
+    """A slide that counts what is read."""
+    edge, reads = 2500, []
+    monkeypatch.setattr(tiling, "STRIP_PIXELS", 2**17)
+    monkeypatch.setattr(tiling, "STRIP_WIDTH", 2**10)
 
     def read_region(corner, level, size):
         reads.append(size)
@@ -129,13 +143,13 @@ def test_each_pixel_of_a_slide_without_levels_is_read_once_and_few_at_a_time():
         properties={},
         read_region=read_region,
     )
-    rgb, _ = tiling.thumbnail(slide, 0.25, um=250.0)
+    rgb, _ = tiling.thumbnail(slide, 0.25, um=6.25)
     assert rgb.shape == (100, 100, 3)
     assert (rgb == (243, 240, 240)).all()
     w, h = np.transpose(reads)
-    assert (w * h).max() <= 2**23
-    assert (w * h).sum() <= 1.01 * edge**2
-    assert np.median(w) >= np.median(h) >= 1000  # of a file's own tiles few are cut in two
+    assert (w * h).max() <= 2**17
+    assert (w * h).sum() == edge**2
+    assert np.median(w) >= np.median(h) >= 100  # so that of a file's own tiles few are cut in two
 
 
 # ----- Otsu --------------------------------------------------------------------------------------

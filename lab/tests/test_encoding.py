@@ -1,12 +1,14 @@
 """Colours of tiles are part of their features. Authority: the pixels, coloured and encoded here."""
 
 import json
+import threading
 
 import numpy as np
 import pytest
 import torch
 
 import tiling
+from lab.cohort import encoding
 from lab.commands.tiling import main
 from lab.tests.helpers import (
     STAIN_PAIRS,
@@ -80,6 +82,31 @@ def test_colour_is_part_of_the_features_and_of_no_tile(two_slides, capsys):
     assert folder_bytes(folder, ".npy") == made
     assert encode(two_slides, "--colour", "none") == 0
     assert folder_bytes(folder, ".npy") == plain
+
+
+def test_of_the_next_slide_reading_has_begun_while_one_is_encoded(two_slides, monkeypatch):
+    tiny_encoder(two_slides / "tiny.pt")
+    begun, both = threading.Semaphore(0), []
+    begin, plainly = encoding.Slide.begin, encoding.encode
+
+    def begin_and_say(*more):
+        chunks = begin(*more)
+        begun.release()
+        return chunks
+
+    def wait_and_encode(*more):
+        if not both:
+            both.extend(begun.acquire(timeout=20) for _ in range(2))
+        return plainly(*more)
+
+    monkeypatch.setattr(encoding.Slide, "begin", begin_and_say)
+    monkeypatch.setattr(encoding, "encode", wait_and_encode)
+    assert encode(two_slides, "--workers", "1") == 0
+    assert both == [True, True]
+    for name in "ab":
+        pixels, *_ = pixels_of(two_slides, name)
+        want = encoded(torch.jit.load(two_slides / "tiny.pt"), pixels)
+        assert relative(np.load(two_slides / "features" / "tiny" / f"{name}.npy"), want) < 1e-3
 
 
 def test_a_slide_without_two_stains_keeps_its_colours_and_that_is_said(two_slides, capsys):

@@ -8,7 +8,7 @@ import pytest
 from lab.cohort.slides import open_slide
 from lab.commands.tiling import main
 from lab.files import InputError
-from lab.tests.helpers import real
+from lab.tests.helpers import real, write_pyramid
 
 
 @pytest.mark.parametrize(
@@ -32,6 +32,16 @@ def test_doctor_takes_one_slide_and_writes_nothing(two_slides, capsys):
     assert "; features 0." in said
     assert "b: " not in said
     assert sorted(two_slides.rglob("*")) == before
+
+
+@pytest.mark.parametrize("levels, words", [(1, ", 25 pixels for each one: it has no"), (3, "")])
+def test_doctor_says_where_many_pixels_are_read_for_one(levels, words, tmp_path, capsys):
+    """0.1 µm per pixel is 5 times as fine as wanted; with a level of 4 it is 1.25 times."""
+    write_pyramid(tmp_path / "a.tif", np.full((1280, 1600, 3), 240, np.uint8), 0.1, levels)
+    assert main(["doctor", str(tmp_path / "a.tif")]) == 0
+    said = capsys.readouterr().out
+    assert f"resampled to 0.5{words}" in said
+    assert ("for each one" in said) == (levels == 1)
 
 
 def test_real_slides(tmp_path, capsys):
