@@ -149,6 +149,16 @@ def test_a_new_slide_of_a_patient_of_tcga_is_known_by_its_barcode(run, tmp_path,
     assert held_out(run, one(run, path), False) == [2]
 
 
+def test_a_table_may_spell_a_patient_of_tcga_in_its_own_way(run, tmp_path):
+    """Where the slide's name says nothing."""
+    path = features(tmp_path / "new", "x", 5)
+    for spelled in ("TCGA-AA-0001", "tcga-aa-0001"):
+        table(tmp_path / "new", ("x", spelled))
+        assert held_out(run, one(run, path), False) == [2]
+    table(tmp_path / "new", ("x", "TCGA-AA-0002"))
+    assert held_out(run, one(run, path), False) == [0, 1, 2]
+
+
 def test_patients_by_barcodes_of_samples_are_one(run, tmp_path):
     run["fold_of"] = {"TCGA-AA-0001-01": [0, 1], "TCGA-AA-0001-06": [1, 2], "p": [0]}
     run["rows"] = run["rows"][:1]
