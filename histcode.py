@@ -8,8 +8,9 @@ expression analysis stands here with the prediction; slides, RNA-seq and driver 
 which the commands around it read: `python histcode.py --help` lists them.
 
 Contrastive learning [HistCode eqs. 1-4; AdCo, arXiv:2011.08435]. Two random views of a tile must
-lie nearer to each other than to a bank of negatives; the negatives move to make that as hard as
-they can. The encoder is a ResNet50 up to its third stage and stays as it is from then on.
+lie nearer to each other than to a bank of negatives, and than to the batch's other tiles [AdCo
+code]; the bank moves to make that as hard as it can. The encoder, a ResNet50 up to its third stage,
+stays as it is after that.
 Feature aggregation [eqs. 5-6]: gated attention weights the tiles of a slide.
 Tumour diagnosis [eq. 7]: one layer on the weighted mean tells tumour from normal tissue.
 Differential expression [eq. 8]: the tiles of highest and of lowest attention, through one linear
@@ -19,10 +20,10 @@ How to use it, from tiles of tiling.py, here of one slide, as a uint8 tensor (T,
 
     import torch, histcode, tiling
     model = histcode.Embedder(tiling.ResNet50(stages=3))    # ImageNet weights: load_state_dict
-    def views(epoch):
+    def views(epoch):                                       # better of mixed tiles: randperm
         for step, some in enumerate(tiles.split(256)):
             yield histcode.two_views(some, seed=0, epoch=epoch, step=step)
-    negatives = histcode.Bank(histcode.random_bank(len(tiles) // 5))
+    negatives = histcode.Bank(histcode.random_bank(len(tiles) // 5))    # 20 % [HistCode code]
     for state in histcode.pretrain_epochs(model, views, negatives):
         print(state["epoch"], state["loss"], state["spread"])
     h = tiling.encode(model.encoder, tiles.numpy())         # (T, D) all that follows starts from it
@@ -71,7 +72,7 @@ JITTER = 0.4, 0.4, 0.4, 0.1  # brightness, contrast, saturation, hue (in turns) 
 JITTER_CHANCE = 0.8  # [AdCo code]
 GREY_CHANCE = 0.2  # [AdCo code]
 BLUR_CHANCE = 0.5  # [AdCo code]
-BLUR_SIGMA = 0.1, 2.0  # px of a view of 224 [AdCo code]; in smaller views as much tissue [ours]
+BLUR_SIGMA = 0.1, 2.0  # px of a view of 224 [AdCo code]; of others the same share [ours]
 TURN_CHANCE = 0.5  # of each of 2 mirrors and a transposition, as tissue has no up [ours]
 LUMINANCE = 0.299, 0.587, 0.114  # of R, G, B [AdCo code]
 PLAIN_COLOUR = 1.0, 1.0, 1.0, 0.0  # factors of brightness, contrast, saturation; turn of the hue
@@ -277,7 +278,7 @@ class Embedder(nn.Module):
     stem and three stages; two fully connected layers follow [HistCode Methods], 1,024-1,024-128
     [HistCode code]. These two serve the loss alone; what comes after takes the encoder's features.
     Embeddings have length 1, of which the paper is silent. [AdCo code]
-    precision: of the encoder's products.
+    precision: of the encoder's products, float32 or lower (autocast). [ours]
     """
 
     def __init__(self, encoder, d=EMBEDDING, precision=torch.float32):
@@ -301,8 +302,8 @@ class Embedder(nn.Module):
 # ---- Loss and bank  [HistCode eqs. 1 and 4] ------------------------------------------------------
 
 TAU = 0.12  # the paper is silent [HistCode code]
-BANK_SIZE = 65_536  # K at most [AdCo code]
-BANK_RATE = 3.0  # lambda of eq. 4 for so many negatives [AdCo code]; HistCode's code has .3
+BANK_SIZE = 65_536  # K of AdCo [AdCo code]: what BANK_RATE is for, and the commands' largest
+BANK_RATE = 3.0  # lambda of eq. 4 at K = BANK_SIZE [AdCo code]; HistCode's code: .3 at 318,193
 MOMENTUM = 0.9  # of the encoder [HistCode Methods] and of the bank [HistCode code]
 WEIGHT_DECAY = 1e-4  # of the encoder [HistCode Methods] and of the bank [HistCode code]
 SIMCLR_TAU = 0.1  # [Chen et al. 2020]
@@ -312,7 +313,8 @@ def logits_of(q, k, bank, tau, in_batch=False):
     """Similarities of each query to its key and to the negatives, over tau: (B, 1 + K).
 
     in_batch: the keys of the batch's other tiles are negatives too, (B, B + K). [AdCo code;
-    HistCode code] Without them all embeddings flee the bank together, to one place. [ours]
+    HistCode code] False, the default here, is eq. 1 as printed; Bank's default is True, for in our
+    runs by eq. 1 alone all embeddings fled the bank together, to one place.
     """
     to_keys = q @ k.T if in_batch else (q * k).sum(1, keepdim=True)
     to_bank = q @ F.normalize(bank, dim=1).T  # (B, K)
@@ -322,8 +324,9 @@ def logits_of(q, k, bank, tau, in_batch=False):
 def info_nce(q, k, bank, tau, in_batch=False):
     """Contrastive loss -log(exp(positive) / sum(exp)), mean over the batch. [HistCode eq. 1]
 
-    q, k (B, d): unit embeddings of the two views of each tile. bank (K, d): raw negatives, put on
-    the sphere here. tau: temperature. in_batch: as in logits_of. Needs: logits_of.
+    q, k (B, d): unit embeddings of the two views of each tile. bank (K, d): raw negatives, brought
+    to length 1 here; their own length only sets how far a step turns them. [AdCo code]
+    tau: temperature. in_batch: as in logits_of. Needs: logits_of.
     """
     logits = logits_of(q, k, bank, tau, in_batch)
     positive = (q * k).sum(1) / tau  # (B,)
@@ -334,9 +337,10 @@ def info_nce(q, k, bank, tau, in_batch=False):
 def bank_gradient(q, k, bank, tau, in_batch=False):
     """dL/dw (K, d) of L = info_nce in closed form. [HistCode eq. 4; AdCo code]
 
-    With p_ij the softmax share of negative j for query i:
+    With p_ij the softmax share of negative j of the bank, among all logits of query i:
         dL/dw_j = (sum_i p_ij q_i - u_j sum_i p_ij q_i.u_j) / (B tau |w_j|)
-    The second term keeps to the sphere: the gradient is at right angles to w_j. Needs: logits_of.
+    The second term takes out what would only lengthen w_j: the gradient is at right angles to it.
+    Needs: logits_of.
     """
     length = bank.norm(dim=1, keepdim=True)  # (K, 1)
     u = bank / length
@@ -352,16 +356,18 @@ def bank_step(bank, velocity, gradient, rate, momentum=MOMENTUM, weight_decay=WE
     """One step up the loss, in place: v <- momentum v + gradient - weight_decay w, w <- w + rate v.
 
     Eq. 4 is printed with a minus, but the text says "ascending direction", as AdCo does.
-    Momentum and weight decay are only in the code. [HistCode eq. 4; HistCode code]
+    Of the bank, momentum and weight decay are only in the code. [HistCode eq. 4; HistCode code]
     """
     velocity.mul_(momentum).add_(gradient).sub_(bank, alpha=weight_decay)
     bank.add_(velocity, alpha=rate)
 
 
 def random_bank(size, d=EMBEDDING, seed=0):
-    """Bank at the start (K, d): unit vectors in all directions. [ours]
+    """Bank at the start (K, d): unit vectors in all directions, not of tiles. [ours]
 
-    The paper's first_bank is of one direction, as an untrained network hardly tells tiles apart.
+    The paper's start, embeddings of tiles (first_bank), points nearly one way, as before training
+    a network hardly tells tiles apart; in our runs all embeddings then fled to the other side, even
+    with in_batch. The climb brings random vectors to the queries.
     """
     w = torch.randn(size, d, generator=generator_of(seed))
     return F.normalize(w)
@@ -369,10 +375,11 @@ def random_bank(size, d=EMBEDDING, seed=0):
 
 @torch.no_grad()
 def first_bank(model, views, size=BANK_SIZE):
-    """Bank at the start (K, d): the untrained model's embeddings of one view of some tiles.
+    """Bank at the start (K, d): embeddings, before training, of one view of some tiles.
 
-    views: batches (B, 3, px, px), of "a percentage of tiles from each slide" [HistCode Methods].
-    All are embedded, the first `size` stay. Batches are normalised by themselves, as in training.
+    views: batches (B, 3, px, px), of "a percentage of tiles from each slide" [HistCode Methods], of
+    slides mixed, as the first `size` stay. Batches are normalised by themselves, as in training,
+    and move the running statistics of BatchNorm.
     """
     model.train()
     return torch.cat([model(x) for x in views])[:size]
@@ -381,11 +388,15 @@ def first_bank(model, views, size=BANK_SIZE):
 class Bank(nn.Module):
     """The adversarial negatives w (K, d), which climb after each step of the encoder.
 
-    Called, it gives the loss. step_tau: the temperature of the bank's step, where it is not that of
-    the loss. [HistCode code] in_batch: as in logits_of. fill: the keys of the first steps, which
-    learn by eq. 1 alone, take the place of w. [AdCo code] gradient: bank_gradient, or its twin for
-    large banks, lab/fast/bank.py. step: momentum, weight_decay, and rate, by default as K: a
-    negative's gradient is its share of the softmax, some 1 / K. [ours]
+    Called, it gives the loss. in_batch: as in logits_of.
+    step_tau: temperature of the loss that the bank climbs; .02 in HistCode's code, whose two sides
+    thus play for different losses [HistCode code]; None: tau, one loss as in eq. 2.
+    fill: the bank does not climb at first. Each step's keys replace the next rows of w until all
+    are replaced, while the encoder learns by eq. 1 as printed. [AdCo code]
+    gradient: bank_gradient, or its twin for large banks, lab/fast/bank.py.
+    step: rate, momentum and weight_decay of bank_step. The rate is by default in proportion to K,
+    BANK_RATE at BANK_SIZE: a negative's gradient holds its share of the softmax, some 1 / K, so
+    that those of a small bank would move too far. [ours]
     Needs: TAU, BANK_RATE, BANK_SIZE, MOMENTUM, WEIGHT_DECAY, logits_of, info_nce, bank_gradient,
     bank_step.
     """
@@ -419,7 +430,9 @@ class Bank(nn.Module):
     def climb(self, pairs):
         """One step of eq. 4, by the mean gradient over pairs of q, k (B, d); or a step of filling.
 
-        They are from before the encoder's step: one pass serves both steps. True: now it is full.
+        The pairs are of the network before its step of eq. 3: one pass serves both steps, which the
+        paper takes "alternately". [AdCo code] True at the step that makes the bank full. It is
+        filled with the keys of the first pair.
         """
         todo = self.w[self.filled :]
         if len(todo):
@@ -459,7 +472,9 @@ class OtherTiles(nn.Module):
 
 
 def spread(z):
-    """How far unit embeddings (B, d) lie apart: 1 all over the sphere, 0 all equal, a collapse.
+    """How far unit embeddings (B, d) lie apart: 0 all equal, a collapse; 1 their mean is 0.
+
+    That is so all over the sphere, but also at two poles.
 
     sqrt(1 - |mean|^2), which is the root of the summed variances of the dimensions. [ours]
     """
@@ -470,12 +485,15 @@ def spread(z):
 # ---- Pretraining  [HistCode eqs. 2-4] ------------------------------------------------------------
 
 LEARNING_RATE = 0.03  # lambda of eq. 3 [HistCode Methods]
-BATCH = 256  # B [AdCo code]
+BATCH = 256  # B, of the commands [AdCo code]
 EPOCHS = 50  # [HistCode code]
 
 
 def learning_rate(epoch, epochs, lr=LEARNING_RATE, final_lr=None):
-    """Constant [HistCode Methods], or half a cosine to final_lr [HistCode code]; epoch from 1."""
+    """Constant [HistCode Methods], or half a cosine towards final_lr [HistCode code]; epoch from 1.
+
+    The cosine would reach final_lr after the last epoch. The bank's rate stays.
+    """
     if final_lr is None:
         return lr
     share = (1 + math.cos(math.pi * (epoch - 1) / epochs)) / 2
@@ -497,7 +515,9 @@ def follow(keys, model, momentum):
 def embed(x1, x2, query, key, symmetric):
     """Views -> [(q, k)], queries and keys (B, d); symmetric: each view is the query once.
 
-    Without a key network (None) one network makes both, and learns through both.
+    Eq. 1 has one direction; AdCo's code can do both. [AdCo code]
+    Without a key network (None) one network makes both, and learns through both, as both depend on
+    theta. [HistCode eq. 3]
     """
     if key is None:
         q = query(x1)
@@ -511,11 +531,11 @@ def embed(x1, x2, query, key, symmetric):
 
 @torch.no_grad()
 def figures_of_step(loss, q, k):
-    """How a step went: the loss, how near a query is to its key, how far apart queries are."""
+    """How a step went: loss; positive, the mean cosine of query and key; spread of the queries."""
     return loss.item(), (q * k).sum(1).mean().item(), spread(q)
 
 
-alone = nn.Identity()  # alone(network): `whole` where one process embeds the whole batch by itself
+alone = nn.Identity()  # one process has the whole batch: alone(network) is that network itself
 
 
 def pretrain_epochs(
@@ -534,9 +554,12 @@ def pretrain_epochs(
     """min over theta, max over the bank [HistCode eq. 2]: yields its state after each epoch.
 
     model: an Embedder; views(epoch): pairs (x1, x2) of batches (B, 3, px, px); negatives: a Bank,
-    or OtherTiles for SimCLR. momentum_encoder 0: one network for both views, as eq. 1 does not say
-    which one makes the keys; else a slow copy makes them. [HistCode code]
-    whole(network): what embeds a whole batch of which this process has a part (lab/histcode).
+    or OtherTiles for SimCLR. final_lr: as in learning_rate; symmetric: as in embed.
+    momentum_encoder: 0, one network embeds both views, as the paper has one f_theta [HistCode eqs.
+    1-3]; else a slow copy makes the keys, which keeps this share of itself at each step, .999 in
+    HistCode's code. [HistCode code]
+    whole(network): a callable that takes this process's part of a batch and gives the embeddings
+    of all of it, where processes share a batch (the folder lab/histcode).
     SGD, its rate, momentum and weight decay: [HistCode Methods].
     Yields a dict: epoch, lr, the epoch's means of loss, positive and spread (see figures_of_step),
     and the state_dicts model, negatives, optimizer and, of a slow encoder, keys. Handed back as
@@ -572,7 +595,7 @@ def pretrain_epochs(
             steps.append(figures_of_step(loss, *pairs[0]))
             filled = negatives.climb(pairs)  # the bank ascends [eq. 4]
             if filled and momentum_encoder:
-                follow(slow, model, 0)  # [AdCo code]
+                follow(slow, model, 0)  # with the full bank it starts anew, equal [AdCo code]
         check_finite(epoch, *model.parameters(), *negatives.buffers())
         states = {name: part.state_dict() for name, part in parts.items()}
         loss, positive, apart = np.mean(steps, 0).tolist()
@@ -642,9 +665,9 @@ def max_pooling(h, mask):
 
 # ---- Tumour diagnosis: from tiles to a label  [HistCode eq. 7, Table 1] --------------------------
 # Each network's forward(h, mask) gives outputs (B, streams, C) and a (B, T). Each stream learns the
-# label, and the last one answers. Table 1: MILRNN, DSMIL, and PooledClassifier with ABMIL's
-# GatedAttention(D, gated=False), with max_pooling, mean_pooling and GatedAttention(D). That ABMIL's
-# attention is the one without a gate is [ours]: the paper names only ABMIL.
+# label, and the last one answers. The rows of Table 1: MILRNN; ABMIL, a PooledClassifier of
+# GatedAttention(D, gated=False); DSMIL; PooledClassifiers of max_pooling and mean_pooling, and of
+# GatedAttention(D), which is HistCode. That ABMIL has no gate is [ours]: the paper only names it.
 
 QUERIES = 128  # numbers of DSMIL's queries [DSMIL code]
 STATE = 128  # numbers of MIL-RNN's state [Campanella et al. 2019]
@@ -914,7 +937,7 @@ def ends_of(a, most=ENDS):
 def end_features(h, a):
     """(2D,) the mean of the highest and the mean of the lowest tiles of h (T, D), side by side.
 
-    2 x 1,024 numbers; the paper's "1024 input nodes" do not fit that. [HistCode Methods]
+    2 x 1,024 numbers [ours]; the paper's "1024 input nodes" do not fit that. [HistCode Methods]
     """
     means = []
     for rows in ends_of(a):
