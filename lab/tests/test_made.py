@@ -15,6 +15,7 @@ from lab.cohort.features import learned_as, load_features
 from lab.cohort.made import all_bytes, is_changed
 from lab.cohort.samples import read_samples
 from lab.cohort.supertiles import make_supertiles
+from lab.cohort.tiles import missing_tiles
 from lab.commands.tiling import main
 from lab.files import InputError, fingerprint, load_json, save_json
 from lab.histcode.pairs import pairs_of
@@ -80,6 +81,25 @@ def test_a_slide_changed_in_its_middle_is_seen_by_its_time_and_all_its_bytes(tmp
     save_json(side, {"tiles": {}})  # of an earlier version, which did not look
     later(part, 40)
     assert not is_changed(path, side, [side])
+
+
+TISSUE = {"tissue": "saturation", "tissue_threshold": 20.0, "min_area": 1.0}  # not the usual
+
+
+@pytest.mark.parametrize("key", [None, "file", *CUT, *TISSUE])
+def test_tiles_are_cut_anew_of_each_other_setting_alone(tmp_path, key):
+    slide = tmp_path / "a.svs"
+    slide.write_bytes(b"slide")
+    given = {**CUT, "mpp": 0.5}
+    settings = np.array(json.dumps({**given, "file": fingerprint(slide)}))
+    describe(tmp_path, FEATURES, tiles={**TILES, "found": 9, "settings": settings})
+    shared = {name: given[name] for name in CUT if name != "file"}
+    if key == "file":
+        slide.write_bytes(b"another")
+    elif key:
+        shared[key] = TISSUE.get(key, 3)
+    jobs, anew, failed = missing_tiles(tmp_path, tmp_path, ["a"], shared, {"a": slide})
+    assert (list(jobs), len(anew), failed) == (["a"] * bool(key), bool(key), {})
 
 
 # ----- Tiles and features -----------------------------------------------------------------------
