@@ -78,21 +78,17 @@ def test_tissue_takes_the_memory_of_masks_and_not_of_floats():
     code = """
 import numpy as np, tiling
 from lab.tests.helpers import painted
-from lab.tests.test_memory import megabytes, most_megabytes
+from lab.bench.growth import memory
 rgb = np.tile(painted()[0], (11, 10, 1))
-before = megabytes()
+before = memory("VmRSS")
 mask, _ = tiling.find_tissue(rgb, np.ones(rgb.shape[:2], bool), least=99)
 coords = tiling.tile_grid(mask, (2000 * 16, 1760 * 16), 224.0)
 assert 0.2 < mask.mean() < 0.4 and len(coords) > 2000
-print((most_megabytes() - before) * 1e6 / mask.size)
+print((memory("VmHWM") - before) * 2**20 / mask.size)
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 0, done.stderr
     assert float(done.stdout) < 35
-
-
-def most_megabytes():
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
 
 
 if __name__ == "__main__":
