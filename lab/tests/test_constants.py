@@ -105,6 +105,12 @@ def test_printed_constants_are_as_printed(module):
         assert getattr(module, name) == value, name
 
 
+def test_pixels_are_normalised_as_torchvisions_weights_want_them():
+    """torchvision.models: resnet50's IMAGENET1K_V1.transforms()."""
+    assert tiling.IMAGENET_MEAN == (0.485, 0.456, 0.406)
+    assert tiling.IMAGENET_STD == (0.229, 0.224, 0.225)
+
+
 def test_the_model_spells_its_defaults_as_the_constants():
     """So that the class can be copied alone."""
     given = inspect.signature(he2rna.HE2RNA).parameters

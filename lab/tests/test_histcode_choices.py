@@ -10,6 +10,7 @@ from lab.commands.histcode import main
 from lab.commands.histcode.audit import UNSEEN
 from lab.files import InputError
 from lab.histcode.choices import CHOICES, TURNED
+from lab.tests.helpers import swap
 
 SHOWN_ONLY = {  # no option of --code, or none that turns another option
     ("diagnose", "stop"),
@@ -78,6 +79,21 @@ def test_follow_sets_a_whole_side_but_not_what_is_asked_for(settled, capsys):
         ("diagnose", "paper", []),
     ):
         assert settled(verb, "--follow", side)["code"] == names
+
+
+@pytest.mark.parametrize("verb", ["diagnose", "expression"])
+def test_a_verb_settles_its_choices(monkeypatch, verb):
+    """Before it looks for its cohort."""
+    seen = []
+
+    def reached(o):
+        seen.append(o.follow)
+        raise InputError("reached")
+
+    swap(monkeypatch, "lab.histcode.choices", "settle_choices", reached)
+    with pytest.raises(InputError, match="reached"):
+        main([verb, "nowhere", "--follow", "code"])
+    assert seen == ["code"]
 
 
 @pytest.mark.parametrize(

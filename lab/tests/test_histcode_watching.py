@@ -124,6 +124,8 @@ def test_a_run_that_collapses_stops_is_drawn_and_goes_on_when_told(unlabelled, m
     assert drawn_pretrain(unlabelled, *argv[:-1], "0") == 0
     lines = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
     assert [line["epoch"] for line in lines] == [number for number, *_ in shown] == [1, 2, 3]
+    bank = saved(run / "state.pt")["negatives"]["w"]
+    assert lines[-1]["bank_norm"] == pytest.approx(bank.norm(dim=1).mean().item())
     for line in lines:
         assert line["collapsed"] and line["bank_spread"] == 0.01
         assert 0 <= line["near"] <= 1 and 0 < line["between_slides"] < 1
