@@ -52,8 +52,11 @@ def measure(path, network, most, repeats):
     say(f"  reading takes {(time.process_time() - start) / n * 1e3:.1f} ms of a core a tile")
     seconds = {key: [] for key in ("alone", *WORKERS)}
     waited = {workers: [] for workers in WORKERS}
+    busy = []
     for i in range(repeats + 1):
+        start = time.process_time()
         took = run(network, pixels)
+        busy.append((time.process_time() - start) / n * 1e3)
         if i > 0:  # the first is a warm-up
             seconds["alone"].append(took[0])
         for workers in WORKERS:
@@ -62,7 +65,8 @@ def measure(path, network, most, repeats):
                 seconds[workers].append(took[0])
                 waited[workers].append(took[1] / took[0])
     alone = np.array(seconds["alone"])
-    say(f"  network alone {n / np.median(alone):6.1f} tiles/s")
+    rate, ms = n / np.median(alone), np.median(busy)
+    say(f"  network alone {rate:6.1f} tiles/s, {ms:.1f} ms of a core a tile")
     for workers in WORKERS:
         took = np.array(seconds[workers])
         say(

@@ -14,7 +14,19 @@ from scipy import ndimage
 
 TILE = 512  # edge of the file's own tiles
 MPP = 0.25
-SHORT, LONG, RATIONAL = 3, 4, 5  # types of tags [TIFF 6.0]
+SHORT, LONG, RATIONAL = 3, 4, 5  # types of values, by the numbers of tags [TIFF 6.0]
+KINDS = {
+    258: SHORT,
+    259: SHORT,
+    262: SHORT,
+    277: SHORT,
+    282: RATIONAL,
+    283: RATIONAL,
+    296: SHORT,
+    530: SHORT,
+}
+WIDTH = {SHORT: "<u2", LONG: "<u4", RATIONAL: "<u4"}
+JPEG, YCBCR, CENTIMETRE = 7, 6, 3  # of compression, colours, resolution [TIFF 6.0]
 H_E = ((225, 150, 185), (110, 75, 150))  # what tissue is drawn in
 
 
@@ -53,27 +65,31 @@ def add_directory(data, last, size, at, level, mpp):
     y, x = np.mgrid[:rows, :columns] * TILE / np.max(size) * 6 % 2 - 1  # round pieces, side by side
     offsets, lengths = at[(x**2 + y**2 < 0.6).astype(int)].reshape(-1, 2).T
     resolution = round(1e4 / mpp * 1000), 1000  # pixels a centimetre
-    tags = [
-        (254, LONG, [int(level > 0)]),
-        (256, LONG, [size[0]]),
-        (257, LONG, [size[1]]),
-        (258, SHORT, [8, 8, 8]),
-        (259, SHORT, [7]),  # JPEG
-        (262, SHORT, [6]),  # YCbCr
-        (277, SHORT, [3]),
-        (282, RATIONAL, resolution),
-        (283, RATIONAL, resolution),
-        (296, SHORT, [3]),
-        (322, LONG, [TILE]),
-        (323, LONG, [TILE]),
-        (324, LONG, offsets),
-        (325, LONG, lengths),
-        (530, SHORT, [2, 2]),
-    ]
+    width, height = size
+    tags = {
+        254: [int(level > 0)],
+        256: [width],
+        257: [height],
+        258: [8, 8, 8],
+        259: [JPEG],
+        262: [YCBCR],
+        277: [3],
+        282: resolution,
+        283: resolution,
+        296: [CENTIMETRE],
+        322: [TILE],
+        323: [TILE],
+        324: offsets,
+        325: lengths,
+        530: [2, 2],
+    }
     entries = []
-    for tag, kind, values in tags:
-        packed = np.array(values, "<u2" if kind == SHORT else "<u4").tobytes()
-        count = len(values) // (2 if kind == RATIONAL else 1)
+    for tag, values in tags.items():
+        kind = KINDS.get(tag, LONG)
+        packed = np.array(values, WIDTH[kind]).tobytes()
+        count = len(values)
+        if kind == RATIONAL:
+            count = 1
         if len(packed) > 4:
             place = len(data)
             data += packed + b"\0" * (len(packed) % 2)
