@@ -58,16 +58,17 @@ def raw_expression(cohort):
     """(key, ids, genes, a, path) of the table as it stands, on any scale."""
     path = table_of(Path(cohort))
     key, ids, genes, a = read_npz(path) if path.suffix == ".npz" else read_table(path)
-    for what, names in (("gene", genes), ("row", ids)):
-        seen = set()
-        for name in names:
-            if name in seen:
-                why = by_spreadsheets([name], "; ") if what == "gene" else ""
-                raise InputError(f"{path}: {what} {name!r} stands there twice{why}")
-            if not name.isprintable():
-                raise InputError(f"{path}: {what} {name!r} has control characters: rename it")
-            seen.add(name)
     return key, ids, genes, a, path
+
+
+def check_name(name, what, seen, path):
+    """InputError for a name that can't be one, or that was seen before; now it is seen."""
+    if name in seen:
+        why = by_spreadsheets([name], "; ") if what == "gene" else ""
+        raise InputError(f"{path}: {what} {name!r} stands there twice{why}")
+    if not name.isprintable():
+        raise InputError(f"{path}: {what} {name!r} has control characters: rename it")
+    seen.add(name)
 
 
 def table_of(cohort):
@@ -112,6 +113,10 @@ def read_npz(path):
             f"{path}: expression is float16, which ends at 65,504, and has infinite ones"
         )
     ids, genes = (names_in(part, path) for part in parts[:2])
+    for what, names in (("gene", genes), ("row", ids)):
+        seen = set()
+        for name in names:
+            check_name(name, what, seen, path)
     with np.errstate(over="ignore"):  # beyond float32: infinite, and refused
         a = a.astype(np.float32, copy=False)
     for name, row in zip(ids, a, strict=True):
@@ -147,7 +152,11 @@ def read_table(path):
                     f"{path}: the first line must be slide,GENE1,GENE2,... separated by commas"
                 )
             genes = header[1:]
+            seen = {"gene": set(), "row": set()}
+            for name in genes:
+                check_name(name, "gene", seen["gene"], path)
             for name, values in rows_of(lines, genes, path):
+                check_name(name, "row", seen["row"], path)
                 if len(ids) == len(a):
                     a.resize((len(a) + 64 + len(a) // GROWTH, len(genes)), refcheck=False)
                 a[len(ids)] = values

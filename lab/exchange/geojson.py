@@ -18,6 +18,7 @@ from lab.progress import reading
 FAR = 1e9  # pixels or µm from the corner of a slide: no place on it      [ours]
 SHAPES = (".geojson", ".geojson.gz", ".json", ".json.gz", ".zip")
 VALUE = 2**27  # characters of a feature, which is held whole  [ours]
+DEEPEST = 100  # lists in lists that hold features  [ours]
 BLANKS = re.compile(r"[ \t\n\r]*")
 DECODER = json.JSONDecoder()
 OPEN = "open rings"  # they are taken as closed
@@ -181,6 +182,8 @@ def items(pieces):
     while True:
         if pieces.is_next("["):
             depth += 1
+            if depth > DEEPEST:
+                raise ValueError(f"lists in lists, over {DEEPEST} deep")
             is_empty = pieces.sign() == "]"
             if not is_empty:
                 continue

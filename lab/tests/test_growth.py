@@ -67,9 +67,9 @@ def test_any_spelling_of_numbers_is_read_as_float_reads_it(tmp_path, seed, end):
         cells = [str(text) for text in rng.choice(NUMBERS, 7)]
         name = f"s{i}"
         if rng.random() < 0.2:
-            cells = [f'"{cell}"' for cell in cells]
+            cells = [f'"{cell}{rng.choice(["", end])}"' for cell in cells]
         if rng.random() < 0.2:
-            name = f'"s{i}, ""first""\n of two"'
+            name = f'"s{i}, ""first"""'
         lines += [f"{name},{','.join(cells)}"] + [""] * (rng.random() < 0.2)
     text = end.join(lines) + end * (seed % 2)
     (tmp_path / "expression.csv").write_text(text, newline="")
@@ -79,7 +79,7 @@ def test_any_spelling_of_numbers_is_read_as_float_reads_it(tmp_path, seed, end):
 
 
 def test_lines_are_counted_as_they_stand_in_the_file(tmp_path):
-    text = 'slide,A,B\n"s\n0",1,2\n\ns1,3,4\ns2,"5\n",6\ns3,7\n'
+    text = 'slide,A,B\n"s 0","\n1",2\n\ns1,3,4\ns2,"5\n",6\ns3,7\n'
     (tmp_path / "expression.csv").write_text(text)
     with pytest.raises(InputError, match="line 8: 2 fields, the header has 3"):
         raw_expression(tmp_path)
@@ -214,7 +214,7 @@ def test_a_file_of_cells_takes_the_memory_of_its_places(points):
     cell = json.dumps(feature("Polygon", [[*ring, ring[0]]], "Tumor", objectType="cell"))
     (points / "a.geojson").write_text("[" + ",\n".join([cell] * 4000) + "]")
     cells, mb = peak(read_cells, points.parent, "a", 0.5, (0, 0), print)
-    assert len(cells["Tumor"]) == 4000 and mb < 12  # as dicts of lists it takes 40
+    assert len(cells["Tumor"]) == 4000 and mb < 12  # as dicts of lists it takes 29
 
 
 # ----- What unpacks to more than can be meant -----------------------------------------------------
@@ -262,7 +262,7 @@ def test_tables_and_sets_that_are_bombs_are_refused(tmp_path, monkeypatch):
     swap(monkeypatch, "lab.files", "ALWAYS", 2**14)
     swap(monkeypatch, "lab.files", "PACKED", 20)
     swap(monkeypatch, "lab.files", "PIECE", 2**12)
-    table = b"slide,A\n" + b"s,0\n" * 20_000
+    table = b"slide,A\n" + b"\n" * 80_000
     (tmp_path / "expression.csv.gz").write_bytes(gzip.compress(table))
     for read, path in (
         (lambda path: raw_expression(path.parent), tmp_path / "expression.csv.gz"),
