@@ -3,6 +3,7 @@
 import importlib.metadata
 import json
 import platform
+import sys
 from pathlib import Path
 
 import torch
@@ -133,12 +134,27 @@ def load_checkpoint(path, device, model=None, keys=("model",)):
     mark = mark_of(path)
     if mark and saved.get("run", mark) != mark:
         raise not_whole(path, "of another run or fold")
+    intern_keys(saved)
     if model is not None:
         try:
             model.load_state_dict(saved["model"])
         except (RuntimeError, TypeError, AttributeError):
             raise not_whole(path, "of another network") from None
     return saved
+
+
+def intern_keys(value):
+    """Let equal keys be one object, as they are where nothing was loaded: saved again, they are
+    written once, and the file has the same bytes.
+    """
+    if isinstance(value, dict):
+        for key in list(value):
+            inner = value.pop(key)
+            value[sys.intern(key) if type(key) is str else key] = inner
+            intern_keys(inner)
+    elif isinstance(value, list):
+        for inner in value:
+            intern_keys(inner)
 
 
 def not_whole(path, why):

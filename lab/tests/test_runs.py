@@ -1,6 +1,7 @@
 """A run's folder: its settings, checkpoints and tables."""
 
 import json
+from functools import partial
 
 import pytest
 import torch
@@ -133,3 +134,24 @@ def test_a_log_is_read_of_all_processes_without_half_lines(run):
     assert entries == [{"fold": 0}, {"fold": 1}, {"fold": 2}]
     write_log(run, entries)
     assert read_log(run) == entries and len(list(run.glob("log*"))) == 1
+
+
+def test_what_goes_on_from_a_checkpoint_saves_the_same_bytes(tmp_path):
+    def learner():
+        torch.manual_seed(0)
+        model = torch.nn.Linear(3, 2)
+        return model, torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+
+    def save(name, model, optimizer):
+        state = {"lr": 0.1, "model": model.state_dict(), "optimizer": optimizer.state_dict()}
+        save_file(tmp_path / name, partial(torch.save, state))
+        return (tmp_path / name).read_bytes()
+
+    model, optimizer = learner()
+    model(torch.ones(1, 3)).sum().backward()
+    optimizer.step()
+    before = save("before.pt", model, optimizer)
+    again, going_on = learner()
+    saved = load_checkpoint(tmp_path / "before.pt", "cpu", again, ("model", "optimizer"))
+    going_on.load_state_dict(saved["optimizer"])
+    assert save("after.pt", again, going_on) == before
