@@ -537,6 +537,14 @@ def test_kmeans_from_the_same_start_equals_scikit_learn(shape):
         assert inertia(points, centers) == pytest.approx(theirs.inertia_)
 
 
+def test_an_empty_cluster_gets_the_farthest_point_that_is_not_alone():
+    """By hand: point 3 is farthest from its centre; point 4 is farther, but its cluster's last."""
+    distances = np.full((5, 4), 99.0)
+    labels = np.array([0, 0, 1, 1, 2])
+    distances[np.arange(5), labels] = 1, 2, 3, 4, 5
+    assert tiling.fill_empty(labels.copy(), distances).tolist() == [0, 0, 1, 3, 2]
+
+
 def test_supertiles_are_means_of_their_tiles():
     """NumPy's means, in float64."""
     features = np.random.default_rng(0).normal(size=(300, 7)).astype(np.float16)
@@ -1767,6 +1775,18 @@ def test_parts_of_a_batch_get_the_views_of_the_whole():
     assert (whole[0] - whole[1]).abs().mean() > 0.1
 
 
+def test_each_view_of_each_step_is_drawn_by_itself(monkeypatch):
+    """No two have the same seed."""
+    keys, original = [], histcode.generator_of
+    monkeypatch.setattr(
+        histcode, "generator_of", lambda *key: (keys.append(key), original(*key))[1]
+    )
+    tiles = torch.zeros(2, 8, 8, 3, dtype=torch.uint8)
+    for epoch, step in itertools.product(range(3), range(3)):
+        histcode.two_views(tiles, 8, seed=5, epoch=epoch, step=step)
+    assert len(set(keys)) == len(keys) == 18 and {key[0] for key in keys} == {5}
+
+
 @pytest.mark.parametrize("px", [16, 33, 48, 90])
 def test_crops_equal_pillows_resize(px):
     """Pillow's resize, channel by channel."""
@@ -2058,6 +2078,18 @@ def test_attention_has_the_shapes_and_parts_of_its_equations(gated, count):
 
 
 # ----- Learning from slides ----------------------------------------------------------------------
+def test_dsmil_tells_the_attention_of_the_last_class():
+    """Li et al. 2021, eqs. 2-4, tile by tile."""
+    h, mask = ragged([6])
+    torch.manual_seed(0)
+    model = histcode.DSMIL(7, outputs=3, queries=4)
+    _, a = model(h, mask)
+    q = model.query(h[0])
+    critical = q[model.score(h[0])[:, 2].argmax()]
+    want = (q @ critical / 2).softmax(0)
+    assert torch.allclose(a[0], want, atol=1e-6)
+
+
 def test_cross_entropy_is_torchs_over_the_streams():
     """torch's cross_entropy."""
     outputs = torch.randn(6, 2, 3, generator=seeded(), dtype=torch.float64)
