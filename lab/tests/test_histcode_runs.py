@@ -9,9 +9,9 @@ from lab.files import InputError
 from lab.histcode.runs import load_run
 
 
-def test_a_folder_that_is_no_finished_run_is_told(changed, tmp_path):
+def test_a_folder_that_is_no_finished_run_is_told(changed_once, tmp_path):
     run = tmp_path / "c" / "runs" / "r"
-    shutil.copytree(changed / "runs" / "linear", run)
+    shutil.copytree(changed_once / "runs" / "linear", run)
     whole = (run / "config.json").read_text()
     config = json.loads(whole)
     del config["id"]  # which holds for what was written with it
@@ -24,7 +24,7 @@ def test_a_folder_that_is_no_finished_run_is_told(changed, tmp_path):
         with pytest.raises(InputError, match=words):
             load_run(run)
     (run / "config.json").write_text(whole)
-    assert load_run(run)["cohort"] == changed  # the copy has no samples.csv: where it was
+    assert load_run(run)["cohort"] == changed_once  # the copy has no samples.csv: where it was
     with pytest.raises(InputError, match=r"--pooling max: .* is a run of expression"):
         load_run(run, "max")
     fold_of = load_run(run)["fold_of"]
@@ -37,7 +37,7 @@ def test_a_folder_that_is_no_finished_run_is_told(changed, tmp_path):
         ):
             load_run(run)
         (run / name).write_bytes(data)
-    for folder in (tmp_path, changed, tmp_path / "nowhere"):
+    for folder in (tmp_path, changed_once, tmp_path / "nowhere"):
         with pytest.raises(
             InputError, match="not a run on slides of diagnose or expression; give a folder such as"
         ):
