@@ -234,8 +234,9 @@ class Unpacking(io.RawIOBase):
         if self.is_packed:
             packed = os.fstat(self.file.fileno()).st_size
             refuse_bomb(self.file.name, self.given, packed, self.most)
-        before, self.seen = self.seen, self.file.tell()
-        self.tick(self.seen - before)
+        if self.file.seekable():  # a pipe doesn't know
+            before, self.seen = self.seen, self.file.tell()
+            self.tick(self.seen - before)
         return n
 
     def close(self):

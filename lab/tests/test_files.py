@@ -56,6 +56,9 @@ def test_a_pipe_and_a_device_are_written_to_and_stay(tmp_path):
         read = pool.submit(pipe.read_text)
         save_text(pipe, ["to be", "seen"])
     assert read.result() == "to be\nseen" and pipe.is_fifo()
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(pipe.write_bytes, gzip.compress(b"a,b\n1,2\n"))
+        assert read_rows(pipe) == (["a", "b"], [["1", "2"]])
     save_text("/dev/null", ["gone"])
     assert Path("/dev/null").is_char_device()
 
