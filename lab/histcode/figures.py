@@ -70,19 +70,23 @@ def share_interval(hits, patients):
 def pr_interval(y, p, patients):
     """95 % interval of the PR-AUC: its logit and the jackknife SD of patients, by a t. [ours]
 
-    The t is that of the positive patients. A PR-AUC of 1 has the lower end of so many hits without
-    a miss. With few positives PR-AUC is too high itself: the interval is wide, and holds .95 to 1.
+    The t is that of the positive patients. The SD is that of the area, brought to the logit's scale
+    by its slope: the logits themselves fly apart where a patient left out makes an area of 1. No
+    lower end is above that of so many hits without a miss, which an area of 1 has. With few
+    positives PR-AUC is too high itself: the interval is wide, and holds .95 to 1.
     """
     value, positives = stats.pr_auc(y, p), len(set(patients[y > 0]))
     if np.isnan(value) or positives < 2:
         return math.nan, math.nan
     left_out = [stats.pr_auc(y[patients != who], p[patients != who]) for who in set(patients)]
     left_out = np.array(left_out)[~np.isnan(left_out)]
-    logits = special.logit(np.append(left_out, value).clip(1 - stats.CERTAIN, stats.CERTAIN))
-    error = math.sqrt((len(left_out) - 1) * logits[:-1].var())
+    highest = stats.INTERVAL[0] ** (1 / positives)
+    if value == 1:
+        return highest, 1.0
+    error = math.sqrt((len(left_out) - 1) * left_out.var()) / (value * (1 - value))
     half = special.stdtrit(positives - 1, stats.INTERVAL[1]) * error
-    low, high = special.expit([logits[-1] - half, logits[-1] + half])
-    return (min(low, stats.INTERVAL[0] ** (1 / positives)), 1.0) if value == 1 else (low, high)
+    low, high = special.expit(special.logit(value) + np.array([-half, half]))
+    return min(low, highest), high
 
 
 def mean_sd(values):

@@ -50,9 +50,11 @@ def test_intervals_of_a_share_and_of_pr_auc():
     rng = np.random.default_rng(0)
     y, who = rng.random(60) < 0.4, rng.integers(0, 20, 60)
     p = y + rng.normal(size=60)
-    logits = [special.logit(stats.pr_auc(y[who != i], p[who != i])) for i in range(20)]
-    half = scipy.stats.t.ppf(0.975, len(set(who[y])) - 1) * np.std(logits) * np.sqrt(19)
-    ends = special.logit(stats.pr_auc(y, p)) + np.array([-half, half])
+    area = stats.pr_auc(y, p)
+    areas = [stats.pr_auc(y[who != i], p[who != i]) for i in range(20)]
+    error = np.std(areas) * np.sqrt(19) / (area * (1 - area))
+    half = scipy.stats.t.ppf(0.975, len(set(who[y])) - 1) * error
+    ends = special.logit(area) + np.array([-half, half])
     assert pr_interval(y.astype(int), p, who) == pytest.approx(tuple(special.expit(ends)))
     low, high = pr_interval(y, y * 1.0, who)
     n = len(set(who[y]))
@@ -60,6 +62,17 @@ def test_intervals_of_a_share_and_of_pr_auc():
     assert high == 1
     assert np.isnan(share_interval(y, np.zeros(60))).all()
     assert np.isnan([pr_interval(y & False, p, who), pr_interval(y, p * np.nan, who)]).all()
+
+
+def test_one_slide_astray_does_not_take_the_pr_auc_its_lower_end():
+    """Without that patient the area is 1: it was 0 to 1."""
+    y = np.arange(200) < 100
+    p = np.arange(200, 0, -1.0)
+    p[[99, 100]] = p[[100, 99]]
+    assert 0.9 < stats.pr_auc(y, p) < 1
+    low, high = pr_interval(y, p, np.arange(200))
+    perfect, _ = pr_interval(y, y * 1.0, np.arange(200))
+    assert 0.95 < low <= perfect < high < 1
 
 
 @pytest.mark.parametrize("n", [5, 30])
