@@ -42,7 +42,7 @@ def test_training_finds_what_was_planted_and_only_that(tmp_path):
     assert "| seed | 0 |" in report
     for package, version in versions().items():
         assert f"| {package} | {version} |" in report
-    assert (run / "scatter.png").stat().st_size > 10000
+    assert (run / "scatter.svg").stat().st_size > 10000
 
 
 def test_genes_csv_is_the_predictions_judged_by_scipy(tmp_path):
