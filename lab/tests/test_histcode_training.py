@@ -113,9 +113,10 @@ def test_an_interrupted_table_of_bags_goes_on(tmp_path, monkeypatch, capsys):
         "cpu",
     ]
     assert main([*argv, "--name", "whole"]) == 0
+    save = save_file
 
     def breaks(path, write):
-        save_file(path, write)
+        save(path, write)
         if str(path).endswith(".state.pt"):
             raise KeyboardInterrupt
 
