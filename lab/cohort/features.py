@@ -286,11 +286,6 @@ def place_tiles(cohort, source, name, coords, mpp=None, asked=None):
     return coords, edge
 
 
-def tile_edge(cohort, source, name, coords, asked=None):
-    """Edge of a slide's tiles in level-0 pixels, as place_tiles."""
-    return place_tiles(cohort, source, name, coords, asked=asked)[1]
-
-
 def mpp_said(source, name):
     """µm per level-0 pixel that a file of features made elsewhere says, None where it doesn't."""
     return number_said(foreign(source, name, 1)[3], "mpp") or None

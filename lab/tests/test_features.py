@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from lab.cohort.expression import read_expression
-from lab.cohort.features import features_made_by, load_features, magnitudes, tile_edge
+from lab.cohort.features import features_made_by, load_features, magnitudes, place_tiles
 from lab.cohort.supertiles import twofold
 from lab.cohort.tiles import tiles_of
 from lab.exchange.clam import foreign
@@ -287,9 +287,9 @@ def test_what_a_pt_lacks_comes_from_the_h5_beside_it(tmp_path):
         features, coords = load_features(tmp_path, source, "a")
         assert np.array_equal(features, first)  # the .h5 goes first where it is asked
         assert np.array_equal(coords, COORDS)
-        assert tile_edge(tmp_path, source, "a", coords) == 512
+        assert place_tiles(tmp_path, source, "a", coords)[1] == 512
         assert np.array_equal(load_features(tmp_path, source, "b")[1], COORDS)
-        assert tile_edge(tmp_path, source, "b", COORDS) == 256
+        assert place_tiles(tmp_path, source, "b", COORDS)[1] == 256
         assert load_features(tmp_path, source, "c")[1] is None
 
 
@@ -314,16 +314,16 @@ def test_edge_of_a_tile_by_the_attributes_of_trident_and_clam(tmp_path, attribut
 def test_edge_of_a_tile_where_the_file_does_not_say(tmp_path, capsys):
     source = tmp_path / "trident" / "features_uni"
     write_h5(source / "x.h5", features=FEATURES, coords=COORDS)
-    assert tile_edge(tmp_path, source, "x", COORDS) == 448
+    assert place_tiles(tmp_path, source, "x", COORDS)[1] == 448
     assert "taken to be 448 level-0 pixels, the pitch of their grid" in capsys.readouterr().out
-    assert tile_edge(tmp_path, source, "x", COORDS, 500.0) == 500
+    assert place_tiles(tmp_path, source, "x", COORDS, asked=500.0)[1] == 500
     assert "they overlap" in capsys.readouterr().out
     patches = tmp_path / "trident" / "patches" / "x_patches.h5"
     write_h5(patches, {"patch_size_level0": 450}, coords=COORDS)
-    assert tile_edge(tmp_path, source, "x", COORDS, 449.0) == 450
+    assert place_tiles(tmp_path, source, "x", COORDS, asked=449.0)[1] == 450
     assert capsys.readouterr().out == ""
     with pytest.raises(InputError, match=r"x.h5: it says 450 level-0 pixels .* which is not 500"):
-        tile_edge(tmp_path, source, "x", COORDS, 500.0)
+        place_tiles(tmp_path, source, "x", COORDS, asked=500.0)[1]
 
 
 def test_features_made_elsewhere_are_known_by_what_they_hold(tmp_path):

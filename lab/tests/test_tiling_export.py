@@ -16,7 +16,7 @@ from sklearn.model_selection import PredefinedSplit, cross_val_predict
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from lab.cohort.features import load_features, tile_edge
+from lab.cohort.features import load_features, place_tiles
 from lab.cohort.tiles import tiles_of
 from lab.commands.tiling import main
 from lab.files import InputError
@@ -59,7 +59,7 @@ def test_h5_is_read_as_clam_and_trident_do_and_as_features_made_elsewhere(export
         got, places = load_features(cohort, source, "a")
         assert np.array_equal(got, features)
         assert np.array_equal(places, coords)
-        assert tile_edge(cohort, source, "a", coords) == tile
+        assert place_tiles(cohort, source, "a", coords)[1] == tile
 
 
 def test_geojson_has_a_detection_for_each_tile(exported):
@@ -165,7 +165,7 @@ def test_micrometres_of_stamp_are_exported_as_pixels(two_slides, capsys):
     assert "0.5 µm are a level-0 pixel" in capsys.readouterr().out
     folder = two_slides / "export" / "stamp"
     _, coords = load_features(two_slides, folder, "a")
-    assert np.array_equal(coords, px) and tile_edge(two_slides, folder, "a", coords) == 224
+    assert np.array_equal(coords, px) and place_tiles(two_slides, folder, "a", coords)[1] == 224
     assert capsys.readouterr().out == ""
 
 
