@@ -35,7 +35,7 @@ def test_a_signature_stands_out_where_its_genes_do(judged, capsys):
         assert float(rows["OUT", cancer]["p"]) > 0.05
         assert rows["mine", cancer]["genes in it"] == "5"  # those in both of its sets
         assert rows["none", cancer]["R_p"] == ""  # none was measured
-    assert (folder / "signatures" / "r.png").stat().st_size > 5000
+    assert (folder / "signatures" / "r.svg").stat().st_size > 5000
 
 
 def test_the_same_seed_draws_the_same_lists(judged):
