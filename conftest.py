@@ -66,7 +66,7 @@ def quick():
 
     def savefig(fig, file, **how):
         fig._layout_engine = None  # set_layout_engine("none") leaves one that draws twice
-        if (how["format"], how["dpi"]) == ("png", FEW_PIXELS):
+        if (how.get("format"), how.get("dpi")) == ("png", FEW_PIXELS):
             width, height = fig.get_size_inches() * FEW_PIXELS
             Image.new("RGB", (int(width), int(height)), "white").save(file, "PNG")
         else:
