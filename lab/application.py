@@ -9,7 +9,14 @@ import os
 from pathlib import Path
 
 from lab.cohort.encoding import make_features
-from lab.cohort.features import features_of, learned_as, load_features, made_as, source_name
+from lab.cohort.features import (
+    are_same,
+    features_of,
+    learned_as,
+    load_features,
+    made_as,
+    source_name,
+)
 from lab.cohort.genes import as_spelled
 from lab.cohort.identity import asked_slides
 from lab.cohort.made import is_changed
@@ -213,7 +220,7 @@ def check_features(run, into, source, name, own=True):
     if width != wanted:
         raise InputError(f"{width} features a tile, the run learned from {wanted}")
     learned = run["learned_as"].get(name) if own else None
-    if learned in (None, learned_as(into, source, name)):
+    if learned is None or are_same(learned, learned_as(into, source, name)):
         return
     where, mend = into / "features" / source, "--into another folder has them made as the run's"
     if isinstance(source, Path):

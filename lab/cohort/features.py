@@ -122,6 +122,7 @@ def tiles_described(cohort, source, name):
 
 
 FRESH = 2  # seconds in which a file may change again and have the same time  [ours]
+AT = " at "  # between what tells features and what tells their places
 LOOKED_AT = {}  # {(file, its size and times): (why its features can't be meant, what it holds)}
 
 
@@ -241,8 +242,10 @@ def features_made_by(cohort, source, name, before=None, product=None):
     if isinstance(before, dict) and made.items() <= before.items() and not is_newer(path, product):
         return before
     known = LOOKED_AT.get(state_of(path))
-    _, holds = known or looked_at(path, load_features(cohort, source, name, check=False)[0])
-    return {**made, "content": digest([holds, made["sample"]])}
+    features, coords = load_features(cohort, source, name, check=False)
+    _, holds = known or looked_at(path, features)
+    at = "" if coords is None else AT + digest(coords)
+    return {**made, "content": digest(holds) + at}
 
 
 def sample_of(source, name):
@@ -252,6 +255,13 @@ def sample_of(source, name):
     path, features, coords, _ = foreign(source, name, FEW_ROWS)
     sample = digest(features, [] if coords is None else coords)
     return {"file": path.name, "bytes": path.stat().st_size, "sample": sample}
+
+
+def are_same(learned, now):
+    """Whether two features, as `learned_as` tells them, are the same, places that both know too."""
+    if AT in learned and AT in now:
+        return learned == now
+    return learned.split(AT)[0] == now.split(AT)[0]
 
 
 def learned_as(cohort, source, name, made=None):
