@@ -532,7 +532,7 @@ SPOILT = [
     ),
     (
         rewritten("samples.csv", lambda rows: [[*r[:4], "perhaps"] for r in rows]),
-        "samples.csv: tumor of slide s0_1 is 'perhaps'; wanted 1 or 0",
+        "samples.csv: tumor of slide s0_0 is 'perhaps'; wanted 1 or 0",
     ),
     (
         rewritten("samples.csv", lambda rows: [["a/" + rows[0][0], *rows[0][1:]], *rows[1:]]),
