@@ -30,7 +30,9 @@ A map of the house. Rooms may use those above them, and the method; never those 
     histcode/    HistCode's: pretraining, watching, probe; diagnosis; differential expression
     calibration/ what p and intervals promise and keep, in simulations: a study a file, table
     commands/    a file a verb, its options beside it: he2rna/ histcode/ tiling/
-    bench/       this implementation and the direct way, side by side: timing, speed
+    bench/       this implementation and the direct way, side by side: timing; speed heads tcga
+                 encoding (of slides) peers (others' packages) contention (a busy machine) growth
+                 growth_slides (seconds and memory by size) collapse (AdCo's, as a picture)
     tests/       test_<room>.py for each
 """
 
