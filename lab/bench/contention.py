@@ -14,15 +14,15 @@ import histcode
 from lab.bench.timing import say
 from lab.fast.encoder import encode, prepare
 from lab.fast.topk import top_k_head
-from lab.threads import cores
+from lab.threads import POLITE, cores
 from lab.weights import load_weights
 
 BUSY = (0, 2, 6, 12)  # processes beside
 SECONDS, ROUNDS = 3.0, 3  # of each measurement, and how often they come in turn
 WAYS = {  # of OpenMP, before torch is imported there; -: not set
-    "spinning": {"OMP_WAIT_POLICY": "-", "OMP_NUM_THREADS": str(max(2, cores()))},
-    "polite": {"OMP_WAIT_POLICY": "passive", "OMP_NUM_THREADS": str(max(2, cores()))},
-    "one": {"OMP_WAIT_POLICY": "passive", "OMP_NUM_THREADS": "1"},
+    "spinning": {**dict.fromkeys(POLITE, "-"), "OMP_NUM_THREADS": str(max(2, cores()))},
+    "polite": {**POLITE, "OMP_NUM_THREADS": str(max(2, cores()))},
+    "one": {**POLITE, "OMP_NUM_THREADS": "1"},
 }
 CHILD = "import torch; from lab.bench.contention import answer; answer()"  # torch before lab
 

@@ -167,9 +167,11 @@ def test_cores_are_counted_as_cgroups_and_affinity_give_them(
     threads.settle_threads()
     assert os.environ.get("OMP_NUM_THREADS") == ("1" if cores == 0.5 else None)
     assert os.environ["OMP_WAIT_POLICY"] == "passive"
-    os.environ.update(OMP_WAIT_POLICY="active", OMP_NUM_THREADS="7")
-    threads.settle_threads()
-    assert os.environ == {"OMP_WAIT_POLICY": "active", "OMP_NUM_THREADS": "7"}
+    assert os.environ["GOMP_SPINCOUNT"] == "1000"
+    for own in ({"OMP_WAIT_POLICY": "active", "OMP_NUM_THREADS": "7"}, {"GOMP_SPINCOUNT": "9"}):
+        monkeypatch.setattr(os, "environ", {**own, "OMP_NUM_THREADS": "7"})
+        threads.settle_threads()
+        assert os.environ == {**own, "OMP_NUM_THREADS": "7"}
 
 
 def test_threads_wait_politely_here_too():
