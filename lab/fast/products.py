@@ -9,7 +9,11 @@ copied into its layout, which costs half of the gain; so the operator of its com
 import torch
 from torch import nn
 
-ONEDNN = torch.backends.mkldnn.is_available() and torch.backends.mkl.is_available()
+ONEDNN = (
+    torch.backends.mkldnn.is_available()
+    and torch.backends.mkl.is_available()
+    and hasattr(torch.ops.mkldnn, "_linear_pointwise")  # private: another torch may lack it
+)
 
 
 def product(a, b, bias=None):
