@@ -242,8 +242,8 @@ def features_made_by(cohort, source, name, before=None, product=None):
     if isinstance(before, dict) and made.items() <= before.items() and not is_newer(path, product):
         return before
     known = LOOKED_AT.get(state_of(path))
-    features, coords = load_features(cohort, source, name, check=False)
-    _, holds = known or looked_at(path, features)
+    _, holds = known or looked_at(path, load_features(cohort, source, name, check=False)[0])
+    coords = foreign(source, name, 1)[2]
     at = "" if coords is None else AT + digest(coords)
     return {**made, "content": digest(holds) + at}
 
