@@ -36,9 +36,10 @@ def training_step(n_features, genes, hidden, tiles):
     optimizer = torch.optim.Adam(model.parameters())
     x = torch.rand(16, tiles, n_features)
     mask = torch.ones(16, tiles, dtype=torch.bool)
+    y = torch.randn(16, genes)
 
     def step():
-        loss = model(x, mask, 10).square().mean()
+        loss = (model(x, mask, 10) - y).square().mean()
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

@@ -8,37 +8,42 @@ that is not among the k highest of a gene has no gradient, so it need not be kep
 no gradient    Scores of a block of genes are sorted once; their weighted mean over the ranks is the
                mean over all k of the list (`all_k_head`).
 k >= T         The mean of all scores is the score of the mean tile.
-k < T          Of the scores of a block of genes only the numbers of the k highest tiles are kept
-               (`TopKHead`). Backward, let M (G, N) hold 1/k of the incoming gradient at each chosen
-               tile and 0 elsewhere. Then dW = M h and dh = M' W. Where k is far below T, M is
-               sparse, and both products are sums of a few rows. Else M is filled, a block of genes
-               at a time, for two matrix products.
+k < T          Of the scores of a block of genes only which tiles are the k highest is kept: a bit
+               a score (`TopKHead`). Backward, let M (G, N) hold 1/k of the incoming gradient at
+               each chosen tile and 0 elsewhere. Then dW = M h and dh = M' W. Where k is far below
+               T, M is sparse, and both products are sums of a few rows. Else M is filled, a block
+               of genes at a time, for two matrix products.
 
 Between tiles of exactly equal score either may be chosen. Letters are he2rna.py's, and N the tiles
-of all slides of the batch end to end, g the genes of a block.
+of all slides of the batch end to end, K those chosen of all slides, g the genes of a block.
 """
 
+import math
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from itertools import pairwise
 
 import numpy as np
 import torch
 from torch.nn.functional import embedding_bag
 
 import he2rna
-from lab.fast.products import product
+from lab.fast.products import Affine, product
 
-BLOCK_SCORES = 2**23  # scores held at a time, 32 MB; 2 ** 22 to 24 take the same time      [ours]
+BLOCK_SCORES = 2**23  # scores held at a time, 32 MB; 2 ** 22 takes as long, 2 ** 21 longer  [ours]
 
-# Gradients by gathering tiles where k is below this share of T, else by products. On a core they
-# take 4.1 and 5.3 s at k = 1,000 of 8,000, 8.5 and 5.3 at 2,000; .5 and 1.0 at 10 of 100, 3.0 and
-# 1.0 at 50. The GPU's is reckoned from its bandwidth. [ours]
+# Gradients by gathering tiles where k is below this share of T, else by products. Of 16 slides of
+# 100 tiles a core takes .12, .28, .62 s at k = 2, 5, 10, and 1.0 by products. The GPU's is reckoned
+# from its bandwidth. [ours]
 GATHER = {"cpu": 1 / 5, "cuda": 1 / 50}
 
 # bfloat16 chooses tiles where k + 36 < T / 20: they are scored again, which must cost less. Of
 # 8,000 tiles it saves 1.1 s of a core; scoring 200 again takes .6, scoring 500 takes 1.4. [ours]
 RESCORE_TILES, RESCORE_SHARE = 36, 1 / 20
 
-THREADS_PAY = 2**17  # scores that several threads sort sooner: they take .5 ms to start    [ours]
+SCRATCH = 2**18  # scores that are ranked in the cache, in memory that is used again      [ours]
+THREADS_PAY = 2**20  # scores that several threads rank sooner: they take .5 ms to start    [ours]
+SORT = 2**9  # tiles of a slide that numpy sorts sooner than it parts them                  [ours]
 
 
 def top_k_head(h, mask, layer, k, precision="float32"):
@@ -65,7 +70,7 @@ def one_k_head(tiles, sizes, layer, k, precision):
     if k < max(sizes):
         return TopKHead.apply(tiles, layer.weight, layer.bias, sizes, k, precision)
     means = [of_slide.mean(0) for of_slide in tiles.split(sizes)]
-    return layer(torch.stack(means))
+    return Affine.apply(torch.stack(means), layer.weight, layer.bias)
 
 
 def all_k_head(h, mask, layer, ks):
@@ -79,8 +84,8 @@ def all_k_head(h, mask, layer, ks):
     prediction = h.new_empty(len(sizes), len(weight))
     for g in gene_blocks(len(weight), len(tiles)):
         scores = product(weight[g], tiles.T)  # (g, N)
-        for b, of_slide in enumerate(scores.split(sizes, 1)):
-            ranked = ascending(of_slide)
+        sort_slides(scores, sizes)
+        for b, ranked in enumerate(scores.split(sizes, 1)):
             prediction[b, g] = ranked @ weights[b]
     return prediction.add_(bias)  # which ranks nothing
 
@@ -90,7 +95,7 @@ class TopKHead(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, h, weight, bias, sizes, k, precision):
-        number = torch.int16 if len(h) < 2**15 else torch.int32
+        taken = [min(k, n) for n in sizes]
         rounded = None
         if precision == "bfloat16" and k + RESCORE_TILES < max(sizes) * RESCORE_SHARE:
             rounded = (h - h.mean(0)).bfloat16()  # what all tiles share does not rank them
@@ -101,21 +106,13 @@ class TopKHead(torch.autograd.Function):
                 scores = product(weight[g], h.T)  # (g, N)
             else:
                 scores = (weight[g].bfloat16() @ rounded.T).float()
-            first = 0
-            for b, of_slide in enumerate(scores.split(sizes, 1)):
-                last = first + sizes[b]
-                tiles = top_k_tiles(of_slide, min(k, sizes[b]))  # (g, k)
-                if rounded is None:
-                    best = of_slide.gather(1, tiles.long())
-                    prediction[b, g] = best.mean(1)
-                else:  # float32 again, of the chosen tiles alone
-                    mean = embedding_bag(tiles, h[first:last], mode="mean")  # (g, H)
-                    prediction[b, g] = (mean * weight[g]).sum(1)
-                kept.append((tiles + first).to(number))
-                first = last
+            means, chosen = highest(scores, sizes, taken)
+            if rounded is not None:  # float32 again, of the chosen tiles alone
+                means = scored_again(numbers(chosen, len(h)), taken, h, weight[g])
+            prediction[:, g] = means.T
+            kept.append(chosen)
         ctx.save_for_backward(h, weight)
-        ctx.kept = kept
-        ctx.slides = len(sizes)
+        ctx.kept, ctx.sizes, ctx.taken = kept, sizes, taken
         ctx.gather = k < max(sizes) * GATHER[h.device.type]
         return prediction.add_(bias)  # which ranks nothing
 
@@ -125,23 +122,35 @@ class TopKHead(torch.autograd.Function):
         h, weight = ctx.saved_tensors
         dh = torch.zeros_like(h)
         dweight = torch.empty_like(weight)
-        add_gradients = by_gathering if ctx.gather else by_products
-        kept = iter(ctx.kept)
-        for g in gene_blocks(len(weight), len(h)):
-            chosen, shares = [], []
-            for b in range(ctx.slides):
-                of_slide = next(kept)  # (g, k)
-                chosen.append(of_slide)
-                each = grad[b, g, None] / of_slide.shape[1]  # (g, 1)
-                shares.append(each.expand(of_slide.shape))
-            tiles = torch.cat(chosen, 1).int()  # where M is not zero, and
-            share = torch.cat(shares, 1)  # its values there
-            add_gradients(tiles, share, h, weight[g], dh, dweight[g])
+        share = (grad / grad.new_tensor(ctx.taken)[:, None]).T.contiguous()  # (G, B)
+        blocks = gene_blocks(len(weight), len(h))
+        rows = 0 if ctx.gather else blocks[0].stop
+        m = h.new_empty(rows, len(h))  # of every block: new pages take time
+        for g, chosen in zip(blocks, ctx.kept, strict=True):
+            if ctx.gather:
+                tiles = numbers(chosen, len(h))
+                each = share[g].repeat_interleave(torch.tensor(ctx.taken, device=h.device), 1)
+                by_gathering(tiles, each, h, weight[g], dh, dweight[g])
+            else:
+                own = m[: len(chosen)]
+                fill(own, chosen, share[g], ctx.sizes, ctx.taken)
+                by_products(own, h, weight[g], dh, dweight[g])
         return dh, dweight, grad.sum(0), None, None, None
 
 
+def scored_again(tiles, taken, h, weight):
+    """Mean score of each slide's chosen tiles (g, K), in full precision -> (g, B)."""
+    means = []
+    for of_slide in tiles.split(taken, 1):
+        mean = embedding_bag(of_slide, h, mode="mean")  # (g, H)
+        means.append((mean * weight).sum(1))
+    return torch.stack(means, 1)
+
+
 def by_gathering(tiles, share, h, weight, dh, dweight):
-    """dweight = M h and dh += M' weight, as sums of the rows that count."""
+    """dweight = M h and dh += M' weight, as sums of rows: tiles (g, K) where M is not 0, its values
+    there share (g, K).
+    """
     dweight.copy_(embedding_bag(tiles, h, per_sample_weights=share, mode="sum"))
     tile, order = tiles.flatten().sort(stable=True)
     every = torch.arange(len(h), dtype=torch.int32, device=h.device)
@@ -151,12 +160,10 @@ def by_gathering(tiles, share, h, weight, dh, dweight):
     dh += embedding_bag(genes, weight, start, mode="sum", per_sample_weights=share)
 
 
-def by_products(tiles, share, h, weight, dh, dweight):
-    """The same as two matrix products."""
-    m = h.new_zeros(len(tiles), len(h))  # (g, N)
-    m.scatter_(1, tiles.long(), share)
+def by_products(m, h, weight, dh, dweight):
+    """The same as two matrix products: m (g, N)."""
     dweight.copy_(product(m, h))
-    dh += product(m.T, weight)
+    dh += product(weight.T, m).T  # a tenth sooner than of m.T
 
 
 def gene_blocks(n_genes, n_tiles):
@@ -166,37 +173,109 @@ def gene_blocks(n_genes, n_tiles):
     return [slice(g, min(g + size, n_genes)) for g in starts]
 
 
-def top_k_tiles(scores, k):
-    """Which tiles are the k highest of each gene, in no order: scores (g, T) -> (g, k) int32."""
+# ----- The k highest ------------------------------------------------------------------------------
+
+
+def highest(scores, sizes, taken):
+    """Of each gene and slide the mean of the `taken` highest scores, and which tiles these are.
+
+    scores (g, N) -> (g, B), and on a CPU bits (g, N / 8) uint8, on a GPU numbers (g, K) int32.
+    """
+    if not scores.is_cuda:
+        parts = by_rows(partial(parted, sizes=sizes, taken=taken), scores)
+        means, bits = (
+            torch.from_numpy(np.concatenate(arrays)) for arrays in zip(*parts, strict=True)
+        )
+        return means, bits
+    means, tiles, first = [], [], 0
+    for of_slide, k in zip(scores.split(sizes, 1), taken, strict=True):
+        best = of_slide.topk(k, dim=1, sorted=False)
+        means.append(best.values.mean(1))
+        tiles.append(best.indices.int() + first)
+        first += of_slide.shape[1]
+    return torch.stack(means, 1), torch.cat(tiles, 1)
+
+
+def parted(scores, sizes, taken):
+    """`highest` on a CPU, by numpy, whose partition of values takes half the time of that of
+    places: the tiles are those that reach the k-th value.
+    """
+    means = np.empty((len(scores), len(sizes)), scores.dtype)
+    bits = np.empty((len(scores), math.ceil(scores.shape[1] / 8)), np.uint8)
+    step = max(1, SCRATCH // scores.shape[1])
+    ranked = np.empty_like(scores[:step])
+    chosen = np.empty(ranked.shape, bool)
+    for first in range(0, len(scores), step):
+        rows = scores[first : first + step]
+        of_rows = slice(first, first + len(rows))
+        ranked[: len(rows)] = rows
+        for b, (part, k) in enumerate(zip(slices(sizes), taken, strict=True)):
+            own = ranked[: len(rows), part]
+            own.sort() if sizes[b] <= SORT else own.partition(sizes[b] - k)
+            own[:, -k:].mean(1, out=means[of_rows, b])
+            np.greater_equal(rows[:, part], own[:, -k, None], out=chosen[: len(rows), part])
+        bits[of_rows] = np.packbits(chosen[: len(rows)], axis=1)
+    odd = np.flatnonzero(np.bitwise_count(bits).sum(1, dtype=int) != sum(taken))
+    if len(odd) > 0:
+        bits[odd] = np.packbits(exactly(scores[odd], sizes, taken), axis=1)
+    return means, bits
+
+
+def exactly(scores, sizes, taken):
+    """Which tiles are chosen where several share the k-th value, or a score is no number."""
+    chosen = np.zeros(scores.shape, bool)
+    for part, k in zip(slices(sizes), taken, strict=True):
+        best = np.argpartition(scores[:, part], -k)[:, -k:]
+        np.put_along_axis(chosen[:, part], best, True, 1)
+    return chosen
+
+
+def slices(sizes):
+    """Where each slide's tiles lie among those of all."""
+    return [slice(*ends) for ends in pairwise(np.cumsum([0, *sizes]))]
+
+
+def numbers(chosen, n_tiles):
+    """The numbers of the chosen tiles of each gene (g, K) int32, slide by slide."""
+    if chosen.dtype != torch.uint8:
+        return chosen
+    places = np.flatnonzero(np.unpackbits(chosen.numpy(), axis=1, count=n_tiles).view(bool))
+    return torch.from_numpy((places % n_tiles).astype(np.int32)).view(len(chosen), -1)
+
+
+def fill(m, chosen, share, sizes, taken):
+    """Let m (g, N) hold share (g, B) at the chosen tiles of each slide, and 0 elsewhere."""
+    if chosen.dtype != torch.uint8:
+        each = share.repeat_interleave(torch.tensor(taken, device=m.device), 1)
+        m.zero_().scatter_(1, chosen.long(), each)
+        return
+    bits = np.unpackbits(chosen.numpy(), axis=1, count=m.shape[1])
+    for b, part in enumerate(slices(sizes)):
+        np.multiply(bits[:, part], share[:, b, None].numpy(), out=m.numpy()[:, part])
+
+
+def sort_slides(scores, sizes):
+    """Let each slide's scores of a gene ascend, in place: (g, N)."""
     if scores.is_cuda:
-        return scores.topk(k, dim=1, sorted=False).indices.int()
+        for of_slide in scores.split(sizes, 1):
+            of_slide.copy_(of_slide.sort(1).values)
+        return
 
-    def highest(rows):
-        if k == 1:  # a sixth of the time
-            return rows.argmax(1)[:, None].astype(np.int32)
-        order = np.argpartition(rows, -k, axis=1)
-        return order[:, -k:].astype(np.int32)
+    def sort(rows):
+        for part in slices(sizes):
+            rows[:, part].sort()
 
-    return by_rows(highest, scores)
-
-
-def ascending(scores):
-    """Each row sorted: (g, T) -> (g, T)."""
-    if scores.is_cuda:
-        return scores.sort(1).values
-    return by_rows(np.sort, scores)
+    by_rows(sort, scores)
 
 
 def by_rows(function, scores):
-    """A numpy function of the rows of a CPU tensor, over torch's threads where that pays.
+    """What a numpy function returns of a CPU tensor's rows: a list, of each of torch's threads.
 
-    numpy's sort and partition use the vector unit. A gene of 8,000 tiles takes them 12 and 16 µs,
+    numpy's sort and partition use the vector unit: a gene of 8,000 tiles takes them 16 and 7 µs,
     and torch's 80 and 440.
     """
     threads = torch.get_num_threads() if scores.numel() > THREADS_PAY else 1
     if threads == 1:
-        return torch.from_numpy(function(scores.numpy()))
-    parts = [part.numpy() for part in scores.chunk(threads)]
+        return [function(scores.numpy())]
     with ThreadPoolExecutor(threads) as pool:
-        done = list(pool.map(function, parts))
-    return torch.from_numpy(np.concatenate(done))
+        return list(pool.map(function, (rows.numpy() for rows in scores.chunk(threads))))

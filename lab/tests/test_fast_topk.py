@@ -124,13 +124,42 @@ def test_evaluation_is_the_plain_models():
             assert torch.allclose(plain.eval()(x, mask), fast.eval()(x, mask), atol=1e-6)
 
 
-def test_several_threads_sort_as_one(monkeypatch):
-    scores = torch.randn(50, 30)
-    once = topk.ascending(scores)
-    monkeypatch.setattr(topk, "THREADS_PAY", 0)
-    monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
-    assert torch.equal(topk.ascending(scores), once)
-    assert torch.equal(once, scores.sort(1).values)
-    chosen = topk.top_k_tiles(scores, 4).long()
-    best = scores.gather(1, chosen).sort(1).values
-    assert torch.equal(best, once[:, -4:])
+def test_several_threads_rank_as_one(monkeypatch):
+    """Slides of several sizes, short ones sorted and long ones parted, rows of several scratches.
+
+    Authority: torch's sort and topk.
+    """
+    monkeypatch.setattr(topk, "SCRATCH", 300)
+    monkeypatch.setattr(topk, "SORT", 20)
+    sizes, taken = [30, 4, 57, 20], [5, 4, 5, 5]
+    scores = torch.randn(50, sum(sizes))
+    slides = scores.split(sizes, 1)
+    best = [of_slide.topk(k, 1).values.mean(1) for of_slide, k in zip(slides, taken, strict=True)]
+    for threads in (1, 3):
+        monkeypatch.setattr(topk, "THREADS_PAY", 0)
+        monkeypatch.setattr(torch, "get_num_threads", lambda threads=threads: threads)
+        means, bits = topk.highest(scores, sizes, taken)
+        assert torch.allclose(means, torch.stack(best, 1))
+        chosen = topk.numbers(bits, scores.shape[1]).long()
+        for tiles, part, mean in zip(chosen.split(taken, 1), topk.slices(sizes), best, strict=True):
+            assert ((tiles >= part.start) & (tiles < part.stop)).all()
+            assert torch.allclose(scores.gather(1, tiles).mean(1), mean)
+        m = torch.full_like(scores, torch.nan)
+        topk.fill(m, bits, torch.ones(50, 4), sizes, taken)
+        assert torch.equal(m, torch.zeros_like(m).scatter_(1, chosen, 1))
+        ranked = scores.clone()
+        topk.sort_slides(ranked, sizes)
+        assert torch.equal(ranked, torch.cat([of_slide.sort(1).values for of_slide in slides], 1))
+
+
+def test_as_many_tiles_are_taken_where_scores_are_equal_or_no_numbers():
+    """Of ties any, never more or fewer than k: M's rows would not be of one length."""
+    scores = torch.randint(3, (40, 30)).float()
+    scores[3, 7] = torch.nan
+    for k in (1, 4, 11):
+        _, bits = topk.highest(scores, [20, 10], [k, min(k, 10)])
+        chosen = topk.numbers(bits, 30)
+        assert chosen.shape == (40, k + min(k, 10))
+        first = scores[:, :20].nan_to_num(9)
+        least = first.topk(k, 1).values.sum(1)
+        assert torch.equal(first.gather(1, chosen[:, :k].long()).sum(1), least)
