@@ -253,7 +253,7 @@ def changed_once(tmp_path_factory):
 
     with pytest.MonkeyPatch.context() as patch:
         swap(
-            patch, "lab.histcode.expression", "GENES_AT_ONCE", 2
+            patch, "lab.histcode.expression", "networks_at_once", lambda *_: 2
         )  # the networks of three genes in two lots
         swap(patch, "lab.histcode.ends", "SHUFFLES", 2000)
         for name, argv in MODELS.items():

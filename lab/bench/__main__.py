@@ -1,8 +1,8 @@
 """This implementation and the direct way, side by side in one run.
 
     python -m lab.bench [NAME ...]     encoder encoding kmeans macenko topk memory table lists
-                                       networks bank attention contention growth tcga heads peers
-                                       adco-learns adco-collapse
+                                       networks bank contention growth tcga heads peers adco-learns
+                                       adco-collapse
                                        (default: all; `memory` alone, for its peak)
     python -m lab.bench calibration [--only STUDY ...] [--runs X] [--seed N]
     python -m lab.bench growth [--runs X]     10 and 100 add sizes that take minutes
@@ -54,7 +54,6 @@ BENCHES: dict[str, Callable] = {
     "lists": speed.bench_lists,
     "networks": speed.bench_networks,
     "bank": speed.bench_bank,
-    "attention": speed.bench_attention,
     "adco-learns": bench_adco_learns,
     "adco-collapse": draw_collapse,
     "contention": bench_contention,

@@ -11,10 +11,12 @@ import he2rna
 import histcode
 from lab.bench.timing import say, side_by_side
 from lab.fast import networks as fast_networks
+from lab.histcode.expression import gene_blocks, networks_at_once, targets
 from lab.histcode.heads import train_heads
 from lab.histcode.networks import SlideModel
 
 CPU = torch.device("cpu")
+ERROR = histcode.squared_error
 PLAIN = 4  # networks that are trained one by one; the time of all is reckoned from theirs
 
 
@@ -93,7 +95,7 @@ def bench_msi(sizes, many, epochs):
     say_pair(f"MSI classifiers on {sizes[0]:,} numbers", many, ours, plain)
 
 
-def bench_genes(genes=200, at_once=16):
+def bench_genes(genes=200):
     """A gated attention for each gene, all on the same slides: small bags, and large."""
     for slides, tiles, features, hidden in ((20, 50, 256, 64), (10, 300, 1024, 256)):
         rng = np.random.default_rng(0)
@@ -101,26 +103,24 @@ def bench_genes(genes=200, at_once=16):
         y = rng.normal(size=(slides, genes)).astype(np.float32)
         rows = np.arange(slides)
         part = rows[: slides * 4 // 5], rows[slides * 4 // 5 :], rows[:0]
-        o = argparse.Namespace(epochs=1, batch=1, lr=1e-4, weight_decay=1e-5)
-        network = partial(
-            SlideModel, "HistCode", np.zeros(features), np.ones(features), 1, (), hidden
-        )
+        o = argparse.Namespace(epochs=2, batch=1, lr=1e-4, weight_decay=1e-5)
+        o.pooling, o.embed, o.hidden = "attention", (), hidden
+        table = {"n_features": features, "sums": [(tiles,)] * slides}
+        at_once = networks_at_once(table, o)
+        stats = np.zeros(features), np.ones(features)
+        network = partial(SlideModel, "HistCode", *stats, 1, (), hidden)
 
-        def ours(bags=bags, y=y, part=part, o=o, network=network):
-            loss = histcode.squared_error
-            target = partial(target_of, y[:, :at_once])
-            models = [network() for _ in range(at_once)]
-            train_heads(models, bags.__getitem__, target, loss, [part], [0], o, CPU)
+        def ours(bags=bags, y=y, part=part, o=o, network=network, at_once=at_once):
+            for block in gene_blocks(genes, 0, at_once):
+                models = [network() for _ in block]
+                wanted = targets(y[:, block], True)
+                train_heads(models, bags.__getitem__, wanted, ERROR, [part], [0], o, CPU)
 
         def plain(bags=bags, y=y, part=part, o=o, network=network):
-            loss = histcode.squared_error
+            settings = {name: vars(o)[name] for name in ("epochs", "batch", "lr", "weight_decay")}
             for gene in range(PLAIN):
                 own = torch.from_numpy(y[:, [gene]])
-                train_plain(network(), bags, own, part, vars(o), loss=loss, judge=loss)
+                train_plain(network(), bags, own, part, settings, loss=ERROR, judge=ERROR)
 
-        what = f"attention a gene, {tiles} tiles x {features:,}, {hidden} rows"
-        say_pair(what, at_once, ours, plain)
-
-
-def target_of(y, rows):
-    return torch.from_numpy(y[rows[0]].T[:, :, None].copy())
+        what = f"attention a gene, {tiles} tiles x {features:,}, {hidden} rows, {at_once} at once"
+        say_pair(what, genes, ours, plain)

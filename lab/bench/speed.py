@@ -20,10 +20,8 @@ from lab.devices import pick_device
 from lab.fast import bank as fast_bank
 from lab.fast import networks as fast_networks
 from lab.fast.encoder import encode, prepare
-from lab.fast.heads import Together, train_together
 from lab.fast.topk import top_k_head
 from lab.he2rna.evaluation import write_genes
-from lab.histcode.networks import network_of
 from lab.weights import load_weights
 
 GENES, TILES, FEATURES = 30839, 8000, 2048  # the paper's
@@ -250,45 +248,4 @@ def bench_bank(batch=64):
         f"bank gradient, {len(bank):,} negatives, batch {batch}, on {device}: "
         f"{pair.ours * 1e3:.0f} ms, autograd {pair.direct * 1e3:.0f} ms: {pair.times:.1f} times; "
         f"{memory[0]:.0f} MiB, autograd {memory[1]:.0f}; within {error:.0e}"
-    )
-
-
-def bench_attention(slides=200, tiles=1000, features=1024):
-    """An epoch of gated attention, ten folds as one network, against one fold after another."""
-    device = pick_device()
-    rng = np.random.default_rng(0)
-    h = torch.from_numpy(rng.random((slides, tiles, features), np.float32))
-    mask = torch.ones(1, 1, tiles, dtype=torch.bool)
-    y = torch.arange(slides) % 2
-    parts = [(np.arange(0, 160), np.arange(160, 180), np.arange(180, 200))] * 10
-    torch.manual_seed(0)
-    models = [network_of("HistCode", features) for _ in parts]
-    settings = {"loss": histcode.cross_entropy, "epochs": 1, "lr": 1e-4, "weight_decay": 1e-5}
-
-    def train(models, parts):
-        def batches(rows):
-            for i in range(rows.shape[1]):
-                one = rows[:1, i : i + 1]
-                yield one, h[one], mask
-
-        networks = Together(copy.deepcopy(models), True, device)
-        states = train_together(
-            networks,
-            batches,
-            lambda rows: y[rows],
-            parts[:1],
-            [0],
-            judge=histcode.mistakes,
-            **settings,
-        )
-        list(states)
-
-    pair = side_by_side(
-        lambda: train(models, parts),
-        lambda: [train([model], parts[:1]) for model in models],
-        repeats=1,
-    )
-    say(
-        f"gated attention, {len(models)} networks, {slides} slides x {tiles:,} x {features:,}: "
-        f"{pair.ours:.1f} s an epoch, one after another {pair.direct:.1f}: {pair.times:.1f} times"
     )

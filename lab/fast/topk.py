@@ -43,7 +43,6 @@ RESCORE_TILES, RESCORE_SHARE = 36, 1 / 20
 
 SCRATCH = 2**18  # scores that are ranked in the cache, in memory that is used again      [ours]
 THREADS_PAY = 2**20  # scores that several threads rank sooner: they take .5 ms to start    [ours]
-SORT = 2**9  # tiles of a slide that numpy sorts sooner than it parts them                  [ours]
 
 
 def top_k_head(h, mask, layer, k, precision="float32"):
@@ -211,7 +210,7 @@ def parted(scores, sizes, taken):
         ranked[: len(rows)] = rows
         for b, (part, k) in enumerate(zip(slices(sizes), taken, strict=True)):
             own = ranked[: len(rows), part]
-            own.sort() if sizes[b] <= SORT else own.partition(sizes[b] - k)
+            own.partition(sizes[b] - k)
             own[:, -k:].mean(1, out=means[of_rows, b])
             np.greater_equal(rows[:, part], own[:, -k, None], out=chosen[: len(rows), part])
         bits[of_rows] = np.packbits(chosen[: len(rows)], axis=1)

@@ -19,6 +19,7 @@ from lab.files import few
 from lab.histcode import decoys
 from lab.histcode.ends import label_layer, linear_layer, shuffled_p
 from lab.histcode.heads import apply_heads, train_heads
+from lab.histcode.networks import SlideModel
 from lab.histcode.pairs import Pairs
 from lab.histcode.predictions import LAYERS, by_layers
 from lab.histcode.splits import roles
@@ -28,7 +29,9 @@ from lab.progress import clock, counted
 from lab.ridge import best_penalty
 from lab.runs import load_checkpoint
 
-GENES_AT_ONCE = 16  # networks of one gene each, trained together [ours]
+# Networks of one gene each that train together: by their parameters, with Adam's numbers .1 GiB,
+# and by what they make of the tiles of a pair, .1 GiB an array. [ours]
+PARAMETERS_AT_ONCE, ACTIVATIONS_AT_ONCE = 2**23, 2**25
 POOLED = {"attention": "HistCode", "mean": "mean", "max": "max"}  # [HistCode Fig. 6], and max
 
 
@@ -167,12 +170,13 @@ def train_attention(study, f, path, o, device):
     if n_decoys:
         saw(ledger, "decoys", study.pairs.patients)
     blocks = []
-    for genes in genes_at_once(n_genes, n_decoys, o.per_gene):
+    at_once = networks_at_once(bags, o) if o.per_gene else None
+    for genes in gene_blocks(n_genes, n_decoys, at_once):
         start = mean_known(y[train][:, genes], unknown=0)
         networks = train_networks(
             bags,
             f,
-            path.with_suffix(f".{genes[0]}.state.pt"),
+            path.with_suffix(f".{genes[0]}.{len(genes)}.state.pt"),
             o,
             device,
             pooling=POOLED[o.pooling],
@@ -194,13 +198,22 @@ def train_attention(study, f, path, o, device):
     return saved | {"prediction": prediction, "guess": guess, "decoys": both[:, n_genes:].clone()}
 
 
-def genes_at_once(n_genes, n_decoys, per_gene):
-    """Genes, then decoys, in blocks whose networks train together; of one network for all, all."""
-    if not per_gene:
+def networks_at_once(bags, o):
+    """How many networks of one gene each memory allows: of small ones many share a step's cost."""
+    frame = SlideModel(POOLED[o.pooling], *np.zeros((2, bags["n_features"])), 1, o.embed, o.hidden)
+    parameters = sum(weight.numel() for weight in frame.parameters())
+    longest = max(tiles for tiles, *_ in bags["sums"])
+    width = max([2 * o.hidden, *o.embed])
+    return max(1, min(PARAMETERS_AT_ONCE // parameters, ACTIVATIONS_AT_ONCE // (longest * width)))
+
+
+def gene_blocks(n_genes, n_decoys, at_once):
+    """Genes, then decoys, in blocks of networks that train together; at_once None: all in one."""
+    if at_once is None:
         return [np.arange(n_genes + n_decoys)]
     blocks = []
     for first, count in ((0, n_genes), (n_genes, n_decoys)):
-        parts = np.array_split(np.arange(count), math.ceil(count / GENES_AT_ONCE) or 1)
+        parts = np.array_split(np.arange(count), math.ceil(count / at_once) or 1)
         blocks += [first + part for part in parts if count]
     return blocks
 

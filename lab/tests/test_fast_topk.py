@@ -125,12 +125,11 @@ def test_evaluation_is_the_plain_models():
 
 
 def test_several_threads_rank_as_one(monkeypatch):
-    """Slides of several sizes, short ones sorted and long ones parted, rows of several scratches.
+    """Slides of several sizes, rows of several scratches.
 
     Authority: torch's sort and topk.
     """
     monkeypatch.setattr(topk, "SCRATCH", 300)
-    monkeypatch.setattr(topk, "SORT", 20)
     sizes, taken = [30, 4, 57, 20], [5, 4, 5, 5]
     scores = torch.randn(50, sum(sizes))
     slides = scores.split(sizes, 1)

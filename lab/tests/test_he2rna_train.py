@@ -418,7 +418,7 @@ def test_the_seed_decides(commands, command):
     [
         ("train", "lab.fast.topk", "BLOCK_SCORES", 1, 2**40, 2e-6),
         ("msi", "lab.fast.networks", "BLOCK", {"cpu": 1}, {"cpu": 2**40}, 0),
-        ("expression", "lab.histcode.expression", "GENES_AT_ONCE", 1, 16, 2e-6),
+        ("expression", "lab.histcode.expression", "PARAMETERS_AT_ONCE", 1, 2**23, 2e-6),
         ("diagnose", "lab.histcode.training", "BAGS_AT_ONCE", 1, 2**40, 2e-6),
     ],
 )
