@@ -10,8 +10,8 @@ is the mean over all k of the list. The network is cross-validated by patient. P
 gene is computed within each cancer, and its significance is corrected over all genes.
 
 This file reads in the order in which a result is made, which is nearly the Methods' order. Tiles,
-features and super-tiles [HE2RNA Methods, Preprocessing] are in tiling.py. It takes arrays and
-returns arrays; `python he2rna.py --help` lists the commands built on it.
+features and super-tiles [HE2RNA Methods, Preprocessing] are in tiling.py. This file takes arrays
+and returns arrays; `python he2rna.py --help` lists the commands built on it.
 
     kept = he2rna.expressed(a)                        # a (S, genes), FPKM-UQ of each slide's sample
     y = he2rna.log_expression(a[:, kept]).astype(np.float32)               # (S, G)
@@ -29,26 +29,30 @@ returns arrays; `python he2rna.py --help` lists the commands built on it.
             print(f, state["epoch"], state["loss"], state["r"])
         model.load_state_dict(state["best"])
         prediction[test] = he2rna.predict(model, bags, test)
-    null = he2rna.r_of_cancers(prediction[:, G:], decoys, fold, projects)
+    r_decoys = he2rna.r_of_cancers(prediction[:, G:], decoys, fold, projects)
     results = he2rna.evaluate(prediction[:, :G], y, fold, projects, patients=patients,
-                              decoys=null)            # {cancer: its R, p, corrected p ...}
+                              decoys=r_decoys)        # {cancer: its R, p, corrected p ...}
 
-Then fine-tune fold f's model on all tiles of one cancer, with the same division of its slides:
+Then fine-tune fold f's model on all tiles of one cancer (train, valid: its slides of that cancer):
 
-    model = he2rna.HE2RNA(D, G, ks=KS_TILES)
+    model = he2rna.HE2RNA(D, both.shape[1], ks=KS_TILES)     # as it was trained, with the decoys
     model.load_state_dict(best_of_fold_f)
     model.keep_genes(genes)                           # columns of y, CD3's for example
-    he2rna.train_epochs(model, bags_of_all_tiles, y[:, genes], projects, train, valid, seed=(0, f),
-                        epochs=FINE_EPOCHS, patience=FINE_PATIENCE, batch=FINE_BATCH)
+    for state in he2rna.train_epochs(model, bags_of_all_tiles, y[:, genes], projects, train, valid,
+                                     seed=(0, f), epochs=FINE_EPOCHS, patience=FINE_PATIENCE,
+                                     batch=FINE_BATCH):
+        print(f, state["epoch"], state["loss"], state["r"])
+    model.load_state_dict(state["best"])
 
 Glossary: B slides of a batch, S all slides, T (super-)tiles of a slide, D features, H neurons of
-the last hidden layer, G genes, m decoys, k tiles kept, F folds, P cancers, M models, n patients
-behind one R, a FPKM-UQ, y log10(1 + a). A bag is a slide as the set of its tiles. A project is a
-TCGA project such as TCGA-LUAD; a cancer is a project, or several that the paper merges. In the last
-section: hospitals A and B, N patients, K outputs of a network.
+the last hidden layer, G genes, m decoys (genes of shuffled patients, see `draw_decoys`), k tiles
+kept, F folds, P cancers, M models, n patients behind one R, a FPKM-UQ, y log10(1 + a). A bag is a
+slide as the set of its tiles. A project is a TCGA project such as TCGA-LUAD; a cancer is a project,
+or several that the paper merges. In the last section: hospitals A and B, N patients, K outputs of a
+network. stats.py has letters of its own.
 Tags: [HE2RNA ...] the paper says it, by its preprint's names of sections, figures and tables;
-[HE2RNA code] only the authors' released code says it; [ours] neither says it, we chose. "Needs:"
-in a docstring names what must be copied along with a piece.
+[HE2RNA code] only the authors' released code says it; [ours] neither says it, we chose. A section's
+tag holds for what has none. "Needs:" in a docstring names what must be copied along with a piece.
 """
 
 if __name__ == "__main__":  # first: a command imports no more than it needs
@@ -70,14 +74,15 @@ from torch.nn.functional import pad
 import stats
 
 # The model
-KS_SUPERTILES = (1, 2, 5, 10, 20, 50, 100)  # of 100 [HE2RNA Methods, Model architecture]
+# k of 100 super-tiles, and of all tiles
+KS_SUPERTILES = (1, 2, 5, 10, 20, 50, 100)  # [HE2RNA Methods, Model architecture]
 KS_TILES = (10, 20, 50, 100, 200, 500, 1000, 2000, 5000)  # [HE2RNA Methods, Model architecture]
 HIDDEN = (1024, 1024)  # neurons of the hidden layers [HE2RNA code]
 DROPOUT = 0.25  # between consecutive layers [HE2RNA code]
 
 # Training on super-tiles of all cancers, and fine-tuning on all tiles of one
 FOLDS = 5  # of the cross-validation [HE2RNA Methods, Training and evaluation]
-VALID_SHARE = 0.1  # of a fold's training patients, who choose its epoch [HE2RNA code]
+VALID_SHARE = 0.1  # of a fold's training patients, set aside to choose its epoch [HE2RNA code]
 EPOCHS = 200  # here at most, see PATIENCE [HE2RNA Methods, Training and evaluation]
 FINE_EPOCHS = 50  # here at most [HE2RNA Methods, Training and evaluation]
 PATIENCE = 50  # epochs without a better one, which end training [HE2RNA code]
@@ -93,10 +98,10 @@ MERGED = {  # cancers of several projects [HE2RNA Table 1]
     "UTER": ("UCS", "UCEC"),
 }
 ALPHA = 0.05  # after correction over all genes [HE2RNA Methods, Statistics and reproducibility]
-DECOY_SHARE = 1 / 20  # as many decoys as this share of the genes, which costs as much time [ours]
-MIN_DECOYS = 200  # at least, for a fit: the SD of so many R is known to 5 % [ours]
-FEW_GENES = 10  # of a network, which bends to each of fewer more than to a decoy [ours]
-DECOY_WEIGHT = 1  # of all decoys in training, at most, where all genes weigh 1 [ours]
+DECOY_SHARE = 1 / 20  # decoys per gene: training takes longer by about this share [ours]
+MIN_DECOYS = 200  # at least: the SD of so many R, which is fitted, is known to 5 % [ours]
+FEW_GENES = 10  # a network of fewer bends to each of them more than to a decoy [ours]
+DECOY_WEIGHT = 1  # of all decoys together in training, at most; all genes together weigh 1 [ours]
 BEST_TILES = 100  # whose T cells are counted apart [HE2RNA Results, virtual spatialization]
 
 # MSI from few patients: hospital A learns expression, hospital B learns MSI
@@ -107,15 +112,15 @@ MSI_BATCH = 10  # slides an iteration of the classifiers [HE2RNA code]
 MSI_GENE_BATCH = 32  # of A's networks and the autoencoders, Keras's default [HE2RNA code]
 MSI_RATE = 1e-3  # of Adam [HE2RNA code]
 MSI_FOLDS = 3  # in A and in B [HE2RNA Methods, MSI status]
-MSI_REPEATS = 10  # of the cross-validation in B [HE2RNA Results, MSI status prediction]
-MSI_SPLITS = 50  # of the patients into A and B [HE2RNA Methods, MSI status]
+MSI_REPEATS = 10  # of B's folds: "10-times-bootstrapped" [HE2RNA Results], read as repeated [ours]
+MSI_SPLITS = 50  # into A and B: "bootstrapped" [HE2RNA Methods, MSI status], likewise [ours]
 
 
 # ----- Expression  [HE2RNA Methods, Cleaning; Preprocessing] -------------------------------------
 
 
 def expressed(a):
-    """Which genes have a positive median over the samples: a (n, genes) >= 0 -> (genes,) bool.
+    """Which genes have a positive median over the samples: a (S, genes) >= 0 -> (genes,) bool.
 
     The median is positive where at least half of the values are. Counting them spares sorting the
     table. Of TCGA's 60,483 genes 30,839 remain. [HE2RNA Methods, Cleaning]
@@ -135,7 +140,7 @@ def log_expression(a):
 
 
 def pad_bags(slides):
-    """Slides of different sizes in one block: B arrays (T_i, D) -> x (B, T, D), mask (B, T).
+    """Slides of several sizes in one block: B arrays (T_i, D) -> tensors x (B, T, D), mask (B, T).
 
     T is the largest T_i, and mask is True for real tiles. The rest of x is zeros, which the mask
     keeps out of everything. [ours]
@@ -167,8 +172,8 @@ def top_k_mean(scores, mask, k):
     """The slide's prediction of each gene: the mean of the k highest scores of its tiles.
 
     scores (B, T, G) of any sign; mask (B, T), True for real tiles, at least one a slide; k >= 1
-    -> (B, G). A slide of fewer than k tiles uses all it has. [HE2RNA Methods, Model architecture]
-    Padding never counts. In the authors' code it does (`padded_top_k_mean`). [ours]
+    -> (B, G). [HE2RNA Methods, Model architecture] A slide of fewer than k tiles uses all it has.
+    Padding never counts; in the authors' code it does (`padded_top_k_mean`). [ours]
     """
     k = min(k, scores.shape[1])
     real = scores.masked_fill(~mask[:, :, None], -torch.inf)
@@ -201,8 +206,9 @@ class HE2RNA(nn.Module):
     The paper's "1D convolutions of kernel size 1" are the same linear layer on every tile. ReLU
     follows each hidden layer, with dropout. [HE2RNA Methods, Model architecture]
 
-    The defaults are HIDDEN, KS_SUPERTILES and DROPOUT.
+    The defaults are the values of HIDDEN, KS_SUPERTILES and DROPOUT, written out for copying.
 
+    n_genes                     its outputs, decoys included
     pool(scores, mask, k)       turns tile scores into the slide's prediction
     head(h, mask, layer, ks)    the same without holding all scores: lab/fast/topk.py
     one_k_per_gene              in training draws a k for each gene (without head)
@@ -226,7 +232,7 @@ class HE2RNA(nn.Module):
     ):
         super().__init__()
         widths = (n_features, *hidden, n_genes)
-        self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in pairwise(widths))
+        self.layers = nn.ModuleList(nn.Linear(n_in, n_out) for n_in, n_out in pairwise(widths))
         self.dropout = nn.Dropout(dropout)
         self.ks = tuple(ks)
         self.pool = pool
@@ -241,10 +247,7 @@ class HE2RNA(nn.Module):
         return self
 
     def keep_genes(self, genes):
-        """Keep the output rows of some genes, for fine-tuning: genes are their numbers.
-
-        [HE2RNA Methods, Training and evaluation]
-        """
+        """Keep the output rows of some genes, for fine-tuning: genes are their numbers. [ours]"""
         last = self.layers[-1]
         return self.set_outputs(last.weight[genes], last.bias[genes])
 
@@ -255,7 +258,7 @@ class HE2RNA(nn.Module):
 
     def set_outputs(self, weight, bias):
         """Have another last layer: weight (G, H), bias (G,)."""
-        last = nn.Linear(weight.shape[1], len(weight), device="meta")
+        last = nn.Linear(weight.shape[1], len(weight), device="meta")  # which draws no weights
         last.weight = nn.Parameter(weight.detach().clone())
         last.bias = nn.Parameter(bias.detach().clone())
         self.layers[-1] = last
@@ -319,7 +322,7 @@ def rank_weights(T, ks):
     over ks makes "a weighted mean of per-tile predictions". [HE2RNA Methods, Model architecture]
     """
     k = torch.tensor(ks).clamp(max=T)[:, None]
-    counts = torch.arange(T) < k  # (of ks, T)
+    counts = torch.arange(T) < k  # (len(ks), T)
     return (counts / k).mean(0)
 
 
@@ -332,15 +335,17 @@ class NotFinite(ValueError):
     def __init__(self, epoch, rows):
         self.epoch = epoch
         self.rows = rows.tolist()
-        super().__init__(f"epoch {epoch}: the loss is not finite any more, at the rows {self.rows}")
+        super().__init__(
+            f"epoch {epoch}: the loss or a weight is not finite, at the rows {self.rows}"
+        )
 
 
 def split(fold, f, patients, projects, share=VALID_SHARE, seed=0):
     """The rows that fold f trains on, those that choose its epoch, and its test slides.
 
     fold, patients, projects (S,). The paper trains on 80 of 100 patients and calls the other 20 its
-    validation set. Here these 20 are the test, and of the 80 another 8 choose the epoch
-    [HE2RNA code]. Patients stay whole and projects even. [HE2RNA Methods, Training and evaluation]
+    validation set. Here these 20 are the test, and 8 of the 80 choose the epoch [HE2RNA code].
+    Patients stay whole and projects even. [HE2RNA Methods, Training and evaluation]
     """
     test = np.flatnonzero(fold == f)
     rest = np.flatnonzero(fold != f)
@@ -372,18 +377,18 @@ def train_epochs(
 ):
     """Train one fold: a generator of its state after every epoch.
 
-    bags(rows) -> x (B, T, D), mask (B, T). y (S, G) float32, log10(1 + FPKM-UQ). projects (S,).
-    train, valid: rows. [HE2RNA Methods, Training and evaluation]
+    bags(rows) -> x (B, T, D), mask (B, T). y (S, G) float32, an array or a tensor, log10(1 +
+    FPKM-UQ). projects (S,). train, valid: rows. [HE2RNA Methods, Training and evaluation]
 
     The best epoch has the highest `mean_r` over the validation slides or, where no project has
     enough of them for an R, the lowest loss; without validation slides it is the last. Training
     ends after `epochs`, or when the last `patience` epochs were not better. The paper trains for a
-    fixed number of epochs and chooses none: this is [HE2RNA code]. All draws of an epoch come from
-    `seed`, a number or several as (0, fold), and from the epoch. Training that goes on from a saved
-    `state` gives the weights of one that was never interrupted. ahead(bags, parts) is a map that
-    may read ahead. Of y's columns the first n_genes are genes, None: all. Decoys stand behind them,
-    and have their share (`decoy_share`) in what is learned and in the choice of the epoch, but not
-    in the loss and R that are told [ours]. Yields a dict:
+    fixed number of epochs and chooses none: choosing is [HE2RNA code]. All draws of an epoch come
+    from `seed`, a number or several as (0, fold), and from the epoch. Training that goes on from a
+    saved `state` gives the weights of one that was never interrupted. ahead(bags, parts) is a map
+    that may read ahead. Of y's columns the first n_genes are genes, None: all. Decoys stand behind
+    them, and have their share (`decoy_share`) in what is learned and in the choice of the epoch,
+    but not in the loss and R that are reported [ours]. Yields one dict, which each epoch updates:
 
     epoch, loss            of the training slides
     valid_loss, r          of the validation slides, None without them
@@ -427,8 +432,8 @@ def decoy_share(n_genes, width):
     A decoy weighs as much as a gene, in the loss and in the choice of the epoch. This makes it
     exchangeable with a gene that follows nothing: chosen by genes alone, the epoch favours what
     they have by luck, and their R scatter 5 % more than those of decoys. But all decoys together
-    weigh at most DECOY_WEIGHT: 200 beside 4 genes took a third of the R of these. Below 200 genes,
-    then, one that follows nothing has more say than a decoy. [ours]
+    weigh at most DECOY_WEIGHT: unweighted, 200 beside 4 genes lower the R of these by a third. So
+    below 200 genes a gene that follows nothing has more say than a decoy. [ours]
     """
     return 0 if n_genes is None else min(width / n_genes - 1, DECOY_WEIGHT)
 
@@ -444,8 +449,8 @@ def draw_epoch(rows, seed, epoch):
 def learn(model, optimizer, bags, y, parts, epoch, ahead=map, n_genes=None):
     """One epoch: a step down the mean squared error for each part of the rows. -> mean loss.
 
-    The columns after n_genes are decoys. Adam's steps don't depend on the weight of an output, so
-    their rows learn as fast as those of genes, whatever their share is. [ours]
+    The columns after n_genes are decoys. Adam's step on an output's own weights doesn't depend on
+    how much its error weighs: so decoys learn as fast as genes, whatever their share is. [ours]
     """
     device = next(model.parameters()).device
     share = decoy_share(n_genes, y.shape[1])
@@ -506,7 +511,7 @@ def chosen_by_r(projects):
 
 
 def validate(prediction, y, projects):
-    """-> R, loss, and the score of an epoch: its R, or with too few slides minus its loss. [ours]
+    """-> R, loss, score of an epoch: R [HE2RNA code] or, of too few slides, minus the loss [ours].
 
     prediction, y (n, G) and projects (n,) of the validation slides.
     """
@@ -516,7 +521,7 @@ def validate(prediction, y, projects):
     if not chosen_by_r(projects):
         return r, loss, -loss
     if r is None:  # no gene varies
-        return r, loss, -1.0
+        return r, loss, -1.0  # as bad as the lowest R
     return r, loss, r
 
 
@@ -578,7 +583,7 @@ def fold_r(prediction, y, fold, group, n_folds=FOLDS):
     """R of each gene over one group's test slides of each fold: (F, G), nan without a value.
 
     prediction, y (S, G); fold (S,); group (S,) bool. Their mean over folds is the result. [HE2RNA
-    Results] That R is taken within each fold, not pooled over them, is our reading.
+    Results] That R is taken within each fold, not pooled over them: [ours].
     """
     r = np.full((n_folds, y.shape[1]), np.nan)
     for f in range(n_folds):
@@ -620,24 +625,24 @@ def draw_decoys(y, patients, projects, count, seed=0):
     """Decoys: genes that follow nothing, for the network to learn beside the true ones. (S, m)
 
     y (S, G); patients, projects (S,). Each decoy is a gene whose patients changed places, whole,
-    within their cancer (`stats.patient_shuffle`), by an order of its own. What fold f has learned
-    from fold g's slides it shares with what fold g has learned from fold f's, so the R of two folds
-    rise and fall together, and their mean scatters by up to the square root of 2 more than that of
-    independent folds, at any number of slides. A gene that follows nothing is exchangeable with a
-    decoy of its kind: both are learned in one network, in one loss, in the same folds. So the R of
-    the decoys are its null, whatever the network, the features or the slides of a patient are.
-    Genes take turns as models, in an order drawn from `seed`. A merged cancer is shuffled as one,
+    within their cancer (`stats.patient_shuffle`), by an order of its own. Why: fold f learns from
+    fold g's slides and fold g from fold f's, so the R of two folds rise and fall together, and
+    their mean has up to twice the variance of that of independent folds, at any number of slides. A
+    gene that follows nothing is exchangeable with a decoy: both are learned in one network, in one
+    loss, in the same folds. So the R of the decoys are its null, whatever the features or the
+    slides of a patient are; where genes are few, see `decoy_share` and `evaluate`.
+    Genes take turns as sources, in an order drawn from `seed`. A merged cancer is shuffled as one,
     or a decoy would still tell its projects apart. [ours]
     """
     rng = np.random.default_rng(seed)
-    models = np.resize(rng.permutation(y.shape[1]), count)
+    sources = np.resize(rng.permutation(y.shape[1]), count)
     _, who = np.unique(patients, return_inverse=True)
     groups = cancers(projects)
     cancer = np.zeros(len(y), int)
     for number, name in enumerate(separate(groups)):
         cancer[groups[name]] = number
     decoys = np.empty((len(y), count), y.dtype)
-    for j, gene in enumerate(models):
+    for j, gene in enumerate(sources):
         decoys[:, j] = y[stats.patient_shuffle(who, cancer, rng), gene]
     return decoys
 
@@ -678,14 +683,15 @@ def permutation_n(n):
     return 1 + 1 / variance
 
 
-def r_sign(n_genes, n, mean=0.0):
-    """The R that a cancer's best gene needs: its p is Holm-Šidák's first and strictest step.
+def r_sign(n_tests, n, mean=0.0):
+    """The paper's R_sign: what a cancer's best gene needs, in Holm-Šidák's first, strictest step.
 
-    The null scatters around `mean` as one R of n slides does; later genes need slightly less. For
-    30,839 genes and n = 44 it is .637, the paper's .64 of DLBC. For LUNG's 1,046 slides it is .143;
-    the paper's .20 would need n = 530, one of LUNG's two projects. [HE2RNA Fig. 2a]
+    The null scatters around `mean` as one R of n samples does (patients, in `evaluate`); later
+    genes need slightly less. For 30,839 genes and n = 44 it is .637, the paper's .64 of DLBC. For
+    LUNG's 1,046 slides it is .143; the paper's .20 would need n = 530, one of LUNG's two projects.
+    [HE2RNA Fig. 2a]
     """
-    tests = max(n_genes, 1)
+    tests = max(n_tests, 1)
     first_step = -math.expm1(math.log1p(-ALPHA) / tests)  # 1 - (1 - ALPHA) ** (1 / tests)
     return float(stats.null_threshold(first_step, mean, n))
 
@@ -712,18 +718,19 @@ def evaluate(
 
     decoys       genes of shuffled patients, learned by the same network                    [ours]
     untrained    models that learned nothing   [HE2RNA Methods, Statistics and reproducibility]
-    t            one R of the n patients of the folds that gave an R: the paper's R_sign of DLBC is
-                 its, that of LUNG is not                                                   [ours]
+    t            one R of the n patients of the folds that gave an R: it gives the paper's R_sign
+                 of DLBC, not that of LUNG                                                  [ours]
     permutation  patients change places within their fold                                   [ours]
 
-    The last three take the folds for independent, which they are not (`draw_decoys`). R stays that
-    of slides, as the paper's, and its law that of patients, whom the nulls shuffle and count: in
-    simulations of 40 patients with 4 slides each it finds .55 of the genes that follow something (p
-    < .05), and the R of patients' means .53. Where no fold has stats.MIN_R patients there is no p.
+    The last three take the folds for independent, which they are not (`draw_decoys`). R is that of
+    slides, as the paper's; t and permutation count patients, since slides of one are alike. In
+    simulations of 40 patients with 4 slides each, p < .05 finds .55 of the genes that follow
+    something; with R of patients' means it finds .53. Without a fold of stats.MIN_R patients: no p.
 
-    n_genes: of the network, where they are not those of y. A network of fewer than FEW_GENES bends
-    to each of them more than to a decoy, so that their R scatter more. Then n is at most that of
-    folds that depend on each other as much as they can, half that of permutation. [ours]
+    n_genes: of the network, where they are not those of y. Below FEW_GENES the network bends to
+    each gene more than to a decoy, so that the genes' R scatter more than the decoys'. Then the n
+    fitted to the decoys is at most half that of permutation, as if the folds depended on each other
+    as much as they can. [ours]
 
     Of each cancer:
 
@@ -734,7 +741,8 @@ def evaluate(
     n, n_slides (G,)            patients and slides behind r
     p, hs, bh (G,)              of the null that decides: p; by Holm-Šidák; by Benjamini-Hochberg
     null                        its name
-    all_p {null: (G,)}, fits {null: (mean, n)}, r_sign {null: R}        the same of every null
+    all_p {null: (G,)}          p under every null
+    fits {null: (mean, n)}      its mean and largest n; r_sign {null: R}: what the best gene needs
     """
     drawn = {"decoys": decoys, "untrained": untrained}
     drawn = {name: r for name, r in drawn.items() if r is not None}
@@ -772,13 +780,13 @@ def counts_behind(folds, fold, group, patients):
 
 def judge(r, nulls, null):
     """p of R (G,) under each null {name: (mean, n)}, and corrected under one: see `evaluate`."""
-    n_genes = int((~np.isnan(r)).sum())
+    n_tests = int((~np.isnan(r)).sum())
     all_p, fits, thresholds = {}, {}, {}
     for name, (mean, n) in nulls.items():
         largest = float(np.nan_to_num(n).max(initial=0))  # n differs where a fold has no R
         all_p[name] = stats.null_p(r, mean, n)
         fits[name] = mean, largest
-        thresholds[name] = r_sign(n_genes, largest, mean)
+        thresholds[name] = r_sign(n_tests, largest, mean)
     p = all_p[null]
     return {
         "all_p": all_p,
@@ -792,7 +800,7 @@ def judge(r, nulls, null):
 
 
 def significant_genes(results, correction="hs", merged=True):
-    """(P, G) bool, over the cancers that count.
+    """(P, G) bool, a row for each cancer of `separate`.
 
     `stats.recurrent` says of it in how many cancers a gene is significant. [HE2RNA Fig. 2b]
     """
@@ -809,10 +817,11 @@ def well_predicted(r, significant, at_least=1, min_r=None):
     """The hits and the universe of Fisher's exact tests: two (G,) bool.
 
     r, significant (P, G) of P cancers. Hits are significant in at least so many of them, 12 of 28
-    in Fig. 2c. Where very many genes are significant, hits have an R above min_r instead, .4 for
-    BRCA and LIHC in Fig. 2d-e, whose genes are protein-coding ones. The universe is the genes that
-    have an R [ours]. `stats.enrichment` takes the names of both, and any gene sets in place of the
-    commercial ones [ours]. [HE2RNA Methods, Statistics and reproducibility]
+    in Fig. 2c. Where very many genes are significant, the paper keeps those with R > .4 (BRCA and
+    LIHC, protein-coding genes alone, in Fig. 2d-e); min_r stands in place of p here [ours]. The
+    universe is the genes that have an R [ours]. `stats.enrichment` takes the names of both, and any
+    gene sets in place of the commercial ones [ours]. [HE2RNA Methods, Statistics and
+    reproducibility]
     """
     hit = significant
     if min_r is not None:
@@ -850,9 +859,10 @@ def signature_test(r, significant, members, rng, level=None, n_lists=stats.N_LIS
 
 @torch.inference_mode()
 def score_tiles(models, features, block=4096):
-    """Every tile's score for every gene, the mean of the five models: features (T, D) -> (T, G).
+    """Every tile's score for every gene, the mean of the models: features (T, D) -> (T, G).
 
-    Of a group of genes, such as CD3's four, the mean over its columns is drawn. [HE2RNA Results,
+    Of a slide that no model learned from the paper takes all five; else give the one that did not.
+    The map of a group of genes, such as CD3's four, is the mean over its columns. [HE2RNA Results,
     virtual spatialization]
     """
     device = next(models[0].parameters()).device
@@ -869,7 +879,7 @@ def score_tiles(models, features, block=4096):
 
 
 def mean_of_genes(prediction, y, genes):
-    """A group of genes as one gene, for `evaluate`: (S, 1), (S, 1).
+    """A group of genes as one gene, for `evaluate` with the network's n_genes: (S, 1), (S, 1).
 
     The paper's R of CD3's four in LIHC is .43. [HE2RNA Results, virtual spatialization]
     """
@@ -893,8 +903,8 @@ def provenance(scores, ks=KS_SUPERTILES):
 def best_tiles(scores, n=BEST_TILES):
     """The rows of the highest scores, best first. [HE2RNA Fig. 4d]
 
-    At most half of all tiles, since a slide may have fewer than n [ours]. Of -scores: the rows of
-    the lowest, worst first [HE2RNA Fig. 4e].
+    At most half of all tiles, so that best and lowest share none [ours]. Of -scores: the rows of
+    the lowest, lowest first [HE2RNA Fig. 4e].
     """
     n = max(1, min(n, len(scores) // 2))
     return np.argsort(-scores, kind="stable")[:n]
@@ -917,8 +927,8 @@ def against_cells(scores, cells):
 def representations(models, features):
     """A slide in the last hidden layer of each model: features (T, D) -> (M, H).
 
-    The mean of its tiles goes in as one super-tile. The paper's MSI study has smaller networks of
-    its own, below. [HE2RNA Methods, Model architecture]
+    The mean of its tiles goes in as one super-tile [HE2RNA Results, MSI status prediction]. The
+    networks there are trained on such means and have H = 256 (below); these need not be [ours].
     """
     mean = np.asarray(features, np.float32).mean(0)  # (D,)
     x = torch.from_numpy(mean).to(next(models[0].parameters()).device)
@@ -931,11 +941,12 @@ def representations(models, features):
 
 # ----- Hospitals A and B  [HE2RNA Methods, MSI status; Results, MSI status prediction; Fig. 5] ----
 # Hospital A learns a representation of slides from their expression, and B learns MSI-H from few
-# patients. M classifiers stand behind each arm, one for each test fold of each repeat in B. One of
-# the MSI_SPLITS, for a share of the patients in A; slides and patients are one here:
+# patients. An arm is one way to describe a slide to B's M classifiers, one for each test fold of
+# each repeat. One of the MSI_SPLITS, for a share of the patients in A, 1/6 to 5/6 in the paper;
+# slides and patients are one here:
 #
 #     in_a = hospital_a(high, share, rng)                         # (N,) bool
-#     a, b = np.flatnonzero(in_a), np.flatnonzero(~in_a)
+#     a, b = np.flatnonzero(in_a), np.flatnonzero(~in_a)          # their rows
 #     fold = stats.patient_folds(patients[a], projects[a], MSI_FOLDS, seed)
 #     tests = folds_in_b(patients[b], high[b], [seed])            # (M, N of B)
 #     rows_a = [a[fold != f] for f in range(MSI_FOLDS)]
@@ -963,7 +974,7 @@ def hospital_a(high, share, rng):
 
 
 def standardise(x, rows):
-    """x (S, D) less the mean of some rows, over their SD [HE2RNA code]; constants are shifted.
+    """x (S, D) less the mean of some rows, over their SD [HE2RNA code]; constants: only shifted.
 
     The rows are training ones. The authors take the whole cohort's features, a leak. [ours]
     """
@@ -973,9 +984,10 @@ def standardise(x, rows):
 
 
 def above_floor(y):
-    """`expressed` of a table in log already, y (S, G), of floor 0 or, as log2(small + a), below.
+    """Which genes of y (S, G), in log already, have a median above the floor, the log of a = 0.
 
-    Of COAD 28,334 genes remain. [HE2RNA Methods, MSI status]
+    The floor is 0 for log(1 + a), and for log2(small + a), where it is negative, the least of y.
+    `expressed` does it before the log. Of COAD 28,334 genes remain. [HE2RNA Methods, MSI status]
     """
     return np.median(y, axis=0) > min(0, y.min())
 
@@ -1114,8 +1126,8 @@ def learn_autoencoder(hospitals, rows_of):
 def classify(hospitals, codes, hidden):
     """Train hospital B's classifiers, every layer a sigmoid. [HE2RNA Methods, MSI status]
 
-    codes: an array (S, D) for each network, M or a multiple of M of them -> scores (networks of a
-    fold, M, S). Networks of one fold differ in their seed alone.
+    codes: an array (S, D) for each network, M or a multiple of M of them -> scores (networks of
+    each classifier, M, S). Those of one classifier differ in their seed alone.
     """
     recipe = Recipe(
         kind=2,
@@ -1133,7 +1145,7 @@ def classify(hospitals, codes, hidden):
 
 
 def classify_mean(hospitals, networks):
-    """B's classifiers on the mean of A's three representations. [HE2RNA Methods, MSI status]"""
+    """B's classifiers on the mean of three networks' codes. [HE2RNA Methods, MSI status]"""
     code = np.mean([code for code, _ in networks], 0)
     return classify(hospitals, [code] * len(hospitals.rows_b), MSI_CLASSIFIER[1:])
 
@@ -1149,7 +1161,7 @@ def direct_arm(hospitals):
 
 
 def ensemble_arm(hospitals):
-    """As many direct networks as stand behind A's representation, `direct` the first. [ours]"""
+    """As many direct networks as A has, so that averaging alone explains nothing. [ours]"""
     return classify(
         hospitals, [hospitals.x] * len(hospitals.rows_b) * len(hospitals.rows_a), MSI_CLASSIFIER
     )
@@ -1185,16 +1197,18 @@ def folds_in_b(patients, high, seed, folds=MSI_FOLDS, repeats=MSI_REPEATS):
     """
     tests = []
     for repeat in range(repeats):
-        fold = stats.patient_folds(patients, high.astype(str), folds, [*seed, repeat])
+        kinds = high.astype(str)  # in place of projects: each fold gets its share of MSI-H
+        fold = stats.patient_folds(patients, kinds, folds, [*seed, repeat])
         tests += [fold == f for f in range(folds)]
     return np.array(tests)
 
 
 def fold_aucs(scores, patient, high, tests):
-    """AUC over each test fold's patients, (M,). [HE2RNA Methods, Statistics and reproducibility]
+    """AUC [HE2RNA Methods, Statistics and reproducibility] of each test fold by itself [ours]: (M,)
 
-    scores: of `classify`, B's n slides alone (networks, M, n), of which a patient's score is the
-    mean [ours]; patient (n,) of each slide, as 0..N-1 of B's N patients; high (N,); tests (M, N).
+    scores: of `classify`, B's slides alone (networks, M, S of B), of which a patient's score is the
+    mean [ours]; patient (S of B,) of each slide, as 0..N-1 of B's N patients; high (N,); tests (M,
+    N).
     """
     slides = np.bincount(patient)
     aucs = []

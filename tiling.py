@@ -5,7 +5,7 @@ ImageNet network and averages them into super-tiles. HistCode brings the tiles t
 trains its network on them (histcode.py). The file reads in that order:
 
                            HE2RNA                          HistCode
-    tissue                 Otsu                            Otsu; "threshold 8"
+    tissue                 Otsu (here of stain)            Otsu; "threshold 8"
     tiles                  112 µm, at most 8,000           128 µm, all
     colours                as they are (code: stretch)     normalised (here Macenko)
     features               ResNet50, 2,048                 ResNet50 to its third stage, 1,024
@@ -13,7 +13,7 @@ trains its network on them (histcode.py). The file reads in that order:
 
   HE2RNA    Schmauch et al., "A deep learning model to predict RNA-Seq expression of tumours from
             whole slide images", Nature Communications 11:3877 (2020)
-  HistCode  the self-supervised contrastive framework for differential gene expression (2022)
+  HistCode  Huang et al. 2022, arXiv:2204.11994: self-supervised, differential gene expression
 
 Every function takes arrays and numbers (or an OpenSlide object) and returns arrays. The whole path:
 
@@ -23,7 +23,8 @@ Every function takes arrays and numbers (or an OpenSlide object) and returns arr
     tile = TILE_UM / mpp
     coords = tile_grid(tissue_mask(rgb, scanned), slide.dimensions, tile, max_tiles=MAX_TILES)
     pixels = read_tiles(slide, coords, tile)
-    # HistCode: pixels, _ = macenko(pixels, slide_stains(slide, coords, tile, TILE_PX, seed=0))
+    # HistCode: 128 µm, 256 px, all tiles, find_tissue(..., "saturation"), ResNet50(stages=3); and
+    #     pixels, _ = macenko(pixels, slide_stains(slide, coords, tile, 256, seed=0))
     network = ResNet50()
     network.load_state_dict(torch.load("resnet50-0676ba61.pth"))   # torchvision's ImageNet weights
     features = encode(network, pixels)
@@ -58,66 +59,60 @@ from torch import nn
 
 # Tiles
 TILE_UM = 112.0  # edge of a tile, µm; HistCode has 128             [HE2RNA Methods, Preprocessing]
-TILE_PX = (
-    224  # edge in pixels, as the network sees it; HistCode 256  [HE2RNA Methods, Preprocessing]
-)
+TILE_PX = 224  # edge as the network sees it; HistCode 256          [HE2RNA Methods, Preprocessing]
 MAX_TILES = 8000  # of a slide [HE2RNA Methods, Preprocessing], sampled at random            [ours]
 N_SUPERTILES = 100  # clusters of tiles of a slide                  [HE2RNA Methods, Preprocessing]
-MIN_TISSUE = (
-    0.5  # share of a tile. HE2RNA: "containing tissue". HistCode removes tiles whose "surface
-)
-# area covered by tissue cells is less than 100", a number without a unit                    [ours]
-RUN_TILES = 16  # neighbouring tiles read in one go: each JPEG block is decoded once         [ours]
+# Least share of tissue in a tile. HE2RNA: "containing tissue". HistCode's "surface area covered by
+# tissue cells is less than 100" has no unit; its code drops pieces: `least` of find_tissue   [ours]
+MIN_TISSUE = 0.5
+RUN_TILES = 16  # neighbouring tiles read in one go: few of a file's own are decoded twice   [ours]
 
 # The picture on which tissue is found
-THUMBNAIL_UM = 8.0  # µm per pixel                                                           [ours]
-THUMBNAIL_PIXELS = 2**25  # at most: 26 x 76 mm have 31 million; larger glass is seen coarser [ours]
-STRIP_PIXELS = 2**23  # read at once, so that a slide without smaller levels fits memory     [ours]
-STRIP_WIDTH = 2**13  # of these, so that few of a file's own tiles are read twice            [ours]
-BLOCK_PX = 512  # edge of what is worked on at once, so that its floats fit the cache        [ours]
-RIM_PX = 16  # around a block: no pixel of a mask depends on what is farther away            [ours]
-GLASS_MM = (100, 200)  # short and long edge of what is scanned, at most; a whole mount's glass has
-# 102 x 152 mm                                                                               [ours]
+THUMBNAIL_UM = 8.0  # µm per pixel; coarser where that gives more than THUMBNAIL_PIXELS      [ours]
+THUMBNAIL_PIXELS = 2**25  # at most; a slide of 26 x 76 mm has 31 million at 8 µm            [ours]
+STRIP_PIXELS = 2**23  # of a level, read at once: a slide without smaller levels fits memory [ours]
+STRIP_WIDTH = 2**13  # of what is read at once: few of a file's own tiles are read twice     [ours]
+BLOCK_PX = 512  # edge of what is worked on at once: little memory, and floats fit the cache [ours]
+RIM_PX = 16  # around a block: what in_blocks computes sees no farther (stain_against: 12)   [ours]
+# Edges of a slide, its frame included, mm, at most: the largest glass has 102 x 152, scanned inside
+GLASS_MM = (100, 200)  #                                                                     [ours]
 
 # What no scanner saw: files are filled up with one grey, white or black
-EVEN_PX = 5  # edge of the squares that are looked for                                       [ours]
+EVEN_PX = 5  # edge of the squares that are looked for, of a thumbnail or a tile             [ours]
 LINE_PX = 8  # of a straight edge; the fields of a microscope's camera are larger            [ours]
-STRAIGHT = 0.9  # of the outline of what was filled up; of glass that clips 0.9 at most      [ours]
+STRAIGHT = 0.9  # least share of its outline that is straight; glass that clips has less     [ours]
 FILLED_RIM_PX = 2  # around it, which resampling blurs                                       [ours]
 NOISY = 0.5  # of what a scanner saw, at least: drawings may have none                       [ours]
 GLASS_LEAST = 150  # its brightest channel; real glass has 210 and more                      [ours]
 GLASS_TINT = 0.2  # its saturation, at most; the pink glass of old scanners has 0.15         [ours]
 GLASS_RANGE = 4.0  # grey levels around its colour                                           [ours]
 
-# Tissue by stain
+# Tissue by stain. µm are those of pixels of 8 µm: on a coarser picture the pixels stay as many
 SMOOTH_PX = 2.0  # Gaussian sigma: 16 µm, so that nuclei and stroma are one tissue           [ours]
 BLACK_LEVEL = 50  # a brightest channel below it is scanner border or black pen              [ours]
 INK_RIM_PX = 3  # around pen, which bleeds                                                   [ours]
-OD_OFFSET = 8.0  # grey levels added before the logarithm: noise of black is no stain        [ours]
+STAIN_OFFSET = (
+    8.0  # grey levels added before the logarithm: noise of black is no stain        [ours]
+)
 GLASS_SD = 2.5  # grey levels over 40 µm: glass has 0.3 to 0.8, the palest tissue 6 to 29    [ours]
 GLASS_PX = 5  # over which brightness is compared                                            [ours]
 GLASS_SHARE = 0.05  # of the brightest tenth; where less of it is flat, no glass is seen     [ours]
 NO_GLASS = 245.0  # the light where no glass is seen                                         [ours]
-STAIN_FLOOR = (
-    0.03  # log10; Otsu's threshold is kept above it: an empty slide has no tissue    [ours]
-)
-STAIN_CEILING = (
-    0.08  # log10; and below it: pale stroma is not lost to dark nuclei             [ours]
-)
+STAIN_FLOOR = 0.03  # log10; Otsu's threshold stays above: an empty slide has no tissue      [ours]
+STAIN_CEILING = 0.08  # log10; and below: pale stroma is not lost to dark nuclei             [ours]
 
 # Tissue by saturation; pixels of the authors' picture, not rescaled to THUMBNAIL_UM
 MEDIAN_PX = 7  # of the saturation                                                  [HistCode code]
 CLOSE_PX = 4  # of the mask                                                         [HistCode code]
 
-# Macenko's normalisation. The numbers are those of its common implementations, which take the
-# natural logarithm and add one grey level. Macenko's paper takes log10: its .15 is .35 here.
+# Macenko's normalisation. The numbers down to REFERENCE_TOP are those of its common
+# implementations, which take the natural logarithm and add one grey level. Macenko's paper takes
+# log10: its .15 is .35 here.
 LIGHT = 240.0  # intensity without dye                                                       [ours]
 MIN_OD = 0.15  # of each channel of a stained pixel                                          [ours]
-EXTREMES = (
-    1,
-    99,
-)  # percentiles of the stained pixels' angles, which give the two stains; the upper
-# one is also that of their concentrations                                                   [ours]
+# Percentiles of the stained pixels' angles, which give the two stains; the upper one is also that
+# of their concentrations                                                                     [ours]
+EXTREMES = (1, 99)
 REFERENCE = (  # haematoxylin and eosin in R, G, B                                           [ours]
     (0.5626, 0.7201, 0.4062),
     (0.2159, 0.8012, 0.5581),
@@ -129,7 +124,7 @@ STAIN_TILES = 64  # tiles that tell a slide's stains                            
 STAIN_STEP = 4  # of them every 4th pixel of every 4th row                                   [ours]
 PALE_GREY = 206  # a grey that was filled up and is darker has MIN_OD                        [ours]
 JPEG_BLACK = 16  # black that was filled up is darker, even in a JPEG's blocks at its edge   [ours]
-JPEG_PX = 16  # around it, where JPEG's blocks hold both                                     [ours]
+JPEG_PX = 16  # around what was filled up, where JPEG's blocks hold both; pixels of a tile   [ours]
 
 # Features: torchvision's normalisation of RGB in 0..1, which its weights need. The authors' Keras
 # weights want BGR minus a mean [HE2RNA code].
@@ -163,7 +158,8 @@ def best_level(slide, downsample):
     """(level, its downsample): the coarsest level of at most this downsample, or 1 % above it.
 
     What is read from it is reduced. Where even level 0 is coarser it is enlarged: HistCode takes
-    only slides of more than 20x, here any may be asked for. [ours]
+    only slides of more than 20x [HistCode Methods, Whole slide image]; here any may be asked for.
+    [ours]
     """
     best = 0
     for level, d in enumerate(slide.level_downsamples):
@@ -186,16 +182,17 @@ def read_rgba(slide, level, x, y, w, h):
 
 
 def thumbnail_um(size, mpp):
-    """µm per pixel of the picture on which tissue is found: THUMBNAIL_UM, more of a whole mount."""
+    """THUMBNAIL_UM, or more: the µm per pixel at which the slide has THUMBNAIL_PIXELS pixels."""
     W, H = size
     pixels = W * H * (mpp / THUMBNAIL_UM) ** 2
     return THUMBNAIL_UM * max(1.0, (pixels / THUMBNAIL_PIXELS) ** 0.5)
 
 
 def thumbnail(slide, mpp, um=None):
-    """The whole slide at `um` µm per pixel -> rgb (h, w, 3) uint8 on white, scanned (h, w) bool.
+    """The whole slide at `um` µm per pixel -> rgb (h, w, 3) uint8, scanned (h, w) bool.
 
-    None: as thumbnail_um says.
+    um None: thumbnail_um's. Level 0 is never enlarged. scanned: opaque, and within slide_bounds;
+    the rest is white. [ours]
     """
     check_size(slide, mpp)
     W, H = slide.dimensions
@@ -217,7 +214,7 @@ def thumbnail(slide, mpp, um=None):
 
 
 def check_size(slide, mpp):
-    """ValueError where a slide is larger than glass: it would take any memory and any time."""
+    """ValueError where a slide is larger than glass, to 1 mm: its mpp is wrong, or it is broken."""
     W, H = slide.dimensions
     edges = np.multiply(slide.dimensions, mpp / 1000)  # mm
     short, long = sorted(edges.round())
@@ -229,7 +226,7 @@ def check_size(slide, mpp):
 
 
 def read_reduced(slide, scale, w, h):
-    """The whole slide as (h, w, 4) uint8, each pixel the mean of its box; read piece by piece."""
+    """The whole slide as (h, w, 4) uint8, each pixel the mean of its box; read in pieces. [ours]"""
     level, _ = best_level(slide, scale)
     level_w, level_h = slide.level_dimensions[level]
     wide = min(level_w, STRIP_WIDTH)
@@ -244,7 +241,7 @@ def read_reduced(slide, scale, w, h):
 
 
 def read_box(slide, level, box, size):
-    """A box of the slide reduced to `size`: (left, top, right, bottom) of its pixels."""
+    """A box (left, top, right, bottom) of the whole slide's picture of `size` (w, h) pixels."""
     edges = np.reshape(box, (2, 2)) * slide.level_dimensions[level] / size  # pixels of the level
     low = edges[0].astype(int)
     high = np.minimum(np.ceil(edges[1]).astype(int), slide.level_dimensions[level])
@@ -252,27 +249,6 @@ def read_box(slide, level, box, size):
     inside = np.minimum(edges - low, piece.size)
     small = (box[2] - box[0], box[3] - box[1])
     return piece.resize(small, Image.Resampling.BOX, tuple(inside.ravel()))
-
-
-def in_blocks(function, *pictures, **more):
-    """function(*pictures) -> (h, w), worked out block by block, as if of the whole pictures.
-
-    Of floats there are then only a block's: a whole mount's would take gigabytes. A pixel of the
-    function's may depend on others at most RIM_PX away.
-    """
-    h, w = pictures[0].shape[:2]
-    out = None
-    for y in range(0, h, BLOCK_PX):
-        for x in range(0, w, BLOCK_PX):
-            top = max(0, y - RIM_PX)
-            left = max(0, x - RIM_PX)
-            wide = np.s_[top : y + BLOCK_PX + RIM_PX, left : x + BLOCK_PX + RIM_PX]
-            blocks = [picture[wide] for picture in pictures]
-            done = function(*blocks, **more)[y - top :, x - left :]
-            if out is None:
-                out = np.empty((h, w), done.dtype)
-            out[y : y + BLOCK_PX, x : x + BLOCK_PX] = done[:BLOCK_PX, :BLOCK_PX]
-    return out
 
 
 # ----- Otsu --------------------------------------------------------------------------------------
@@ -283,9 +259,9 @@ def in_blocks(function, *pictures, **more):
 def otsu_threshold(values):
     """The threshold t that maximises the variance between the classes `<= t` and `> t`. Otsu 1979.
 
-    values: any shape, uint8 or floats. Returns t in their units: of uint8 a grey level, of floats
-    the centre of the last low bin of 256. Of equally good ones the lowest; where all values are
-    equal, that value.
+    values: any shape, uint8 or floats. Returns t in their units. Floats part at the upper edge of
+    one of 256 bins, and t is that bin's centre, as in scikit-image. Of equally good ones the
+    lowest; where all values are equal, that value.
 
     Needs: BLOCK_PX.
     """
@@ -294,12 +270,12 @@ def otsu_threshold(values):
     high = float(values.max())
     if low == high:
         return low
-    is_grey = values.dtype == np.uint8
-    edges = np.arange(257) - 0.5 if is_grey else np.linspace(low, high, 257)
+    is_uint8 = values.dtype == np.uint8
+    edges = np.arange(257) - 0.5 if is_uint8 else np.linspace(low, high, 257)
     centers = (edges[:-1] + edges[1:]) / 2
     counts = np.zeros(256)
-    for part in np.array_split(values, 1 + len(values) // BLOCK_PX**2):
-        if is_grey:
+    for part in np.array_split(values, 1 + len(values) // BLOCK_PX**2):  # little memory
+        if is_uint8:
             counts += np.bincount(part, minlength=256)
         else:
             counts += np.histogram(part.astype(float), 256, (low, high))[0]
@@ -319,16 +295,16 @@ def otsu_threshold(values):
 
 
 def tissue_mask(rgb, scanned=None):
-    """Where a thumbnail shows tissue: (h, w, 3) uint8 at about 8 µm per pixel -> (h, w) bool.
+    """Where a thumbnail shows tissue: (h, w, 3) uint8, 8 µm per pixel or more -> (h, w) bool.
 
     scanned (h, w) bool: what may be tissue. Background (white, grey, tinted, unevenly lit), pen,
-    black borders, what was filled up and holes are not tissue.
+    black borders, gaps in tissue and what was filled up are not tissue.
 
     Needs: find_tissue, in_blocks, filled_up, straight_pieces, straight_lines, is_even, is_grey,
     extremes, brightest_of, darkest_of, without_noise, not_black, stain_map, stain_against,
     glass_colour, bright_and_glass, is_flat, pen_mask, stain_threshold, otsu_threshold, drop_pieces,
     BLOCK_PX, RIM_PX, EVEN_PX, LINE_PX, STRAIGHT, FILLED_RIM_PX, NOISY, GLASS_LEAST, GLASS_TINT,
-    GLASS_RANGE, GLASS_PX, INK_RIM_PX, BLACK_LEVEL, GLASS_SD, GLASS_SHARE, NO_GLASS, OD_OFFSET,
+    GLASS_RANGE, GLASS_PX, INK_RIM_PX, BLACK_LEVEL, GLASS_SD, GLASS_SHARE, NO_GLASS, STAIN_OFFSET,
     SMOOTH_PX, STAIN_FLOOR, STAIN_CEILING.
     """
     if scanned is None:
@@ -337,14 +313,14 @@ def tissue_mask(rgb, scanned=None):
 
 
 def find_tissue(rgb, scanned, tissue="stain", threshold="otsu", least=0):
-    """tissue_mask with its choices -> mask (h, w) bool, the threshold at which it was cut.
+    """tissue_mask with its choices -> mask (h, w) bool, the threshold that it is above.
 
-    tissue: what is cut, "stain" (optical density [ours]) or "saturation" (0..255 [HistCode code]),
-    which takes pen and black borders for tissue. threshold, of saturation alone: "otsu" or a
-    number. HistCode names Otsu and "the threshold 8" together, but Otsu computes its own, so here
-    it is one or the other, as in CLAM, whose code theirs is. least: pixels of the smallest piece
-    that is kept.
-    [HistCode Methods, Image processing]
+    tissue: what has a threshold, "stain" (optical density [ours]) or "saturation" (0..255 [HistCode
+    code]), which takes pen and black borders for tissue. threshold, of saturation alone: "otsu" or
+    a number. "The threshold 8 was used" beside Otsu [HistCode Methods, Image processing]; Otsu
+    finds its own, so here it is one or the other, as in CLAM (Lu et al. 2021), whose code HistCode
+    took. least: pixels of the smallest piece that is kept; HistCode's "less than 100" [HistCode
+    code].
 
     Beside what tissue_mask needs: saturation_map, close_gaps, MEDIAN_PX, CLOSE_PX.
     """
@@ -361,30 +337,53 @@ def find_tissue(rgb, scanned, tissue="stain", threshold="otsu", least=0):
     return drop_pieces(mask & scanned, least), float(threshold)
 
 
+def in_blocks(function, *pictures, **more):
+    """function(*pictures, **more) -> (h, w), worked out block by block, with the same values.
+
+    Of what it computes on the way only a block's is held at once; the result is whole. Each pixel
+    may depend on pixels at most RIM_PX away. An array's `take` goes by blocks too, since it makes
+    8-byte indices.
+    """
+    h, w = pictures[0].shape[:2]
+    out = None
+    for y in range(0, h, BLOCK_PX):
+        for x in range(0, w, BLOCK_PX):
+            top = max(0, y - RIM_PX)
+            left = max(0, x - RIM_PX)
+            wide = np.s_[top : y + BLOCK_PX + RIM_PX, left : x + BLOCK_PX + RIM_PX]
+            blocks = [picture[wide] for picture in pictures]
+            done = function(*blocks, **more)[y - top :, x - left :]
+            if out is None:
+                out = np.empty((h, w), done.dtype)
+            out[y : y + BLOCK_PX, x : x + BLOCK_PX] = done[:BLOCK_PX, :BLOCK_PX]
+    return out
+
+
 def filled_up(rgb, scanned):
     """Where no scanner saw anything: (h, w, 3), (h, w) bool -> (h, w) bool.
 
     Files are filled up beside and between what was scanned. White beside tinted glass would be
-    taken for the glass, and the glass for tissue; any of it moves Otsu's threshold. What was filled
-    up is exactly one grey, not that of the glass, with straight edges, since scanners see
-    rectangles. What was seen has noise; glass that clips at 255 has none, but its edges are those
-    of the tissue. Nothing counts as filled up where the rest has no noise (drawings), or where what
-    is flat and bright in it is no glass: then the grey is. [ours]
+    taken for the glass, and the glass for tissue; any of it moves Otsu's threshold. Filling is
+    exactly one grey, with straight edges, since scanners see rectangles, and not the grey of the
+    glass. Glass that clips at 255 is exactly one grey too, but its edges are those of the tissue.
+    Nothing counts as filling where more than half of the rest is without noise (drawings, clipped
+    glass), or where the brightest flat part of the rest is too dark or tinted for glass: then the
+    grey may be the glass. [ours]
     """
     flat = in_blocks(is_even, rgb) & scanned
     filled = straight_pieces(flat & in_blocks(is_grey, rgb))
     if not filled.any():
         return filled
-    grow = EVEN_PX + 2 * FILLED_RIM_PX
+    grow = EVEN_PX + 2 * FILLED_RIM_PX  # is_even took half a square off each edge
     seen = scanned & ~ndimage.maximum_filter(filled, grow)
-    bright = in_blocks(not_black, rgb) & seen
-    if not bright.any() or flat[seen].mean() > 1 - NOISY:
+    valid = in_blocks(not_black, rgb) & seen
+    if not valid.any() or flat[seen].mean() > 1 - NOISY:
         return np.zeros_like(filled)
-    white = glass_colour(rgb, bright)
+    white = glass_colour(rgb, valid)
     if white is not None:
         greys = np.arange(256, dtype=np.float32)[:, None]
         unlike = np.abs(greys - white).max(1) > GLASS_RANGE  # (256,)
-        filled &= in_blocks(unlike.take, rgb[:, :, 0])
+        filled &= in_blocks(unlike.take, rgb[:, :, 0])  # one channel tells a grey
         filled &= white.max() >= GLASS_LEAST and np.ptp(white) <= GLASS_TINT * white.max()
     return ndimage.maximum_filter(filled, grow)
 
@@ -430,11 +429,11 @@ def extremes(rgb):
 
 def straight_lines(rim):
     """Where straight lines along x or y run, to one pixel: outlines (h, w) -> (h, w) bool."""
-    wide = ndimage.binary_dilation(rim, np.ones((1, 3)))
-    high = ndimage.binary_dilation(rim, np.ones((3, 1)))
-    upright = ndimage.binary_opening(wide, np.ones((LINE_PX, 1)))
-    level = ndimage.binary_opening(high, np.ones((1, LINE_PX)))
-    return upright | level
+    wider = ndimage.binary_dilation(rim, np.ones((1, 3)))
+    taller = ndimage.binary_dilation(rim, np.ones((3, 1)))
+    along_y = ndimage.binary_opening(wider, np.ones((LINE_PX, 1)))
+    along_x = ndimage.binary_opening(taller, np.ones((1, LINE_PX)))
+    return along_x | along_y
 
 
 def without_noise(rgb):
@@ -448,7 +447,7 @@ def not_black(rgb):
 
 
 def stain_map(rgb, scanned=None):
-    """How much dye each pixel holds: (h, w) float32 optical density; 0 on ink and black borders.
+    """How much dye each pixel holds: (h, w) float32, a log10 density; 0 on ink and black borders.
 
     It is the largest minus the smallest channel's density against the glass. Uneven or grey light
     dims all channels alike and cancels, a tint is divided out, haematoxylin and eosin remain.
@@ -469,7 +468,7 @@ def stain_map(rgb, scanned=None):
 def stain_against(rgb, valid, white):
     """The stain map of a block, against the colour of the slide's glass."""
     x = without_noise(rgb)
-    density = -np.log10((x + OD_OFFSET) / (white + OD_OFFSET))  # (h, w, 3)
+    density = -np.log10((x + STAIN_OFFSET) / (white + STAIN_OFFSET))  # (h, w, 3)
     ink = ndimage.binary_dilation(pen_mask(x), iterations=INK_RIM_PX)
     valid = valid & ~ink
     stain = np.where(valid, brightest_of(density) - darkest_of(density), 0)
@@ -579,7 +578,8 @@ def tile_grid(mask, size, tile, min_tissue=MIN_TISSUE, max_tiles=None, seed=0):
     x, y; tile: edge of a tile in level-0 pixels, µm / mpp, not rounded, so that the grid keeps its
     pitch in µm. Row by row; tiles that cross the right or lower edge are left out. Of more than
     max_tiles a random sample; None for maps, which take "every tile" [HE2RNA Methods, Visual
-    spatialization]. HE2RNA cuts first and selects then. [HE2RNA Methods, Preprocessing]
+    spatialization]. The grid begins at the slide's corner [ours]. It is cut first and selected
+    from, as HE2RNA does [HE2RNA Methods, Preprocessing]; HistCode excludes background first.
 
     Needs: tissue_share, sample, MIN_TISSUE.
     """
@@ -604,15 +604,15 @@ def tissue_share(mask, size, tile, rows, columns):
     y = np.arange(rows + 1) * tile * h / H  # the grid's lines, in pixels of the mask
     x = np.arange(columns + 1) * tile * w / W
     above = np.zeros((h + 1, columns))  # tissue of each column of tiles, above a row of pixels
-    for i, line in enumerate(mask):
-        left_of = np.concatenate([[0], line.cumsum()])  # (w + 1,)
-        at_lines = np.interp(x, np.arange(w + 1), left_of)
-        above[i + 1] = above[i] + np.diff(at_lines)
+    for i, row in enumerate(mask):
+        left_of = np.concatenate([[0], row.cumsum()])  # (w + 1,)
+        at_x = np.interp(x, np.arange(w + 1), left_of)
+        above[i + 1] = above[i] + np.diff(at_x)
     y = np.minimum(y, h)
     whole = np.minimum(y.astype(int), h - 1)
     part = (y - whole)[:, None]
-    at_lines = above[whole] * (1 - part) + above[whole + 1] * part
-    inside = np.diff(at_lines, axis=0)
+    at_y = above[whole] * (1 - part) + above[whole + 1] * part
+    inside = np.diff(at_y, axis=0)
     tile_area = tile * h / H * tile * w / W
     return inside / tile_area
 
@@ -626,7 +626,7 @@ def sample(rows, most, seed):
 
 
 def read_tiles(slide, coords, tile, px=TILE_PX):
-    """The pixels of tiles: coords (n, 2) -> (n, px, px, 3) uint8. What was not scanned is white."""
+    """The pixels of tiles: coords (n, 2) -> (n, px, px, 3) uint8. Unscanned: white [ours]."""
     coords = np.asarray(coords)
     out = np.empty((len(coords), px, px, 3), np.uint8)
     for first, end in tile_runs(coords, tile):
@@ -650,7 +650,7 @@ def tile_runs(coords, tile):
 
 
 def read_run(slide, coords, tile, px):
-    """Tiles side by side, read in one go; each is cut out and resampled once (Lanczos).
+    """Tiles side by side, read in one go; each is cut out and resampled once (Lanczos). [ours]
 
     A tile's pixels depend on that tile alone and not on its neighbours, but for OpenSlide's
     rounding to whole level-0 pixels where a downsample is no whole number.
@@ -726,7 +726,7 @@ def macenko_stains(od):
     """Densities of pixels (n, 3) -> stains (2, 3), 99th percentiles of their amounts (2,); or None.
 
     The stains, haematoxylin and eosin, are unit vectors: the two extreme directions in the plane
-    that holds most of the density. The plane holds the origin, which is no dye; the common
+    that holds most of the density. The plane goes through 0, which is no dye; the common
     implementations centre it, which turns it by under 3 degrees. The percentiles are of the
     stained pixels, so that they do not depend on how much glass is around. None where too few
     pixels are stained, or where one stain or one colour tells no plane. [ours]
@@ -772,7 +772,7 @@ def macenko(tiles, found):
         od = optical_density(picture.reshape(-1, 3))  # (h w, 3)
         changed[i] = stained_pixels(od).mean() >= STAINED
         if changed[i]:
-            light = np.exp(od @ matrix) * LIGHT  # with the 1 grey level, as is common
+            light = np.exp(od @ matrix) * LIGHT  # I + 1; the 1 stays, as is common
             out[i] = np.minimum(light + 0.5, 255).reshape(picture.shape)  # uint8 cuts the fraction
     return out, changed
 
@@ -944,7 +944,7 @@ def kmeans(points, k, seed):
     """
     points = np.asarray(points, np.float64)
     rng = np.random.default_rng(seed)
-    rng.permutation(len(points))  # unused, so that old seeds stay valid: leave it out of a copy
+    rng.permutation(len(points))  # no part of the method: a copy needs no such line
     return lloyd(points, plus_plus(points, k, rng))
 
 
@@ -1033,9 +1033,9 @@ def supertiles(features, coords, k=N_SUPERTILES, seed=0):
     """
     n, D = features.shape
     means = np.zeros((k, D), np.float32)
-    used = np.zeros(k, bool)
+    mask = np.zeros(k, bool)
     if n == 0:
-        return means, used, np.zeros(0, np.int32)
+        return means, mask, np.zeros(0, np.int32)
     if coords is None:
         cluster = np.arange(n) * min(k, n) // n
     else:
@@ -1043,5 +1043,5 @@ def supertiles(features, coords, k=N_SUPERTILES, seed=0):
     n_found = cluster.max() + 1
     features = np.asarray(features, np.float32)
     means[:n_found] = cluster_means(features, cluster)
-    used[:n_found] = True
-    return means, used, cluster.astype(np.int32)
+    mask[:n_found] = True
+    return means, mask, cluster.astype(np.int32)

@@ -18,6 +18,7 @@ TAG = r"^([A-Z][A-Z0-9_]*) = .*\[(?:HE2RNA|HistCode|AdCo|Chen|DSMIL|Campanella)"
 PRINTED = {
     tiling: {
         "TILE_UM": 112,
+        "TILE_PX": 224,
         "MAX_TILES": 8000,
         "N_SUPERTILES": 100,
         "MEDIAN_PX": 7,
