@@ -49,7 +49,8 @@ def measure(path, network, most, repeats):
     say(f"{path.name}: {n:,} tiles of {float(tiles['tile']):g} px, {decoded(slide)}")
     start = time.process_time()
     pixels = list(slide.read(1))
-    say(f"  reading takes {(time.process_time() - start) / n * 1e3:.1f} ms of a core a tile")
+    reading = (time.process_time() - start) / n * 1e3
+    say(f"  reading takes {reading:.1f} ms of a core a tile")
     seconds = {key: [] for key in ("alone", *WORKERS)}
     waited = {workers: [] for workers in WORKERS}
     busy = []
@@ -67,6 +68,8 @@ def measure(path, network, most, repeats):
     alone = np.array(seconds["alone"])
     rate, ms = n / np.median(alone), np.median(busy)
     say(f"  network alone {rate:6.1f} tiles/s, {ms:.1f} ms of a core a tile")
+    if next(network.parameters()).device.type == "cpu":
+        say(f"  reading takes cores from it: at most {ms / (ms + reading):.2f} of that can be had")
     for workers in WORKERS:
         took = np.array(seconds[workers])
         say(
