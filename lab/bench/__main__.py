@@ -6,6 +6,7 @@
                                        (default: all; `memory` alone, for its peak)
     python -m lab.bench calibration [--only STUDY ...] [--runs X] [--seed N]
     python -m lab.bench growth [--runs X]     10 and 100 add sizes that take minutes
+    python -m lab.bench heads [--bags FILE]
     python -m lab.bench peers [--slide FILE] [--mpp N] [--bags FILE]     other people's packages
 
 The two ways are timed in turn after a warm-up. What is printed are medians of seconds, and the
@@ -78,7 +79,7 @@ def main():
         help="times the simulated cohorts of each study; of growth: the sizes",
     )
     a("--seed", type=int, default=0)
-    a = parser.add_argument_group("peers").add_argument
+    a = parser.add_argument_group("peers and heads").add_argument
     a("--slide", metavar="FILE", help="default: one is drawn")
     a("--mpp", type=float, metavar="N", help="of the slide, where its file has none")
     a("--bags", metavar="FILE", help="a table of label, bag, features; default: drawn bags")
@@ -88,6 +89,8 @@ def main():
             bench_calibration(o.only, o.runs, o.seed)
         elif name == "growth":
             bench_growth(o.runs)
+        elif name == "heads":
+            bench_heads(o.bags)
         elif name == "peers":
             bench_peers(o.slide, o.mpp, o.bags)
         else:

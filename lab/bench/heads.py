@@ -9,6 +9,7 @@ from torch import nn
 
 import he2rna
 import histcode
+from lab.bench.peers import bags_of
 from lab.bench.timing import say, side_by_side
 from lab.fast import networks as fast_networks
 from lab.histcode.expression import gene_blocks, networks_at_once, targets
@@ -20,11 +21,13 @@ ERROR = histcode.squared_error
 PLAIN = 4  # networks that are trained one by one; the time of all is reckoned from theirs
 
 
-def bench_heads():
-    bench_musk()
-    bench_msi((256, *he2rna.MSI_CLASSIFIER[1:], 1), 90, epochs=10)
-    bench_msi((2048, *he2rna.MSI_CLASSIFIER, 1), 90, epochs=2)
-    bench_genes()
+def bench_heads(bags=None):
+    """bags: a table of label, bag, features, such as MUSK1; else bags are drawn."""
+    bench_bags(*bags_of(bags))
+    bench_msi((256, *he2rna.MSI_CLASSIFIER[1:], 1), 90)
+    bench_msi((2048, *he2rna.MSI_CLASSIFIER, 1), 90)
+    bench_genes(20, 50, 256, 64)
+    bench_genes(10, 300, 1024, 256)
 
 
 def say_pair(what, many, ours, plain):
@@ -36,20 +39,21 @@ def say_pair(what, many, ours, plain):
     )
 
 
-def bench_musk(many=50, epochs=2):
-    """Gated attention behind a layer on bags as MUSK1's: 92 of 2 to 40 instances x 166."""
+def bench_bags(bags, y, many=50, epochs=2):
+    """Gated attention behind a layer: 80 % of the bags train, 10 % choose the epoch."""
     rng = np.random.default_rng(0)
-    sizes = (2 + rng.geometric(1 / 3.2, 92)).clip(max=40)
-    bags = [rng.normal(size=(n, 166)).astype(np.float32) for n in sizes]
-    y = torch.arange(92) % 2
+    y = torch.from_numpy(y)
     parts = []
     for _ in range(many):
-        rows = rng.permutation(92)
-        parts.append((rows[:74], rows[74:83], rows[83:]))
+        rows = rng.permutation(len(y))
+        parts.append(np.split(rows, [len(y) * 8 // 10, len(y) * 9 // 10]))
     o = argparse.Namespace(epochs=epochs, batch=1, lr=5e-4, weight_decay=5e-3)
 
+    every = np.concatenate(bags)
+    scale = every.mean(0), every.std(0)
+
     def models(n):
-        return [SlideModel("HistCode", np.zeros(166), np.ones(166), 2, (64,), 64) for _ in range(n)]
+        return [SlideModel("HistCode", *scale, 2, (64,), 64) for _ in range(n)]
 
     ours = partial(
         train_heads,
@@ -67,7 +71,7 @@ def bench_musk(many=50, epochs=2):
         for model, part in zip(models(PLAIN), parts, strict=False):
             train_plain(model, bags, y, part, vars(o))
 
-    say_pair("heads on MUSK1", many, ours, plain)
+    say_pair(f"heads on {len(y)} bags x {every.shape[1]}", many, ours, plain)
 
 
 def train_plain(model, bags, y, part, settings, **more):
@@ -75,7 +79,7 @@ def train_plain(model, bags, y, part, settings, **more):
         pass
 
 
-def bench_msi(sizes, many, epochs):
+def bench_msi(sizes, many, epochs=10):
     """MSI classifiers of 73 slides."""
     rng = np.random.default_rng(0)
     x = rng.normal(size=(110, sizes[0])).astype(np.float32)
@@ -95,32 +99,28 @@ def bench_msi(sizes, many, epochs):
     say_pair(f"MSI classifiers on {sizes[0]:,} numbers", many, ours, plain)
 
 
-def bench_genes(genes=200):
-    """A gated attention for each gene, all on the same slides: small bags, and large."""
-    for slides, tiles, features, hidden in ((20, 50, 256, 64), (10, 300, 1024, 256)):
-        rng = np.random.default_rng(0)
-        bags = [rng.normal(size=(tiles, features)).astype(np.float32) for _ in range(slides)]
-        y = rng.normal(size=(slides, genes)).astype(np.float32)
-        rows = np.arange(slides)
-        part = rows[: slides * 4 // 5], rows[slides * 4 // 5 :], rows[:0]
-        o = argparse.Namespace(epochs=2, batch=1, lr=1e-4, weight_decay=1e-5)
-        o.pooling, o.embed, o.hidden = "attention", (), hidden
-        table = {"n_features": features, "sums": [(tiles,)] * slides}
-        at_once = networks_at_once(table, o)
-        stats = np.zeros(features), np.ones(features)
-        network = partial(SlideModel, "HistCode", *stats, 1, (), hidden)
+def bench_genes(slides, tiles, features, hidden, genes=200):
+    """A gated attention for each gene, all on the same slides, as histcode.py expression does."""
+    rng = np.random.default_rng(0)
+    bags = [rng.normal(size=(tiles, features)).astype(np.float32) for _ in range(slides)]
+    y = rng.normal(size=(slides, genes)).astype(np.float32)
+    part = np.split(np.arange(slides), [slides * 4 // 5, slides])
+    settings = {"epochs": 2, "batch": 1, "lr": 1e-4, "weight_decay": 1e-5}
+    o = argparse.Namespace(**settings, pooling="attention", embed=(), hidden=hidden)
+    at_once = networks_at_once({"n_features": features, "sums": [(tiles,)]}, o)
+    scale = np.zeros(features), np.ones(features)
+    network = partial(SlideModel, "HistCode", *scale, 1, (), hidden)
 
-        def ours(bags=bags, y=y, part=part, o=o, network=network, at_once=at_once):
-            for block in gene_blocks(genes, 0, at_once):
-                models = [network() for _ in block]
-                wanted = targets(y[:, block], True)
-                train_heads(models, bags.__getitem__, wanted, ERROR, [part], [0], o, CPU)
+    def ours():
+        for block in gene_blocks(genes, 0, at_once):
+            models = [network() for _ in block]
+            wanted = targets(y[:, block], True)
+            train_heads(models, bags.__getitem__, wanted, ERROR, [part], [0], o, CPU)
 
-        def plain(bags=bags, y=y, part=part, o=o, network=network):
-            settings = {name: vars(o)[name] for name in ("epochs", "batch", "lr", "weight_decay")}
-            for gene in range(PLAIN):
-                own = torch.from_numpy(y[:, [gene]])
-                train_plain(network(), bags, own, part, settings, loss=ERROR, judge=ERROR)
+    def plain():
+        for gene in range(PLAIN):
+            own = torch.from_numpy(y[:, [gene]])
+            train_plain(network(), bags, own, part, settings, loss=ERROR, judge=ERROR)
 
-        what = f"attention a gene, {tiles} tiles x {features:,}, {hidden} rows, {at_once} at once"
-        say_pair(what, genes, ours, plain)
+    what = f"attention a gene, {tiles} tiles x {features:,}, {hidden} rows, {at_once} at once"
+    say_pair(what, genes, ours, plain)

@@ -1,4 +1,4 @@
-"""HE2RNA's training at TCGA's size on a CPU: a step by its parts, beside its matrix products alone.
+"""HE2RNA's training at TCGA's size on a CPU: a step by its parts.
 
 10,514 slides of 100 super-tiles x 2,048, 30,839 genes: 526 steps an epoch on 8 of 10 slides.
 """
@@ -8,7 +8,6 @@ import tempfile
 import time
 from contextlib import ExitStack
 from functools import partial
-from itertools import pairwise
 from pathlib import Path
 from unittest import mock
 
@@ -80,15 +79,12 @@ def bench_tcga(repeats=2):
             f"{torch.get_num_threads()} threads; seconds of processor time, the best of {repeats}"
         )
         rows = [say_step(k, step, optimizer, repeats) for k in model.ks]
-    plain, mkl = products_alone(), products_alone(multiply=torch.mm)
-    own = np.mean([own_products(k) for k in model.ks])
     seconds, inside, of_mkl = np.mean(rows, 0)
     steps = math.ceil(SLIDES * (1 - 1 / he2rna.FOLDS) / BATCH)
     say(f"  mean over the list {seconds:.2f}, with MKL's products {of_mkl:.2f}")
     say(
-        f"  that is {seconds / inside:.2f} times what it spends in products and sums of rows, "
-        f"{seconds / own:.2f} times its own products alone ({own:.2f}), and "
-        f"{seconds / plain:.2f} times those of the plain step ({plain:.2f}, by MKL {mkl:.2f})"
+        f"  that is {seconds / inside:.2f} times what it spends in products, and in sums of rows "
+        "where k is small"
     )
     say(
         f"  an epoch of {steps} steps takes {seconds * steps / 60:.0f} minutes of a core, without "
@@ -143,34 +139,4 @@ def say_step(k, step, optimizer, repeats):
 def processor_time(function, *argv):
     start = time.process_time()
     function(*argv)
-    return time.process_time() - start
-
-
-def own_products(k):
-    """Processor time of the products that a step with k makes."""
-    if k >= SUPERTILES:  # the score of the mean tile
-        return products_alone(genes=0)
-    return products_alone(backward=k >= SUPERTILES * topk.GATHER["cpu"])
-
-
-def products_alone(genes=None, backward=True, multiply=products.product):
-    """Processor time of the matrix products of a step; backward: those of the last layer too."""
-    tiles = BATCH * SUPERTILES
-    hidden = []
-    for n_in, n_out in pairwise((FEATURES, *he2rna.HIDDEN)):
-        hidden.append((torch.rand(tiles, n_in), torch.rand(n_out, n_in), torch.rand(tiles, n_out)))
-    h = hidden[-1][2]
-    genes = GENES if genes is None else genes
-    weight = torch.rand(genes, h.shape[1])
-    start = time.process_time()
-    for position, (x, w, grad) in enumerate(hidden):
-        multiply(x, w.T)
-        multiply(grad.T, x)
-        if position:
-            multiply(grad, w)
-    for g in topk.gene_blocks(genes, tiles):
-        scores = multiply(weight[g], h.T)
-        if backward:
-            multiply(scores, h)
-            multiply(scores.T, weight[g])
     return time.process_time() - start
