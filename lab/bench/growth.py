@@ -213,24 +213,25 @@ def make_supertiles(folder):
     return lambda: tiling.supertiles(features, coords, 100, 0)
 
 
+ROWS_READ = {1: (100, 1000, 10_000), 10: (100_000,)}
 CASES = {  # what: unit, how it is drawn, what is measured, {--runs from which on: sizes}
     "samples.csv: read": (
         "rows",
         draw_samples,
         read_samples,
-        {1: (100, 1000, 10_000), 10: (100_000,)},
+        ROWS_READ,
     ),
     "samples.csv: all checks before training": (
         "rows",
         draw_samples,
         check_samples,
-        {1: (100, 1000, 10_000), 10: (100_000,)},
+        ROWS_READ,
     ),
     "samples.csv: no name as in the table": (
         "rows",
         draw_samples,
         misspelled,
-        {1: (100, 1000, 10_000), 10: (100_000,)},
+        ROWS_READ,
     ),
     "slides outside a run: whose are they": (
         "slides",

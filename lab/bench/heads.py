@@ -12,6 +12,7 @@ import histcode
 from lab.bench.peers import bags_of
 from lab.bench.timing import say, side_by_side
 from lab.fast import networks as fast_networks
+from lab.histcode.bags import BAGS
 from lab.histcode.expression import gene_blocks, networks_at_once, targets
 from lab.histcode.heads import train_heads
 from lab.histcode.networks import SlideModel
@@ -47,13 +48,14 @@ def bench_bags(bags, y, many=50, epochs=2):
     for _ in range(many):
         rows = rng.permutation(len(y))
         parts.append(np.split(rows, [len(y) * 8 // 10, len(y) * 9 // 10]))
-    o = argparse.Namespace(epochs=epochs, batch=1, lr=5e-4, weight_decay=5e-3)
+    o = argparse.Namespace(**{**BAGS, "epochs": epochs}, batch=1)
+    settings = {name: vars(o)[name] for name in ("epochs", "batch", "lr", "weight_decay")}
 
     every = np.concatenate(bags)
     scale = every.mean(0), every.std(0)
 
     def models(n):
-        return [SlideModel("HistCode", *scale, 2, (64,), 64) for _ in range(n)]
+        return [SlideModel("HistCode", *scale, 2, o.embed, o.hidden) for _ in range(n)]
 
     ours = partial(
         train_heads,
@@ -69,7 +71,7 @@ def bench_bags(bags, y, many=50, epochs=2):
 
     def plain():
         for model, part in zip(models(PLAIN), parts, strict=False):
-            train_plain(model, bags, y, part, vars(o))
+            train_plain(model, bags, y, part, settings)
 
     say_pair(f"heads on {len(y)} bags x {every.shape[1]}", many, ours, plain)
 

@@ -16,7 +16,7 @@ import histcode
 import tiling
 from lab.bench.timing import say, side_by_side, timed
 from lab.cohort.slides import open_slide, slide_mpp
-from lab.histcode.bags import read_bag_table
+from lab.histcode.bags import BAGS, read_bag_table
 from lab.histcode.heads import mean_and_sd, sums_of
 from lab.histcode.networks import SlideModel
 
@@ -167,7 +167,7 @@ def attention_row():
         theirs.weight.data = layer.weight.data.clone()
         if theirs.bias is not None:
             theirs.bias.data.zero_()
-    h, mask = histcode.padded([torch.rand(n, FEATURES) for n in BAG_SIZES])
+    h, mask = histcode.padded([torch.rand(n, FEATURES).numpy() for n in BAG_SIZES])
 
     def step(network):
         network.zero_grad()
@@ -241,13 +241,17 @@ def bags_of(path):
 
 
 def accuracy_of_networks(bags, y, parts):
-    """Of the test bags, by a network of each fold, by the plain loop."""
+    """Of the test bags, by a network of each fold, as `diagnose --bags` has it."""
     sums, right = [sums_of(bag) for bag in bags], 0
+    rule = {name: BAGS[name] for name in ("lr", "weight_decay", "epochs")}
     for seed, (train, valid, test) in enumerate(parts):
         torch.manual_seed(seed)
-        model = SlideModel("HistCode", *mean_and_sd(sums, train))
+        shape = BAGS["embed"], BAGS["hidden"]
+        model = SlideModel("HistCode", *mean_and_sd(sums, train), 2, *shape)
         labels = torch.from_numpy(y)
-        *_, state = histcode.train_slide_epochs(model, bags, labels, train, valid, seed=seed)
+        *_, state = histcode.train_slide_epochs(
+            model, bags, labels, train, valid, seed=seed, **rule
+        )
         model.load_state_dict(state["best"])
         answers = histcode.predict_slides(model, bags, test)[:, 0]
         right += (answers.argmax(1).numpy() == y[test]).sum()

@@ -180,12 +180,15 @@ def highest(scores, sizes, taken):
 
     scores (g, N) -> (g, B), and on a CPU bits (g, N / 8) uint8, on a GPU numbers (g, K) int32.
     """
-    if not scores.is_cuda:
-        parts = by_rows(partial(parted, sizes=sizes, taken=taken), scores)
-        means, bits = (
-            torch.from_numpy(np.concatenate(arrays)) for arrays in zip(*parts, strict=True)
-        )
-        return means, bits
+    if scores.is_cuda:
+        return by_topk(scores, sizes, taken)
+    parts = by_rows(partial(parted, sizes=sizes, taken=taken), scores)
+    means, bits = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
+    return torch.from_numpy(means), torch.from_numpy(bits)
+
+
+def by_topk(scores, sizes, taken):
+    """`highest` on a GPU."""
     means, tiles, first = [], [], 0
     for of_slide, k in zip(scores.split(sizes, 1), taken, strict=True):
         best = of_slide.topk(k, dim=1, sorted=False)

@@ -36,6 +36,17 @@ TILE_UM = 128.0  # edge of a tile, µm  [HistCode Methods, Image processing]
 MAX_TILES = 10**9  # of a slide: all  [HistCode Methods, Image processing]
 TISSUE_NAMES = {1: "tumour", 0: "normal"}
 
+# Of a table of bags: rate, decay and epochs of Ilse et al. 2018 for MUSK1; one layer, Adam  [ours]
+BAGS = {
+    "lr": 5e-4,
+    "weight_decay": 5e-3,
+    "epochs": 100,
+    "folds": 10,
+    "repeats": 5,
+    "hidden": 64,
+    "embed": (64,),
+}
+
 
 # Labels
 

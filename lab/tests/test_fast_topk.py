@@ -46,15 +46,18 @@ def test_all_k_at_once_is_the_mean_over_the_list():
     assert torch.allclose(got, torch.stack(each).mean(0), atol=1e-5)
 
 
+@pytest.mark.parametrize("place", ["cpu", "as on a GPU"])
 @pytest.mark.parametrize("way", ["gather", "products"])
 @pytest.mark.parametrize("dtype, tolerance", [(torch.float32, 1e-5), (torch.float64, 1e-12)])
-def test_value_and_gradients_are_the_plain_ones(monkeypatch, way, dtype, tolerance):
+def test_value_and_gradients_are_the_plain_ones(monkeypatch, place, way, dtype, tolerance):
     """Dropout, padding anywhere, ragged slides, k up to beyond the slide, several blocks of genes.
 
     Authority: autograd of the plain model.
     """
     monkeypatch.setattr(topk, "GATHER", {"cpu": 2 if way == "gather" else 0})
     monkeypatch.setattr(topk, "BLOCK_SCORES", 300)
+    if place != "cpu":
+        monkeypatch.setattr(topk, "highest", topk.by_topk)
     rng = np.random.default_rng(0)
     order = torch.from_numpy(rng.permutation(40))
     x, mask = bags(rng, [1, 7, 40, 23], 12, pad=50)

@@ -18,7 +18,7 @@ MAY_IMPORT = {  # of the standard library only what computes
     *("math", "copy", "functools", "itertools", "collections", "typing", "dataclasses"),
 }
 METHOD_TOKENS = 6500
-ALL_TOKENS, ALL_LINES = 198_000, 29_750  # where the whole stands, benches (13,000 tokens) among
+ALL_TOKENS, ALL_LINES = 198_100, 29_750  # where the whole stands, benches (13,000 tokens) among
 # it; the goal is 95,000 and 12,000
 LAB_LINES, LAB_FUNCTION, METHOD_FUNCTION = 500, 60, 50
 NO_TOKENS = {

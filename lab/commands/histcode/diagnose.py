@@ -28,6 +28,7 @@ from lab.commands.slide_options import add_options, refuse_slide_options
 from lab.devices import pick_device
 from lab.files import InputError, few, save_csv
 from lab.histcode.bags import (
+    BAGS,
     bags_of_cohort,
     bags_of_table,
     labelled_slides,
@@ -56,17 +57,6 @@ from lab.provenance import marked, merged, of_cohort, warning
 from lab.runs import read_log, write_log
 from lab.show.plots import need_matplotlib
 from lab.words import same, tidy
-
-# Of a table of bags: rate, decay and epochs of Ilse et al. 2018 for MUSK1; one layer, Adam  [ours]
-BAGS = {
-    "lr": 5e-4,
-    "weight_decay": 5e-3,
-    "epochs": 100,
-    "folds": 10,
-    "repeats": 5,
-    "hidden": 64,
-    "embed": (64,),
-}
 
 
 def options(parser):
