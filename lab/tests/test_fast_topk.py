@@ -107,12 +107,12 @@ def test_gradients_hold_in_float64_in_training_and_in_evaluation():
 def test_bfloat16_chooses_among_nearly_equal_scores_and_predicts_in_float32():
     """The mean of tiles chosen by rounded scores falls short of the best by less than rounding."""
     torch.manual_seed(0)
-    x, mask = bags(np.random.default_rng(6), [3000, 1200], 64)
+    x, mask = bags(np.random.default_rng(6), [8000, 1200], 64)
     plain, fast = both(64, 50, (64,), dropout=0)
     fast.head = partial(top_k_head, precision="bfloat16")
     scores = plain.tile_scores(x).detach()
     centred = (scores - scores[mask].mean(0)) * mask[:, :, None]  # what is rounded
-    for k in (1, 10, 100, 500):
+    for k in (1, 10, 50, 500):
         lost = (plain(x, mask, k) - fast(x, mask, k)).detach()
         assert lost.min() > -1e-6
         assert lost.max() < 2**-7 * centred.abs().max()
