@@ -200,7 +200,9 @@ def train_attention(study, f, path, o, device):
 
 def networks_at_once(bags, o):
     """How many networks of one gene each memory allows: of small ones many share a step's cost."""
-    frame = SlideModel(POOLED[o.pooling], *np.zeros((2, bags["n_features"])), 1, o.embed, o.hidden)
+    scale = np.zeros((2, bags["n_features"]))
+    with torch.device("meta"):  # which draws no weights
+        frame = SlideModel(POOLED[o.pooling], *scale, 1, o.embed, o.hidden)
     parameters = sum(weight.numel() for weight in frame.parameters())
     longest = max(tiles for tiles, *_ in bags["sums"])
     width = max([2 * o.hidden, *o.embed])

@@ -3,6 +3,7 @@
 Authorities: SciPy for every figure of a gene, SlideModel and NumPy for predictions.
 """
 
+import argparse
 import json
 import shutil
 from types import SimpleNamespace
@@ -18,6 +19,7 @@ import he2rna
 import histcode
 import stats
 from lab.files import InputError, save_file
+from lab.histcode import expression
 from lab.histcode.decoys import decoy_p, loss_beside, loss_of_genes, r_of_known, targets_beside
 from lab.histcode.expression import compared_over_parts, judge, r_of_parts, r_within_folds
 from lab.histcode.expression_report import COLUMNS, enriched_lines
@@ -602,3 +604,30 @@ def test_a_checkpoint_of_an_older_program_is_told(changed, tmp_path):
         InputError, match=r"fold1.pt: not a whole checkpoint .*delete it to have it"
     ):
         express(cohort, "--name", "linear")
+
+
+@pytest.mark.parametrize(
+    "features, tiles, hidden", [(256, 50, 64), (1024, 300, 256), (64, 8000, 64)]
+)
+def test_networks_that_train_together_fit_memory(features, tiles, hidden):
+    """As many as both bounds allow: V, U, w and the last layer; what V and U make of tiles."""
+    o = argparse.Namespace(pooling="attention", embed=(), hidden=hidden)
+    bags = {"n_features": features, "sums": [(9,), (tiles,)]}
+    many = expression.networks_at_once(bags, o)
+    parameters = 2 * features * hidden + hidden + features + 1
+    sizes = [many * parameters, many * tiles * 2 * hidden]
+    bounds = [expression.PARAMETERS_AT_ONCE, expression.ACTIVATIONS_AT_ONCE]
+    assert all(size <= bound for size, bound in zip(sizes, bounds, strict=True))
+    one_more = [size * (many + 1) / many for size in sizes]
+    assert any(size > bound for size, bound in zip(one_more, bounds, strict=True))
+    o.hidden = 2**20
+    assert expression.networks_at_once(bags, o) == 1
+
+
+def test_blocks_of_genes_are_all_genes_and_then_all_decoys():
+    blocks = expression.gene_blocks(5, 3, 2)
+    assert np.concatenate(blocks).tolist() == list(range(8))
+    assert max(map(len, blocks)) == 2
+    assert all(block.max() < 5 or block.min() >= 5 for block in blocks)
+    assert [len(block) for block in expression.gene_blocks(5, 3, None)] == [8]
+    assert [len(block) for block in expression.gene_blocks(5, 0, 9)] == [5]
