@@ -1,8 +1,7 @@
 """Many slide networks trained as one: the exact twin of histcode.train_slide_epochs.
 
 M networks of one kind (folds, repeats, genes) get a leading model dimension by torch.vmap. Each
-learns from its own slides in its own order; or all learn from the same ones, which are then read
-once. [ours]
+learns from its own slides in its own order; or all from the same ones, which are read once. [ours]
 """
 
 import copy
@@ -23,8 +22,7 @@ class Together:
         self.shared = shared
         self.device = device
         self.frame = layers_of(copy.deepcopy(models[0]).to("meta"))
-        self.weights = {}
-        self.buffers = {}
+        self.weights, self.buffers = {}, {}
         for name, _ in self.frame.named_parameters():
             each = [model.get_parameter(name).detach() for model in models]
             self.weights[name] = torch.stack(each).to(device).requires_grad_()
@@ -65,31 +63,19 @@ def check_finite(steps):
 
 
 def train_together(
-    networks,
-    batches,
-    target,
-    parts,
-    seeds,
-    *,
-    loss,
-    judge,
-    epochs,
-    lr,
-    weight_decay,
-    learned=None,
-    state=None,
+    networks, batches, target, parts, seeds, loss, judge, epochs, learned=None, state=None, **adam
 ):
     """Train all networks: a generator of their state after every epoch, all of it on the CPU.
 
     batches(slides (m, n)) yields slides (m, b), h (m, b, T, D), mask (m, b, T); target(slides) is
-    their y; parts: (train, valid, test) slides of each network, as many train for each; or one
-    for all; learned: the loss that training follows, where it is another. Yields a dict: epoch,
-    losses [(M,) of the validation slides after each epoch], tests [(M, n, C) outputs of all judged
-    slides, which choose nothing], epochs (M,) kept, fewest, best, weights, optimizer. Handed back
-    as `state`, training goes on from there.
+    their y; parts: (train, valid, test) slides of each network, as many train for each; or one for
+    all; learned: the loss that training follows, where it is another; adam: lr, weight_decay.
+    Yields a dict: epoch, losses [(M,) of the validation slides after each epoch], tests [(M, n, C)
+    of all judged slides, which choose nothing], epochs (M,) kept, fewest, best, weights, optimizer.
+    Handed back as `state`, training goes on from there.
     """
     values = networks.weights.values()
-    optimizer = torch.optim.Adam(values, lr, weight_decay=weight_decay, fused=True)
+    optimizer = torch.optim.Adam(values, fused=True, **adam)
     count = len(next(iter(values)))
     judged, validates = slides_to_judge(parts)
     tested = any(len(test) for _, _, test in parts)

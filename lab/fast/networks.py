@@ -1,8 +1,7 @@
 """Many small networks trained at once: the exact twin of he2rna.train_networks.
 
 M networks of one shape are one network with a leading model dimension. Its gradients are written
-by hand, three products a layer, into buffers that stay: a graph and an optimiser for each network
-would cost more than its arithmetic. [ours]
+by hand into buffers that stay: a graph for each would cost more than its arithmetic. [ours]
 """
 
 from concurrent.futures import ThreadPoolExecutor
@@ -18,6 +17,11 @@ from lab.fast.products import product
 # Parameters trained at a time, at least those of one network. [ours] On a CPU its cache holds them
 # and Adam's moments: 90 direct classifiers take 12.7 s by ones, 14.1 by twos, 17.6 by fours.
 BLOCK = {"cpu": 2**19, "cuda": 2**28}
+SLOPES = {  # of a hidden layer's activation, from its value
+    nn.Identity: lambda value: 1,
+    nn.Sigmoid: lambda value: value * (1 - value),
+    nn.ReLU: lambda value: (value > 0).to(value),
+}
 
 
 class Networks:
@@ -62,16 +66,7 @@ class Networks:
             torch.sum(delta, 1, keepdim=True, out=self.biases[layer].grad)
             if layer:
                 delta = torch.bmm(delta, self.weights[layer].mT)
-                delta *= slope(self.activations[layer - 1], values[layer])
-
-
-def slope(activation, value):
-    """The slope of a hidden layer's activation, from its value."""
-    if activation is nn.Identity:
-        return 1
-    if activation is nn.Sigmoid:
-        return value * (1 - value)
-    return (value > 0).to(value)  # ReLU
+                delta *= SLOPES[self.activations[layer - 1]](values[layer])
 
 
 def train_block(recipe, lessons, device):
@@ -101,16 +96,15 @@ def stacked(arrays):
 
 
 def train_networks(recipe, lessons, pool, device):
-    """As he2rna.train_networks, by blocks, each on one thread of a pool.
+    """As he2rna.train_networks, in blocks of networks of equally many rows, a thread each.
 
-    A block holds networks of equally many rows. Results do not depend on the number of threads.
+    Results do not depend on the number of threads.
     """
     size = sum((n_in + 1) * n_out for n_in, n_out in pairwise(recipe.sizes))
     most = max(1, BLOCK[device.type] // size)
-    alike = {}
+    alike, jobs = {}, {}
     for m, lesson in enumerate(lessons):
         alike.setdefault(len(lesson.rows), []).append(m)
-    jobs = {}
     for members in alike.values():
         for i in range(0, len(members), most):
             block = members[i : i + most]
