@@ -204,9 +204,9 @@ def networks_at_once(bags, o):
     with torch.device("meta"):  # which draws no weights
         frame = SlideModel(POOLED[o.pooling], *scale, 1, o.embed, o.hidden)
     parameters = sum(weight.numel() for weight in frame.parameters())
-    longest = max(tiles for tiles, *_ in bags["sums"])
+    tiles = o.batch * max(tiles for tiles, *_ in bags["sums"])
     width = max([2 * o.hidden, *o.embed])
-    return max(1, min(PARAMETERS_AT_ONCE // parameters, ACTIVATIONS_AT_ONCE // (longest * width)))
+    return max(1, min(PARAMETERS_AT_ONCE // parameters, ACTIVATIONS_AT_ONCE // (tiles * width)))
 
 
 def gene_blocks(n_genes, n_decoys, at_once):

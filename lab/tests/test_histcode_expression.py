@@ -610,12 +610,12 @@ def test_a_checkpoint_of_an_older_program_is_told(changed, tmp_path):
     "features, tiles, hidden", [(256, 50, 64), (1024, 300, 256), (64, 8000, 64)]
 )
 def test_networks_that_train_together_fit_memory(features, tiles, hidden):
-    """As many as both bounds allow: V, U, w and the last layer; what V and U make of tiles."""
-    o = argparse.Namespace(pooling="attention", embed=(), hidden=hidden)
+    """As many as both bounds allow: V, U, w and the last layer; what V and U make of 2 bags."""
+    o = argparse.Namespace(pooling="attention", embed=(), hidden=hidden, batch=2)
     bags = {"n_features": features, "sums": [(9,), (tiles,)]}
     many = expression.networks_at_once(bags, o)
     parameters = 2 * features * hidden + hidden + features + 1
-    sizes = [many * parameters, many * tiles * 2 * hidden]
+    sizes = [many * parameters, many * 2 * tiles * 2 * hidden]
     bounds = [expression.PARAMETERS_AT_ONCE, expression.ACTIVATIONS_AT_ONCE]
     assert all(size <= bound for size, bound in zip(sizes, bounds, strict=True))
     one_more = [size * (many + 1) / many for size in sizes]
