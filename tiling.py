@@ -91,9 +91,7 @@ GLASS_RANGE = 4.0  # grey levels around its colour                              
 SMOOTH_PX = 2.0  # Gaussian sigma: 16 µm, so that nuclei and stroma are one tissue           [ours]
 BLACK_LEVEL = 50  # a brightest channel below it is scanner border or black pen              [ours]
 INK_RIM_PX = 3  # around pen, which bleeds                                                   [ours]
-STAIN_OFFSET = (
-    8.0  # grey levels added before the logarithm: noise of black is no stain        [ours]
-)
+STAIN_OFFSET = 8.0  # grey levels added before the logarithm: black's noise is no stain      [ours]
 GLASS_SD = 2.5  # grey levels over 40 µm: glass has 0.3 to 0.8, the palest tissue 6 to 29    [ours]
 GLASS_PX = 5  # over which brightness is compared                                            [ours]
 GLASS_SHARE = 0.05  # of the brightest tenth; where less of it is flat, no glass is seen     [ours]
